@@ -1,0 +1,19 @@
+//! What every long-running part of Stolos shares: sockets, listening, stopping, container output.
+//!
+//! A role (control plane, proxy, API server) never opens a socket of its own making. It is given a [`Net`] and
+//! dials, binds and resolves through it: [`HostNet`] in a real container, the lab's pod network in the lab, where
+//! networks are separate and links can be cut. It is stopped with a [`Stop`], and it writes its container's log
+//! lines to an [`Output`].
+//!
+//! Start at [`net`], then [`listen::http`].
+
+mod container;
+pub mod listen;
+pub mod net;
+mod output;
+mod stop;
+
+pub use container::Container;
+pub use net::{Admission, Door, Gate, HostNet, Listener, Net, Stream};
+pub use output::Output;
+pub use stop::Stop;

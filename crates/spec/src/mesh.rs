@@ -1,0 +1,219 @@
+//! The mesh, understood.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::{ClusterName, MeshName, NetworkName};
+
+/// One mesh over many clusters.
+///
+/// What a reader of this value may rely on: cluster names are unique, no two clusters share a context of the same
+/// kubeconfig, every remote's primary is a cluster of this mesh and itself a primary, and there is at least one cluster.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Mesh {
+    /// The mesh ID.
+    pub name: MeshName,
+    /// Who vouches for identities.
+    pub trust: Trust,
+    /// What runs in each cluster.
+    pub control_plane: ControlPlane,
+    /// In the order of the file.
+    pub clusters: Vec<Cluster>,
+    /// Whether plaintext is accepted inside the mesh.
+    pub mtls: Mtls,
+    /// Host patterns that east-west gateways serve, such as `*.local`.
+    pub expose: Vec<String>,
+    /// Workloads that `apply` installs along.
+    pub samples: BTreeSet<Sample>,
+    /// Which kind of file this came from.
+    pub origin: Origin,
+}
+
+impl Mesh {
+    /// The cluster called `name`.
+    #[must_use]
+    pub fn cluster(&self, name: &ClusterName) -> Option<&Cluster> {
+        self.clusters.iter().find(|c| c.name == *name)
+    }
+
+    /// The networks, each once, in name order.
+    #[must_use]
+    pub fn networks(&self) -> BTreeSet<&NetworkName> {
+        self.clusters.iter().map(|c| &c.network).collect()
+    }
+
+    /// Whether any two clusters cannot dial each other's pods, so that east-west gateways are needed.
+    #[must_use]
+    pub fn needs_gateways(&self) -> bool {
+        self.networks().len() > 1
+    }
+
+    /// Every ordered pair of different clusters.
+    pub fn ordered_pairs(&self) -> impl Iterator<Item = (&Cluster, &Cluster)> {
+        self.clusters
+            .iter()
+            .flat_map(move |from| self.clusters.iter().filter(move |to| to.name != from.name).map(move |to| (from, to)))
+    }
+}
+
+/// A cluster of the mesh.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Cluster {
+    /// Its name in the mesh.
+    pub name: ClusterName,
+    /// The kubeconfig context to reach it by, as written.
+    pub context: String,
+    /// The kubeconfig file this cluster's own entry names, if any, as written (relative to the mesh file's folder
+    /// for a `Mesh`, to the working directory for a ristioctl file: the reader of the file has already joined it).
+    pub kubeconfig: Option<PathBuf>,
+    /// Its network.
+    pub network: NetworkName,
+    /// Region of its nodes, where the file says so.
+    pub region: Option<String>,
+    /// Zone of its nodes, where the file says so.
+    pub zone: Option<String>,
+    /// Whether it runs its own control plane.
+    pub role: Role,
+    /// How other clusters reach its API server, if not by the address in the kubeconfig.
+    pub api: Option<Api>,
+}
+
+/// Whether a cluster runs its own control plane.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Role {
+    /// It does.
+    Primary,
+    /// It uses that of `primary`.
+    Remote {
+        /// The cluster whose control plane it uses.
+        primary: ClusterName,
+    },
+}
+
+/// How other clusters reach an API server.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Api {
+    /// At this URL.
+    Server(String),
+    /// Through the hub's tunnel.
+    Tunnel,
+}
+
+/// Who vouches for identities.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Trust {
+    /// The SPIFFE trust domain; also the DNS suffix of services unless said otherwise.
+    pub domain: String,
+    /// `O=` of the certificates that Stolos makes.
+    pub organization: String,
+    /// Where the root comes from.
+    pub root: Root,
+    /// The per-cluster signing certificates.
+    pub intermediates: IntermediateTrust,
+}
+
+/// Where the root certificate comes from.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Root {
+    /// Stolos makes it.
+    SelfSigned {
+        /// From its making to its end.
+        #[serde(serialize_with = "as_hours")]
+        validity: Duration,
+    },
+    /// The user's own, as PEM files.
+    Files {
+        /// The root certificate.
+        certificate: PathBuf,
+        /// Its private key.
+        key: PathBuf,
+    },
+    /// A program that takes a CSR on stdin and answers a chain on stdout.
+    Exec {
+        /// The program and its arguments.
+        command: Vec<String>,
+    },
+}
+
+/// The per-cluster signing certificates.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct IntermediateTrust {
+    /// From issue to end.
+    #[serde(serialize_with = "as_hours")]
+    pub validity: Duration,
+    /// How long before its end an intermediate is issued anew.
+    #[serde(serialize_with = "as_hours")]
+    pub renew_before: Duration,
+}
+
+/// What runs in each cluster.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ControlPlane {
+    /// Which engine.
+    pub engine: Engine,
+    /// The Istio version the file asks for, as written; a foreign file's is only a wish.
+    pub version: Option<String>,
+    /// Helm values overlaid on what Stolos computes; Stolos' own always win.
+    pub values: serde_json::Value,
+}
+
+/// Which control plane and proxies a mesh is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Engine {
+    /// `Stolos` where every cluster is a lab cluster, `Istio` where none is.
+    Auto,
+    /// The small one, the lab's own.
+    Stolos,
+    /// Real Istio.
+    Istio,
+}
+
+/// Whether plaintext is accepted inside the mesh.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Mtls {
+    /// It is not.
+    Strict,
+    /// It is.
+    Permissive,
+}
+
+/// A workload that `apply` installs along.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Sample {
+    /// Service everywhere, v1 in the first cluster, v2 in the second, alternating.
+    Helloworld,
+    /// A client in every cluster.
+    Sleep,
+    /// Istio's book shop.
+    Bookinfo,
+}
+
+/// Which kind of file a mesh came from. A foreign file's version is a wish, and its unknown fields are warnings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Origin {
+    /// `kind: Mesh`.
+    Mesh,
+    /// `topology.yaml` of Istio's `setup-mesh.sh`.
+    Topology,
+    /// Rafay's `ristioctl`.
+    Ristioctl,
+}
+
+fn as_hours<S: serde::Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&format!("{}h", duration.as_secs() / 3600))
+}
