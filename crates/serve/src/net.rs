@@ -1,6 +1,5 @@
 //! Sockets as a value: who may dial whom is decided by whoever hands out the [`Net`].
 
-use std::future::Future;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::pin::Pin;

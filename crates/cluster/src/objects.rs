@@ -1,0 +1,165 @@
+//! Reading and writing objects of any kind, as JSON values.
+
+use std::time::Duration;
+
+use kube::api::{Api, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, Preconditions, PropagationPolicy};
+use kube::core::{ApiResource, GroupVersionKind};
+use serde_json::Value;
+
+use crate::Error;
+
+/// How long one request may take.
+pub const ANSWER: Duration = Duration::from_secs(30);
+
+/// A kind of object, and how its API is addressed.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Resource {
+    /// `apiVersion`, such as `apps/v1`.
+    pub api_version: String,
+    /// `kind`, such as `Deployment`.
+    pub kind: String,
+    /// The resource in URLs, such as `deployments`.
+    pub plural: String,
+    /// Whether its objects live in namespaces.
+    pub namespaced: bool,
+}
+
+impl Resource {
+    fn api(&self, client: &kube::Client, namespace: Option<&str>) -> Api<DynamicObject> {
+        let (group, version) = self.api_version.split_once('/').unwrap_or(("", &self.api_version));
+        let resource =
+            ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, version, &self.kind), &self.plural);
+        match namespace {
+            Some(namespace) if self.namespaced => Api::namespaced_with(client.clone(), namespace, &resource),
+            _ => Api::all_with(client.clone(), &resource),
+        }
+    }
+}
+
+/// The object called `name`, or `None` when there is none.
+///
+/// # Errors
+///
+/// When the API server cannot be asked or refuses.
+pub async fn get(
+    client: &kube::Client,
+    resource: &Resource,
+    namespace: Option<&str>,
+    name: &str,
+) -> Result<Option<Value>, Error> {
+    let what = || format!("get {}", describe(resource, namespace, name));
+    let found = bounded(what, resource.api(client, namespace).get_opt(name)).await?;
+    Ok(found.map(to_value))
+}
+
+/// Every object of a kind, in one namespace or in all. A kind that the cluster does not know has none.
+///
+/// # Errors
+///
+/// When the API server cannot be asked or refuses.
+pub async fn list(
+    client: &kube::Client,
+    resource: &Resource,
+    namespace: Option<&str>,
+    labels: Option<&str>,
+) -> Result<Vec<Value>, Error> {
+    let what = || format!("list {}", resource.plural);
+    let api = resource.api(client, namespace);
+    let mut params = ListParams::default().limit(500);
+    if let Some(labels) = labels {
+        params = params.labels(labels);
+    }
+    let mut all = Vec::new();
+    loop {
+        let page = match bounded(what, api.list(&params)).await {
+            Ok(page) => page,
+            Err(error) if error.is_not_found() => return Ok(all),
+            Err(error) => return Err(error),
+        };
+        let next = page.metadata.continue_.filter(|token| !token.is_empty());
+        // Lists leave the kind of their items out; an object without it cannot be written back.
+        all.extend(page.items.into_iter().map(|mut item| {
+            item.types.get_or_insert_with(|| kube::core::TypeMeta {
+                api_version: resource.api_version.clone(),
+                kind: resource.kind.clone(),
+            });
+            to_value(item)
+        }));
+        match next {
+            Some(token) => params = params.continue_token(&token),
+            None => return Ok(all),
+        }
+    }
+}
+
+/// Server-side apply of `object` as `manager`, taking over fields that others own when `force` is set.
+///
+/// # Errors
+///
+/// When the API server cannot be asked or refuses.
+pub async fn apply(
+    client: &kube::Client,
+    resource: &Resource,
+    object: &Value,
+    manager: &str,
+    force: bool,
+) -> Result<Value, Error> {
+    let (namespace, name) = (text(object, "/metadata/namespace"), text(object, "/metadata/name").unwrap_or_default());
+    let what = || format!("apply {}", describe(resource, namespace, name));
+    let mut params = PatchParams::apply(manager);
+    params.force = force;
+    bounded(what, resource.api(client, namespace).patch(name, &params, &Patch::Apply(object))).await.map(to_value)
+}
+
+/// Asks for the deletion of the object called `name`, in the foreground; only of the very object with `uid` if given.
+/// `false` when there was none.
+///
+/// # Errors
+///
+/// When the API server cannot be asked or refuses.
+pub async fn delete(
+    client: &kube::Client,
+    resource: &Resource,
+    namespace: Option<&str>,
+    name: &str,
+    uid: Option<&str>,
+) -> Result<bool, Error> {
+    let what = || format!("delete {}", describe(resource, namespace, name));
+    let params = DeleteParams {
+        propagation_policy: Some(PropagationPolicy::Background),
+        preconditions: uid.map(|uid| Preconditions { uid: Some(uid.to_owned()), resource_version: None }),
+        ..DeleteParams::default()
+    };
+    match bounded(what, resource.api(client, namespace).delete(name, &params)).await {
+        Ok(_) => Ok(true),
+        Err(error) if error.is_not_found() => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+async fn bounded<T>(
+    what: impl Fn() -> String,
+    request: impl Future<Output = Result<T, kube::Error>>,
+) -> Result<T, Error> {
+    match tokio::time::timeout(ANSWER, request).await {
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(source)) => Err(Error::Request { what: what(), source: Box::new(source) }),
+        Err(_) => Err(Error::NoAnswer { what: what(), after: ANSWER }),
+    }
+}
+
+fn describe(resource: &Resource, namespace: Option<&str>, name: &str) -> String {
+    match namespace {
+        Some(namespace) if resource.namespaced => format!("{} {namespace}/{name}", resource.kind),
+        _ => format!("{} {name}", resource.kind),
+    }
+}
+
+fn to_value(object: DynamicObject) -> Value {
+    // A DynamicObject is made of JSON, so it always becomes JSON again.
+    serde_json::to_value(object).unwrap_or_default()
+}
+
+fn text<'a>(object: &'a Value, pointer: &str) -> Option<&'a str> {
+    object.pointer(pointer).and_then(Value::as_str)
+}
