@@ -43,6 +43,33 @@ impl Peers {
     }
 }
 
+/// A peer whose certificate leads to our roots, but whose identity is not the one we came for.
+///
+/// Reaches the caller inside [`rustls::Error`]; [`wrong_identity`] finds it there.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the peer is {}", if found.is_empty() { "without an identity".to_owned() } else { found.join(" and ") })]
+pub struct WrongIdentity {
+    /// The URI SANs it showed.
+    pub found: Vec<String>,
+}
+
+/// The [`WrongIdentity`] that made a handshake fail, if that was the reason.
+#[must_use]
+pub fn wrong_identity<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a WrongIdentity> {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(rustls::Error::InvalidCertificate(CertificateError::Other(other))) = error.downcast_ref() {
+            return other.0.downcast_ref();
+        }
+        // An `io::Error` hands out its source's source; the error it carries is behind `get_ref`.
+        cause = match error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref) {
+            Some(inner) => Some(inner),
+            None => error.source(),
+        };
+    }
+    None
+}
+
 /// Whether a server asks clients for certificates.
 #[derive(Clone, Debug)]
 pub enum ClientAuth {
@@ -134,20 +161,16 @@ pub fn server(credentials: &Credentials, clients: ClientAuth, alpn: &[&[u8]]) ->
 /// The one URI SAN of the first of `certificates`, if it has exactly one.
 #[must_use]
 pub fn peer_uri(certificates: &[CertificateDer<'_>]) -> Option<String> {
-    certificates.first().and_then(|leaf| one_uri(leaf).ok())
+    let leaf = webpki::EndEntityCert::try_from(certificates.first()?).ok()?;
+    let mut uris = leaf.valid_uri_names();
+    match (uris.next(), uris.next()) {
+        (Some(uri), None) => Some(uri.to_owned()),
+        _ => None,
+    }
 }
 
 fn provider() -> Arc<CryptoProvider> {
     Arc::new(aws_lc_rs::default_provider())
-}
-
-fn one_uri(leaf: &CertificateDer<'_>) -> Result<String, rustls::Error> {
-    let leaf = webpki::EndEntityCert::try_from(leaf).map_err(|_| CertificateError::BadEncoding)?;
-    let mut uris = leaf.valid_uri_names();
-    match (uris.next(), uris.next()) {
-        (Some(uri), None) => Ok(uri.to_owned()),
-        _ => Err(CertificateError::ApplicationVerificationFailure.into()),
-    }
 }
 
 /// Path to a root, then exactly one URI, then one that is accepted.
@@ -176,10 +199,10 @@ impl IdentityVerifier {
         certificate
             .verify_for_usage(self.algorithms.all, &self.roots.roots, intermediates, now, usage, None, None)
             .map_err(refusal)?;
-        if self.peers.accept(&one_uri(leaf)?) {
-            Ok(())
-        } else {
-            Err(CertificateError::ApplicationVerificationFailure.into())
+        let found: Vec<String> = certificate.valid_uri_names().map(ToOwned::to_owned).collect();
+        match found.as_slice() {
+            [one] if self.peers.accept(one) => Ok(()),
+            _ => Err(CertificateError::Other(rustls::OtherError(Arc::new(WrongIdentity { found }))).into()),
         }
     }
 }
