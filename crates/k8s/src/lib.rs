@@ -1,1 +1,13 @@
-//! (in preparation)
+//! Says what a Kubernetes object is: kinds, names, labels, selectors, patches, schemas and who owns which field.
+//!
+//! Values are [`serde_json::Value`]s. Nothing here talks to a cluster, serves one, reads a file or looks at a clock:
+//! where time or randomness matters it is an argument.
+//!
+//! Start at [`kind`] (which kinds there are). What a mesh adds to
+//! Kubernetes, names, labels and Istio's own kinds, is in [`istio`].
+
+pub mod istio;
+pub mod kind;
+pub mod meta;
+
+pub use kind::Kind;
