@@ -1,1 +1,19 @@
-//! (in preparation)
+//! A whole world in one process: Kubernetes clusters with pods that really answer, on networks of their own, with
+//! faults on demand.
+//!
+//! A [`Lab`] is made from a [`LabConfig`]: every cluster has an API server, controllers, and a kubelet that runs pods
+//! from a catalogue of built-in workloads. Pods have addresses of their own inside 127.0.0.0/8, so nothing here needs
+//! rights; who may dial whom is decided by [`network::World`], and workloads get their sockets from
+//! [`podnet::PodNet`].
+//!
+//! Start at [`address`] (who has which address), then [`network`], then [`podnet`].
+
+pub mod address;
+mod config;
+pub mod directory;
+mod error;
+pub mod network;
+pub mod podnet;
+
+pub use config::{LabCluster, LabConfig};
+pub use error::Error;

@@ -1,0 +1,437 @@
+//! Who is at which address, who may dial whom, and which links are cut.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+
+use serde::Serialize;
+use stolos_serve::{Admission, Door, Gate, Listener, Stream};
+use tokio::io::AsyncWriteExt;
+use tokio::net::{TcpListener, TcpSocket};
+
+use crate::address::{self, Role, Subnet};
+use crate::podnet::{self, PodSockets};
+
+/// Who is at an address. The number is the cluster's place in the lab.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Who {
+    /// The machine itself: 127.0.0.1.
+    Host,
+    /// Something of a cluster.
+    Of(usize, Role),
+    /// Nobody this lab knows.
+    Unknown,
+}
+
+/// May `from` open a connection to `to`? `same_network` compares two clusters.
+///
+/// # Flow
+///
+/// 1. Everybody the lab knows may dial API servers and load-balancer addresses.
+/// 2. Pods dial pods of their own network.
+/// 3. A cluster's own API server and nodes dial its pods (webhooks, probes, port-forward); its nodes reach hidden
+///    addresses too.
+/// 4. Nobody else dials anybody.
+#[must_use]
+pub fn may_dial(from: Who, to: Who, same_network: impl Fn(usize, usize) -> bool) -> bool {
+    match (from, to) {
+        (Who::Unknown, _) | (_, Who::Unknown | Who::Host) => false,
+        (Who::Of(_, Role::Hidden | Role::LoadBalancer), _) => false,
+        (_, Who::Of(_, Role::ApiServer | Role::LoadBalancer)) => true,
+        (Who::Of(a, Role::Pod), Who::Of(b, Role::Pod)) => same_network(a, b),
+        (Who::Of(a, Role::ApiServer | Role::Node), Who::Of(b, Role::Pod | Role::Node)) => a == b,
+        (Who::Of(a, Role::Node), Who::Of(b, Role::Hidden)) => a == b,
+        _ => false,
+    }
+}
+
+/// A cluster as the network sees it.
+#[derive(Clone, Debug)]
+struct Member {
+    name: String,
+    network: String,
+}
+
+/// A count of connections that were refused because of where they came from or went to.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Refusal {
+    /// The dialling cluster, or `host`, or `unknown`.
+    pub from: String,
+    /// The dialled cluster.
+    pub to: String,
+    /// How many.
+    pub count: u64,
+}
+
+/// The lab's whole network.
+#[derive(Default)]
+pub struct World {
+    members: RwLock<Vec<Member>>,
+    subnets: RwLock<HashMap<Subnet, usize>>,
+    pods: RwLock<HashMap<Ipv4Addr, Weak<PodSockets>>>,
+    gates: Mutex<HashMap<(usize, usize), Arc<Gate>>>,
+    /// Clusters and networks that are cut off, so that links made later are cut too.
+    cut: Mutex<HashSet<usize>>,
+    /// Connections the lab's load balancers make in somebody else's name: (source, destination).
+    vouched: Mutex<HashSet<(SocketAddrV4, SocketAddrV4)>>,
+    refusals: Mutex<BTreeMap<(String, String), u64>>,
+}
+
+impl World {
+    /// A network without clusters.
+    #[must_use]
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self::default())
+    }
+
+    /// Adds a cluster and returns its place.
+    pub fn add(&self, name: &str, network: &str, subnet: Subnet) -> usize {
+        let mut members = self.members.write().unwrap_or_else(PoisonError::into_inner);
+        members.push(Member { name: name.to_owned(), network: network.to_owned() });
+        let index = members.len() - 1;
+        self.subnets.write().unwrap_or_else(PoisonError::into_inner).insert(subnet, index);
+        index
+    }
+
+    /// Who is at `address`.
+    #[must_use]
+    pub fn who(&self, address: IpAddr) -> Who {
+        let IpAddr::V4(address) = address else { return Who::Unknown };
+        if address == Ipv4Addr::LOCALHOST {
+            return Who::Host;
+        }
+        let Some((subnet, role)) = Subnet::locate(address) else { return Who::Unknown };
+        match self.subnets.read().unwrap_or_else(PoisonError::into_inner).get(&subnet) {
+            Some(&index) => Who::Of(index, role),
+            None => Who::Unknown,
+        }
+    }
+
+    /// May somebody at `from` dial `to`? A refusal is counted.
+    #[must_use]
+    pub fn judge(&self, from: IpAddr, to: IpAddr) -> bool {
+        let (from, to) = (self.who(from), self.who(to));
+        let allowed = {
+            let members = self.members.read().unwrap_or_else(PoisonError::into_inner);
+            may_dial(from, to, |a, b| members[a].network == members[b].network)
+        };
+        if !allowed {
+            *lock(&self.refusals).entry((self.name(from), self.name(to))).or_default() += 1;
+        }
+        allowed
+    }
+
+    /// The gate between two addresses; none within one cluster or to and from the host.
+    #[must_use]
+    pub fn gate(&self, one: IpAddr, other: IpAddr) -> Option<Arc<Gate>> {
+        match (self.who(one), self.who(other)) {
+            (Who::Of(a, _), Who::Of(b, _)) if a != b => Some(self.link(a, b)),
+            _ => None,
+        }
+    }
+
+    fn link(&self, a: usize, b: usize) -> Arc<Gate> {
+        let mut gates = lock(&self.gates);
+        let gate = gates.entry((a.min(b), a.max(b))).or_insert_with(|| {
+            let gate = Gate::open();
+            gate.set_shut(self.is_severed(a, b, &lock(&self.cut)));
+            gate
+        });
+        Arc::clone(gate)
+    }
+
+    /// Two clusters that are both cut off still see each other if they share a network.
+    fn is_severed(&self, a: usize, b: usize, cut: &HashSet<usize>) -> bool {
+        let members = self.members.read().unwrap_or_else(PoisonError::into_inner);
+        let together = members[a].network == members[b].network;
+        let (a, b) = (cut.contains(&a), cut.contains(&b));
+        if together { a != b } else { a || b }
+    }
+
+    /// Cuts (or heals) every link between `clusters` and all others. Links among them stay as they are.
+    pub fn partition(&self, clusters: &[usize], cut: bool) {
+        let gates = lock(&self.gates);
+        let mut off = lock(&self.cut);
+        for cluster in clusters {
+            if cut {
+                off.insert(*cluster);
+            } else {
+                off.remove(cluster);
+            }
+        }
+        for ((a, b), gate) in gates.iter() {
+            gate.set_shut(self.is_severed(*a, *b, &off));
+        }
+    }
+
+    /// The places of the clusters called `name` or on the network `name`.
+    #[must_use]
+    pub fn find(&self, name: &str) -> Vec<usize> {
+        let members = self.members.read().unwrap_or_else(PoisonError::into_inner);
+        let named: Vec<_> = (0..members.len()).filter(|i| members[*i].name == name).collect();
+        if named.is_empty() { (0..members.len()).filter(|i| members[*i].network == name).collect() } else { named }
+    }
+
+    /// Whether the cluster at `index` is cut off.
+    #[must_use]
+    pub fn is_cut(&self, index: usize) -> bool {
+        lock(&self.cut).contains(&index)
+    }
+
+    /// What was refused so far.
+    #[must_use]
+    pub fn refusals(&self) -> Vec<Refusal> {
+        let refusals = lock(&self.refusals);
+        refusals
+            .iter()
+            .map(|((from, to), count)| Refusal { from: from.clone(), to: to.clone(), count: *count })
+            .collect()
+    }
+
+    fn name(&self, who: Who) -> String {
+        match who {
+            Who::Host => "host".to_owned(),
+            Who::Unknown => "unknown".to_owned(),
+            Who::Of(index, _) => self.members.read().unwrap_or_else(PoisonError::into_inner)[index].name.clone(),
+        }
+    }
+
+    /// Makes a pod's sockets known, so that a dial to it finds its redirection.
+    pub(crate) fn settle(&self, pod: Ipv4Addr, sockets: &Arc<PodSockets>) {
+        self.pods.write().unwrap_or_else(PoisonError::into_inner).insert(pod, Arc::downgrade(sockets));
+    }
+
+    /// Forgets a pod, unless a newer one has its address by now.
+    pub(crate) fn leave(&self, pod: Ipv4Addr, sockets: *const PodSockets) {
+        let mut pods = self.pods.write().unwrap_or_else(PoisonError::into_inner);
+        if pods.get(&pod).is_some_and(|known| std::ptr::eq(known.as_ptr(), sockets)) {
+            pods.remove(&pod);
+        }
+    }
+
+    pub(crate) fn pod(&self, address: Ipv4Addr) -> Option<Arc<PodSockets>> {
+        self.pods.read().unwrap_or_else(PoisonError::into_inner).get(&address).and_then(Weak::upgrade)
+    }
+
+    /// Opens a connection from `from` to `to` after the verdict and the link have let it.
+    ///
+    /// # Errors
+    ///
+    /// [`io::ErrorKind::HostUnreachable`] where the network's verdict is no; otherwise what the socket says.
+    pub async fn dial(&self, from: Ipv4Addr, to: SocketAddrV4) -> io::Result<Stream> {
+        if !self.judge(IpAddr::V4(from), IpAddr::V4(*to.ip())) {
+            return Err(unreachable_host());
+        }
+        let gate = self.gate(IpAddr::V4(from), IpAddr::V4(*to.ip()));
+        if let Some(gate) = &gate {
+            gate.passable().await;
+        }
+        self.open(from, to, gate).await
+    }
+
+    /// A connection in the name of `client`, which has come to a load-balancer address. The verdict was that
+    /// listener's; the link between `client` and `to` is the one its first half already passes.
+    pub(crate) async fn dial_for(
+        self: &Arc<Self>,
+        client: Ipv4Addr,
+        to: SocketAddrV4,
+    ) -> io::Result<(Stream, Vouched)> {
+        let mut tried = 0;
+        loop {
+            let socket = bound(client)?;
+            let source = v4(socket.local_addr()?)?;
+            let plan = self.approach(to);
+            let vouched = Vouched { world: Arc::clone(self), pair: (source, plan.socket) };
+            if !lock(&self.vouched).insert(vouched.pair) && tried < 8 {
+                // Another live connection has the very same pair: the drop of this guard must not take its voucher.
+                std::mem::forget(vouched);
+                tried += 1;
+                continue;
+            }
+            return Ok((plan.connect(socket, source, None).await?, vouched));
+        }
+    }
+
+    async fn open(&self, from: Ipv4Addr, to: SocketAddrV4, gate: Option<Arc<Gate>>) -> io::Result<Stream> {
+        let socket = bound(from)?;
+        let source = v4(socket.local_addr()?)?;
+        self.approach(to).connect(socket, source, gate).await
+    }
+
+    /// The socket to connect to for `to`, and the header to begin with: a redirected pod's proxy takes its
+    /// application's connections.
+    fn approach(&self, to: SocketAddrV4) -> Approach {
+        let redirected = self.pod(*to.ip()).is_some_and(|pod| pod.redirects(to.port()));
+        if redirected {
+            return Approach { socket: SocketAddrV4::new(*to.ip(), podnet::INBOUND_PORT), announce: Some(to) };
+        }
+        Approach { socket: SocketAddrV4::new(*to.ip(), address::socket_port(to.port())), announce: None }
+    }
+
+    /// Listens at `at`, open to whoever may dial that address.
+    ///
+    /// # Errors
+    ///
+    /// When the address cannot be bound.
+    pub async fn listen(self: &Arc<Self>, at: SocketAddrV4) -> io::Result<Listener> {
+        let tcp = listen(at).await?;
+        Ok(Listener::guarded(tcp, Arc::new(NetworkDoor { world: Arc::clone(self) })))
+    }
+
+    pub(crate) fn admit(&self, peer: SocketAddr, local: SocketAddr) -> Admission {
+        if let (SocketAddr::V4(peer), SocketAddr::V4(local)) = (peer, local)
+            && lock(&self.vouched).contains(&(peer, local))
+        {
+            return Admission::Pass;
+        }
+        if !self.judge(peer.ip(), local.ip()) {
+            return Admission::Refuse;
+        }
+        match self.gate(peer.ip(), local.ip()) {
+            Some(gate) => Admission::Through(gate),
+            None => Admission::Pass,
+        }
+    }
+}
+
+/// Lets in whom the network lets in.
+pub(crate) struct NetworkDoor {
+    pub(crate) world: Arc<World>,
+}
+
+impl Door for NetworkDoor {
+    fn admit(&self, peer: SocketAddr, local: SocketAddr) -> Admission {
+        self.world.admit(peer, local)
+    }
+}
+
+/// A connection that the lab made in its client's name; ends with this value.
+pub(crate) struct Vouched {
+    world: Arc<World>,
+    pair: (SocketAddrV4, SocketAddrV4),
+}
+
+impl Drop for Vouched {
+    fn drop(&mut self) {
+        lock(&self.world.vouched).remove(&self.pair);
+    }
+}
+
+struct Approach {
+    socket: SocketAddrV4,
+    announce: Option<SocketAddrV4>,
+}
+
+impl Approach {
+    async fn connect(self, socket: TcpSocket, source: SocketAddrV4, gate: Option<Arc<Gate>>) -> io::Result<Stream> {
+        let tcp = socket.connect(SocketAddr::V4(self.socket)).await?;
+        let mut stream = Stream::gated(tcp, gate);
+        if let Some(destination) = self.announce {
+            stream.write_all(&podnet::proxy_header(source, destination)).await?;
+        }
+        Ok(stream)
+    }
+}
+
+/// A socket that will connect from `from`.
+pub(crate) fn bound(from: Ipv4Addr) -> io::Result<TcpSocket> {
+    let socket = TcpSocket::new_v4()?;
+    // Ports of closed connections may be used again at once: a mesh makes many short ones.
+    socket.set_reuseaddr(true)?;
+    socket.bind(SocketAddr::V4(SocketAddrV4::new(from, 0)))?;
+    Ok(socket)
+}
+
+/// Listens at `at`; an address that is just being given up is waited for a little.
+pub(crate) async fn listen(at: SocketAddrV4) -> io::Result<TcpListener> {
+    let mut tries = 0;
+    loop {
+        match TcpListener::bind(SocketAddr::V4(at)).await {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && tries < 20 => {
+                tries += 1;
+                tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+            }
+            result => return result,
+        }
+    }
+}
+
+pub(crate) fn v4(address: SocketAddr) -> io::Result<SocketAddrV4> {
+    match address {
+        SocketAddr::V4(address) => Ok(address),
+        SocketAddr::V6(_) => Err(unreachable_host()),
+    }
+}
+
+pub(crate) fn unreachable_host() -> io::Error {
+    io::Error::new(io::ErrorKind::HostUnreachable, "No route to host")
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_may_dial_whom() {
+        use Role::{ApiServer, Hidden, LoadBalancer, Node, Pod};
+        // Clusters 0 and 1 share a network, 2 has its own.
+        let same = |a: usize, b: usize| (a < 2) == (b < 2);
+        let everyone = [
+            Who::Host,
+            Who::Of(0, Pod),
+            Who::Of(0, Node),
+            Who::Of(0, ApiServer),
+            Who::Of(0, LoadBalancer),
+            Who::Of(0, Hidden),
+            Who::Unknown,
+        ];
+        let targets = [
+            Who::Of(0, ApiServer),
+            Who::Of(2, ApiServer),
+            Who::Of(2, LoadBalancer),
+            Who::Of(0, Pod),
+            Who::Of(1, Pod),
+            Who::Of(2, Pod),
+            Who::Of(0, Hidden),
+            Who::Of(0, Node),
+            Who::Host,
+            Who::Unknown,
+        ];
+        let mut picture = String::new();
+        for from in everyone {
+            let row: String = targets.iter().map(|to| if may_dial(from, *to, same) { '+' } else { '.' }).collect();
+            picture += &format!("{:<22} {row}\n", format!("{from:?}"));
+        }
+        insta::assert_snapshot!(picture, @r"
+        Host                   +++.......
+        Of(0, Pod)             +++++.....
+        Of(0, Node)            ++++..++..
+        Of(0, ApiServer)       ++++...+..
+        Of(0, LoadBalancer)    ..........
+        Of(0, Hidden)          ..........
+        Unknown                ..........
+        ");
+    }
+
+    #[test]
+    fn a_cut_network_keeps_its_inner_links() {
+        let world = World::default();
+        for (slot, (name, network)) in [("a", "east"), ("b", "east"), ("c", "west")].into_iter().enumerate() {
+            world.add(name, network, Subnet { block: 9, slot: slot as u8 });
+        }
+        let shut = |world: &World| [(0, 1), (0, 2), (1, 2)].map(|(a, b)| world.link(a, b).is_shut());
+        assert_eq!(shut(&world), [false, false, false]);
+        world.partition(&world.find("east"), true);
+        assert_eq!(shut(&world), [false, true, true]);
+        world.partition(&world.find("east"), false);
+        world.partition(&world.find("b"), true);
+        assert_eq!(shut(&world), [true, false, true]);
+        world.partition(&world.find("b"), false);
+        assert_eq!(shut(&world), [false, false, false]);
+    }
+}
