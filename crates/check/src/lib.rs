@@ -1,1 +1,68 @@
-//! (in preparation)
+//! Proves, from outside, that a mesh does what its file says.
+//!
+//! * [`verify()`] sends real requests from every cluster to every cluster, and tries what must be refused.
+//! * [`status()`] says what is there, with the age of everything it says.
+//! * [`graph()`] draws it.
+//!
+//! Nothing is changed but what [`verify()`] brings along and takes away again. What the numbers mean is decided in
+//! `judge`, which is pure.
+
+mod graph;
+mod judge;
+mod probe;
+mod refuse;
+mod report;
+mod status;
+mod verify;
+
+pub use graph::{Format, graph};
+pub use report::{Latency, Pair, Refusal, Verdict, VerifyReport};
+pub use status::{
+    CertificateStatus, ClusterStatus, ControlPlaneStatus, GatewayStatus, PeerStatus, ServiceStatus, StatusReport,
+    status,
+};
+pub use verify::{News, Options, sweep, verify};
+
+/// Why nothing could be proven.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A cluster could not be asked.
+    #[error("could not prove anything about `{cluster}`")]
+    Cluster {
+        /// The cluster.
+        cluster: String,
+        /// Why.
+        #[source]
+        source: stolos_cluster::Error,
+    },
+    /// What verify brings along did not start.
+    #[error("the probe in `{cluster}` is not ready after {} s: {why}", after.as_secs())]
+    ProbeNotReady {
+        /// The cluster.
+        cluster: String,
+        /// How long we waited.
+        after: std::time::Duration,
+        /// What was still missing.
+        why: String,
+    },
+    /// A command in a client pod could not be run.
+    #[error("could not run the client in `{cluster}`")]
+    Exec {
+        /// The cluster.
+        cluster: String,
+        /// Why.
+        #[source]
+        source: Box<kube::Error>,
+    },
+    /// A command in a client pod failed, or did not end in time.
+    #[error("the client in `{cluster}` did not do its work: {why}")]
+    Client {
+        /// The cluster.
+        cluster: String,
+        /// What it said.
+        why: String,
+    },
+    /// Somebody asked us to stop.
+    #[error("interrupted")]
+    Interrupted,
+}

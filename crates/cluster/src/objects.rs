@@ -25,6 +25,37 @@ pub struct Resource {
 }
 
 impl Resource {
+    /// The resource of an object, by its `apiVersion` and `kind`: the built-in kinds and Istio's.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::UnknownKind`] for any other.
+    pub fn of(object: &Value) -> Result<Self, Error> {
+        let (api_version, kind) =
+            (text(object, "/apiVersion").unwrap_or_default(), text(object, "/kind").unwrap_or_default());
+        Self::named(api_version, kind)
+    }
+
+    /// The resource of a kind: the built-in kinds and Istio's.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::UnknownKind`] for any other.
+    pub fn named(api_version: &str, kind: &str) -> Result<Self, Error> {
+        let (plural, namespaced) = match stolos_k8s::kind::find_kind(api_version, kind) {
+            Some(known) => (known.plural.to_owned(), known.namespaced),
+            // Istio's kinds are all namespaced, with regular plurals (istio/api 1.30).
+            None if api_version.split('/').next().is_some_and(|group| group.ends_with(".istio.io")) => {
+                let lower = kind.to_lowercase();
+                (lower.strip_suffix('y').map_or_else(|| format!("{lower}s"), |stem| format!("{stem}ies")), true)
+            }
+            None => return Err(Error::UnknownKind { api_version: api_version.to_owned(), kind: kind.to_owned() }),
+        };
+        // `gateways`, but also `policies`: only a consonant before the `y` changes it.
+        let plural = plural.strip_suffix("waies").map_or(plural.clone(), |stem| format!("{stem}ways"));
+        Ok(Self { api_version: api_version.to_owned(), kind: kind.to_owned(), plural, namespaced })
+    }
+
     fn api(&self, client: &kube::Client, namespace: Option<&str>) -> Api<DynamicObject> {
         let (group, version) = self.api_version.split_once('/').unwrap_or(("", &self.api_version));
         let resource =
@@ -162,4 +193,25 @@ fn to_value(object: DynamicObject) -> Value {
 
 fn text<'a>(object: &'a Value, pointer: &str) -> Option<&'a str> {
     object.pointer(pointer).and_then(Value::as_str)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kinds_have_their_plurals() {
+        for (api_version, kind, plural, namespaced) in [
+            ("v1", "Namespace", "namespaces", false),
+            ("apps/v1", "Deployment", "deployments", true),
+            ("networking.istio.io/v1", "Gateway", "gateways", true),
+            ("networking.istio.io/v1", "ServiceEntry", "serviceentries", true),
+            ("security.istio.io/v1", "PeerAuthentication", "peerauthentications", true),
+            ("security.istio.io/v1", "AuthorizationPolicy", "authorizationpolicies", true),
+        ] {
+            let resource = Resource::named(api_version, kind).unwrap();
+            assert_eq!((resource.plural.as_str(), resource.namespaced), (plural, namespaced), "{kind}");
+        }
+        assert!(Resource::named("example.com/v1", "Thing").is_err());
+    }
 }

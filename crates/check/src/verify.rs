@@ -1,0 +1,521 @@
+//! Sends the requests and collects what was seen.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use futures::future::join_all;
+use k8s_openapi::api::core::v1::{Namespace, Pod};
+use kube::api::{Api, AttachParams, ListParams, LogParams};
+use rand::RngExt as _;
+use serde_json::Value;
+use stolos_cluster::Cluster;
+use stolos_cluster::objects::{self, Resource};
+use stolos_k8s::istio;
+use stolos_pki::{Roots, SpiffeId};
+use stolos_serve::Stop;
+use stolos_spec::Mesh;
+use tokio::io::AsyncReadExt;
+
+use crate::judge::{Expected, ExpectedCluster, Request, pairs, requests_per_caller};
+use crate::probe::{self, CLIENT, OUTSIDER, PORT, SERVER};
+use crate::refuse::{foreign_root, plaintext};
+use crate::{Error, Refusal, Verdict, VerifyReport};
+
+/// How a run is done.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Leave what was brought along.
+    pub keep: bool,
+    /// How long the probe may take to become ready.
+    pub ready: Duration,
+    /// How long a path may take to come up before what is missing counts as missing.
+    pub settle: Duration,
+    /// Requests per caller, instead of the number that makes luck negligible.
+    pub requests: Option<usize>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { keep: false, ready: Duration::from_secs(60), settle: Duration::from_secs(10), requests: None }
+    }
+}
+
+/// What is going on, for people who wait.
+#[derive(Clone, Debug, PartialEq)]
+pub enum News {
+    /// The probe is being installed.
+    Installing {
+        /// In how many clusters.
+        clusters: usize,
+    },
+    /// The probe is ready in a cluster.
+    Ready {
+        /// The cluster.
+        cluster: String,
+    },
+    /// A caller has seen an answer from every cluster, or has waited long enough for it.
+    Settled {
+        /// The caller's cluster.
+        cluster: String,
+    },
+    /// A caller has sent all its requests.
+    Asked {
+        /// The caller's cluster.
+        cluster: String,
+        /// How many.
+        requests: usize,
+    },
+    /// What was brought along is being removed.
+    Cleaning,
+}
+
+/// Proves every ordered pair of clusters of `mesh`, and what must be refused.
+///
+/// # Flow
+///
+/// 1. A namespace `stolos-verify-<random>` in every cluster, with a server, a client, and a client outside the mesh.
+/// 2. When they are ready: each client sends a few requests until every cluster has answered it once, or
+///    [`Options::settle`] is over. A path that is still being built is not held against the mesh.
+/// 3. Each client sends the requests that count; its proxy's access log says, by request id, whom it dialled and who
+///    was there.
+/// 4. What must be refused is tried.
+/// 5. The namespaces are removed, also when a step failed or `stop` was given.
+///
+/// # Errors
+///
+/// When something could not be asked at all. What is merely wrong with the mesh is in the report.
+pub async fn verify(
+    mesh: &Mesh,
+    clusters: &[Cluster],
+    options: &Options,
+    stop: &Stop,
+    news: &(dyn Fn(News) + Sync),
+) -> Result<VerifyReport, Error> {
+    let started = Instant::now();
+    let started_at = jiff::Timestamp::now();
+    let run = Run { mesh, clusters, options, namespace: format!("stolos-verify-{}", random(8)), news };
+    let outcome = tokio::select! {
+        outcome = run.observe() => outcome,
+        () = stop.asked() => Err(Error::Interrupted),
+    };
+    if !options.keep {
+        news(News::Cleaning);
+        run.clean().await;
+    }
+    let (pairs, refusals) = outcome?;
+    let good = pairs.iter().all(|p| p.verdict == Verdict::Pass) && refusals.iter().all(|r| r.verdict != Verdict::Fail);
+    Ok(VerifyReport {
+        api_version: "stolos.dev/v1alpha1",
+        kind: "VerifyReport",
+        mesh: mesh.name.to_string(),
+        verdict: if good { Verdict::Pass } else { Verdict::Fail },
+        pairs,
+        refusals,
+        started_at: started_at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+        duration_ms: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
+    })
+}
+
+/// Removes what killed runs of `verify` have left in `clusters`; how many namespaces that were.
+///
+/// # Errors
+///
+/// When a cluster cannot be asked.
+pub async fn sweep(mesh: &Mesh, clusters: &[Cluster]) -> Result<usize, Error> {
+    let namespaces = Resource::named("v1", "Namespace").map_err(|e| failed("-", e))?;
+    let mut swept = 0;
+    for cluster in clusters {
+        let labels = format!("{}=true,{}={}", probe::LABEL, istio::MESH_LABEL, mesh.name);
+        let left = objects::list(&cluster.client, &namespaces, None, Some(&labels))
+            .await
+            .map_err(|e| failed(&cluster.name, e))?;
+        for namespace in &left {
+            let (name, uid) = (stolos_k8s::meta::name(namespace), stolos_k8s::meta::uid(namespace));
+            swept += usize::from(
+                objects::delete(&cluster.client, &namespaces, None, name, Some(uid))
+                    .await
+                    .map_err(|e| failed(&cluster.name, e))?,
+            );
+        }
+    }
+    Ok(swept)
+}
+
+struct Run<'a> {
+    mesh: &'a Mesh,
+    clusters: &'a [Cluster],
+    options: &'a Options,
+    namespace: String,
+    news: &'a (dyn Fn(News) + Sync),
+}
+
+/// The pods of one cluster that take part.
+struct Probe<'a> {
+    cluster: &'a Cluster,
+    client: String,
+    outsider: String,
+    /// Name and address of the servers.
+    servers: BTreeMap<String, String>,
+}
+
+impl Run<'_> {
+    async fn observe(&self) -> Result<(Vec<crate::Pair>, Vec<Refusal>), Error> {
+        (self.news)(News::Installing { clusters: self.clusters.len() });
+        all(self.clusters.iter().map(|c| self.install(c))).await?;
+        let probes = all(self.clusters.iter().map(|c| self.ready(c))).await?;
+        let expected = self.expected(&probes).await?;
+
+        let callers = all(probes.iter().map(|p| self.call(p, &probes, &expected))).await?;
+        let mut lines = Vec::new();
+        for (probe, requests) in probes.iter().zip(&callers) {
+            if let Some(from) = expected.clusters.iter().find(|c| c.name == probe.cluster.name) {
+                lines.extend(pairs(from, &expected, requests));
+            }
+        }
+        Ok((lines, self.refusals(&probes, &expected).await?))
+    }
+
+    async fn install(&self, cluster: &Cluster) -> Result<(), Error> {
+        let namespace = probe::namespace(&self.namespace, self.mesh.name.as_str());
+        for object in std::iter::once(namespace).chain(probe::objects(&self.namespace)) {
+            let write = async {
+                objects::apply(&cluster.client, &Resource::of(&object)?, &object, "stolos-verify", true).await
+            };
+            write.await.map_err(|e| failed(&cluster.name, e))?;
+        }
+        Ok(())
+    }
+
+    /// Waits until server and clients are ready.
+    async fn ready<'c>(&self, cluster: &'c Cluster) -> Result<Probe<'c>, Error> {
+        let pods: Api<Pod> = Api::namespaced(cluster.client.clone(), &self.namespace);
+        let began = Instant::now();
+        loop {
+            let found = pods.list(&ListParams::default()).await.map_err(|e| asked(&cluster.name, "list pods", e))?;
+            let ready = |app: &str| -> Vec<&Pod> {
+                let labelled =
+                    |p: &&Pod| p.metadata.labels.as_ref().and_then(|l| l.get("app")).is_some_and(|a| a == app);
+                found.items.iter().filter(labelled).filter(|p| is_ready(p)).collect()
+            };
+            let (server, client, outsider) = (ready(SERVER), ready(CLIENT), ready(OUTSIDER));
+            if let ([server, ..], [client, ..], [outsider, ..]) = (&server[..], &client[..], &outsider[..]) {
+                (self.news)(News::Ready { cluster: cluster.name.clone() });
+                let name = |p: &Pod| p.metadata.name.clone().unwrap_or_default();
+                let address = |p: &Pod| p.status.as_ref().and_then(|s| s.pod_ip.clone()).unwrap_or_default();
+                return Ok(Probe {
+                    cluster,
+                    client: name(client),
+                    outsider: name(outsider),
+                    servers: BTreeMap::from([(name(server), address(server))]),
+                });
+            }
+            if began.elapsed() > self.options.ready {
+                let why = found.items.iter().filter(|p| !is_ready(p)).map(describe).collect::<Vec<_>>().join("; ");
+                let why = if why.is_empty() { "its pods have not been created".to_owned() } else { why };
+                return Err(Error::ProbeNotReady { cluster: cluster.name.clone(), after: self.options.ready, why });
+            }
+            tokio::time::sleep(Duration::from_millis(30)).await;
+        }
+    }
+
+    /// How it should be: who is on which network, behind which gateways.
+    async fn expected(&self, probes: &[Probe<'_>]) -> Result<Expected, Error> {
+        let mut gateways: BTreeMap<&str, BTreeSet<String>> = BTreeMap::new();
+        if self.mesh.needs_gateways() {
+            let services = Resource::named("v1", "Service").map_err(|e| failed("-", e))?;
+            for cluster in self.clusters {
+                let labelled = objects::list(&cluster.client, &services, None, Some(istio::NETWORK_LABEL))
+                    .await
+                    .map_err(|e| failed(&cluster.name, e))?;
+                for service in &labelled {
+                    if let Some(network) = self
+                        .mesh
+                        .networks()
+                        .into_iter()
+                        .find(|n| stolos_k8s::meta::label(service, istio::NETWORK_LABEL) == Some(n.as_str()))
+                    {
+                        gateways.entry(network.as_str()).or_default().extend(gateway_addresses(service));
+                    }
+                }
+            }
+        }
+        let clusters = self.mesh.clusters.iter().filter_map(|c| {
+            let probe = probes.iter().find(|p| p.cluster.name == c.name.as_str())?;
+            Some(ExpectedCluster {
+                name: c.name.to_string(),
+                network: c.network.to_string(),
+                servers: probe.servers.values().map(|ip| format!("{ip}:{PORT}")).collect(),
+                gateways: gateways.get(c.network.as_str()).cloned().unwrap_or_default(),
+            })
+        });
+        let identity = SpiffeId::new(&self.mesh.trust.domain, &self.namespace, SERVER).to_string();
+        Ok(Expected { clusters: clusters.collect(), identity })
+    }
+
+    /// One caller's requests.
+    async fn call(&self, from: &Probe<'_>, probes: &[Probe<'_>], expected: &Expected) -> Result<Vec<Request>, Error> {
+        let cluster_of = |instance: &String| {
+            probes.iter().find(|p| p.servers.contains_key(instance)).map(|p| p.cluster.name.clone())
+        };
+        let everybody: BTreeSet<String> = expected.clusters.iter().map(|c| c.name.clone()).collect();
+        let mut missing = everybody;
+        let began = Instant::now();
+        let warm = format!("warm-{}", random(8));
+        while !missing.is_empty() && began.elapsed() < self.options.settle {
+            let some = probes.len() * 4;
+            let seen =
+                probe::answers(&self.exec(from, &from.client, &probe::script(&self.namespace, &warm, some)).await?);
+            for by in seen.iter().filter_map(|a| a.instance.as_ref()).filter_map(&cluster_of) {
+                missing.remove(&by);
+            }
+            if !missing.is_empty() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        }
+        (self.news)(News::Settled { cluster: from.cluster.name.clone() });
+
+        let run = format!("verify-{}", random(12));
+        let count = self.options.requests.unwrap_or_else(|| requests_per_caller(probes.len()));
+        let output = self.exec(from, &from.client, &probe::script(&self.namespace, &run, count)).await?;
+        let answers = probe::answers(&output);
+        if answers.len() != count {
+            let why = format!("{} of {count} requests were made: {}", answers.len(), last_line(&output));
+            return Err(Error::Client { cluster: from.cluster.name.clone(), why });
+        }
+        (self.news)(News::Asked { cluster: from.cluster.name.clone(), requests: count });
+        let mut log = self.access_log(from, &run, count).await?;
+        Ok(answers
+            .into_iter()
+            .enumerate()
+            .map(|(n, answer)| {
+                let line = log.remove(&format!("{run}-{}", n + 1)).unwrap_or_default();
+                let text = |key: &str| {
+                    line.get(key).and_then(Value::as_str).filter(|t| !t.is_empty() && *t != "-").map(ToOwned::to_owned)
+                };
+                Request {
+                    status: answer.status,
+                    answered_by: answer.instance.as_ref().and_then(&cluster_of),
+                    millis: answer.millis,
+                    identity: text("upstream_peer_uri_san"),
+                    dialled: text("upstream_host"),
+                    trouble: text("upstream_transport_failure_reason").or_else(|| text("response_flags")),
+                }
+            })
+            .collect())
+    }
+
+    /// The lines of the client's proxy about this run, by request id. Waits a moment for the last ones.
+    async fn access_log(&self, from: &Probe<'_>, run: &str, count: usize) -> Result<BTreeMap<String, Value>, Error> {
+        let pods: Api<Pod> = Api::namespaced(from.cluster.client.clone(), &self.namespace);
+        let params = LogParams { container: Some(istio::PROXY_CONTAINER.to_owned()), ..LogParams::default() };
+        let began = Instant::now();
+        loop {
+            let text = pods
+                .logs(&from.client, &params)
+                .await
+                .map_err(|e| asked(&from.cluster.name, "read the proxy's log", e))?;
+            let lines: BTreeMap<String, Value> = text
+                .lines()
+                .filter(|line| line.contains(run))
+                .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+                .filter_map(|line| Some((line.get("request_id")?.as_str()?.to_owned(), line)))
+                .collect();
+            if lines.len() >= count || began.elapsed() > Duration::from_secs(2) {
+                return Ok(lines);
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    async fn refusals(&self, probes: &[Probe<'_>], expected: &Expected) -> Result<Vec<Refusal>, Error> {
+        let sni = istio::sni(PORT, "", &istio::host(SERVER, &self.namespace, istio::DEFAULT_DOMAIN));
+        let per_cluster = expected.clusters.iter().zip(probes).map(|(cluster, probe)| {
+            let sni = &sni;
+            async move {
+                let mut refusals = Vec::new();
+                if let Some(gateway) = self.own_gateway(probe.cluster, cluster).await? {
+                    refusals.push(plaintext(&cluster.name, &gateway).await);
+                    let roots = self.roots(probe.cluster).await?;
+                    refusals.push(foreign_root(&cluster.name, &gateway, sni, &expected.identity, &roots).await);
+                }
+                refusals.push(self.plaintext_to_pod(probe).await?);
+                for other in expected.clusters.iter().filter(|o| o.network != cluster.network) {
+                    refusals.push(self.across(probe, other).await?);
+                }
+                Ok::<_, Error>(refusals)
+            }
+        });
+        Ok(all(per_cluster).await?.concat())
+    }
+
+    /// The gateway of the cluster itself, so that every one is tried.
+    async fn own_gateway(&self, cluster: &Cluster, expected: &ExpectedCluster) -> Result<Option<String>, Error> {
+        if expected.gateways.is_empty() {
+            return Ok(None);
+        }
+        let services = Resource::named("v1", "Service").map_err(|e| failed("-", e))?;
+        let own = objects::list(&cluster.client, &services, None, Some(istio::NETWORK_LABEL))
+            .await
+            .map_err(|e| failed(&cluster.name, e))?;
+        Ok(own.iter().flat_map(gateway_addresses).next())
+    }
+
+    async fn roots(&self, cluster: &Cluster) -> Result<Roots, Error> {
+        let maps = Resource::named("v1", "ConfigMap").map_err(|e| failed("-", e))?;
+        let map = objects::get(&cluster.client, &maps, Some(&self.namespace), istio::ROOT_CONFIG_MAP)
+            .await
+            .map_err(|e| failed(&cluster.name, e))?;
+        let pem =
+            map.as_ref().and_then(|m| m.pointer("/data/root-cert.pem")).and_then(Value::as_str).unwrap_or_default();
+        Roots::from_pem(pem).map_err(|e| Error::Client { cluster: cluster.name.clone(), why: e.to_string() })
+    }
+
+    /// A client without a proxy speaks plain HTTP to a server of its own cluster.
+    async fn plaintext_to_pod(&self, probe: &Probe<'_>) -> Result<Refusal, Error> {
+        let server = probe.servers.values().next().cloned().unwrap_or_default();
+        let (status, saw) = self.outsider(probe, &server).await?;
+        let strict = self.mesh.mtls == stolos_spec::Mtls::Strict;
+        Ok(Refusal {
+            what: "plaintext to a pod".into(),
+            cluster: probe.cluster.name.clone(),
+            verdict: match (status, strict) {
+                (0, _) => Verdict::Pass,
+                (_, true) => Verdict::Fail,
+                (_, false) => Verdict::Permissive,
+            },
+            saw,
+        })
+    }
+
+    /// A client without a proxy dials a pod of another network.
+    async fn across(&self, probe: &Probe<'_>, other: &ExpectedCluster) -> Result<Refusal, Error> {
+        let server = other.servers.iter().next().cloned().unwrap_or_default();
+        let address = server.rsplit_once(':').map_or(server.as_str(), |(ip, _)| ip);
+        let (status, saw) = self.outsider(probe, address).await?;
+        Ok(Refusal {
+            what: format!("pod of {} dialled from {}", other.name, probe.cluster.name),
+            cluster: probe.cluster.name.clone(),
+            verdict: if status == 0 { Verdict::Pass } else { Verdict::Fail },
+            saw,
+        })
+    }
+
+    async fn outsider(&self, probe: &Probe<'_>, address: &str) -> Result<(u16, String), Error> {
+        let script = format!(
+            "curl -sS -m 2 --connect-timeout 1 -w '\\n{}%{{http_code}} %{{time_total}}\\n' http://{address}:{PORT}/hello 2>&1",
+            probe::END
+        );
+        let output = self.exec(probe, &probe.outsider, &script).await?;
+        let status = probe::answers(&output).first().map_or(0, |a| a.status);
+        let words =
+            output.lines().find(|l| !l.is_empty() && !l.starts_with(probe::END)).unwrap_or("nothing").to_owned();
+        Ok((status, format!("{address}:{PORT}: {words}")))
+    }
+
+    /// Runs a script in a client pod and returns what it printed.
+    async fn exec(&self, probe: &Probe<'_>, pod: &str, script: &str) -> Result<String, Error> {
+        let cluster = &probe.cluster.name;
+        let pods: Api<Pod> = Api::namespaced(probe.cluster.client.clone(), &self.namespace);
+        let params = AttachParams::default().container("curl").stdin(false).stdout(true).stderr(false);
+        let run = async {
+            let mut process = pods
+                .exec(pod, ["sh", "-c", script], &params)
+                .await
+                .map_err(|e| Error::Exec { cluster: cluster.clone(), source: Box::new(e) })?;
+            let mut output = String::new();
+            if let Some(mut stdout) = process.stdout() {
+                let read = stdout.read_to_string(&mut output).await;
+                read.map_err(|e| Error::Client { cluster: cluster.clone(), why: e.to_string() })?;
+            }
+            Ok(output)
+        };
+        // Every curl of a script is bounded by itself; this bounds a client that hangs altogether.
+        let patience = Duration::from_secs(120);
+        tokio::time::timeout(patience, run).await.unwrap_or_else(|_| {
+            Err(Error::Client { cluster: cluster.clone(), why: format!("no end after {} s", patience.as_secs()) })
+        })
+    }
+
+    /// Removes the namespaces and waits, briefly, until they are gone.
+    async fn clean(&self) {
+        join_all(self.clusters.iter().map(|cluster| async move {
+            let namespaces: Api<Namespace> = Api::all(cluster.client.clone());
+            let gone = async {
+                loop {
+                    match namespaces.delete(&self.namespace, &kube::api::DeleteParams::background()).await {
+                        Err(kube::Error::Api(status)) if status.code == 404 => return,
+                        Err(error) => tracing::debug!(cluster = cluster.name, %error, "could not remove the probe yet"),
+                        Ok(_) => {}
+                    }
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            };
+            if tokio::time::timeout(Duration::from_secs(15), gone).await.is_err() {
+                tracing::warn!(
+                    cluster = cluster.name,
+                    namespace = self.namespace,
+                    "the probe's namespace is still there"
+                );
+            }
+        }))
+        .await;
+    }
+}
+
+/// All of them side by side; the first failure ends them.
+async fn all<T, E>(futures: impl IntoIterator<Item = impl Future<Output = Result<T, E>>>) -> Result<Vec<T>, E> {
+    futures::future::try_join_all(futures).await
+}
+
+/// `address:port` of a gateway's Service, as a control plane reads it (contract B.3).
+pub(crate) fn gateway_addresses(service: &Value) -> Vec<String> {
+    let port = stolos_k8s::meta::label(service, istio::GATEWAY_PORT_LABEL)
+        .and_then(|p| p.parse().ok())
+        .unwrap_or(istio::CROSS_NETWORK_PORT);
+    let ingress =
+        service.pointer("/status/loadBalancer/ingress").and_then(Value::as_array).cloned().unwrap_or_default();
+    let balanced = ingress
+        .iter()
+        .filter_map(|i| i.get("ip").or_else(|| i.get("hostname")).and_then(Value::as_str).map(ToOwned::to_owned));
+    let external = service.pointer("/spec/externalIPs").and_then(Value::as_array).cloned().unwrap_or_default();
+    let external = external.iter().filter_map(|ip| ip.as_str().map(ToOwned::to_owned)).collect::<Vec<_>>();
+    balanced.chain(external).map(|address| format!("{address}:{port}")).collect()
+}
+
+fn is_ready(pod: &Pod) -> bool {
+    pod.metadata.deletion_timestamp.is_none()
+        && pod
+            .status
+            .as_ref()
+            .and_then(|s| s.conditions.as_ref())
+            .is_some_and(|conditions| conditions.iter().any(|c| c.type_ == "Ready" && c.status == "True"))
+}
+
+fn describe(pod: &Pod) -> String {
+    let name = pod.metadata.name.as_deref().unwrap_or_default();
+    let status = pod.status.as_ref();
+    let waiting = status.and_then(|s| s.container_statuses.as_ref()).into_iter().flatten().find_map(|c| {
+        let waiting = c.state.as_ref()?.waiting.as_ref()?;
+        Some(format!("{} is {}", c.name, waiting.reason.as_deref().unwrap_or("waiting")))
+    });
+    let phase = || status.and_then(|s| s.phase.clone()).unwrap_or_else(|| "Pending".to_owned());
+    format!("pod {name}: {}", waiting.unwrap_or_else(phase))
+}
+
+fn last_line(text: &str) -> &str {
+    text.lines().rev().find(|l| !l.is_empty()).unwrap_or("it printed nothing")
+}
+
+fn random(length: usize) -> String {
+    const LETTERS: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
+    let mut rng = rand::rng();
+    (0..length).map(|_| char::from(LETTERS[rng.random_range(0..LETTERS.len())])).collect()
+}
+
+fn failed(cluster: &str, source: stolos_cluster::Error) -> Error {
+    Error::Cluster { cluster: cluster.to_owned(), source }
+}
+
+fn asked(cluster: &str, what: &str, source: kube::Error) -> Error {
+    failed(cluster, stolos_cluster::Error::Request { what: what.to_owned(), source: Box::new(source) })
+}
