@@ -10,9 +10,13 @@
 #[allow(missing_docs, unreachable_pub, rustdoc::all, clippy::all, clippy::pedantic, clippy::nursery)]
 #[rustfmt::skip]
 mod generated;
+pub mod client;
 pub mod message;
+pub mod server;
+mod version;
 
 pub use generated::{envoy, google, istio, xds};
 pub use message::{Mismatch, pack, pack_as, unpack};
 pub use prost;
 pub use prost_types::{self, Any};
+pub use version::{Resource, Resources, Snapshot};

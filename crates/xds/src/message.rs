@@ -69,42 +69,42 @@ pub fn unpack<M: Name + Default>(any: &Any) -> Result<M, Mismatch> {
 }
 
 /// A message that is a resource of its own: it has a type URL and a name.
-pub trait Resource: Name + Default {
+pub trait Named: Name + Default {
     /// What it is subscribed by.
     fn resource_name(&self) -> &str;
 }
 
-impl Resource for cluster::v3::Cluster {
+impl Named for cluster::v3::Cluster {
     fn resource_name(&self) -> &str {
         &self.name
     }
 }
 
-impl Resource for endpoint::v3::ClusterLoadAssignment {
+impl Named for endpoint::v3::ClusterLoadAssignment {
     fn resource_name(&self) -> &str {
         &self.cluster_name
     }
 }
 
-impl Resource for listener::v3::Listener {
+impl Named for listener::v3::Listener {
     fn resource_name(&self) -> &str {
         &self.name
     }
 }
 
-impl Resource for route::v3::RouteConfiguration {
+impl Named for route::v3::RouteConfiguration {
     fn resource_name(&self) -> &str {
         &self.name
     }
 }
 
-impl Resource for tls::v3::Secret {
+impl Named for tls::v3::Secret {
     fn resource_name(&self) -> &str {
         &self.name
     }
 }
 
-impl Resource for nds::v1::NameTable {
+impl Named for nds::v1::NameTable {
     /// There is one table per proxy.
     fn resource_name(&self) -> &str {
         "name-table"

@@ -1,0 +1,653 @@
+//! What one proxy is sent, and when. No I/O, no clock.
+//!
+//! # Order
+//!
+//! 1. Per type at most one response is unanswered.
+//! 2. What is new or changed goes out in the order of [`ORDER`]: a listener never arrives before the clusters its
+//!    routes name. Listeners and routes wait until clusters and endpoints under way are answered.
+//! 3. A cluster that was sent makes its endpoints be sent again, because a proxy warms the cluster anew.
+//! 4. What is gone goes last: clusters and endpoints are removed when nothing else is under way.
+//! 5. A name that is asked for and does not exist is answered as removed, at once, so that nobody waits for it.
+
+use std::cmp::Ordering;
+use std::collections::BTreeMap;
+use std::iter::Peekable;
+use std::sync::Arc;
+
+use crate::message::{CLUSTER, ENDPOINT, LISTENER, ORDER, ROUTE, SECRET};
+use crate::version::{Resource, Resources, Snapshot};
+
+/// The protocol's variant.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Mode {
+    /// Changes only.
+    Delta,
+    /// The state of the world.
+    Whole,
+}
+
+/// A request, of either variant.
+#[derive(Debug, Default)]
+pub(super) struct Ask {
+    pub(super) type_url: String,
+    /// In [`Mode::Whole`] the full set of names.
+    pub(super) subscribe: Vec<String>,
+    pub(super) unsubscribe: Vec<String>,
+    /// What the proxy has from an earlier stream, name to version.
+    pub(super) initial: BTreeMap<String, String>,
+    pub(super) nonce: String,
+    pub(super) refusal: Option<String>,
+}
+
+/// A response, of either variant.
+#[derive(Debug)]
+pub(super) struct Answer {
+    pub(super) type_url: Arc<str>,
+    pub(super) version: Arc<str>,
+    pub(super) nonce: String,
+    pub(super) resources: Vec<Arc<Resource>>,
+    pub(super) removed: Vec<Arc<str>>,
+}
+
+/// What a request said about earlier responses.
+#[derive(Debug, PartialEq)]
+pub(super) enum Heard {
+    /// Nothing, or something about a response that is long superseded.
+    Nothing,
+    Taken {
+        type_url: Arc<str>,
+        version: Arc<str>,
+    },
+    Refused {
+        type_url: Arc<str>,
+        version: Arc<str>,
+        message: String,
+    },
+}
+
+/// One proxy's stream.
+pub(super) struct Session {
+    mode: Mode,
+    connection: u64,
+    snapshot: Arc<Snapshot>,
+    types: BTreeMap<Arc<str>, Subscription>,
+    nonces: u64,
+    /// Whether there may be something to send.
+    stirred: bool,
+    settled: Option<Arc<str>>,
+}
+
+/// What a proxy wants and has of one type.
+#[derive(Default)]
+struct Subscription {
+    wildcard: bool,
+    entries: BTreeMap<Arc<str>, Entry>,
+    /// Nonce and snapshot version of the unanswered response.
+    under_way: Option<(String, Arc<str>)>,
+    /// Whether anything was ever sent on this stream.
+    answered: bool,
+    /// The resources that the entries were last found to agree with, until something stirs.
+    agreed: Option<Arc<Resources>>,
+}
+
+/// One name.
+#[derive(Default)]
+struct Entry {
+    /// Asked for by name, not only by wildcard.
+    named: bool,
+    held: Held,
+}
+
+#[derive(Default, PartialEq)]
+enum Held {
+    /// To be sent, whatever the proxy has.
+    #[default]
+    Unsent,
+    /// The proxy knows that it does not exist.
+    Absent,
+    At(Arc<str>),
+}
+
+impl Session {
+    pub(super) fn new(mode: Mode, connection: u64) -> Self {
+        Self {
+            mode,
+            connection,
+            snapshot: Arc::default(),
+            types: BTreeMap::new(),
+            nonces: 0,
+            stirred: false,
+            settled: None,
+        }
+    }
+
+    /// From now on the proxy should have this.
+    pub(super) fn snapshot(&mut self, snapshot: Arc<Snapshot>) {
+        self.snapshot = snapshot;
+        self.stirred = true;
+    }
+
+    /// Whether [`answer`](Self::answer) is worth asking.
+    pub(super) fn is_stirred(&self) -> bool {
+        self.stirred
+    }
+
+    /// Whether a type is subscribed to by wildcard, and how many names the proxy wants or has.
+    pub(super) fn subscription(&self, type_url: &str) -> Option<(bool, usize)> {
+        self.types.get(type_url).map(|state| (state.wildcard, state.entries.len()))
+    }
+
+    /// Takes a request.
+    pub(super) fn request(&mut self, ask: Ask) -> Heard {
+        let known = self.types.contains_key(ask.type_url.as_str());
+        let type_url: Arc<str> = match self.types.get_key_value(ask.type_url.as_str()) {
+            Some((type_url, _)) => Arc::clone(type_url),
+            None => ask.type_url.as_str().into(),
+        };
+        let state = self.types.entry(Arc::clone(&type_url)).or_default();
+        let mut heard = Heard::Nothing;
+        if !ask.nonce.is_empty() {
+            match state.under_way.take() {
+                Some((nonce, version)) if nonce == ask.nonce => {
+                    heard = match ask.refusal {
+                        Some(message) => Heard::Refused { type_url: Arc::clone(&type_url), version, message },
+                        None => Heard::Taken { type_url: Arc::clone(&type_url), version },
+                    };
+                    self.stirred = true;
+                }
+                other => {
+                    state.under_way = other;
+                    // The state of the world is about the latest response or about nothing; after a reconnect the
+                    // nonce is one of the stream before, and the request the first of this one.
+                    if self.mode == Mode::Whole && known {
+                        return Heard::Nothing;
+                    }
+                }
+            }
+        }
+        match self.mode {
+            Mode::Delta => state.change(&type_url, known, ask.subscribe, &ask.unsubscribe, &ask.initial),
+            Mode::Whole => state.replace(&type_url, known, ask.subscribe),
+        }
+        if state.agreed.is_none() {
+            self.stirred = true;
+            // Whoever asks for more is settled anew when it has it.
+            self.settled = None;
+        }
+        heard
+    }
+
+    /// The next response to send, if there is one now.
+    pub(super) fn answer(&mut self) -> Option<Answer> {
+        let known = ORDER.iter().copied().filter_map(|url| self.types.get_key_value(url));
+        let other = self.types.iter().filter(|(url, _)| !ORDER.contains(&url.as_ref()));
+        let urls: Vec<Arc<str>> = known.chain(other).map(|(url, _)| Arc::clone(url)).collect();
+        for url in &urls {
+            if self.may_send(url)
+                && let Some(answer) = self.difference(url, &removals_of(self.mode, url))
+            {
+                return Some(answer);
+            }
+        }
+        if self.types.values().all(|state| state.under_way.is_none()) {
+            for url in urls.iter().filter(|url| matches!(url.as_ref(), CLUSTER | ENDPOINT)) {
+                if let Some(answer) = self.difference(url, &Removals::Now) {
+                    return Some(answer);
+                }
+            }
+        }
+        self.stirred = false;
+        None
+    }
+
+    /// The version of the snapshot that the proxy has all of; once per version and set of subscriptions.
+    pub(super) fn settled(&mut self) -> Option<Arc<str>> {
+        let settled = !self.stirred && self.types.values().all(|state| state.under_way.is_none());
+        if !settled || self.settled.as_ref() == Some(&self.snapshot.version) {
+            return None;
+        }
+        self.settled = Some(Arc::clone(&self.snapshot.version));
+        self.settled.clone()
+    }
+
+    fn may_send(&self, url: &str) -> bool {
+        let under_way = |url: &str| self.types.get(url).is_some_and(|state| state.under_way.is_some());
+        !under_way(url) && !(matches!(url, LISTENER | ROUTE) && (under_way(CLUSTER) || under_way(ENDPOINT)))
+    }
+
+    /// What is to be sent of one type, taken as sent.
+    fn difference(&mut self, url: &Arc<str>, removals: &Removals) -> Option<Answer> {
+        let nothing = Arc::default();
+        let resources = self.snapshot.get(url).unwrap_or(&nothing);
+        let state = self.types.get_mut(url)?;
+        if state.agreed.as_ref().is_some_and(|agreed| Arc::ptr_eq(agreed, resources)) {
+            return None;
+        }
+        let found = state.compare(resources, removals);
+        let first = !state.answered && state.wildcard;
+        if found.is_empty() && !first {
+            if !found.postponed {
+                state.agreed = Some(Arc::clone(resources));
+            }
+            return None;
+        }
+        self.nonces += 1;
+        let nonce = format!("{}-{}", self.connection, self.nonces);
+        state.take_as_sent(&found);
+        state.under_way = Some((nonce.clone(), Arc::clone(&self.snapshot.version)));
+        state.answered = true;
+        let sent = match self.mode {
+            Mode::Delta => found.changed.clone(),
+            // Clusters and listeners that are not named in a state of the world are gone.
+            Mode::Whole if state.wildcard => resources.iter().cloned().collect(),
+            Mode::Whole if matches!(url.as_ref(), CLUSTER | LISTENER) => {
+                state.entries.keys().filter_map(|name| resources.get(name)).cloned().collect()
+            }
+            Mode::Whole => found.changed.clone(),
+        };
+        if url.as_ref() == CLUSTER
+            && let Some(endpoints) = self.types.get_mut(ENDPOINT)
+        {
+            endpoints.send_again(&found.changed);
+        }
+        Some(Answer {
+            type_url: Arc::clone(url),
+            version: Arc::clone(&self.snapshot.version),
+            nonce,
+            resources: sent,
+            removed: found.removed.into_iter().chain(found.missing).collect(),
+        })
+    }
+}
+
+/// Whether to send removals.
+#[derive(PartialEq)]
+enum Removals {
+    Now,
+    /// When nothing refers to them any more.
+    Later,
+}
+
+fn removals_of(mode: Mode, url: &str) -> Removals {
+    // The state of the world has no way to postpone.
+    if mode == Mode::Delta && matches!(url, CLUSTER | ENDPOINT) { Removals::Later } else { Removals::Now }
+}
+
+/// How a subscription differs from what there is.
+#[derive(Default)]
+struct Difference {
+    changed: Vec<Arc<Resource>>,
+    /// What the proxy has and what is no longer.
+    removed: Vec<Arc<str>>,
+    /// What the proxy asked for and what is not.
+    missing: Vec<Arc<str>>,
+    postponed: bool,
+}
+
+impl Difference {
+    fn is_empty(&self) -> bool {
+        self.changed.is_empty() && self.removed.is_empty() && self.missing.is_empty()
+    }
+}
+
+impl Subscription {
+    /// Takes a delta request's names.
+    fn change(
+        &mut self,
+        type_url: &str,
+        known: bool,
+        subscribe: Vec<String>,
+        unsubscribe: &[String],
+        initial: &BTreeMap<String, String>,
+    ) {
+        if !known && subscribe.is_empty() && has_wildcard(type_url) {
+            self.wildcard = true;
+        }
+        let stirred = !known || !subscribe.is_empty() || !unsubscribe.is_empty();
+        for name in subscribe {
+            if name == "*" {
+                self.wildcard = true;
+                continue;
+            }
+            // Asking again for a name asks for it to be sent again.
+            self.entries.insert(name.into(), Entry { named: true, held: Held::Unsent });
+        }
+        for name in unsubscribe {
+            if name == "*" {
+                self.wildcard = false;
+                self.entries.retain(|_, entry| entry.named);
+            } else {
+                // If a wildcard still wants it, it is sent again, because the proxy may have dropped it.
+                self.entries.remove(name.as_str());
+            }
+        }
+        if !known {
+            for (name, version) in initial {
+                let held = Held::At(version.as_str().into());
+                if let Some(entry) = self.entries.get_mut(name.as_str()) {
+                    entry.held = held;
+                } else if self.wildcard {
+                    self.entries.insert(name.as_str().into(), Entry { named: false, held });
+                }
+            }
+        }
+        if stirred {
+            self.agreed = None;
+        }
+    }
+
+    /// Takes a state-of-the-world request's names: the full set.
+    fn replace(&mut self, type_url: &str, known: bool, names: Vec<String>) {
+        let names: std::collections::BTreeSet<Arc<str>> = names.into_iter().map(Into::into).collect();
+        if names.contains("*") || (names.is_empty() && has_wildcard(type_url) && (!known || self.wildcard)) {
+            self.wildcard = true;
+        } else if self.wildcard {
+            self.wildcard = false;
+        }
+        let (wildcard, before) = (self.wildcard, self.entries.len());
+        self.entries.retain(|name, _| wildcard || names.contains(name));
+        let mut stirred = !known || self.entries.len() != before;
+        for name in names.into_iter().filter(|name| &**name != "*") {
+            self.entries
+                .entry(name)
+                .or_insert_with(|| {
+                    stirred = true;
+                    Entry::default()
+                })
+                .named = true;
+        }
+        if stirred {
+            self.agreed = None;
+        }
+    }
+
+    /// Walks what the proxy has and what there is side by side, in the order of names.
+    fn compare(&self, resources: &Resources, removals: &Removals) -> Difference {
+        let mut found = Difference::default();
+        let (mut have, mut want) = (self.entries.iter().peekable(), resources.iter().peekable());
+        while let Some(side) = next_side(&mut have, &mut want) {
+            match side {
+                Side::Both((_, entry), resource) => {
+                    if !matches!(&entry.held, Held::At(version) if same(version, &resource.version)) {
+                        found.changed.push(Arc::clone(resource));
+                    }
+                }
+                Side::Want(resource) if self.wildcard => found.changed.push(Arc::clone(resource)),
+                Side::Want(_) => {}
+                Side::Have((name, entry)) => match &entry.held {
+                    Held::Absent => {}
+                    Held::Unsent => found.missing.push(Arc::clone(name)),
+                    Held::At(_) if *removals == Removals::Now => found.removed.push(Arc::clone(name)),
+                    Held::At(_) => found.postponed = true,
+                },
+            }
+        }
+        found
+    }
+
+    fn take_as_sent(&mut self, found: &Difference) {
+        for resource in &found.changed {
+            let held = Held::At(Arc::clone(&resource.version));
+            match self.entries.get_mut(&resource.name) {
+                Some(entry) => entry.held = held,
+                None => {
+                    self.entries.insert(Arc::clone(&resource.name), Entry { named: false, held });
+                }
+            }
+        }
+        for name in found.removed.iter().chain(&found.missing) {
+            match self.entries.get_mut(name) {
+                Some(entry) if entry.named => entry.held = Held::Absent,
+                _ => {
+                    self.entries.remove(name);
+                }
+            }
+        }
+    }
+
+    fn send_again(&mut self, resources: &[Arc<Resource>]) {
+        for resource in resources {
+            if let Some(entry) = self.entries.get_mut(&resource.name)
+                && entry.held != Held::Absent
+            {
+                entry.held = Held::Unsent;
+                self.agreed = None;
+            }
+        }
+    }
+}
+
+enum Side<H, W> {
+    Have(H),
+    Want(W),
+    Both(H, W),
+}
+
+fn next_side<'a, E: 'a>(
+    have: &mut Peekable<impl Iterator<Item = (&'a Arc<str>, &'a E)>>,
+    want: &mut Peekable<impl Iterator<Item = &'a Arc<Resource>>>,
+) -> Option<Side<(&'a Arc<str>, &'a E), &'a Arc<Resource>>> {
+    let order = match (have.peek(), want.peek()) {
+        (None, None) => return None,
+        (Some(_), None) => Ordering::Less,
+        (None, Some(_)) => Ordering::Greater,
+        (Some((name, _)), Some(resource)) if Arc::ptr_eq(name, &resource.name) => Ordering::Equal,
+        (Some((name, _)), Some(resource)) => (**name).cmp(&resource.name),
+    };
+    match order {
+        Ordering::Less => have.next().map(Side::Have),
+        Ordering::Greater => want.next().map(Side::Want),
+        Ordering::Equal => Some(Side::Both(have.next()?, want.next()?)),
+    }
+}
+
+fn same(a: &Arc<str>, b: &Arc<str>) -> bool {
+    Arc::ptr_eq(a, b) || a == b
+}
+
+/// Whether a first request without names asks for everything. Endpoints, routes and secrets are always named.
+fn has_wildcard(type_url: &str) -> bool {
+    !matches!(type_url, ENDPOINT | ROUTE | SECRET)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use prost_types::Any;
+
+    fn resources(of: &[(&str, u8)]) -> Resources {
+        of.iter()
+            .map(|(name, content)| Resource::new(*name, Any { type_url: "t".into(), value: vec![*content] }))
+            .collect()
+    }
+
+    fn snapshot(version: &str, types: &[(&str, &[(&str, u8)])]) -> Arc<Snapshot> {
+        let with = |snapshot: Snapshot, (url, of): &(&str, &[(&str, u8)])| snapshot.with(*url, resources(of));
+        Arc::new(types.iter().fold(Snapshot::new(version), with))
+    }
+
+    fn ask(type_url: &str, subscribe: &[&str]) -> Ask {
+        let subscribe = subscribe.iter().map(ToString::to_string).collect();
+        Ask { type_url: type_url.into(), subscribe, ..Ask::default() }
+    }
+
+    fn ack(answer: &Answer) -> Ask {
+        Ask { type_url: answer.type_url.to_string(), nonce: answer.nonce.clone(), ..Ask::default() }
+    }
+
+    /// Everything that goes out until nothing does, each response acknowledged at once.
+    fn drain(session: &mut Session) -> Vec<String> {
+        let mut sent = Vec::new();
+        while let Some(answer) = session.answer() {
+            sent.push(show(&answer));
+            let state = &session.types[&answer.type_url];
+            let whole = session.mode == Mode::Whole && !state.wildcard;
+            let subscribe = if whole { state.entries.keys().map(ToString::to_string).collect() } else { Vec::new() };
+            session.request(Ask { subscribe, ..ack(&answer) });
+        }
+        sent
+    }
+
+    fn show(answer: &Answer) -> String {
+        let kind = match &*answer.type_url {
+            CLUSTER => "CDS",
+            ENDPOINT => "EDS",
+            LISTENER => "LDS",
+            ROUTE => "RDS",
+            other => other,
+        };
+        let names = answer.resources.iter().map(|resource| format!("+{}", resource.name));
+        let gone = answer.removed.iter().map(|name| format!("-{name}"));
+        std::iter::once(kind.to_owned()).chain(names).chain(gone).collect::<Vec<_>>().join(" ")
+    }
+
+    /// A proxy that has everything of this snapshot.
+    fn settled(mode: Mode, first: Arc<Snapshot>, endpoints: &[&str], routes: &[&str]) -> Session {
+        let mut session = Session::new(mode, 1);
+        session.snapshot(first);
+        session.request(ask(CLUSTER, &[]));
+        session.request(ask(ENDPOINT, endpoints));
+        session.request(ask(LISTENER, &[]));
+        session.request(ask(ROUTE, routes));
+        drain(&mut session);
+        session
+    }
+
+    #[test]
+    fn a_new_proxy_gets_everything_in_order() {
+        let mut session = Session::new(Mode::Delta, 1);
+        session.snapshot(snapshot(
+            "1",
+            &[
+                (CLUSTER, &[("a", 1), ("b", 1)]),
+                (ENDPOINT, &[("a", 1), ("b", 1), ("unasked", 1)]),
+                (LISTENER, &[("l", 1)]),
+                (ROUTE, &[("80", 1)]),
+            ],
+        ));
+        for request in [ask(ROUTE, &["80"]), ask(LISTENER, &[]), ask(ENDPOINT, &["a", "b"]), ask(CLUSTER, &[])] {
+            session.request(request);
+        }
+        assert_eq!(drain(&mut session), ["CDS +a +b", "EDS +a +b", "LDS +l", "RDS +80"]);
+        assert_eq!(session.settled().as_deref(), Some("1"));
+        assert_eq!(session.settled(), None, "once per version");
+    }
+
+    #[test]
+    fn only_what_changed_goes_out_and_what_is_gone_goes_last() {
+        let first = snapshot(
+            "1",
+            &[(CLUSTER, &[("a", 1), ("b", 1)]), (ENDPOINT, &[("a", 1), ("b", 1)]), (LISTENER, &[("l", 1)])],
+        );
+        let mut session = settled(Mode::Delta, first, &["a", "b"], &[]);
+        session.snapshot(snapshot(
+            "2",
+            &[(CLUSTER, &[("a", 1), ("c", 1)]), (ENDPOINT, &[("a", 2), ("c", 1)]), (LISTENER, &[("l", 2)])],
+        ));
+        assert_eq!(drain(&mut session), ["CDS +c", "EDS +a", "LDS +l", "CDS -b", "EDS -b"]);
+        session.snapshot(snapshot(
+            "3",
+            &[(CLUSTER, &[("a", 1), ("c", 1)]), (ENDPOINT, &[("a", 2), ("c", 1)]), (LISTENER, &[("l", 2)])],
+        ));
+        assert_eq!(drain(&mut session), [""; 0], "an equal snapshot sends nothing");
+        assert_eq!(session.settled().as_deref(), Some("3"));
+    }
+
+    #[test]
+    fn a_changed_cluster_brings_its_endpoints_again() {
+        let endpoints: (&str, &[(&str, u8)]) = (ENDPOINT, &[("a", 1), ("b", 1)]);
+        let first = snapshot("1", &[(CLUSTER, &[("a", 1), ("b", 1)]), endpoints]);
+        for mode in [Mode::Delta, Mode::Whole] {
+            let mut session = settled(mode, Arc::clone(&first), &["a", "b"], &[]);
+            session.snapshot(snapshot("2", &[(CLUSTER, &[("a", 2), ("b", 1)]), endpoints]));
+            let clusters = if mode == Mode::Delta { "CDS +a" } else { "CDS +a +b" };
+            assert_eq!(drain(&mut session), [clusters, "EDS +a"]);
+        }
+    }
+
+    #[test]
+    fn a_slow_proxy_gets_only_the_latest() {
+        let mut session = settled(Mode::Delta, snapshot("1", &[(CLUSTER, &[("a", 1)])]), &[], &[]);
+        session.snapshot(snapshot("2", &[(CLUSTER, &[("a", 2)])]));
+        let slow = session.answer().expect("the change goes out");
+        for content in 3..50 {
+            session.snapshot(snapshot(&content.to_string(), &[(CLUSTER, &[("a", content), ("b", content)])]));
+            assert!(session.answer().is_none(), "one response at a time");
+        }
+        session.request(ack(&slow));
+        let next = session.answer().expect("the rest goes out");
+        assert_eq!((show(&next).as_str(), &*next.version), ("CDS +a +b", "49"));
+    }
+
+    #[test]
+    fn listeners_wait_for_clusters_under_way() {
+        let mut session = settled(Mode::Delta, snapshot("1", &[]), &[], &[]);
+        session.snapshot(snapshot("2", &[(CLUSTER, &[("a", 1)]), (LISTENER, &[("l", 1)])]));
+        let clusters = session.answer().expect("clusters go first");
+        assert!(session.answer().is_none());
+        session.request(ack(&clusters));
+        assert_eq!(drain(&mut session), ["LDS +l"]);
+    }
+
+    #[test]
+    fn a_refused_resource_is_not_sent_again_until_it_changes() {
+        let mut session = settled(Mode::Delta, snapshot("1", &[(LISTENER, &[("l", 1)])]), &[], &[]);
+        session.snapshot(snapshot("2", &[(LISTENER, &[("l", 2)])]));
+        let answer = session.answer().expect("it goes out");
+        let heard = session.request(Ask { refusal: Some("no".into()), ..ack(&answer) });
+        assert_eq!(heard, Heard::Refused { type_url: LISTENER.into(), version: "2".into(), message: "no".into() });
+        assert_eq!(drain(&mut session), [""; 0]);
+        session.snapshot(snapshot("3", &[(LISTENER, &[("l", 1)])]));
+        assert_eq!(drain(&mut session), ["LDS +l"]);
+    }
+
+    #[test]
+    fn a_resumed_stream_sends_only_what_differs() {
+        let mut session = Session::new(Mode::Delta, 2);
+        let now = snapshot("9", &[(CLUSTER, &[("a", 1), ("b", 2)]), (ENDPOINT, &[("a", 1)])]);
+        let version = |name: &str| now.resource(CLUSTER, name).unwrap().version.to_string();
+        session.snapshot(Arc::clone(&now));
+        let initial = [("a".into(), version("a")), ("b".into(), "old".into()), ("gone".into(), "x".into())].into();
+        session.request(Ask { initial, nonce: "1-7".into(), ..ask(CLUSTER, &[]) });
+        let initial = [("a".into(), now.resource(ENDPOINT, "a").unwrap().version.to_string())].into();
+        session.request(Ask { initial, ..ask(ENDPOINT, &["a"]) });
+        assert_eq!(drain(&mut session), ["CDS +b", "CDS -gone"]);
+    }
+
+    #[test]
+    fn subscriptions_come_and_go() {
+        let now = snapshot("1", &[(ENDPOINT, &[("a", 1), ("b", 1)])]);
+        let mut session = settled(Mode::Delta, now, &["a"], &[]);
+        session.request(ask(ENDPOINT, &["b", "nowhere"]));
+        assert_eq!(drain(&mut session), ["EDS +b -nowhere"]);
+        session.request(ask(ENDPOINT, &["a"]));
+        assert_eq!(drain(&mut session), ["EDS +a"], "asked again is sent again");
+        session.request(Ask { unsubscribe: vec!["a".into()], ..ask(ENDPOINT, &[]) });
+        session.snapshot(snapshot("2", &[(ENDPOINT, &[("a", 2), ("b", 1), ("nowhere", 1)])]));
+        assert_eq!(drain(&mut session), ["EDS +nowhere"], "what was missing appears, what was dropped does not");
+    }
+
+    #[test]
+    fn the_state_of_the_world_names_everything() {
+        let mut session = Session::new(Mode::Whole, 1);
+        session.snapshot(snapshot("1", &[(CLUSTER, &[("a", 1), ("b", 1)]), (ENDPOINT, &[("a", 1), ("b", 1)])]));
+        session.request(ask(CLUSTER, &[]));
+        let clusters = session.answer().unwrap();
+        assert_eq!(show(&clusters), "CDS +a +b");
+        session.request(ack(&clusters));
+        session.request(ask(ENDPOINT, &["a", "b"]));
+        let endpoints = session.answer().unwrap();
+        assert_eq!(show(&endpoints), "EDS +a +b");
+        let names = ["a", "b"].map(String::from).to_vec();
+        session.request(Ask { subscribe: names.clone(), ..ack(&endpoints) });
+        assert!(session.answer().is_none());
+        session.snapshot(snapshot("2", &[(CLUSTER, &[("a", 1)]), (ENDPOINT, &[("a", 2), ("b", 1)])]));
+        let clusters = session.answer().unwrap();
+        assert_eq!(show(&clusters), "CDS +a -b");
+        let endpoints = session.answer().unwrap();
+        assert_eq!(show(&endpoints), "EDS +a");
+        let stale = Ask { subscribe: Vec::new(), nonce: "1-0".into(), ..ask(ENDPOINT, &[]) };
+        assert_eq!(session.request(stale), Heard::Nothing);
+        assert_eq!(session.subscription(ENDPOINT), Some((false, 2)), "a stale request changes nothing");
+    }
+}

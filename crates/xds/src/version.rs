@@ -1,0 +1,167 @@
+//! Resources and what they are at one moment.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::sync::Arc;
+
+use prost_types::Any;
+use sha2::{Digest, Sha256};
+
+use crate::message::{self, Named};
+
+/// One resource: a name, its content, and the version that stands for this content.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Resource {
+    /// What it is subscribed by.
+    pub name: Arc<str>,
+    /// Equal for equal content, across processes and restarts.
+    pub version: Arc<str>,
+    /// The content.
+    pub body: Any,
+}
+
+impl Resource {
+    /// The resource that a message is.
+    pub fn of<M: Named>(message: &M) -> Self {
+        Self::new(message.resource_name(), message::pack(message))
+    }
+
+    /// A resource whose version is a hash of its content.
+    pub fn new(name: impl Into<Arc<str>>, body: Any) -> Self {
+        let hash = Sha256::digest(&body.value);
+        let mut version = String::with_capacity(24);
+        for byte in &hash[..12] {
+            let _ = write!(version, "{byte:02x}");
+        }
+        Self { name: name.into(), version: version.into(), body }
+    }
+
+    /// Its message.
+    ///
+    /// # Errors
+    ///
+    /// [`Mismatch`](crate::Mismatch), when it is no `M`.
+    pub fn message<M: Named>(&self) -> Result<M, crate::Mismatch> {
+        message::unpack(&self.body)
+    }
+}
+
+/// All resources of one type, by name.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Resources(BTreeMap<Arc<str>, Arc<Resource>>);
+
+impl Resources {
+    /// The resources that `messages` are.
+    pub fn of<'a, M: Named + 'a>(messages: impl IntoIterator<Item = &'a M>) -> Self {
+        messages.into_iter().map(Resource::of).collect()
+    }
+
+    /// The resource of this name.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<&Arc<Resource>> {
+        self.0.get(name)
+    }
+
+    /// Adds a resource, or replaces the one of its name.
+    pub fn insert(&mut self, resource: impl Into<Arc<Resource>>) {
+        let resource = resource.into();
+        self.0.insert(Arc::clone(&resource.name), resource);
+    }
+
+    /// Takes out the resource of this name.
+    pub fn remove(&mut self, name: &str) -> Option<Arc<Resource>> {
+        self.0.remove(name)
+    }
+
+    /// In the order of their names.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = &Arc<Resource>> {
+        self.0.values()
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl FromIterator<Resource> for Resources {
+    fn from_iter<T: IntoIterator<Item = Resource>>(resources: T) -> Self {
+        resources.into_iter().map(Arc::new).collect()
+    }
+}
+
+impl FromIterator<Arc<Resource>> for Resources {
+    fn from_iter<T: IntoIterator<Item = Arc<Resource>>>(resources: T) -> Self {
+        Self(resources.into_iter().map(|resource| (Arc::clone(&resource.name), resource)).collect())
+    }
+}
+
+/// Everything meant for one proxy (or held by one) at one moment, by type URL.
+///
+/// A type whose `Arc` is the one of the snapshot before costs nothing to compare, and so does a resource: whoever
+/// builds snapshots keeps what has not changed.
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    /// The moment: whatever the builder counts or names its states by.
+    pub version: Arc<str>,
+    types: BTreeMap<Arc<str>, Arc<Resources>>,
+}
+
+impl Snapshot {
+    /// An empty snapshot.
+    pub fn new(version: impl Into<Arc<str>>) -> Self {
+        Self { version: version.into(), types: BTreeMap::new() }
+    }
+
+    /// With these resources of one type.
+    #[must_use]
+    pub fn with(mut self, type_url: impl Into<Arc<str>>, resources: impl Into<Arc<Resources>>) -> Self {
+        self.set(type_url, resources);
+        self
+    }
+
+    /// Sets the resources of one type.
+    pub fn set(&mut self, type_url: impl Into<Arc<str>>, resources: impl Into<Arc<Resources>>) {
+        self.types.insert(type_url.into(), resources.into());
+    }
+
+    /// The resources of one type; on a proxy's side `None` until the first answer of the type.
+    #[must_use]
+    pub fn get(&self, type_url: &str) -> Option<&Arc<Resources>> {
+        self.types.get(type_url)
+    }
+
+    /// One resource.
+    #[must_use]
+    pub fn resource(&self, type_url: &str, name: &str) -> Option<&Arc<Resource>> {
+        self.get(type_url)?.get(name)
+    }
+
+    /// Every type with its resources.
+    pub fn iter(&self) -> impl Iterator<Item = (&Arc<str>, &Arc<Resources>)> {
+        self.types.iter()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::envoy::config::cluster::v3::Cluster;
+
+    #[test]
+    fn equal_content_has_an_equal_version() {
+        let cluster = |name: &str, alt: &str| {
+            Resource::of(&Cluster { name: name.into(), alt_stat_name: alt.into(), ..Cluster::default() })
+        };
+        assert_eq!(cluster("a", "x"), cluster("a", "x"));
+        assert_ne!(cluster("a", "x").version, cluster("a", "y").version);
+        assert_eq!(cluster("a", "x").message::<Cluster>().unwrap().alt_stat_name, "x");
+    }
+}
