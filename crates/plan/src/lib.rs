@@ -1,1 +1,31 @@
-//! (in preparation)
+//! Decides how to make the clusters match the mesh.
+//!
+//! [`plan()`] compares a mesh with what was [`Observed`] and returns a [`Plan`]: named [`Step`]s, each with its reason
+//! and the steps that must come first. [`teardown()`] plans the way back. Nothing here talks to a cluster, reads a
+//! clock or knows a secret: two equal inputs give equal plans, on any machine, at any time.
+//!
+//! Start at [`plan()`], then read `build/trust.rs`, which is a typical part. `compare.rs` decides whether a live object
+//! is as wanted; `step.rs` says what a step is.
+
+mod build;
+mod compare;
+mod graph;
+mod object;
+mod observed;
+mod show;
+mod step;
+#[cfg(test)]
+mod tests;
+
+pub use build::{Blocked, Problem, Remembered, plan, remembered, teardown};
+pub use graph::{Blast, Leftover, Member, Note, Plan, Purpose, Summary};
+pub use object::{
+    CACERTS, MANAGED_BY_LABEL, MANAGER, MEMBERSHIP, MESH_LABEL, READER, ROOT_CONFIGMAP, SAMPLE_NAMESPACE, SYSTEM,
+    is_owned, link_kubeconfig, ours, peer_secret, remote_secret_name, secret_text,
+};
+pub use observed::{ClusterState, Objects, Observed, RootFacts, Sight, StateFacts, Unreadable};
+pub use show::Show;
+pub use step::{Action, Change, Condition, FieldDiff, ObjectDiff, ObjectKey, Step, StepId};
+
+/// The version of Stolos' own images: the small engine is exactly as old as the binary that installs it.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");

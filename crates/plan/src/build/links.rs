@@ -1,0 +1,187 @@
+//! Who may read whom: a reader in each cluster, a revocable credential for each peer, and the remote secrets.
+
+use serde_json::json;
+use stolos_spec::{Api, Cluster};
+
+use super::{Scene, Sketch, id};
+use crate::compare::differences;
+use crate::graph::Work;
+use crate::object::{
+    READER, SYSTEM, claims, link_kubeconfig, mesh_of, ours, peer_secret, remote_secret_name, secret_text, token_in,
+};
+use crate::{Action, Change, ClusterState, ObjectDiff, ObjectKey};
+
+const ROLE: &str = "istio-reader-clusterrole-istio-system";
+
+/// Decision 23: the life of a token in a lab. It is renewed when less than half of it is left.
+const TOKEN_SECONDS: u64 = 30 * 24 * 3600;
+
+pub(super) fn steps(scene: &Scene<'_>, sketch: &mut Sketch) {
+    for (read, state) in &scene.live {
+        reader(scene, sketch, read, state);
+    }
+    for (into, state) in &scene.live {
+        for read in scene.mesh.clusters.iter().filter(|read| read.name != into.name) {
+            // What is known of a cluster that does not answer stays.
+            sketch.want(into.name.as_str(), remote_key(read));
+            if let Some(read_state) = scene.observed.cluster(read.name.as_str()) {
+                link(scene, sketch, (into, state), (read, read_state));
+            }
+        }
+    }
+}
+
+/// The least that a peer's control plane needs. No Secret is among it.
+fn reader(scene: &Scene<'_>, sketch: &mut Sketch, read: &Cluster, state: &ClusterState) {
+    let name = read.name.as_str();
+    let after = || vec![id("trust", name, "namespace")];
+    let own = |object| ours(scene.mesh_name(), object);
+    const READ: [&str; 3] = ["get", "list", "watch"];
+    let objects = vec![
+        own(json!({"apiVersion": "v1", "kind": "ServiceAccount",
+            "metadata": {"name": READER, "namespace": SYSTEM, "labels": {"app": "istio-reader"}}})),
+        own(json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole",
+            "metadata": {"name": ROLE, "labels": {"app": "istio-reader"}},
+            "rules": [
+                {"apiGroups": [""], "resources": ["namespaces", "services", "pods", "nodes"], "verbs": READ},
+                {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": READ}]})),
+        own(json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding",
+            "metadata": {"name": ROLE, "labels": {"app": "istio-reader"}},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": ROLE},
+            "subjects": [{"kind": "ServiceAccount", "name": READER, "namespace": SYSTEM}]})),
+    ];
+    sketch.write(name, state, id("links", name, "reader"), after(), objects);
+    // One for each peer, reachable or not: deleting it revokes that peer's tokens and nobody else's.
+    let peers = scene.mesh.clusters.iter().filter(|peer| peer.name != read.name);
+    let objects: Vec<_> = peers
+        .map(|peer| {
+            own(json!({"apiVersion": "v1", "kind": "Secret", "type": "Opaque",
+                "metadata": {"name": peer_secret(peer.name.as_str()), "namespace": SYSTEM, "labels": {},
+                    "annotations": {"stolos.dev/peer": peer.name.as_str()}}}))
+        })
+        .collect();
+    sketch.write(name, state, id("links", name, "peers"), after(), objects);
+}
+
+fn link(
+    scene: &Scene<'_>,
+    sketch: &mut Sketch,
+    (into, state): (&Cluster, &ClusterState),
+    (read, read_state): (&Cluster, &ClusterState),
+) {
+    let server = match &read.api {
+        None => read_state.server.clone(),
+        Some(Api::Server(url)) => url.clone(),
+        Some(Api::Tunnel) => {
+            let text = "reaching an API server through a tunnel is not built yet";
+            return sketch.problem("tunnel", Some(read.name.as_str()), text, &["`api.server`, or leave `api` out"]);
+        }
+    };
+    let key = remote_key(read);
+    let mut secret = ours(
+        scene.mesh_name(),
+        json!({"apiVersion": "v1", "kind": "Secret", "type": "Opaque",
+            "metadata": {"name": key.name, "namespace": SYSTEM, "labels": {"istio/multiCluster": "true"},
+                "annotations": {"networking.istio.io/cluster": read.name.as_str()}}}),
+    );
+    let live = state.objects.get(&key);
+    if let Some(live) = live
+        && mesh_of(live) != Some(scene.mesh_name())
+    {
+        let text = format!("{key} exists and was not made for this mesh");
+        return sketch.problem("foreign", Some(into.name.as_str()), text, &["remove it, or use another cluster"]);
+    }
+    let step = id("links", into.name.as_str(), read.name.as_str());
+    let mut fields = vec![];
+    let because = match live {
+        None => Some(format!("{} cannot read {} yet", into.name, read.name)),
+        Some(live) => outdated(scene, (into, live), (read, read_state), &server).or_else(|| {
+            secret["data"] = live["data"].clone();
+            fields = differences(&secret, live);
+            if let Some(object) = secret.as_object_mut() {
+                object.remove("data");
+            }
+            fields.first().map(|field| format!("{key}: {} is not as it should be", field.path))
+        }),
+    };
+    let action = if live.is_none() { Action::Add } else { Action::Change };
+    let mut after = vec![
+        id("trust", into.name.as_str(), "namespace"),
+        id("links", read.name.as_str(), "reader"),
+        id("links", read.name.as_str(), "peers"),
+    ];
+    // A running control plane must not hear of endpoints whose gateway has no address: it would send to them directly.
+    if is_running(state) {
+        let ready = if scene.mesh.needs_gateways() { "gateways" } else { "control" };
+        after.push(id(ready, read.name.as_str(), "ready"));
+    }
+    let work = match because {
+        None => Work::Nothing,
+        Some(because) => Work::Do {
+            action,
+            change: Change::Link {
+                read: read.name.to_string(),
+                server,
+                authority: read_state.authority.clone(),
+                token_seconds: TOKEN_SECONDS,
+                secret,
+            },
+            because,
+            diff: vec![ObjectDiff { object: key, action, fields }],
+        },
+    };
+    sketch.draft(step, Some(into.name.as_str()), after, work);
+}
+
+/// Why a credential must be written anew, if it must.
+fn outdated(
+    scene: &Scene<'_>,
+    (into, live): (&Cluster, &serde_json::Value),
+    (read, read_state): (&Cluster, &ClusterState),
+    server: &str,
+) -> Option<String> {
+    let read_name = read.name.as_str();
+    let Some(kubeconfig) = secret_text(live, read_name) else {
+        return Some(format!("{} holds no kubeconfig for {read_name}", ObjectKey::of(live)));
+    };
+    let Some((token, claims)) = token_in(&kubeconfig).and_then(|token| Some((token, claims(token)?))) else {
+        return Some(format!("the credential for {read_name} is not a service account token"));
+    };
+    if live["data"].as_object().is_none_or(|data| data.len() != 1) {
+        return Some(format!("{} holds more than {read_name}", ObjectKey::of(live)));
+    }
+    if kubeconfig != link_kubeconfig(read_name, server, &read_state.authority, token) {
+        return Some(format!("the address or the authority of {read_name} has changed"));
+    }
+    let uid = |kind: &str, name: &str| {
+        let object = read_state.objects.get(&ObjectKey::new("v1", kind, Some(SYSTEM), name))?;
+        object["metadata"]["uid"].as_str().map(str::to_owned)
+    };
+    let bound = uid("Secret", &peer_secret(into.name.as_str()));
+    if bound.is_none() || claims.bound_to.is_some_and(|there| Some(there) != bound) {
+        return Some(format!("what the token for {read_name} is bound to is no more"));
+    }
+    let account = uid("ServiceAccount", READER);
+    if account.is_none() || claims.account.is_some_and(|there| Some(there) != account) {
+        return Some(format!("the service account behind the token for {read_name} is no more"));
+    }
+    let now = scene.observed.now.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    let left = claims.expires - i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
+    let life = claims.expires - claims.issued;
+    (left < life / 2).then(|| match left {
+        ..=0 => format!("the token for {read_name} has expired"),
+        _ => format!(
+            "less than half of the life of the token for {read_name} is left ({} of {} days)",
+            left / 86_400,
+            life / 86_400
+        ),
+    })
+}
+
+fn is_running(state: &ClusterState) -> bool {
+    state.objects.get(&ObjectKey::new("apps/v1", "Deployment", Some(SYSTEM), super::control::ISTIOD)).is_some()
+}
+
+fn remote_key(read: &Cluster) -> ObjectKey {
+    ObjectKey::new("v1", "Secret", Some(SYSTEM), &remote_secret_name(read.name.as_str()))
+}

@@ -1,0 +1,126 @@
+//! The names and labels that Stolos gives, and how it knows its own again.
+
+use base64::Engine as _;
+use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD};
+use serde_json::{Value, json};
+
+/// The field manager of every server-side apply.
+pub const MANAGER: &str = "stolos";
+/// Carried by every object that Stolos makes.
+pub const MANAGED_BY_LABEL: &str = "app.kubernetes.io/managed-by";
+/// Carried by every object that Stolos makes; its value is the mesh ID.
+pub const MESH_LABEL: &str = "stolos.dev/mesh";
+/// The ConfigMap, in each cluster, that remembers which clusters the mesh is made of.
+pub const MEMBERSHIP: &str = "stolos-mesh";
+/// Where the samples run.
+pub const SAMPLE_NAMESPACE: &str = "sample";
+/// The namespace of the control plane.
+pub const SYSTEM: &str = "istio-system";
+/// The Secret of the signing certificate.
+pub const CACERTS: &str = "cacerts";
+/// The ConfigMap in which a control plane publishes the root in effect.
+pub const ROOT_CONFIGMAP: &str = "istio-ca-root-cert";
+/// The service account whose token peers read with.
+pub const READER: &str = "istio-reader-service-account";
+
+/// `object` with the labels that say whose it is.
+#[must_use]
+pub fn ours(mesh: &str, mut object: Value) -> Value {
+    object["metadata"]["labels"][MANAGED_BY_LABEL] = MANAGER.into();
+    object["metadata"]["labels"][MESH_LABEL] = mesh.into();
+    object
+}
+
+/// Whether Stolos made `object` for `mesh`: both labels say so. Nothing else is ever deleted.
+#[must_use]
+pub fn is_owned(mesh: &str, object: &Value) -> bool {
+    let labels = &object["metadata"]["labels"];
+    labels[MANAGED_BY_LABEL] == MANAGER && labels[MESH_LABEL] == mesh
+}
+
+/// The mesh that `object` was made for, if Stolos made it.
+pub(crate) fn mesh_of(object: &Value) -> Option<&str> {
+    let labels = &object["metadata"]["labels"];
+    labels[MESH_LABEL].as_str().filter(|_| labels[MANAGED_BY_LABEL] == MANAGER)
+}
+
+/// Whether Stolos has applied anything to `object`.
+pub(crate) fn is_touched(object: &Value) -> bool {
+    let entries = object["metadata"]["managedFields"].as_array().map(Vec::as_slice).unwrap_or_default();
+    entries.iter().any(|entry| entry["manager"] == MANAGER && entry["operation"] == "Apply")
+}
+
+/// The Secret, in a cluster that is read, that stands for the cluster `reader`: tokens are bound to it, so that
+/// deleting it revokes them.
+#[must_use]
+pub fn peer_secret(reader: &str) -> String {
+    shortened("stolos-peer-", reader)
+}
+
+/// The Secret, in a cluster that reads, with the credential for the cluster `read`.
+#[must_use]
+pub fn remote_secret_name(read: &str) -> String {
+    shortened("istio-remote-secret-", read)
+}
+
+/// Both parts are labels of at most 63 characters; an object's name may have 253.
+fn shortened(prefix: &str, name: &str) -> String {
+    format!("{prefix}{name}")
+}
+
+/// A value of a Secret, decoded.
+#[must_use]
+pub fn secret_text(secret: &Value, key: &str) -> Option<String> {
+    let data = BASE64_STANDARD.decode(secret["data"][key].as_str()?).ok()?;
+    String::from_utf8(data).ok()
+}
+
+/// The kubeconfig inside a remote secret. All names in it are the cluster's, as istiod expects.
+#[must_use]
+pub fn link_kubeconfig(cluster: &str, server: &str, authority: &str, token: &str) -> String {
+    let mut text = format!("apiVersion: v1\nkind: Config\nclusters:\n- name: {cluster}\n  cluster:\n");
+    if !authority.is_empty() {
+        let encoded = BASE64_STANDARD.encode(authority);
+        text.push_str(&format!("    certificate-authority-data: {encoded}\n"));
+    }
+    text.push_str(&format!(
+        "    server: {server}\ncontexts:\n- name: {cluster}\n  context:\n    cluster: {cluster}\n    user: {cluster}\n\
+         current-context: {cluster}\nusers:\n- name: {cluster}\n  user:\n    token: {token}\n"
+    ));
+    text
+}
+
+/// What a remote secret's credential says of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Credential {
+    /// Seconds since 1970.
+    pub(crate) issued: i64,
+    /// Seconds since 1970.
+    pub(crate) expires: i64,
+    /// UID of the Secret the token is bound to.
+    pub(crate) bound_to: Option<String>,
+    /// UID of the service account.
+    pub(crate) account: Option<String>,
+}
+
+/// Reads the claims of a service account token, without judging its signature: that is the API server's part.
+pub(crate) fn claims(token: &str) -> Option<Credential> {
+    let payload = BASE64_URL_SAFE_NO_PAD.decode(token.split('.').nth(1)?).ok()?;
+    let claims: Value = serde_json::from_slice(&payload).ok()?;
+    let kubernetes = &claims["kubernetes.io"];
+    Some(Credential {
+        issued: claims["iat"].as_i64()?,
+        expires: claims["exp"].as_i64()?,
+        bound_to: kubernetes["secret"]["uid"].as_str().map(str::to_owned),
+        account: kubernetes["serviceaccount"]["uid"].as_str().map(str::to_owned),
+    })
+}
+
+/// The token in a kubeconfig that [`link_kubeconfig`] wrote.
+pub(crate) fn token_in(kubeconfig: &str) -> Option<&str> {
+    kubeconfig.lines().find_map(|line| line.trim().strip_prefix("token: "))
+}
+
+pub(crate) fn namespace(name: &str) -> Value {
+    json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": {}}})
+}

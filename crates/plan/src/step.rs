@@ -1,0 +1,403 @@
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use stolos_pki::Certificate;
+
+use crate::Objects;
+use crate::object::{self, secret_text};
+
+/// A readable name that is the same in every plan of a mesh, such as `trust/cluster-east-1/cacerts`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize)]
+#[serde(transparent)]
+pub struct StepId(pub(crate) String);
+
+impl StepId {
+    /// The name as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for StepId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+/// What a step does to what is there, in one character.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Action {
+    /// `+`: it was not there.
+    Add,
+    /// `~`: it was different.
+    Change,
+    /// `-`: it goes.
+    Remove,
+    /// `…`: nothing is written, something has to become true.
+    Wait,
+}
+
+impl Action {
+    /// The one character.
+    #[must_use]
+    pub fn symbol(self) -> char {
+        match self {
+            Self::Add => '+',
+            Self::Change => '~',
+            Self::Remove => '-',
+            Self::Wait => '…',
+        }
+    }
+}
+
+/// One change in one place, small enough to be repeated safely.
+///
+/// A step is data: it can be printed, stored and read back. It never carries a secret; what is secret is made while
+/// the step is carried out.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Step {
+    /// Its name.
+    pub id: StepId,
+    /// What it does to what is there.
+    pub action: Action,
+    /// Where; `None` is the state folder.
+    pub cluster: Option<String>,
+    /// What is done.
+    pub change: Change,
+    /// Steps that must have succeeded before this one starts.
+    pub after: BTreeSet<StepId>,
+    /// What in the mesh file or in the clusters made it necessary.
+    pub because: String,
+    /// What differs, object by object.
+    pub diff: Vec<ObjectDiff>,
+}
+
+/// What a step does. Doing it twice is the same as doing it once.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(tag = "kind", rename_all = "camelCase")]
+pub enum Change {
+    /// Make a root certificate in the state folder, if there is none.
+    #[serde(rename_all = "camelCase")]
+    MakeRoot {
+        /// `O=` of it.
+        organization: String,
+        /// Seconds from its making to its end.
+        validity_seconds: u64,
+    },
+    /// Issue a signing certificate for this cluster from the root, and write it as Secret `cacerts`.
+    #[serde(rename_all = "camelCase")]
+    IssueIntermediate {
+        /// `O=` of it.
+        organization: String,
+        /// The SPIFFE trust domain.
+        trust_domain: String,
+        /// Seconds from its making to its end.
+        validity_seconds: u64,
+        /// The Secret without its data.
+        secret: Value,
+    },
+    /// Server-side apply these objects, all at once.
+    Write {
+        /// Whole, as wanted.
+        objects: Vec<Value>,
+    },
+    /// Let this cluster's control plane read cluster `read`: a token of `read`, bound to the Secret that stands for
+    /// this cluster there, written here as a remote secret.
+    #[serde(rename_all = "camelCase")]
+    Link {
+        /// The cluster to be read.
+        read: String,
+        /// Where its API server is reached from here.
+        server: String,
+        /// The certificate authority of that address, as PEM; empty where the system's own are trusted.
+        authority: String,
+        /// The life of the token.
+        token_seconds: u64,
+        /// The Secret without its data.
+        secret: Value,
+    },
+    /// Delete these objects, as long as they are still the ones that were seen.
+    Remove {
+        /// Key and UID of each.
+        objects: Vec<(ObjectKey, String)>,
+    },
+    /// Give up the fields Stolos owns in an object that is not its own.
+    Release {
+        /// The object's key and nothing else.
+        object: ObjectKey,
+    },
+    /// Wait until all of these hold.
+    Wait {
+        /// What is waited for.
+        conditions: Vec<Condition>,
+    },
+}
+
+/// Something that becomes true after a write, by somebody else's hand.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(tag = "kind", rename_all = "camelCase")]
+pub enum Condition {
+    /// The Deployment has rolled out.
+    Available {
+        /// Its namespace.
+        namespace: String,
+        /// Its name.
+        deployment: String,
+    },
+    /// The control plane has written its CA into every webhook of the configuration.
+    Trusted {
+        /// The MutatingWebhookConfiguration.
+        webhook: String,
+    },
+    /// The root in effect (ConfigMap `istio-ca-root-cert`) is the root intended (Secret `cacerts`).
+    RootPublished {
+        /// The control plane's namespace.
+        namespace: String,
+    },
+    /// The Service has an external address.
+    Addressed {
+        /// Its namespace.
+        namespace: String,
+        /// Its name.
+        service: String,
+    },
+    /// The API server serves the kind.
+    Established {
+        /// The CustomResourceDefinition.
+        crd: String,
+    },
+    /// The object is no more.
+    Gone {
+        /// Which.
+        object: ObjectKey,
+    },
+    /// No pod with these labels is left.
+    NoPods {
+        /// Where.
+        namespace: String,
+        /// Their labels.
+        labels: BTreeMap<String, String>,
+    },
+}
+
+impl Condition {
+    /// The objects that decide it. Pods are listed by label instead: see [`Condition::NoPods`].
+    #[must_use]
+    pub fn reads(&self) -> Vec<ObjectKey> {
+        match self {
+            Self::Available { namespace, deployment } => {
+                vec![ObjectKey::new("apps/v1", "Deployment", Some(namespace), deployment)]
+            }
+            Self::Trusted { webhook } => vec![webhook_key(webhook)],
+            Self::RootPublished { namespace } => vec![published_key(namespace), cacerts_key(namespace)],
+            Self::Addressed { namespace, service } => vec![ObjectKey::new("v1", "Service", Some(namespace), service)],
+            Self::Established { crd } => {
+                vec![ObjectKey::new("apiextensions.k8s.io/v1", "CustomResourceDefinition", None, crd)]
+            }
+            Self::Gone { object } => vec![object.clone()],
+            Self::NoPods { .. } => vec![],
+        }
+    }
+
+    /// Whether it holds among `objects`.
+    ///
+    /// # Errors
+    ///
+    /// What is missing, in words that end "waiting for …" well.
+    pub fn holds(&self, objects: &Objects) -> Result<(), String> {
+        match self {
+            Self::Available { namespace, deployment } => {
+                let key = ObjectKey::new("apps/v1", "Deployment", Some(namespace), deployment);
+                let live = objects.get(&key).ok_or_else(|| format!("{key} to exist"))?;
+                rolled_out(live).map_err(|why| format!("{key} to be available ({why})"))
+            }
+            Self::Trusted { webhook } => {
+                let key = webhook_key(webhook);
+                let live = objects.get(&key).ok_or_else(|| format!("{key} to exist"))?;
+                let hooks = live["webhooks"].as_array().map(Vec::as_slice).unwrap_or_default();
+                let trusted = |hook: &Value| hook["clientConfig"]["caBundle"].as_str().is_some_and(|ca| !ca.is_empty());
+                if !hooks.is_empty() && hooks.iter().all(trusted) {
+                    return Ok(());
+                }
+                Err(format!("the control plane to write its CA into {key}"))
+            }
+            Self::RootPublished { namespace } => {
+                let intended = objects.get(&cacerts_key(namespace)).and_then(|s| secret_text(s, "root-cert.pem"));
+                let published =
+                    objects.get(&published_key(namespace)).and_then(|c| c["data"]["root-cert.pem"].as_str());
+                match (intended, published) {
+                    (Some(intended), Some(published)) if same_roots(&intended, published) => Ok(()),
+                    (_, None) => Err(format!("ConfigMap {namespace}/istio-ca-root-cert to be published")),
+                    _ => Err(format!("ConfigMap {namespace}/istio-ca-root-cert to hold the root of Secret cacerts")),
+                }
+            }
+            Self::Addressed { namespace, service } => {
+                let key = ObjectKey::new("v1", "Service", Some(namespace), service);
+                let live = objects.get(&key).ok_or_else(|| format!("{key} to exist"))?;
+                let ingress = live["status"]["loadBalancer"]["ingress"].as_array();
+                let addressed = |i: &Value| i["ip"].is_string() || i["hostname"].is_string();
+                if ingress.is_some_and(|i| i.iter().any(addressed)) {
+                    return Ok(());
+                }
+                Err(format!("{key} to get an external address"))
+            }
+            Self::Established { crd } => {
+                let key = &self.reads()[0];
+                let live = objects.get(key).ok_or_else(|| format!("{key} to exist"))?;
+                let established = |c: &Value| c["type"] == "Established" && c["status"] == "True";
+                match live["status"]["conditions"].as_array() {
+                    Some(conditions) if conditions.iter().any(established) => Ok(()),
+                    _ => Err(format!("the API server to serve {crd}")),
+                }
+            }
+            Self::Gone { object } => match objects.get(object) {
+                None => Ok(()),
+                Some(_) => Err(format!("{object} to be gone")),
+            },
+            Self::NoPods { namespace, labels } => {
+                let labelled = |pod: &Value| labels.iter().all(|(k, v)| pod["metadata"]["labels"][k] == **v);
+                let left = objects
+                    .kind("Pod")
+                    .filter(|(key, pod)| key.namespace.as_deref() == Some(namespace) && labelled(pod))
+                    .count();
+                if left == 0 {
+                    return Ok(());
+                }
+                let labels: Vec<_> = labels.iter().map(|(k, v)| format!("{k}={v}")).collect();
+                Err(format!("{left} pods {} in {namespace} to end", labels.join(",")))
+            }
+        }
+    }
+}
+
+impl fmt::Display for Condition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Available { namespace, deployment } => write!(f, "Deployment {namespace}/{deployment} is available"),
+            Self::Trusted { webhook } => write!(f, "webhook {webhook} trusts its control plane"),
+            Self::RootPublished { namespace } => write!(f, "{namespace}/istio-ca-root-cert holds the root"),
+            Self::Addressed { namespace, service } => write!(f, "Service {namespace}/{service} has an address"),
+            Self::Established { crd } => write!(f, "{crd} is served"),
+            Self::Gone { object } => write!(f, "{object} is gone"),
+            Self::NoPods { namespace, labels } => {
+                let labels: Vec<_> = labels.iter().map(|(k, v)| format!("{k}={v}")).collect();
+                write!(f, "no pod {} is left in {namespace}", labels.join(","))
+            }
+        }
+    }
+}
+
+/// As `kubectl rollout status` decides.
+fn rolled_out(deployment: &Value) -> Result<(), String> {
+    let number = |value: &Value, otherwise: i64| value.as_i64().unwrap_or(otherwise);
+    let wanted = number(&deployment["spec"]["replicas"], 1);
+    let status = &deployment["status"];
+    if number(&status["observedGeneration"], 0) < number(&deployment["metadata"]["generation"], 0) {
+        return Err("its new form is not seen yet".into());
+    }
+    let updated = number(&status["updatedReplicas"], 0);
+    let total = number(&status["replicas"], 0);
+    let available = number(&status["availableReplicas"], 0);
+    match () {
+        () if updated < wanted => Err(format!("{updated} of {wanted} updated")),
+        () if total > updated => Err(format!("{} old pods are ending", total - updated)),
+        () if available < updated => Err(format!("{available} of {updated} ready")),
+        () => Ok(()),
+    }
+}
+
+/// Whether two bundles hold the same certificates, however they are wrapped and ordered.
+fn same_roots(one: &str, other: &str) -> bool {
+    let fingerprints = |pem: &str| -> Option<BTreeSet<String>> {
+        Some(Certificate::all_from_pem(pem).ok()?.iter().map(Certificate::fingerprint).collect())
+    };
+    fingerprints(one).is_some_and(|roots| !roots.is_empty() && Some(roots) == fingerprints(other))
+}
+
+fn webhook_key(name: &str) -> ObjectKey {
+    ObjectKey::new("admissionregistration.k8s.io/v1", "MutatingWebhookConfiguration", None, name)
+}
+
+fn published_key(namespace: &str) -> ObjectKey {
+    ObjectKey::new("v1", "ConfigMap", Some(namespace), object::ROOT_CONFIGMAP)
+}
+
+fn cacerts_key(namespace: &str) -> ObjectKey {
+    ObjectKey::new("v1", "Secret", Some(namespace), object::CACERTS)
+}
+
+/// Where an object is.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ObjectKey {
+    /// Such as `apps/v1`.
+    pub api_version: String,
+    /// Such as `Deployment`.
+    pub kind: String,
+    /// `None` for what no namespace holds.
+    pub namespace: Option<String>,
+    /// Its name.
+    pub name: String,
+}
+
+impl ObjectKey {
+    /// A key.
+    #[must_use]
+    pub fn new(api_version: &str, kind: &str, namespace: Option<&str>, name: &str) -> Self {
+        Self {
+            api_version: api_version.to_owned(),
+            kind: kind.to_owned(),
+            namespace: namespace.map(str::to_owned),
+            name: name.to_owned(),
+        }
+    }
+
+    /// The key of `object`.
+    #[must_use]
+    pub fn of(object: &Value) -> Self {
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        Self {
+            api_version: text(&object["apiVersion"]),
+            kind: text(&object["kind"]),
+            namespace: object["metadata"]["namespace"].as_str().map(str::to_owned),
+            name: text(&object["metadata"]["name"]),
+        }
+    }
+}
+
+impl fmt::Display for ObjectKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.namespace {
+            Some(namespace) => write!(f, "{} {namespace}/{}", self.kind, self.name),
+            None => write!(f, "{} {}", self.kind, self.name),
+        }
+    }
+}
+
+/// What differs in one object.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ObjectDiff {
+    /// Which.
+    pub object: ObjectKey,
+    /// What becomes of it.
+    pub action: Action,
+    /// Field by field, for an object that is changed.
+    pub fields: Vec<FieldDiff>,
+}
+
+/// What differs in one field. A secret value is never in it.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+pub struct FieldDiff {
+    /// Such as `spec.replicas`.
+    pub path: String,
+    /// What is there.
+    pub from: Option<String>,
+    /// What is wanted.
+    pub to: Option<String>,
+}
