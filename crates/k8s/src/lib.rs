@@ -3,11 +3,16 @@
 //! Values are [`serde_json::Value`]s. Nothing here talks to a cluster, serves one, reads a file or looks at a clock:
 //! where time or randomness matters it is an argument.
 //!
-//! Start at [`kind`] (which kinds there are). What a mesh adds to
-//! Kubernetes, names, labels and Istio's own kinds, is in [`istio`].
+//! Start at [`kind`] (which kinds there are). What a mesh adds to Kubernetes, names, labels and Istio's own kinds, is
+//! in [`istio`].
 
 pub mod istio;
 pub mod kind;
 pub mod meta;
+pub mod path;
+pub mod selector;
+pub mod status;
 
 pub use kind::Kind;
+pub use selector::{FieldSelector, LabelSelector};
+pub use status::{FieldError, Resource, Status};
