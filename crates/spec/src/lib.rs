@@ -1,12 +1,27 @@
 //! Says what a mesh is, and reads and writes it as files.
 //!
 //! A [`Mesh`] is the understood form: names are valid and unique, every remote has a primary, networks are known.
-//! It never does I/O beyond the text it is given, and never looks at a clock.
+//! [`read`] makes one of a text, or says everything that is wrong with it. Nothing here does I/O beyond the text it is
+//! given, or looks at a clock.
 //!
-//! Start at [`mesh`], then read `file`.
+//! Start at [`mesh`], then read `file`, which knows the kinds of files, and `mesh_file`, which is our own.
 
+mod base;
+mod draft;
+mod file;
 pub mod mesh;
+mod mesh_file;
 mod name;
+mod problem;
+mod ristioctl;
+mod topology;
+mod write;
+mod yaml;
 
+pub use draft::{DEFAULT_NETWORK, DEFAULT_TRUST_DOMAIN};
+pub use file::{Reading, read, recognise};
 pub use mesh::{Api, Cluster, ControlPlane, Engine, IntermediateTrust, Mesh, Mtls, Origin, Role, Root, Sample, Trust};
+pub use mesh_file::API_VERSION;
 pub use name::{ClusterName, MeshName, NameError, NetworkName};
+pub use problem::{Place, Problem, Problems, SourceText, Warning};
+pub use write::{base_yaml, from_contexts, mesh_yaml, suggest_name, topology_yaml};

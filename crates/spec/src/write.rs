@@ -1,0 +1,126 @@
+//! Writes mesh files: what `stolos init` leaves for a person to edit.
+
+use std::fmt::Write as _;
+
+use crate::draft;
+use crate::mesh::{Mesh, Origin, Role};
+use crate::name::like;
+use crate::problem::{Notes, Problems, SourceText};
+use crate::{MeshName, NetworkName, Reading};
+
+/// The mesh of a list of kubeconfig contexts, each with its network.
+///
+/// # Errors
+///
+/// When the list is empty, a context is in it twice, or a network's name is none.
+pub fn from_contexts(name: &MeshName, contexts: &[(String, Option<String>)]) -> Result<Reading, Problems> {
+    let file = SourceText::new("", "");
+    let mut notes = Notes::on(&file);
+    if contexts.is_empty() {
+        notes
+            .problem(None, "there are no contexts to make a mesh of")
+            .hint("name at least one, such as `context-1=network-1`");
+    }
+    let mut members = Vec::new();
+    for (context, network) in contexts {
+        let at = crate::problem::At::default();
+        let network = NetworkName::parse(network.as_deref().unwrap_or(draft::DEFAULT_NETWORK));
+        let Some(network) = draft::name(&mut notes, at, network) else { continue };
+        let member = draft::Member::new(at, context, network);
+        draft::warn_of_context(&mut notes, at, context, &member.name);
+        members.push(member);
+    }
+    let mut seen = std::collections::BTreeSet::new();
+    for member in &members {
+        if !seen.insert(&member.context) {
+            notes.problem(None, format!("the context `{}` is given twice", member.context));
+        }
+    }
+    let mut mesh = draft::mesh(name.clone(), Origin::Mesh);
+    if notes.is_clean() {
+        mesh.clusters = draft::clusters(&mut notes, members);
+    }
+    let (mesh, warnings) = notes.finish(Some(mesh), None)?;
+    Ok(Reading { mesh, warnings })
+}
+
+/// A `topology.yaml` as `setup-mesh.sh prep-mesh` wrote it; with contexts where they are known.
+#[must_use]
+pub fn topology_yaml(name: &MeshName, contexts: &[(String, Option<String>)]) -> String {
+    let mut text = String::from(
+        "# The clusters of the mesh, by their kubeconfig contexts. Clusters on one network reach each other's pods\n\
+         # directly; between networks traffic goes through gateways. For example:\n\
+         #\n\
+         # contexts:\n\
+         #   context-east-1:\n\
+         #     network: network-east\n\
+         #   context-west-1:\n\
+         #     network: network-west\n",
+    );
+    let _ = write!(text, "mesh_id: {}\ncontexts:\n", scalar(name.as_str()));
+    for (context, network) in contexts {
+        let network = network.as_deref().unwrap_or(draft::DEFAULT_NETWORK);
+        let _ = write!(text, "  {}:\n    network: {}\n", scalar(context), scalar(network));
+    }
+    text
+}
+
+/// The `base.yaml` that `prep-mesh` wrote, for an Istio of today.
+#[must_use]
+pub fn base_yaml() -> &'static str {
+    "apiVersion: install.istio.io/v1alpha1\n\
+     kind: IstioOperator\n\
+     spec:\n  values:\n    security:\n      selfSigned: false\n    global:\n      mtls:\n        enabled: true\n"
+}
+
+/// A mesh as a native file.
+#[must_use]
+pub fn mesh_yaml(mesh: &Mesh) -> String {
+    let mut text = format!(
+        "apiVersion: {}\nkind: Mesh\nmetadata:\n  name: {}\nspec:\n",
+        crate::mesh_file::API_VERSION,
+        scalar(mesh.name.as_str())
+    );
+    if mesh.trust.domain != draft::DEFAULT_TRUST_DOMAIN || mesh.trust.organization != mesh.name.as_str() {
+        let (domain, organization) = (scalar(&mesh.trust.domain), scalar(&mesh.trust.organization));
+        let _ = write!(text, "  trust:\n    domain: {domain}\n    organization: {organization}\n");
+    }
+    text.push_str("  clusters:\n");
+    for cluster in &mesh.clusters {
+        let _ = write!(text, "    - name: {}\n", scalar(cluster.name.as_str()));
+        if cluster.context != cluster.name.as_str() {
+            let _ = write!(text, "      context: {}\n", scalar(&cluster.context));
+        }
+        if let Some(kubeconfig) = &cluster.kubeconfig {
+            let _ = write!(text, "      kubeconfig: {}\n", scalar(&kubeconfig.to_string_lossy()));
+        }
+        let _ = write!(text, "      network: {}\n", scalar(cluster.network.as_str()));
+        for (key, value) in [("region", &cluster.region), ("zone", &cluster.zone)] {
+            if let Some(value) = value {
+                let _ = write!(text, "      {key}: {}\n", scalar(value));
+            }
+        }
+        if let Role::Remote { primary } = &cluster.role {
+            let _ = write!(text, "      controlPlane: {{primary: {}}}\n", scalar(primary.as_str()));
+        }
+    }
+    text
+}
+
+/// A name like `text` that a mesh can have, to suggest.
+#[must_use]
+pub fn suggest_name(text: &str) -> Option<String> {
+    like(text)
+}
+
+/// A text as a YAML scalar: bare where nothing can be misread, else quoted.
+fn scalar(text: &str) -> String {
+    let inner = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '/' | '@');
+    let word = text.starts_with(|c: char| c.is_ascii_alphabetic()) && text.chars().all(inner);
+    let reserved = ["true", "false", "yes", "no", "on", "off", "null", "y", "n"];
+    if word && !reserved.iter().any(|r| text.eq_ignore_ascii_case(r)) {
+        return text.to_owned();
+    }
+    // JSON's strings are YAML's.
+    serde_json::Value::from(text).to_string()
+}
