@@ -353,12 +353,14 @@ impl Sketch {
 
     /// Waits here, when something before it has work or when it does not hold now.
     fn wait(&mut self, cluster: &str, state: &ClusterState, id: String, after: Vec<String>, until: Vec<Condition>) {
-        let unmet: Vec<String> = until.iter().filter_map(|c| c.holds(&state.objects).err()).collect();
-        let because = match unmet.first() {
-            Some(first) => format!("waits for {first}"),
-            None => "waits until the change has taken effect".to_owned(),
+        let unmet: Vec<&Condition> = until.iter().filter(|c| c.holds(&state.objects).is_err()).collect();
+        let needed = !unmet.is_empty();
+        let because = match unmet.as_slice() {
+            [] => "until the change has taken effect".to_owned(),
+            [one] => format!("until {one}"),
+            [first, rest @ ..] => format!("until {first} (and {} more)", rest.len()),
         };
-        let work = Work::Wait { change: Change::Wait { conditions: until }, because, needed: !unmet.is_empty() };
+        let work = Work::Wait { change: Change::Wait { conditions: until }, because, needed };
         self.draft(id, Some(cluster), after, work);
     }
 

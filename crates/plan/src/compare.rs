@@ -57,7 +57,8 @@ fn lacking(wanted: &Value, live: &Value, path: &str, keyed: bool, found: &mut Ve
                 Some(keys) => {
                     for item in items {
                         let name = element_name(item, keys);
-                        let same = there.iter().find(|t| keys.iter().all(|k| t.get(k) == item.get(k)));
+                        let same =
+                            there.iter().find(|t| keys.iter().all(|k| item.get(k).is_none_or(|v| t.get(k) == Some(v))));
                         lacking(item, same.unwrap_or(&Value::Null), &format!("{path}[{name}]"), keyed, found);
                     }
                 }

@@ -1,1 +1,532 @@
+//! Laws: a plan carried out leaves nothing to plan, from wherever it starts and wherever it was cut short.
 
+use std::collections::BTreeSet;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use base64::Engine as _;
+use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD};
+use proptest::prelude::*;
+use serde_json::{Value, json};
+use stolos_pki::Authority;
+use stolos_spec::{
+    Cluster, ClusterName, ControlPlane, Engine, IntermediateTrust, Mesh, MeshName, Mtls, NetworkName, Origin, Role,
+    Root, Sample, Trust,
+};
+
+use crate::*;
+
+const DAY: Duration = Duration::from_secs(86_400);
+
+fn mesh(clusters: &[(&str, &str)]) -> Mesh {
+    let cluster = |(name, network): &(&str, &str)| Cluster {
+        name: ClusterName::parse(name).unwrap(),
+        context: format!("context-{name}"),
+        kubeconfig: None,
+        network: NetworkName::parse(network).unwrap(),
+        region: None,
+        zone: None,
+        role: Role::Primary,
+        api: None,
+    };
+    Mesh {
+        name: MeshName::parse("mymesh").unwrap(),
+        trust: Trust {
+            domain: "cluster.local".into(),
+            organization: "mymesh.example.com".into(),
+            root: Root::SelfSigned { validity: 3650 * DAY },
+            intermediates: IntermediateTrust { validity: 730 * DAY, renew_before: 30 * DAY },
+        },
+        control_plane: ControlPlane { engine: Engine::Auto, version: None, values: json!({}) },
+        clusters: clusters.iter().map(cluster).collect(),
+        mtls: Mtls::Strict,
+        expose: vec!["*.local".into()],
+        samples: BTreeSet::from([Sample::Helloworld, Sample::Sleep]),
+        origin: Origin::Mesh,
+    }
+}
+
+fn three() -> Mesh {
+    mesh(&[("east-1", "network-east"), ("east-2", "network-east"), ("west-1", "network-west")])
+}
+
+/// Clusters and a state folder that do what steps say.
+#[derive(Clone)]
+struct World {
+    observed: Observed,
+    root: Option<std::sync::Arc<Authority>>,
+    made: u32,
+}
+
+impl World {
+    fn new(names: &[&str]) -> Self {
+        let now = UNIX_EPOCH + 20_000 * DAY;
+        let state = StateFacts { folder: "/state".into(), ..StateFacts::default() };
+        let mut world = Self { observed: Observed { now, clusters: Default::default(), state }, root: None, made: 0 };
+        names.iter().for_each(|name| world.join(name));
+        world
+    }
+
+    fn join(&mut self, name: &str) {
+        let mut state = ClusterState {
+            server: format!("https://{name}:6443"),
+            authority: "the authority\n".into(),
+            version: "v1.34.0+stolos".into(),
+            is_lab: true,
+            uid: format!("uid-{name}"),
+            ..ClusterState::default()
+        };
+        state.objects.put(json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "kube-system"}}));
+        self.observed.clusters.insert(name.into(), Sight::Seen(state));
+    }
+
+    fn state(&mut self, cluster: &str) -> &mut ClusterState {
+        match self.observed.clusters.get_mut(cluster) {
+            Some(Sight::Seen(state)) => state,
+            _ => panic!("{cluster} is not there"),
+        }
+    }
+
+    fn run(&mut self, plan: &Plan) {
+        let mut done = BTreeSet::new();
+        for step in &plan.steps {
+            assert!(step.after.is_subset(&done), "{} is too early", step.id);
+            self.carry_out(step);
+            done.insert(step.id.clone());
+        }
+    }
+
+    fn carry_out(&mut self, step: &Step) {
+        let now = self.observed.now;
+        self.made += 1;
+        let uid = format!("made-{}", self.made);
+        let cluster = step.cluster.clone().unwrap_or_default();
+        match &step.change {
+            Change::MakeRoot { organization, validity_seconds } => {
+                let root = Authority::new_root(organization, Duration::from_secs(*validity_seconds), now).unwrap();
+                self.observed.state.root = Some(RootFacts {
+                    fingerprint: root.certificate().fingerprint(),
+                    not_after: root.certificate().not_after(),
+                    key: Ok(()),
+                });
+                self.root = Some(root.into());
+            }
+            Change::IssueIntermediate { organization, trust_domain, validity_seconds, secret } => {
+                let validity = Duration::from_secs(*validity_seconds);
+                let root = self.root.clone().unwrap();
+                let made = root.issue_intermediate(&cluster, organization, trust_domain, validity, now).unwrap();
+                let mut secret = secret.clone();
+                secret["metadata"]["uid"] = uid.into();
+                secret["data"] = json!({
+                    "ca-cert.pem": BASE64_STANDARD.encode(made.ca_cert),
+                    "ca-key.pem": BASE64_STANDARD.encode(made.ca_key.expose()),
+                    "cert-chain.pem": BASE64_STANDARD.encode(made.cert_chain),
+                    "root-cert.pem": BASE64_STANDARD.encode(made.root_cert)});
+                self.state(&cluster).objects.put(secret);
+            }
+            Change::Write { objects } => {
+                for (index, object) in objects.iter().enumerate() {
+                    let state = self.state(&cluster);
+                    if let Some(namespace) = object["metadata"]["namespace"].as_str() {
+                        let key = ObjectKey::new("v1", "Namespace", None, namespace);
+                        assert!(state.objects.get(&key).is_some(), "{}: no namespace {namespace}", step.id);
+                    }
+                    let mut new = object.clone();
+                    let old = state.objects.get(&ObjectKey::of(object)).cloned().unwrap_or_default();
+                    let fresh = Value::from(format!("{uid}-{index}"));
+                    new["metadata"]["uid"] = old["metadata"].get("uid").cloned().unwrap_or(fresh);
+                    for kept in ["status"] {
+                        if let Some(kept_value) = old.get(kept) {
+                            new[kept] = kept_value.clone();
+                        }
+                    }
+                    new["metadata"]["managedFields"] = json!([{"manager": "stolos", "operation": "Apply",
+                        "fieldsV1": fields(object)}]);
+                    state.objects.put(new);
+                }
+            }
+            Change::Link { read, server, authority, token_seconds, secret } => {
+                let bound = ObjectKey::new("v1", "Secret", Some(SYSTEM), &peer_secret(&cluster));
+                let account = ObjectKey::new("v1", "ServiceAccount", Some(SYSTEM), READER);
+                let objects = &self.state(read).objects;
+                let issued = now.duration_since(UNIX_EPOCH).unwrap().as_secs();
+                let claims = json!({"iat": issued, "exp": issued + token_seconds, "kubernetes.io": {
+                    "secret": {"uid": objects.get(&bound).unwrap()["metadata"]["uid"]},
+                    "serviceaccount": {"uid": objects.get(&account).unwrap()["metadata"]["uid"]}}});
+                let token = format!("head.{}.sign", BASE64_URL_SAFE_NO_PAD.encode(claims.to_string()));
+                let mut secret = secret.clone();
+                let text = link_kubeconfig(read, server, authority, &token);
+                secret["data"][read] = BASE64_STANDARD.encode(text).into();
+                secret["metadata"]["uid"] = uid.into();
+                self.state(&cluster).objects.put(secret);
+            }
+            Change::Remove { objects } => {
+                for (key, uid) in objects {
+                    let state = self.state(&cluster);
+                    let Some(gone) = state.objects.remove(key) else { continue };
+                    assert_eq!(gone["metadata"]["uid"], **uid, "{key}");
+                    assert!(is_owned("mymesh", &gone) || key.name == ROOT_CONFIGMAP, "{key} is not ours");
+                    if key.kind == "Namespace" {
+                        let inside: Vec<_> = state.objects.iter().map(|(k, _)| k.clone()).collect();
+                        for inside in inside.iter().filter(|k| k.namespace.as_ref() == Some(&key.name)) {
+                            state.objects.remove(inside);
+                        }
+                    }
+                }
+            }
+            Change::Release { object } => {
+                let state = self.state(&cluster);
+                let mut live = state.objects.get(object).unwrap().clone();
+                live["metadata"]["labels"] = json!({});
+                live["metadata"]["managedFields"] = json!([]);
+                state.objects.put(live);
+            }
+            Change::Wait { conditions } => {
+                for condition in conditions {
+                    self.come_true(&cluster, condition);
+                }
+            }
+        }
+    }
+
+    fn come_true(&mut self, cluster: &str, condition: &Condition) {
+        let uid = format!("published-{}", self.made);
+        let state = self.state(cluster);
+        let keys = condition.reads();
+        let mut object = keys.first().and_then(|key| state.objects.get(key)).cloned();
+        match (condition, &mut object) {
+            (Condition::Available { .. }, Some(object)) => {
+                object["status"] = json!({"replicas": 1, "updatedReplicas": 1, "availableReplicas": 1});
+            }
+            (Condition::Trusted { .. }, Some(object)) => {
+                for hook in object["webhooks"].as_array_mut().unwrap() {
+                    hook["clientConfig"]["caBundle"] = "Y2E=".into();
+                }
+            }
+            (Condition::Addressed { .. }, Some(object)) => {
+                object["status"] = json!({"loadBalancer": {"ingress": [{"ip": "127.16.0.16"}]}});
+            }
+            (Condition::Established { .. }, Some(object)) => {
+                object["status"] = json!({"conditions": [{"type": "Established", "status": "True"}]});
+            }
+            (Condition::RootPublished { .. }, _) => {
+                let root = secret_text(state.objects.get(&keys[1]).unwrap(), "root-cert.pem").unwrap();
+                for namespace in [SYSTEM, "kube-system"] {
+                    state.objects.put(json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {
+                        "name": ROOT_CONFIGMAP, "namespace": namespace, "uid": uid,
+                        "labels": {"istio.io/config": "true"}}, "data": {"root-cert.pem": root}}));
+                }
+                return;
+            }
+            (Condition::Gone { object: key }, _) => {
+                state.objects.remove(key);
+                return;
+            }
+            (Condition::NoPods { .. }, _) => return,
+            (condition, None) => panic!("{cluster}: nothing to wait for in {condition}"),
+        }
+        state.objects.extend(object);
+    }
+}
+
+/// As the API server would keep them, lists as a whole.
+fn fields(object: &Value) -> Value {
+    match object.as_object() {
+        None => json!({}),
+        Some(object) => {
+            let named =
+                object.iter().filter(|(name, _)| !["apiVersion", "kind", "name", "namespace"].contains(&name.as_str()));
+            Value::Object(named.map(|(name, value)| (format!("f:{name}"), fields(value))).collect())
+        }
+    }
+}
+
+fn ids(plan: &Plan) -> Vec<String> {
+    plan.steps.iter().map(|s| format!("{} {}", s.action.symbol(), s.id)).collect()
+}
+
+#[test]
+fn three_fresh_clusters_get_everything() {
+    let plan = plan(&three(), &World::new(&["east-1", "east-2", "west-1"]).observed).unwrap();
+    insta::assert_snapshot!(Show::default().text(&plan));
+    let document = plan.document();
+    assert_eq!(document["summary"], json!({"add": plan.summary().add, "change": 0, "remove": 0}));
+    assert_eq!(document["kind"], "Plan");
+    // A plan survives being stored.
+    let stored = serde_json::to_string(&plan).unwrap();
+    assert_eq!(serde_json::from_str::<Plan>(&stored).unwrap(), plan);
+}
+
+#[test]
+fn one_network_needs_no_gateway() {
+    let plan = plan(&mesh(&[("a", "n"), ("b", "n")]), &World::new(&["a", "b"]).observed).unwrap();
+    assert!(plan.steps.iter().all(|step| !step.id.as_str().starts_with("gateways/")));
+    assert!(plan.steps.iter().any(|step| step.id.as_str() == "links/a/b"));
+}
+
+#[test]
+fn what_is_built_needs_nothing_and_printing_it_shows_no_secret() {
+    let mut world = World::new(&["east-1", "east-2", "west-1"]);
+    let first = plan(&three(), &world.observed).unwrap();
+    world.run(&first);
+    let second = plan(&three(), &world.observed).unwrap();
+    assert_eq!(ids(&second), Vec::<String>::new());
+    insta::assert_snapshot!(Show::default().text(&second), @r"
+    Mesh mymesh, engine stolos 0.1.0
+      east-1  https://east-1:6443  network-east, Kubernetes v1.34.0+stolos
+      east-2  https://east-2:6443  network-east, Kubernetes v1.34.0+stolos
+      west-1  https://west-1:6443  network-west, Kubernetes v1.34.0+stolos
+
+    No changes: the clusters match the mesh.
+    ");
+}
+
+#[test]
+fn a_cluster_joins_and_leaves() {
+    let mut world = World::new(&["east-1", "east-2", "west-1", "west-2"]);
+    let before = three();
+    world.run(&plan(&before, &world.observed).unwrap());
+    let names = [
+        ("east-1", "network-east"),
+        ("east-2", "network-east"),
+        ("west-1", "network-west"),
+        ("west-2", "network-west"),
+    ];
+    let joining = plan(&mesh(&names), &world.observed).unwrap();
+    // Those who run already hear of it only when its gateway has an address.
+    let told = joining.steps.iter().find(|s| s.id.as_str() == "links/east-1/west-2").unwrap();
+    assert!(told.after.iter().any(|id| id.as_str() == "gateways/west-2/ready"), "{:?}", told.after);
+    assert!(joining.steps.iter().all(|s| s.action != Action::Remove));
+    world.run(&joining);
+    assert!(plan(&mesh(&names), &world.observed).unwrap().is_settled());
+
+    for name in ["west-2", "east-1"] {
+        world.state(name).objects.extend([
+            json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "shop", "namespace": "default"}}),
+            json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+                "metadata": {"name": "shop-1", "namespace": "default",
+                    "labels": {"kubernetes.io/service-name": "shop"}}, "endpoints": [{"addresses": ["10.0.0.1"]}]}),
+        ]);
+    }
+    let leaving = plan(&before, &world.observed).unwrap();
+    assert_eq!(leaving.blast.endpoints, ["default/shop: loses its endpoints in west-2, and keeps those in east-1"]);
+    assert_eq!(leaving.blast.credentials.len(), 3);
+    insta::assert_snapshot!(ids(&leaving).join("\n"));
+    world.run(&leaving);
+    assert_eq!(ids(&plan(&before, &world.observed).unwrap()), Vec::<String>::new());
+    let owned = |state: &ClusterState| state.objects.iter().filter(|(_, o)| is_owned("mymesh", o)).count();
+    assert_eq!(owned(world.state("west-2")), 0);
+}
+
+#[test]
+fn a_former_cluster_that_is_dead_is_remembered_until_it_can_be_cleaned() {
+    let mut world = World::new(&["a", "b", "c"]);
+    world.run(&plan(&mesh(&[("a", "n"), ("b", "n"), ("c", "n")]), &world.observed).unwrap());
+    let alive = world.observed.clusters.insert("c".into(), Sight::Unreachable { server: None, why: "no route".into() });
+    let after = mesh(&[("a", "n"), ("b", "n")]);
+    let leaving = plan(&after, &world.observed).unwrap();
+    assert_eq!(
+        ids(&leaving),
+        ["- leftovers/a/forget-c", "- leftovers/a/revoke-c", "- leftovers/b/forget-c", "- leftovers/b/revoke-c"]
+    );
+    assert_eq!(leaving.notes[0].cluster.as_deref(), Some("c"));
+    world.run(&leaving);
+    assert!(plan(&after, &world.observed).unwrap().is_settled());
+    // It comes back, and is cleaned.
+    world.observed.clusters.insert("c".into(), alive.unwrap());
+    let cleaning = plan(&after, &world.observed).unwrap();
+    assert!(!cleaning.is_empty());
+    world.run(&cleaning);
+    let settled = plan(&after, &world.observed).unwrap();
+    assert!(settled.is_settled() && settled.notes.is_empty(), "{:?} {:?}", ids(&settled), settled.notes);
+}
+
+#[test]
+fn a_dead_cluster_stops_nobody_else() {
+    let mut world = World::new(&["a", "b"]);
+    world.observed.clusters.insert("c".into(), Sight::Unreachable { server: None, why: "no route".into() });
+    let mesh = mesh(&[("a", "n"), ("b", "n"), ("c", "n")]);
+    let plan_without = plan(&mesh, &world.observed).unwrap();
+    assert!(plan_without.steps.iter().all(|s| s.cluster.as_deref() != Some("c")));
+    world.run(&plan_without);
+    assert!(plan(&mesh, &world.observed).unwrap().is_settled());
+    // It comes to life.
+    world.join("c");
+    world.run(&plan(&mesh, &world.observed).unwrap());
+    // And dies again: what the others know of it stays.
+    world.observed.clusters.insert("c".into(), Sight::Unreachable { server: None, why: "no route".into() });
+    assert!(plan(&mesh, &world.observed).unwrap().is_settled());
+}
+
+#[test]
+fn tokens_and_certificates_are_renewed_in_time_and_not_before() {
+    let mut world = World::new(&["a", "b"]);
+    let mesh = mesh(&[("a", "n"), ("b", "n")]);
+    world.run(&plan(&mesh, &world.observed).unwrap());
+    world.observed.now += 14 * DAY;
+    assert!(plan(&mesh, &world.observed).unwrap().is_settled());
+    world.observed.now += 2 * DAY;
+    let renewal = plan(&mesh, &world.observed).unwrap();
+    assert_eq!(ids(&renewal), ["~ links/a/b", "~ links/b/a"]);
+    assert_eq!(renewal.steps[0].because, "less than half of the life of the token for b is left (14 of 30 days)");
+    world.observed.now += 690 * DAY;
+    let renewal = plan(&mesh, &world.observed).unwrap();
+    let reissued = renewal.steps.iter().find(|s| s.id.as_str() == "trust/a/cacerts").unwrap();
+    assert_eq!(reissued.because, "the signing certificate ends in 24 days (renewed 30 days before)");
+    assert_eq!(renewal.blast.certificates.len(), 2);
+    world.run(&renewal);
+    assert_eq!(ids(&plan(&mesh, &world.observed).unwrap()), Vec::<String>::new());
+}
+
+#[test]
+fn a_revoked_credential_is_replaced() {
+    let mut world = World::new(&["a", "b"]);
+    let mesh = mesh(&[("a", "n"), ("b", "n")]);
+    world.run(&plan(&mesh, &world.observed).unwrap());
+    let key = ObjectKey::new("v1", "Secret", Some(SYSTEM), "stolos-peer-b");
+    world.state("a").objects.remove(&key);
+    let again = plan(&mesh, &world.observed).unwrap();
+    assert_eq!(ids(&again), ["+ links/a/peers", "~ links/b/a"]);
+    world.run(&again);
+    assert!(plan(&mesh, &world.observed).unwrap().is_settled());
+}
+
+#[test]
+fn what_blocks_is_said_all_at_once() {
+    let mut world = World::new(&["a", "b"]);
+    let mesh = mesh(&[("a", "n"), ("b", "n")]);
+    world.run(&plan(&mesh, &world.observed).unwrap());
+    let said = |world: &World, mesh: &Mesh| match plan(mesh, &world.observed) {
+        Ok(_) => vec![],
+        Err(blocked) => blocked.problems.into_iter().map(|p| p.id).collect::<Vec<_>>(),
+    };
+
+    let mut empty_folder = world.clone();
+    empty_folder.observed.state.root = None;
+    assert_eq!(said(&empty_folder, &mesh), ["no-root"]);
+
+    let mut other_root = world.clone();
+    let root = Authority::new_root("other", 10 * DAY, world.observed.now).unwrap();
+    other_root.observed.state.root.as_mut().unwrap().fingerprint = root.certificate().fingerprint();
+    assert_eq!(said(&other_root, &mesh), ["other-root", "other-root"]);
+    let text = plan(&mesh, &other_root.observed).unwrap_err().to_string();
+    assert!(text.contains(&root.certificate().fingerprint()) && text.contains("--state"), "{text}");
+
+    let mut no_key = world.clone();
+    no_key.observed.state.root.as_mut().unwrap().key = Err("no passphrase".into());
+    assert_eq!(said(&no_key, &mesh), Vec::<String>::new());
+    let secret = ObjectKey::new("v1", "Secret", Some(SYSTEM), CACERTS);
+    no_key.state("a").objects.remove(&secret);
+    assert_eq!(said(&no_key, &mesh), ["root-key"]);
+
+    let mut mixed = world.clone();
+    mixed.state("b").is_lab = false;
+    assert_eq!(said(&mixed, &mesh), ["engine-mixed"]);
+    let mut real = mixed.clone();
+    real.state("a").is_lab = false;
+    assert_eq!(said(&real, &mesh), ["engine-istio"]);
+
+    let mut twice = world.clone();
+    twice.state("b").uid = "uid-a".into();
+    assert_eq!(said(&twice, &mesh), ["same-cluster"]);
+
+    let mut foreign = World::new(&["a", "b"]);
+    foreign.state("a").objects.put(json!({"apiVersion": "apps/v1", "kind": "Deployment",
+        "metadata": {"name": "istiod", "namespace": "istio-system"}}));
+    assert_eq!(said(&foreign, &mesh), ["foreign"]);
+}
+
+#[test]
+fn a_namespace_that_was_there_is_shared_and_stays() {
+    let mut world = World::new(&["a"]);
+    world.state("a").objects.put(json!({"apiVersion": "v1", "kind": "Namespace",
+        "metadata": {"name": "istio-system", "uid": "before", "labels": {"theirs": "1"}}}));
+    let mesh = mesh(&[("a", "n")]);
+    world.run(&plan(&mesh, &world.observed).unwrap());
+    assert!(plan(&mesh, &world.observed).unwrap().is_settled());
+    let teardown_plan = teardown(&mesh, &world.observed).unwrap();
+    assert!(ids(&teardown_plan).contains(&"~ teardown/a/release".to_owned()));
+    world.run(&teardown_plan);
+    let left: Vec<_> = world.state("a").objects.iter().map(|(k, _)| k.to_string()).collect();
+    assert_eq!(left, ["Namespace istio-system", "Namespace kube-system"]);
+    assert!(teardown(&mesh, &world.observed).unwrap().is_settled());
+}
+
+#[test]
+fn teardown_leaves_what_is_not_ours_and_says_so() {
+    let mut world = World::new(&["a"]);
+    let mesh = mesh(&[("a", "n")]);
+    world.run(&plan(&mesh, &world.observed).unwrap());
+    world.state("a").objects.put(json!({"apiVersion": "v1", "kind": "ConfigMap",
+        "metadata": {"name": "mine", "namespace": "sample", "uid": "mine"}}));
+    let plan = teardown(&mesh, &world.observed).unwrap();
+    let stays: Vec<_> = plan.leftovers.iter().map(|l| l.object.as_ref().unwrap().to_string()).collect();
+    assert_eq!(stays, ["Namespace sample"]);
+    world.run(&plan);
+    let left: Vec<_> = world.state("a").objects.iter().map(|(k, _)| k.to_string()).collect();
+    assert_eq!(left, ["ConfigMap sample/mine", "Namespace kube-system", "Namespace sample"]);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    /// From any half-built state, with any step lost to a crash, the next plan ends where an undisturbed one ends;
+    /// and teardown leaves what was there before.
+    #[test]
+    fn planning_the_outcome_plans_nothing(
+        networks in prop::collection::vec(0..3_usize, 1..5),
+        cuts in prop::collection::vec(0..80_usize, 0..4),
+        permissive in any::<bool>(),
+        bookinfo in any::<bool>(),
+    ) {
+        let names = ["a", "b", "c", "d"];
+        let nets = ["n0", "n1", "n2"];
+        let pairs: Vec<_> = networks.iter().enumerate().map(|(i, n)| (names[i], nets[*n])).collect();
+        let mut mesh = mesh(&pairs);
+        if permissive { mesh.mtls = Mtls::Permissive; }
+        if bookinfo { mesh.samples.insert(Sample::Bookinfo); }
+        let mut world = World::new(&names[..pairs.len()]);
+        for cut in &cuts {
+            let mut plan = plan(&mesh, &world.observed).unwrap();
+            plan.steps.truncate(*cut);
+            world.run(&plan);
+        }
+        world.run(&plan(&mesh, &world.observed).unwrap());
+        let again = plan(&mesh, &world.observed).unwrap();
+        prop_assert!(again.is_settled(), "{:?}", ids(&again));
+
+        for cut in &cuts {
+            let mut plan = teardown(&mesh, &world.observed).unwrap();
+            plan.steps.truncate(*cut);
+            world.run(&plan);
+        }
+        world.run(&teardown(&mesh, &world.observed).unwrap());
+        let again = teardown(&mesh, &world.observed).unwrap();
+        prop_assert!(again.is_settled() && again.leftovers.is_empty(), "{:?}", ids(&again));
+        for name in &names[..pairs.len()] {
+            let left: Vec<_> = world.state(name).objects.iter().map(|(k, _)| k.to_string()).collect();
+            prop_assert_eq!(left, vec!["Namespace kube-system".to_owned()]);
+        }
+    }
+}
+
+#[test]
+fn a_change_of_network_is_a_change_and_nothing_else() {
+    let mut world = World::new(&["a", "b"]);
+    world.run(&plan(&mesh(&[("a", "n"), ("b", "n")]), &world.observed).unwrap());
+    let moved = mesh(&[("a", "n"), ("b", "m")]);
+    let plan_move = plan(&moved, &world.observed).unwrap();
+    assert!(ids(&plan_move).contains(&"~ trust/b/namespace".to_owned()));
+    world.run(&plan_move);
+    assert!(plan(&moved, &world.observed).unwrap().is_settled());
+    // And back: the gateways are not wanted any more.
+    let back = mesh(&[("a", "n"), ("b", "n")]);
+    let plan_back = plan(&back, &world.observed).unwrap();
+    assert!(
+        ids(&plan_back).contains(&"- leftovers/a/deployment-istio-eastwestgateway".to_owned()),
+        "{:?}",
+        ids(&plan_back)
+    );
+    world.run(&plan_back);
+    assert!(plan(&back, &world.observed).unwrap().is_settled());
+    let _: SystemTime = world.observed.now;
+}

@@ -16,7 +16,7 @@ pub(super) fn steps(scene: &Scene<'_>, sketch: &mut Sketch) {
     for (cluster, state) in &scene.live {
         // v1 in the first cluster of the file, v2 in the second, and so on in turn.
         let place = scene.mesh.clusters.iter().position(|c| c.name == cluster.name).unwrap_or_default();
-        let version = if place % 2 == 0 { "v1" } else { "v2" };
+        let version = installed(state).unwrap_or(if place % 2 == 0 { "v1" } else { "v2" });
         let mut place = Place { scene, sketch, cluster, state };
         if samples.contains(&Sample::Helloworld) || samples.contains(&Sample::Sleep) {
             place.namespace(SAMPLE_NAMESPACE);
@@ -35,6 +35,14 @@ pub(super) fn steps(scene: &Scene<'_>, sketch: &mut Sketch) {
             place.install("bookinfo", BOOKINFO_NAMESPACE, bookinfo(), &deployments);
         }
     }
+}
+
+/// The version that is there stays, although a cluster before this one may have left the file since.
+fn installed(state: &ClusterState) -> Option<&'static str> {
+    ["v1", "v2"].into_iter().find(|version| {
+        let name = format!("helloworld-{version}");
+        state.objects.get(&ObjectKey::new("apps/v1", "Deployment", Some(SAMPLE_NAMESPACE), &name)).is_some()
+    })
 }
 
 struct Place<'a, 'b> {
