@@ -136,7 +136,7 @@ impl Keys {
         node: &Node,
         path: &str,
     ) -> Option<serde_json::Map<String, serde_json::Value>> {
-        if node.is_null() {
+        if node.is_null() || matches!(&node.value, Value::Map(entries) if entries.is_empty()) {
             return Some(serde_json::Map::new());
         }
         if !matches!(node.value, Value::Map(_)) {
@@ -165,7 +165,7 @@ impl Keys {
                 Value::Scalar { .. } if !node.is_null() => node.description(),
                 _ => quoted(&node.json().to_string()),
             };
-            notes.warn(node.at, format!("`{path}` is {found}"), format!("Stolos always decides this; it uses {used}"));
+            notes.warn(node.at, format!("`{path}` is {found}"), format!("Stolos always decides this itself: {used}"));
             return None;
         }
         match trail.as_slice() {

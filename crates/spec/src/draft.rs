@@ -112,8 +112,9 @@ pub(crate) fn clusters(notes: &mut Notes<'_>, members: Vec<Member>) -> Vec<Clust
             }
             Some(_) => {}
             None => {
-                let primaries: Vec<_> =
+                let primaries: BTreeSet<_> =
                     members.iter().filter(|m| m.primary.is_none()).map(|m| m.name.as_str()).collect();
+                let primaries: Vec<_> = primaries.into_iter().collect();
                 let what = format!("`{}` is a remote of {}, which is not in this mesh", member.name, quoted(primary));
                 let near = crate::problem::nearest(primary, &primaries).map(|near| format!("write `{near}`"));
                 let problem = notes.problem(*at, what);

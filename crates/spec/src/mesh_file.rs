@@ -113,7 +113,7 @@ pub(crate) fn read(notes: &mut Notes<'_>, base: Option<&mut Notes<'_>>, node: &N
     }
     if let Some((text, at)) = spec.text(notes, "mtls") {
         let choices = [("strict", Mtls::Strict), ("permissive", Mtls::Permissive)];
-        mesh.mtls = choice(notes, text, at, "mtls", &choices).unwrap_or(mesh.mtls);
+        mesh.mtls = choice(notes, text, at, "mode of mTLS", &choices).unwrap_or(mesh.mtls);
     }
     if let Some(node) = spec.node("expose") {
         mesh.expose =
@@ -131,7 +131,7 @@ fn no_clusters(notes: &mut Notes<'_>, at: Option<At>) {
     notes
         .problem(at, "the mesh has no clusters")
         .expected("at least one, by its kubeconfig context")
-        .hint("write\n  clusters:\n    - {name: cluster-1, context: context-1, network: network-1}");
+        .hint("write\nclusters:\n  - {name: cluster-1, context: context-1, network: network-1}");
 }
 
 fn clusters(notes: &mut Notes<'_>, node: &Node, path: &str) -> Vec<Member> {
@@ -335,6 +335,13 @@ fn trust(notes: &mut Notes<'_>, node: &Node, path: &str, mesh: &mut Mesh) {
         let renew_before = duration(notes, &fields, "renewBefore");
         let intermediates = &mut mesh.trust.intermediates;
         intermediates.validity = validity.map_or(intermediates.validity, |(d, _)| d);
+        if let (Root::SelfSigned { validity: root }, Some((validity, at))) = (&mesh.trust.root, validity)
+            && validity > *root
+        {
+            notes
+                .problem(at, format!("`{path}.validity` is longer than the root's"))
+                .expected("at most the root's: no certificate outlives the one that signed it");
+        }
         intermediates.renew_before = match renew_before {
             Some((renew_before, at)) => {
                 if renew_before >= intermediates.validity {

@@ -208,16 +208,21 @@ impl<'a> Notes<'a> {
         beside: Option<Notes<'_>>,
     ) -> Result<(T, Vec<Warning>), Problems> {
         let mut problems = in_order(self.problems);
-        let mut warnings = self.warnings;
+        let mut warnings = in_order_of_lines(self.warnings);
         if let Some(beside) = beside {
             problems.extend(in_order(beside.problems));
-            warnings.extend(beside.warnings);
+            warnings.extend(in_order_of_lines(beside.warnings));
         }
         match understood {
             Some(understood) if problems.is_empty() => Ok((understood, warnings)),
             _ => Err(Problems(problems)),
         }
     }
+}
+
+fn in_order_of_lines(mut warnings: Vec<Warning>) -> Vec<Warning> {
+    warnings.sort_by_key(|w| w.place.as_ref().map_or(usize::MAX, |p| p.line));
+    warnings
 }
 
 fn in_order(mut problems: Vec<(usize, Problem)>) -> Vec<Problem> {

@@ -64,7 +64,7 @@ pub(crate) fn read(notes: &mut Notes<'_>, documents: &[Node]) -> Option<Mesh> {
         notes
             .problem(None, "the file names no clusters")
             .expected("at least one document of kind `Cluster`")
-            .hint("write\n  apiVersion: ristioctl.k8smgmt.io/v3\n  kind: Cluster\n  metadata:\n    name: cluster1\n  spec:\n    kubeconfigFile: kubeconfig.yaml\n    context: cluster1\n    meshID: mymesh");
+            .hint("write\napiVersion: ristioctl.k8smgmt.io/v3\nkind: Cluster\nmetadata:\n  name: cluster1\nspec:\n  kubeconfigFile: kubeconfig.yaml\n  context: cluster1\n  meshID: mymesh");
     }
     let (name, name_at) = mesh_name(notes, &clusters, &certificates)?;
     let mut mesh = draft::mesh(name, Origin::Ristioctl);

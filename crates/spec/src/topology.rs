@@ -77,7 +77,7 @@ pub(crate) fn accept(notes: &mut Notes<'_>, overlay: base::Overlay, mesh: &mut M
 }
 
 fn contexts(notes: &mut Notes<'_>, fields: &Fields<'_>) -> Option<Vec<Member>> {
-    const SHAPE: &str = "write\n  contexts:\n    context-1:\n      network: network-1";
+    const SHAPE: &str = "write\ncontexts:\n  context-1:\n    network: network-1";
     let Some(contexts) = fields.node("contexts").filter(|n| !matches!(&n.value, Value::Map(e) if e.is_empty())) else {
         let at = fields.entry("contexts").map(|e| e.key_at);
         notes
@@ -195,16 +195,16 @@ fn lost_indentation(node: &Node) -> Option<String> {
         format!("{:indent$}{}:{value}\n", "", entry.key)
     };
     let mut meant = String::new();
-    before.iter().for_each(|e| meant += &line(2, e));
-    meant += "  contexts:\n";
+    before.iter().for_each(|e| meant += &line(0, e));
+    meant += "contexts:\n";
     for entry in after {
         match &entry.value {
-            _ if FIELDS.contains(&entry.key.as_str()) => meant += &line(2, entry),
-            value if value.is_null() => meant += &line(4, entry),
-            _ => meant += &line(6, entry),
+            _ if FIELDS.contains(&entry.key.as_str()) => meant += &line(0, entry),
+            value if value.is_null() => meant += &line(2, entry),
+            _ => meant += &line(4, entry),
         }
     }
-    Some(meant.trim_end().replace("\n  ", "\n"))
+    Some(meant.trim_end().to_owned())
 }
 
 fn start(node: &Node) -> At {
