@@ -41,7 +41,7 @@ const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(30), Duration::from
 const QUEUE: usize = 16;
 
 /// Makes a TLS configuration for the next connection: roots and certificates change under way.
-pub type Tls = Arc<dyn Fn() -> Arc<rustls::ClientConfig> + Send + Sync>;
+pub type Tls = Arc<dyn Fn() -> io::Result<Arc<rustls::ClientConfig>> + Send + Sync>;
 /// Says which names of which types are wanted, from what is there.
 pub type Follow = Arc<dyn Fn(&Snapshot) -> BTreeMap<String, BTreeSet<String>> + Send + Sync>;
 
@@ -119,7 +119,7 @@ impl Target {
                     let Some(tls) = &self.tls else { return Ok(Box::new(stream)) };
                     let name = ServerName::try_from(self.host.clone())
                         .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
-                    return Ok(Box::new(TlsConnector::from(tls()).connect(name, stream).await?));
+                    return Ok(Box::new(TlsConnector::from(tls()?).connect(name, stream).await?));
                 }
                 Err(error) => last = error,
             }
@@ -297,7 +297,7 @@ impl Running {
     /// One stream, to its end.
     async fn stream(&mut self) -> Result<(), String> {
         let metadata = (self.client.metadata)().await.map_err(|error| format!("cannot prepare a stream: {error}"))?;
-        let channel = self.client.target.connect().await.map_err(|error| chain(&error))?;
+        let channel = self.client.target.connect().await.map_err(|error| with_causes(&error))?;
         let mut discovery = AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(RESPONSE_LIMIT);
 
         let (requests, queue) = mpsc::channel(QUEUE);
@@ -351,7 +351,8 @@ impl Running {
 }
 
 /// The wait before the next attempt: doubling, up to a limit, of which a random part between half and all is waited.
-fn pause(attempts: u32, (first, longest): (Duration, Duration), random: f64) -> Duration {
+#[must_use]
+pub fn pause(attempts: u32, (first, longest): (Duration, Duration), random: f64) -> Duration {
     let doubled = first.saturating_mul(1 << attempts.saturating_sub(1).min(16));
     doubled.min(longest).mul_f64(0.5 + random / 2.0)
 }
@@ -360,8 +361,9 @@ fn say(status: &tonic::Status) -> String {
     format!("{:?}: {}", status.code(), status.message())
 }
 
-/// An error and what caused it.
-fn chain(error: &dyn std::error::Error) -> String {
+/// An error and what caused it, in one line.
+#[must_use]
+pub fn with_causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(error) = source {
