@@ -3,6 +3,7 @@
 use base64::Engine as _;
 use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD};
 use serde_json::{Value, json};
+use stolos_k8s::istio::RemoteSecret;
 
 /// The field manager of every server-side apply.
 pub const MANAGER: &str = "stolos";
@@ -54,18 +55,13 @@ pub(crate) fn is_touched(object: &Value) -> bool {
 /// deleting it revokes them.
 #[must_use]
 pub fn peer_secret(reader: &str) -> String {
-    shortened("stolos-peer-", reader)
+    format!("stolos-peer-{reader}")
 }
 
 /// The Secret, in a cluster that reads, with the credential for the cluster `read`.
 #[must_use]
 pub fn remote_secret_name(read: &str) -> String {
-    shortened("istio-remote-secret-", read)
-}
-
-/// Both parts are labels of at most 63 characters; an object's name may have 253.
-fn shortened(prefix: &str, name: &str) -> String {
-    format!("{prefix}{name}")
+    stolos_k8s::istio::remote_secret_name(read)
 }
 
 /// A value of a Secret, decoded.
@@ -78,16 +74,15 @@ pub fn secret_text(secret: &Value, key: &str) -> Option<String> {
 /// The kubeconfig inside a remote secret. All names in it are the cluster's, as istiod expects.
 #[must_use]
 pub fn link_kubeconfig(cluster: &str, server: &str, authority: &str, token: &str) -> String {
-    let mut text = format!("apiVersion: v1\nkind: Config\nclusters:\n- name: {cluster}\n  cluster:\n");
-    if !authority.is_empty() {
-        let encoded = BASE64_STANDARD.encode(authority);
-        text.push_str(&format!("    certificate-authority-data: {encoded}\n"));
-    }
-    text.push_str(&format!(
-        "    server: {server}\ncontexts:\n- name: {cluster}\n  context:\n    cluster: {cluster}\n    user: {cluster}\n\
-         current-context: {cluster}\nusers:\n- name: {cluster}\n  user:\n    token: {token}\n"
-    ));
-    text
+    let remote = RemoteSecret {
+        namespace: SYSTEM.to_owned(),
+        cluster: cluster.to_owned(),
+        server: server.to_owned(),
+        ca_pem: authority.to_owned(),
+        tls_server_name: None,
+        token: token.to_owned(),
+    };
+    remote.kubeconfig()
 }
 
 /// What a remote secret's credential says of itself.
@@ -117,8 +112,9 @@ pub(crate) fn claims(token: &str) -> Option<Credential> {
 }
 
 /// The token in a kubeconfig that [`link_kubeconfig`] wrote.
-pub(crate) fn token_in(kubeconfig: &str) -> Option<&str> {
-    kubeconfig.lines().find_map(|line| line.trim().strip_prefix("token: "))
+pub(crate) fn token_in(kubeconfig: &str) -> Option<String> {
+    let quoted = kubeconfig.lines().find_map(|line| line.trim().strip_prefix("token: "))?;
+    serde_json::from_str(quoted).ok()
 }
 
 pub(crate) fn namespace(name: &str) -> Value {

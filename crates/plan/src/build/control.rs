@@ -49,7 +49,7 @@ pub(super) fn steps(scene: &Scene<'_>, sketch: &mut Sketch) {
 /// Istio's kinds. Those that somebody else brought are taken as they are.
 fn definitions(scene: &Scene<'_>, sketch: &mut Sketch, cluster: &str, state: &ClusterState) {
     let (mut wanted, mut until) = (Vec::new(), Vec::new());
-    for crd in crds() {
+    for crd in stolos_k8s::istio::crds() {
         let key = ObjectKey::of(&crd);
         let foreign = state.objects.get(&key).is_some_and(|live| mesh_of(live).is_none());
         until.push(Condition::Established { crd: key.name.clone() });
@@ -305,8 +305,4 @@ fn leaves(fields: &Map<String, Value>, path: &str, found: &mut Vec<String>) {
             _ => found.push(path),
         }
     }
-}
-
-fn crds() -> Vec<Value> {
-    Vec::new()
 }

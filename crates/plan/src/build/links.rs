@@ -144,13 +144,13 @@ fn outdated(
     let Some(kubeconfig) = secret_text(live, read_name) else {
         return Some(format!("{} holds no kubeconfig for {read_name}", ObjectKey::of(live)));
     };
-    let Some((token, claims)) = token_in(&kubeconfig).and_then(|token| Some((token, claims(token)?))) else {
+    let Some((claims, token)) = token_in(&kubeconfig).and_then(|token| Some((claims(&token)?, token))) else {
         return Some(format!("the credential for {read_name} is not a service account token"));
     };
     if live["data"].as_object().is_none_or(|data| data.len() != 1) {
         return Some(format!("{} holds more than {read_name}", ObjectKey::of(live)));
     }
-    if kubeconfig != link_kubeconfig(read_name, server, &read_state.authority, token) {
+    if kubeconfig != link_kubeconfig(read_name, server, &read_state.authority, &token) {
         return Some(format!("the address or the authority of {read_name} has changed"));
     }
     let uid = |kind: &str, name: &str| {
