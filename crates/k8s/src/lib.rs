@@ -10,6 +10,7 @@ pub mod istio;
 pub mod kind;
 pub mod meta;
 pub mod path;
+pub mod schema;
 pub mod selector;
 pub mod status;
 
