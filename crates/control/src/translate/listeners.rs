@@ -1,0 +1,339 @@
+//! Listeners and routes for what a workload sends.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use stolos_k8s::istio;
+use stolos_xds::envoy::config::core::v3 as core;
+use stolos_xds::envoy::config::listener::v3 as envoy;
+use stolos_xds::envoy::config::route::v3 as route;
+use stolos_xds::envoy::extensions::filters::listener::{
+    http_inspector::v3::HttpInspector, original_dst::v3::OriginalDst, proxy_protocol::v3::ProxyProtocol,
+    tls_inspector::v3::TlsInspector,
+};
+use stolos_xds::envoy::extensions::filters::network::http_connection_manager::v3::{
+    Rds, http_connection_manager::RouteSpecifier,
+};
+use stolos_xds::envoy::r#type::matcher::v3::{RegexMatcher, StringMatcher, string_matcher::MatchPattern};
+use stolos_xds::{Any, message, pack};
+
+use super::clusters::{self, BLACK_HOLE, PASSTHROUGH};
+use super::endpoints::Style;
+use super::parts::{ads, duration, http_filter, http_manager, listener_filter, tcp_proxy};
+use crate::model::{Health, Port, Protocol, ProxyInfo, Resolution, Service, World};
+
+/// The application protocols by which the HTTP inspector names plain HTTP.
+pub(super) const PLAIN_HTTP: [&str; 2] = ["http/1.1", "h2c"];
+
+/// The listeners for what the workload sends: `virtualOutbound`, and one per service port or address and port.
+#[must_use]
+pub fn outbound(world: &World, proxy: &ProxyInfo) -> Vec<envoy::Listener> {
+    let mut listeners = vec![virtual_outbound(world, proxy)];
+    // Of two services that want the same listener, the first in order gets it.
+    let mut taken = BTreeSet::new();
+    for service in visible(world, proxy) {
+        for port in &service.ports {
+            if port.protocol == Protocol::Udp {
+                continue;
+            }
+            for (address, listener) in of_port(world, proxy, service, port) {
+                if taken.insert((address, port.number)) {
+                    listeners.push(listener);
+                }
+            }
+        }
+    }
+    listeners
+}
+
+/// The services a proxy may send to.
+pub(super) fn visible<'a>(world: &'a World, proxy: &'a ProxyInfo) -> impl Iterator<Item = &'a Service> {
+    let visible = |service: &&Service| {
+        service.is_visible_in(&proxy.namespace) && !matches!(service.resolution, Resolution::Alias(_))
+    };
+    world.services.in_order.iter().map(AsRef::as_ref).filter(visible)
+}
+
+const ANY: IpAddr = IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED);
+
+/// The listeners of one service port, each with its address.
+fn of_port(world: &World, proxy: &ProxyInfo, service: &Service, port: &Port) -> Vec<(IpAddr, envoy::Listener)> {
+    if port.protocol.is_http() {
+        let chain = envoy::FilterChain {
+            filters: vec![http_filter_for(world, &port.number.to_string())],
+            ..Default::default()
+        };
+        return vec![(ANY, listener(ANY, port.number, vec![chain], Vec::new()))];
+    }
+    let addresses: Vec<IpAddr> = if service.resolution == Resolution::Passthrough {
+        // One per pod; not for the proxy's own.
+        world
+            .endpoints(&service.host)
+            .filter(|endpoint| endpoint.port_name == port.name && endpoint.health != Health::Terminating)
+            .filter_map(|endpoint| endpoint.address)
+            .filter(|address| Some(*address) != proxy.address)
+            .collect()
+    } else {
+        service.vips_for(&proxy.cluster).collect()
+    };
+    let addresses =
+        if addresses.is_empty() && service.resolution != Resolution::Passthrough { vec![ANY] } else { addresses };
+    let cluster = clusters::name(Style::Client, port.number, "", &service.host);
+    let bytes =
+        envoy::FilterChain { filters: vec![tcp_proxy(&cluster, &cluster, &world.settings)], ..Default::default() };
+    let sniffed = port.protocol == Protocol::Auto;
+    let (chains, inspectors) = if sniffed {
+        let name = format!("{}:{}", service.host, port.number);
+        let http = envoy::FilterChain {
+            filter_chain_match: Some(envoy::FilterChainMatch {
+                transport_protocol: "raw_buffer".to_owned(),
+                application_protocols: PLAIN_HTTP.map(str::to_owned).to_vec(),
+                ..Default::default()
+            }),
+            filters: vec![http_filter_for(world, &name)],
+            ..Default::default()
+        };
+        (vec![http, bytes], vec![tls_inspector(), http_inspector()])
+    } else {
+        (vec![bytes], Vec::new())
+    };
+    let of = |address| (address, listener(address, port.number, chains.clone(), inspectors.clone()));
+    addresses.into_iter().map(of).collect()
+}
+
+fn http_filter_for(world: &World, routes: &str) -> envoy::Filter {
+    let mut manager = http_manager(&format!("outbound_{routes}"), &world.settings);
+    let rds = Rds { config_source: Some(ads()), route_config_name: routes.to_owned() };
+    manager.route_specifier = Some(RouteSpecifier::Rds(rds));
+    http_filter(&manager)
+}
+
+fn listener(
+    address: IpAddr,
+    port: u16,
+    filter_chains: Vec<envoy::FilterChain>,
+    listener_filters: Vec<envoy::ListenerFilter>,
+) -> envoy::Listener {
+    let waits = !listener_filters.is_empty();
+    envoy::Listener {
+        name: format!("{address}_{port}"),
+        address: Some(message::address(address.to_string(), port)),
+        bind_to_port: Some(false),
+        filter_chains,
+        listener_filters,
+        listener_filters_timeout: waits.then(|| duration(Duration::ZERO)),
+        continue_on_listener_filters_timeout: waits,
+        traffic_direction: core::TrafficDirection::Outbound.into(),
+        ..Default::default()
+    }
+}
+
+fn virtual_outbound(world: &World, proxy: &ProxyInfo) -> envoy::Listener {
+    let chain = |name: &str, cluster: &str, matching| envoy::FilterChain {
+        name: name.to_owned(),
+        filter_chain_match: matching,
+        filters: vec![tcp_proxy(cluster, cluster, &world.settings)],
+        ..Default::default()
+    };
+    let own_port =
+        envoy::FilterChainMatch { destination_port: Some(istio::OUTBOUND_PORT.into()), ..Default::default() };
+    let rest = if world.settings.allow_any { PASSTHROUGH } else { BLACK_HOLE };
+    envoy::Listener {
+        name: "virtualOutbound".to_owned(),
+        address: Some(message::address(ANY.to_string(), istio::OUTBOUND_PORT)),
+        use_original_dst: Some(true),
+        listener_filters: vec![original_destination(proxy)],
+        filter_chains: vec![
+            // Whoever dials this port itself would go in circles.
+            chain("virtualOutbound-blackhole", BLACK_HOLE, Some(own_port)),
+            chain("virtualOutbound-catchall-tcp", rest, None),
+        ],
+        traffic_direction: core::TrafficDirection::Outbound.into(),
+        ..Default::default()
+    }
+}
+
+/// How the address that the client dialled is found out.
+pub(super) fn original_destination(proxy: &ProxyInfo) -> envoy::ListenerFilter {
+    if proxy.proxy_protocol {
+        listener_filter("envoy.filters.listener.proxy_protocol", pack(&ProxyProtocol::default()))
+    } else {
+        listener_filter("envoy.filters.listener.original_dst", pack(&OriginalDst::default()))
+    }
+}
+
+pub(super) fn tls_inspector() -> envoy::ListenerFilter {
+    listener_filter("envoy.filters.listener.tls_inspector", pack(&TlsInspector::default()))
+}
+
+pub(super) fn http_inspector() -> envoy::ListenerFilter {
+    listener_filter("envoy.filters.listener.http_inspector", pack(&HttpInspector::default()))
+}
+
+/// The route configurations that the outbound listeners name.
+#[must_use]
+pub fn routes(world: &World, proxy: &ProxyInfo) -> Vec<route::RouteConfiguration> {
+    let mut by_port = BTreeMap::<u16, Vec<(&Service, &Port)>>::new();
+    let mut single = Vec::new();
+    for service in visible(world, proxy) {
+        for port in &service.ports {
+            if port.protocol.is_http() {
+                by_port.entry(port.number).or_default().push((service, port));
+            } else if port.protocol == Protocol::Auto {
+                let hosts = vec![virtual_host(proxy, service, port, &mut BTreeSet::new(), world)];
+                single.push(configuration(&format!("{}:{}", service.host, port.number), hosts, world));
+            }
+        }
+    }
+    let shared = by_port.into_iter().map(|(number, services)| {
+        let mut domains = BTreeSet::new();
+        let hosts =
+            services.iter().map(|(service, port)| virtual_host(proxy, service, port, &mut domains, world)).collect();
+        configuration(&number.to_string(), hosts, world)
+    });
+    shared.chain(single).collect()
+}
+
+fn configuration(name: &str, hosts: Vec<route::VirtualHost>, world: &World) -> route::RouteConfiguration {
+    let mut virtual_hosts: Vec<_> = hosts.into_iter().filter(|host| !host.domains.is_empty()).collect();
+    virtual_hosts.push(catch_all(world));
+    route::RouteConfiguration {
+        name: name.to_owned(),
+        virtual_hosts,
+        validate_clusters: Some(false),
+        ignore_port_in_host_matching: true,
+        max_direct_response_body_size_bytes: Some(1 << 20),
+        ..Default::default()
+    }
+}
+
+/// What happens to hosts that nobody has heard of.
+fn catch_all(world: &World) -> route::VirtualHost {
+    let (name, action) = if world.settings.allow_any {
+        let action = route::RouteAction { timeout: Some(duration(Duration::ZERO)), ..to_cluster(PASSTHROUGH) };
+        ("allow_any", route::route::Action::Route(action))
+    } else {
+        let response = route::DirectResponseAction { status: 502, ..Default::default() };
+        ("block_all", route::route::Action::DirectResponse(response))
+    };
+    route::VirtualHost {
+        name: name.to_owned(),
+        domains: vec!["*".to_owned()],
+        routes: vec![route::Route {
+            name: name.to_owned(),
+            r#match: Some(any_path()),
+            action: Some(action),
+            ..Default::default()
+        }],
+        include_request_attempt_count: true,
+        ..Default::default()
+    }
+}
+
+fn virtual_host(
+    proxy: &ProxyInfo,
+    service: &Service,
+    port: &Port,
+    taken: &mut BTreeSet<String>,
+    world: &World,
+) -> route::VirtualHost {
+    let cluster = clusters::name(Style::Client, port.number, "", &service.host);
+    // A name that two services could have (an alias, an address used twice) belongs to the first.
+    let domains = domains(proxy, service, world).into_iter().filter(|domain| taken.insert(domain.clone()));
+    route::VirtualHost {
+        name: format!("{}:{}", service.host, port.number),
+        domains: domains.collect(),
+        routes: default_routes(&cluster),
+        include_request_attempt_count: true,
+        ..Default::default()
+    }
+}
+
+/// To one cluster, with the retries of decision 6. What is safe to repeat is also repeated when the connection broke
+/// before the first byte of a response.
+fn default_routes(cluster: &str) -> Vec<route::Route> {
+    let to = |name: &str, retry_on: &str, headers| route::Route {
+        name: name.to_owned(),
+        r#match: Some(route::RouteMatch { headers, ..any_path() }),
+        action: Some(route::route::Action::Route(route::RouteAction {
+            // No limit, as in Istio.
+            timeout: Some(duration(Duration::ZERO)),
+            retry_policy: Some(retry(retry_on)),
+            ..to_cluster(cluster)
+        })),
+        ..Default::default()
+    };
+    vec![to("default", RETRY_ALWAYS, vec![idempotent(true)]), to("default", RETRY_IDEMPOTENT, Vec::new())]
+}
+
+/// When any request is sent again: it was never received.
+const RETRY_ALWAYS: &str = "connect-failure,refused-stream,reset-before-request";
+/// When an idempotent one is: also when nothing came back.
+const RETRY_IDEMPOTENT: &str = "connect-failure,refused-stream,reset-before-request,reset,unavailable,cancelled";
+
+/// Matches methods that may be repeated; inverted, those that may not.
+fn idempotent(invert_match: bool) -> route::HeaderMatcher {
+    let methods = RegexMatcher { regex: "GET|HEAD|OPTIONS|TRACE|PUT|DELETE".to_owned(), ..Default::default() };
+    let matcher = StringMatcher { match_pattern: Some(MatchPattern::SafeRegex(methods)), ..Default::default() };
+    route::HeaderMatcher {
+        name: ":method".to_owned(),
+        invert_match,
+        header_match_specifier: Some(route::header_matcher::HeaderMatchSpecifier::StringMatch(matcher)),
+        ..Default::default()
+    }
+}
+
+fn retry(retry_on: &str) -> route::RetryPolicy {
+    use route::retry_policy::{RetryBackOff, RetryHostPredicate, retry_host_predicate::ConfigType};
+    let url = "type.googleapis.com/envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate";
+    route::RetryPolicy {
+        retry_on: retry_on.to_owned(),
+        num_retries: Some(2),
+        retry_host_predicate: vec![RetryHostPredicate {
+            name: "envoy.retry_host_predicates.previous_hosts".to_owned(),
+            config_type: Some(ConfigType::TypedConfig(Any { type_url: url.to_owned(), value: Vec::new() })),
+        }],
+        host_selection_retry_max_attempts: 5,
+        retry_back_off: Some(RetryBackOff {
+            base_interval: Some(duration(Duration::from_millis(5))),
+            max_interval: Some(duration(Duration::from_millis(50))),
+        }),
+        ..Default::default()
+    }
+}
+
+pub(super) fn to_cluster(cluster: &str) -> route::RouteAction {
+    let specifier = route::route_action::ClusterSpecifier::Cluster(cluster.to_owned());
+    route::RouteAction { cluster_specifier: Some(specifier), ..Default::default() }
+}
+
+pub(super) fn any_path() -> route::RouteMatch {
+    let prefix = route::route_match::PathSpecifier::Prefix("/".to_owned());
+    route::RouteMatch { path_specifier: Some(prefix), ..Default::default() }
+}
+
+/// The names a request may call a service by.
+fn domains(proxy: &ProxyInfo, service: &Service, world: &World) -> Vec<String> {
+    let (name, namespace, suffix) = (&service.name, &service.namespace, &world.settings.domain);
+    let mut domains = vec![service.host.to_string(), format!("{}.", service.host)];
+    let mut short = Vec::new();
+    if *namespace == proxy.namespace {
+        short.push(name.clone());
+    }
+    short.extend([format!("{name}.{namespace}"), format!("{name}.{namespace}.svc")]);
+    if *service.host == format!("{name}.{namespace}.svc.{suffix}") {
+        domains.extend(short);
+    }
+    if service.resolution == Resolution::Passthrough {
+        domains = domains.into_iter().flat_map(|domain| [format!("*.{domain}"), domain]).collect();
+    } else {
+        domains.extend(service.vips_for(&proxy.cluster).map(|address| address.to_string()));
+    }
+    for alias in world.services.in_order.iter() {
+        if matches!(&alias.resolution, Resolution::Alias(of) if **of == *service.host) {
+            domains.push(alias.host.to_string());
+        }
+    }
+    domains
+}
