@@ -14,6 +14,7 @@ pub mod directory;
 mod error;
 pub mod network;
 pub mod podnet;
+pub mod userland;
 
 pub use config::{LabCluster, LabConfig};
 pub use error::Error;
