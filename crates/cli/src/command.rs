@@ -1,0 +1,77 @@
+//! The commands, one file each.
+
+pub(crate) mod cert;
+pub(crate) mod completions;
+pub(crate) mod explain;
+pub(crate) mod graph;
+pub(crate) mod init;
+pub(crate) mod status;
+pub(crate) mod verify;
+
+use clap::{Parser, Subcommand};
+use stolos_serve::Stop;
+
+use crate::exit::Exit;
+use crate::failure::Failure;
+use crate::screen::{Color, Screen};
+
+/// One service mesh over many Kubernetes clusters, from one file, and proven.
+#[derive(Debug, Parser)]
+#[command(
+    name = "stolos",
+    version,
+    propagate_version = true,
+    max_term_width = 110,
+    subcommand_required = true,
+    arg_required_else_help = true
+)]
+pub(crate) struct Cli {
+    /// Say more about what is going on; twice for even more
+    #[arg(short, long, action = clap::ArgAction::Count, global = true)]
+    pub(crate) verbose: u8,
+
+    /// Print no progress
+    #[arg(short, long, global = true)]
+    pub(crate) quiet: bool,
+
+    /// Whether to colour
+    #[arg(long, value_name = "WHEN", default_value = "auto", global = true, hide_possible_values = true)]
+    pub(crate) color: Color,
+
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Write a mesh file from kubeconfig contexts
+    Init(init::InitArgs),
+    /// Say what is there: clusters, control planes, gateways, peers, services, certificates
+    Status(status::StatusArgs),
+    /// Prove the mesh with real requests between every two clusters
+    Verify(verify::VerifyArgs),
+    /// Draw the mesh
+    Graph(graph::GraphArgs),
+    /// Look at certificates
+    #[command(subcommand)]
+    Cert(cert::CertCommand),
+    /// Explain a finding by its id
+    Explain(explain::ExplainArgs),
+    /// Print completions for a shell
+    Completions(completions::CompletionsArgs),
+}
+
+impl Command {
+    /// Does what was asked.
+    pub(crate) async fn run(self, screen: &Screen, stop: &Stop) -> Result<Exit, Failure> {
+        match self {
+            Self::Init(args) => init::run(args, screen),
+            Self::Status(args) => status::run(args, screen).await,
+            Self::Verify(args) => verify::run(args, screen, stop).await,
+            Self::Graph(args) => graph::run(args, screen).await,
+            Self::Cert(command) => cert::run(command, screen).await,
+            Self::Explain(args) => explain::run(&args, screen),
+            Self::Completions(args) => completions::run(&args, screen),
+        }
+    }
+}

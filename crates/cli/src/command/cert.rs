@@ -1,0 +1,50 @@
+use clap::{Args, Subcommand};
+use serde_json::json;
+
+use crate::exit::Exit;
+use crate::failure::Failure;
+use crate::input::{ClusterArgs, MeshArgs, OutputArgs, clusters};
+use crate::screen::Screen;
+use crate::view;
+
+/// `stolos cert`
+#[derive(Debug, Subcommand)]
+pub(crate) enum CertCommand {
+    /// List what expires: roots, intermediates and tokens of every cluster
+    List(ListArgs),
+}
+
+/// `stolos cert list`
+#[derive(Args, Debug)]
+pub(crate) struct ListArgs {
+    #[command(flatten)]
+    mesh: MeshArgs,
+    #[command(flatten)]
+    clusters: ClusterArgs,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+pub(crate) async fn run(command: CertCommand, screen: &Screen) -> Result<Exit, Failure> {
+    let CertCommand::List(args) = command;
+    let mesh = args.mesh.read(screen)?;
+    let clusters = clusters(&mesh, &args.mesh, &args.clusters).await?;
+    screen.line(format!("Asking {} clusters", clusters.len()));
+    let report = stolos_check::status(&mesh, &clusters).await;
+    if args.output.output.is_document() {
+        let list: Vec<_> = report
+            .clusters
+            .iter()
+            .map(|c| json!({"cluster": c.name, "certificates": c.certificates, "unreachable": c.unreachable, "measuredAt": c.measured_at}))
+            .collect();
+        let document = json!({"apiVersion": "stolos.dev/v1alpha1", "kind": "CertificateList", "mesh": report.mesh, "clusters": list});
+        screen.document(args.output.output, &document)?;
+    } else {
+        screen.data(&view::certificates(&report));
+    }
+    let unreachable: Vec<_> = report.clusters.iter().filter(|c| c.unreachable.is_some()).collect();
+    for cluster in &unreachable {
+        screen.say(&format!("{}: {}", cluster.name, cluster.unreachable.as_deref().unwrap_or_default()));
+    }
+    Ok(if unreachable.is_empty() { Exit::Good } else { Exit::Partial })
+}

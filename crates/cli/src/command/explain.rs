@@ -1,0 +1,100 @@
+use clap::Args;
+
+use crate::exit::Exit;
+use crate::failure::Failure;
+use crate::screen::Screen;
+
+/// `stolos explain`
+#[derive(Args, Debug)]
+pub(crate) struct ExplainArgs {
+    /// The id, as it stands in brackets behind a message; all ids are listed without it
+    id: Option<String>,
+}
+
+/// Every finding: its id, what it means, what to do.
+const FINDINGS: &[(&str, &str, &str)] = &[
+    (
+        "engine-istio",
+        "The clusters are not lab clusters, so the mesh would have to be made of real Istio, and this version of Stolos \
+         has only its own small engine.",
+        "Use lab clusters (`stolos lab up -f FILE`), or wait for the engine `istio`.",
+    ),
+    (
+        "engine-mixed",
+        "Some clusters of the mesh are lab clusters and some are not. Traffic cannot go between them: a lab's networks \
+         exist inside one machine.",
+        "Take the ones or the others out of the mesh file.",
+    ),
+    (
+        "no-cluster",
+        "None of the mesh's clusters answered, so nothing is known and nothing may be changed.",
+        "Look at the addresses that the plan prints: is the kubeconfig right, and are the clusters running?",
+    ),
+    (
+        "no-root",
+        "Clusters of this mesh are built already, but the state folder has no root to issue certificates from. A new root \
+         would make two halves of a mesh that do not trust each other.",
+        "Name the folder the mesh was built with (`--state DIR` or `STOLOS_STATE`), or give the root as \
+         `spec.trust.root.files`.",
+    ),
+    (
+        "other-mesh",
+        "A cluster carries objects of another mesh of Stolos'. One cluster is part of one mesh.",
+        "Tear that mesh down first, or use another cluster.",
+    ),
+    (
+        "other-root",
+        "A cluster's signing certificate (Secret `cacerts`) comes from another root than the state folder's. Workloads of \
+         the two would refuse each other.",
+        "Name the folder the mesh was built with (`--state DIR` or `STOLOS_STATE`), or give that root as \
+         `spec.trust.root.files`.",
+    ),
+    (
+        "root-exec",
+        "The mesh file leaves signing to a program of your own (`trust.root.exec`), which this version cannot use yet.",
+        "Use `trust.root.files` or `trust.root.selfSigned`.",
+    ),
+    (
+        "root-key",
+        "A new certificate is needed, and the root's key cannot be used: it is not there, or its passphrase is not given.",
+        "Give the passphrase in `STOLOS_PASSPHRASE`, or name the folder that has the key with `--state DIR`.",
+    ),
+    (
+        "root-refused",
+        "The root certificate that the mesh file names cannot be used: it is expired, not a CA, signed with SHA-1, or its \
+         key belongs to another certificate.",
+        "The message says which; give another certificate and key under `spec.trust.root.files`.",
+    ),
+    (
+        "same-cluster",
+        "Two entries of the mesh file lead to one cluster: their `kube-system` namespaces have the same UID.",
+        "Give each cluster of the mesh one entry.",
+    ),
+    (
+        "unreachable",
+        "A cluster did not answer in time. It is left as it is, and so is what the others know of it.",
+        "`stolos status` says what happened; run the command again once it answers.",
+    ),
+];
+
+pub(crate) fn run(args: &ExplainArgs, screen: &Screen) -> Result<Exit, Failure> {
+    let Some(id) = &args.id else {
+        let mut table = crate::view::table(&["id", "meaning"]);
+        for (id, meaning, _) in FINDINGS {
+            let first = meaning.split_once(". ").or(meaning.split_once(": ")).map_or(*meaning, |(first, _)| first);
+            table.add_row(vec![*id, first.trim_end_matches('.')]);
+        }
+        screen.data(&crate::view::lines(&table));
+        return Ok(Exit::Good);
+    };
+    let Some((id, meaning, remedy)) = FINDINGS.iter().find(|(known, ..)| known == id) else {
+        let near = FINDINGS.iter().find(|(known, ..)| known.contains(id.as_str()) || id.contains(known));
+        let failure = Failure::new(format!("there is no finding `{id}`"));
+        return Err(match near {
+            Some((near, ..)) => failure.hint(format!("`stolos explain {near}`")),
+            None => failure.hint("`stolos explain` lists them all"),
+        });
+    };
+    screen.data(&format!("{id}\n\n{meaning}\n\nWhat to do: {remedy}"));
+    Ok(Exit::Good)
+}

@@ -1,0 +1,110 @@
+use std::time::Duration;
+
+use clap::Args;
+use stolos_check::{News, Options, Verdict, VerifyReport};
+use stolos_cluster::Cluster;
+use stolos_serve::Stop;
+use stolos_spec::Mesh;
+
+use crate::exit::Exit;
+use crate::failure::Failure;
+use crate::input::{ClusterArgs, MeshArgs, clusters};
+use crate::screen::{Mark, Output, Screen};
+use crate::view;
+
+/// `stolos verify`
+#[derive(Args, Debug)]
+pub(crate) struct VerifyArgs {
+    #[command(flatten)]
+    mesh: MeshArgs,
+    #[command(flatten)]
+    clusters: ClusterArgs,
+
+    /// How the report is printed
+    #[arg(short, long, value_name = "FORMAT", default_value = "table")]
+    output: ReportFormat,
+
+    /// Leave what verify brings along in the clusters
+    #[arg(long)]
+    keep: bool,
+
+    /// Requests per cluster, instead of the number that makes luck negligible
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    requests: Option<u32>,
+
+    /// How long verify's own pods may take to become ready, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    timeout: u64,
+}
+
+/// How a report of findings is printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum ReportFormat {
+    /// For people
+    Table,
+    /// For people with wide screens
+    Wide,
+    /// One JSON document
+    Json,
+    /// One YAML document
+    Yaml,
+    /// Test results, as CI systems read them
+    Junit,
+}
+
+pub(crate) async fn run(args: VerifyArgs, screen: &Screen, stop: &Stop) -> Result<Exit, Failure> {
+    let mesh = args.mesh.read(screen)?;
+    let clusters = clusters(&mesh, &args.mesh, &args.clusters).await?;
+    let options = Options {
+        keep: args.keep,
+        ready: Duration::from_secs(args.timeout),
+        requests: args.requests.and_then(|n| usize::try_from(n).ok()),
+        ..Options::default()
+    };
+    let report = prove(&mesh, &clusters, &options, screen, stop).await?;
+    match args.output {
+        ReportFormat::Table => screen.data(&view::verify(screen, &report, Output::Table)),
+        ReportFormat::Wide => screen.data(&view::verify(screen, &report, Output::Wide)),
+        ReportFormat::Json => screen.document(Output::Json, &report)?,
+        ReportFormat::Yaml => screen.document(Output::Yaml, &report)?,
+        ReportFormat::Junit => screen.data(&view::junit(&report)),
+    }
+    Ok(exit(&report))
+}
+
+pub(crate) fn exit(report: &VerifyReport) -> Exit {
+    if report.verdict == Verdict::Fail { Exit::Findings } else { Exit::Good }
+}
+
+/// Verifies with progress on the screen.
+pub(crate) async fn prove(
+    mesh: &Mesh,
+    clusters: &[Cluster],
+    options: &Options,
+    screen: &Screen,
+    stop: &Stop,
+) -> Result<VerifyReport, Failure> {
+    screen.heading(format!("Proving {} pairs", clusters.len() * clusters.len()));
+    let progress = screen.progress(None);
+    let ready = |cluster: &str| format!("ready/{cluster}");
+    let ask = |cluster: &str| format!("ask/{cluster}");
+    let news = |news: News| match news {
+        News::Installing { .. } => {
+            for cluster in clusters {
+                progress.begin(&ready(&cluster.name), &format!("{}: starting a server and clients", cluster.name));
+            }
+        }
+        News::Ready { cluster } => {
+            progress.end(&ready(&cluster), Mark::Done, &format!("{cluster}: server and clients are ready"));
+            progress.begin(&ask(&cluster), &format!("{cluster}: waiting for an answer from every cluster"));
+        }
+        News::Settled { cluster } => progress.note(&ask(&cluster), &format!("{cluster}: asking")),
+        News::Asked { cluster, requests } => {
+            progress.end(&ask(&cluster), Mark::Done, &format!("{cluster}: sent {requests} requests"));
+        }
+        News::Cleaning => screen.line("  removing what verify brought along"),
+    };
+    let report = stolos_check::verify(mesh, clusters, options, stop, &news).await?;
+    drop(progress);
+    Ok(report)
+}

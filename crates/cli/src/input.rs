@@ -1,0 +1,184 @@
+//! What a command is given: files, flags and environment, understood before any work starts.
+
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use stolos_cluster::{Cluster, Kubeconfig, connect};
+use stolos_spec::{Mesh, Origin, Sample, SourceText};
+
+use crate::failure::Failure;
+use crate::screen::{Output, Screen};
+
+/// Which mesh.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct MeshArgs {
+    /// The mesh: a `Mesh` document, a topology.yaml (with its base.yaml beside it), or a ristioctl file; `-` is standard input
+    #[arg(short, long, value_name = "FILE", env = "STOLOS_FILE")]
+    pub(crate) file: Option<PathBuf>,
+
+    /// Helm values to lay over what Stolos computes
+    #[arg(long, value_name = "FILE")]
+    pub(crate) base: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub(crate) state: StateArgs,
+}
+
+/// Where things are remembered.
+#[derive(Args, Clone, Debug, Default)]
+pub(crate) struct StateArgs {
+    /// The state folder: root key and journal [default: ~/.local/state/stolos/MESH]
+    #[arg(long, value_name = "DIR", env = "STOLOS_STATE")]
+    pub(crate) state: Option<PathBuf>,
+}
+
+/// How to reach clusters.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct ClusterArgs {
+    /// The kubeconfig to find the contexts in [default: the mesh file's own, $KUBECONFIG, ~/.kube/config]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) kubeconfig: Option<PathBuf>,
+}
+
+/// How to print data.
+#[derive(Args, Clone, Copy, Debug)]
+pub(crate) struct OutputArgs {
+    /// How data is printed
+    #[arg(short, long, value_name = "FORMAT", default_value = "table")]
+    pub(crate) output: Output,
+}
+
+/// Samples asked for on the command line.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct SampleArgs {
+    /// Install samples along: `helloworld,sleep` where no names are given
+    #[arg(long, value_name = "NAMES", num_args = 0..=1, require_equals = true, default_missing_value = "helloworld,sleep", value_delimiter = ',')]
+    pub(crate) samples: Vec<SampleName>,
+}
+
+/// A sample by its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum SampleName {
+    /// A service in every cluster that says which version answered
+    Helloworld,
+    /// A client in every cluster
+    Sleep,
+    /// Istio's book shop
+    Bookinfo,
+}
+
+impl From<SampleName> for Sample {
+    fn from(name: SampleName) -> Self {
+        match name {
+            SampleName::Helloworld => Self::Helloworld,
+            SampleName::Sleep => Self::Sleep,
+            SampleName::Bookinfo => Self::Bookinfo,
+        }
+    }
+}
+
+impl MeshArgs {
+    /// Reads the mesh, and says what it warns of.
+    pub(crate) fn read(&self, screen: &Screen) -> Result<Mesh, Failure> {
+        let path = self.path()?;
+        let file = source(&path)?;
+        let base = match (&self.base, stolos_spec::recognise(&file)) {
+            (Some(base), _) => Some(source(base)?),
+            (None, Some(Origin::Topology)) => match path.with_file_name("base.yaml") {
+                beside if beside.is_file() => {
+                    screen.line(format!("Reading {} with {}", path.display(), beside.display()));
+                    Some(source(&beside)?)
+                }
+                _ => None,
+            },
+            (None, _) => None,
+        };
+        let reading = stolos_spec::read(&file, base.as_ref())?;
+        reading.warnings.iter().for_each(|warning| screen.warning(warning));
+        let mut mesh = reading.mesh;
+        // setup-mesh.sh took the organization from the environment; a topology.yaml has no place for it.
+        if mesh.origin == Origin::Topology
+            && let Some(organization) = std::env::var("ORG_NAME").ok().filter(|o| !o.trim().is_empty())
+        {
+            mesh.trust.organization = organization;
+        }
+        Ok(mesh)
+    }
+
+    fn path(&self) -> Result<PathBuf, Failure> {
+        if let Some(file) = &self.file {
+            return Ok(file.clone());
+        }
+        let usual = ["mesh.yaml", "topology.yaml"];
+        usual.iter().map(PathBuf::from).find(|p| p.is_file()).ok_or_else(|| {
+            Failure::new("no mesh file is named, and there is no mesh.yaml or topology.yaml here")
+                .hint("name one with `-f FILE`")
+                .hint("`stolos init CONTEXT=NETWORK…` writes one; `stolos demo` needs none")
+        })
+    }
+
+    /// The state folder of a mesh.
+    pub(crate) fn state(&self, mesh: &Mesh) -> Result<PathBuf, Failure> {
+        self.state.folder(mesh.name.as_str())
+    }
+}
+
+impl StateArgs {
+    /// `--state`, `$STOLOS_STATE`, else `${XDG_STATE_HOME:-~/.local/state}/stolos/<name>`.
+    pub(crate) fn folder(&self, name: &str) -> Result<PathBuf, Failure> {
+        if let Some(state) = self.state.as_ref().filter(|s| !s.as_os_str().is_empty()) {
+            return std::path::absolute(state).map_err(|e| Failure::caused(&e));
+        }
+        let absolute = |path: &PathBuf| path.is_absolute();
+        let base = std::env::var_os("XDG_STATE_HOME")
+            .map(PathBuf::from)
+            .filter(absolute)
+            .or_else(|| std::env::home_dir().filter(absolute).map(|home| home.join(".local/state")));
+        let base = base.ok_or_else(|| {
+            Failure::new("there is no home folder to keep the mesh's state in").hint("name a folder with `--state DIR`")
+        })?;
+        Ok(base.join("stolos").join(name))
+    }
+}
+
+fn source(path: &Path) -> Result<SourceText, Failure> {
+    let text = if path == Path::new("-") {
+        let mut text = String::new();
+        std::io::stdin().read_to_string(&mut text).map(|_| text)
+    } else {
+        std::fs::read_to_string(path)
+    };
+    let name = if path == Path::new("-") { Path::new("<stdin>") } else { path };
+    match text {
+        Ok(text) => Ok(SourceText::new(name, text)),
+        Err(error) => {
+            let failure = Failure::caused(&error).while_doing(format!("could not read {}", name.display()));
+            Err(match error.kind() {
+                std::io::ErrorKind::NotFound => failure.hint("name a mesh file with `-f FILE`"),
+                _ => failure,
+            })
+        }
+    }
+}
+
+/// Connects every cluster of the mesh, in the order of the file. Nothing is asked of them yet.
+pub(crate) async fn clusters(mesh: &Mesh, files: &MeshArgs, args: &ClusterArgs) -> Result<Vec<Cluster>, Failure> {
+    let lab = files.state(mesh)?.join("kubeconfig");
+    let with_lab = |error: stolos_cluster::Error| {
+        let failure = Failure::from(error);
+        // A lab's kubeconfig is never taken without being asked for, but it is worth a word.
+        if lab.is_file() {
+            failure.hint(format!("a lab of this mesh is here: `export KUBECONFIG={}`", lab.display()))
+        } else {
+            failure
+        }
+    };
+    let mut clusters = Vec::new();
+    for cluster in &mesh.clusters {
+        let kubeconfig =
+            Kubeconfig::find(args.kubeconfig.as_deref(), cluster.kubeconfig.as_deref()).map_err(with_lab)?;
+        clusters.push(connect(&kubeconfig, &cluster.context, cluster.name.as_str()).await.map_err(with_lab)?);
+    }
+    Ok(clusters)
+}

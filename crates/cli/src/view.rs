@@ -1,0 +1,253 @@
+//! Reports as people read them.
+
+use comfy_table::{Cell, CellAlignment, Table, presets};
+use stolos_check::{Pair, StatusReport, Verdict, VerifyReport};
+
+use crate::screen::{Output, Screen, Tone};
+
+/// A table without lines: as little ink as possible.
+pub(crate) fn table(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    table.set_header(header.iter().map(|h| Cell::new(h.to_uppercase())));
+    table
+}
+
+/// The table as text, without the blanks at both ends of its lines.
+pub(crate) fn lines(table: &Table) -> String {
+    table.to_string().lines().map(|line| format!("{}\n", line.strip_prefix(' ').unwrap_or(line).trim_end())).collect()
+}
+
+fn verdict(screen: &Screen, verdict: Verdict) -> String {
+    match verdict {
+        Verdict::Pass => screen.data_tone(Tone::Good, "pass"),
+        Verdict::Fail => screen.data_tone(Tone::Bad, "FAIL"),
+        Verdict::Permissive => screen.data_tone(Tone::Warn, "permissive"),
+    }
+}
+
+/// What `verify` found: one line per pair, or the matrix alone.
+pub(crate) fn verify(screen: &Screen, report: &VerifyReport, output: Output) -> String {
+    let mut text = String::new();
+    let mut pairs = table(&["from", "to", "answered", "failed", "identity", "gateway", "p50", "p99", "verdict"]);
+    for pair in &report.pairs {
+        let millis = |of: fn(&stolos_check::Latency) -> f64| {
+            pair.latency_ms.as_ref().map_or("-".to_owned(), |l| format!("{:.1} ms", of(l)))
+        };
+        let identity = pair.identity.as_deref().unwrap_or("-");
+        let identity =
+            if output == Output::Wide { identity } else { identity.strip_prefix("spiffe://").unwrap_or(identity) };
+        pairs.add_row(vec![
+            Cell::new(&pair.from),
+            Cell::new(&pair.to),
+            Cell::new(format!("{}/{}", pair.answered, pair.requests)).set_alignment(CellAlignment::Right),
+            Cell::new(pair.failed).set_alignment(CellAlignment::Right),
+            Cell::new(identity),
+            Cell::new(pair.gateway.as_deref().unwrap_or("direct")),
+            Cell::new(millis(|l| l.p50)).set_alignment(CellAlignment::Right),
+            Cell::new(millis(|l| l.p99)).set_alignment(CellAlignment::Right),
+            Cell::new(verdict(screen, pair.verdict)),
+        ]);
+    }
+    text += &lines(&pairs);
+    for pair in report.pairs.iter().filter(|p| !p.why.is_empty()) {
+        text += &format!("  {} → {}: {}\n", pair.from, pair.to, pair.why.join("; "));
+    }
+    if !report.refusals.is_empty() {
+        text.push('\n');
+        let mut refusals = table(&["must be refused", "at", "saw", "verdict"]);
+        for refusal in &report.refusals {
+            refusals.add_row(vec![
+                Cell::new(&refusal.what),
+                Cell::new(&refusal.cluster),
+                Cell::new(&refusal.saw),
+                Cell::new(verdict(screen, refusal.verdict)),
+            ]);
+        }
+        text += &lines(&refusals);
+    }
+    text += &format!("\n{}\n", verdict_line(screen, report));
+    text
+}
+
+/// The verdict, in one line.
+pub(crate) fn verdict_line(screen: &Screen, report: &VerifyReport) -> String {
+    let refused = report.refusals.iter().filter(|r| r.verdict != Verdict::Fail).count();
+    let requests: usize = callers(report).map(|pair| pair.requests).sum();
+    let summary = format!(
+        "{} of {} pairs pass, {refused} of {} refusals hold; {requests} requests in {:.1} s",
+        report.passed(),
+        report.pairs.len(),
+        report.refusals.len(),
+        std::time::Duration::from_millis(report.duration_ms).as_secs_f64(),
+    );
+    match report.verdict {
+        Verdict::Fail => format!("{} {summary}", screen.data_tone(Tone::Bad, "✗ not proven:")),
+        _ => format!("{} {summary}", screen.data_tone(Tone::Good, "✓ proven:")),
+    }
+}
+
+/// One pair of each caller: its requests are counted once, whoever answered.
+fn callers(report: &VerifyReport) -> impl Iterator<Item = &Pair> {
+    report.pairs.iter().filter(|pair| pair.from == pair.to)
+}
+
+/// Who reaches whom, as a square: callers are lines, answers are columns.
+pub(crate) fn matrix(screen: &Screen, report: &VerifyReport) -> String {
+    let mut names: Vec<&str> = Vec::new();
+    for pair in &report.pairs {
+        if !names.contains(&pair.from.as_str()) {
+            names.push(&pair.from);
+        }
+    }
+    let mut square = table(&["from \\ to"].into_iter().chain(names.iter().copied()).collect::<Vec<_>>());
+    for from in &names {
+        let mut row = vec![Cell::new(from)];
+        for to in &names {
+            let pair = report.pairs.iter().find(|p| p.from == *from && p.to == *to);
+            row.push(Cell::new(pair.map_or(String::new(), |pair| {
+                let (mark, tone) = if pair.verdict == Verdict::Fail { ("✗", Tone::Bad) } else { ("✓", Tone::Good) };
+                let way = if pair.gateway.is_some() { "gateway" } else { "direct" };
+                let time = pair.latency_ms.map_or(String::new(), |l| format!(" {:.1} ms", l.p50));
+                format!("{} {way}{time}", screen.data_tone(tone, mark))
+            })));
+        }
+        square.add_row(row);
+    }
+    lines(&square)
+}
+
+/// `verify` as test reports that CI systems read.
+pub(crate) fn junit(report: &VerifyReport) -> String {
+    let escape =
+        |text: &str| text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;");
+    let mut cases = String::new();
+    let mut case = |class: &str, name: &str, failed: bool, why: &str| {
+        let (name, why) = (escape(name), escape(why));
+        if failed {
+            cases +=
+                &format!("  <testcase classname=\"{class}\" name=\"{name}\"><failure message=\"{why}\"/></testcase>\n");
+        } else {
+            cases += &format!("  <testcase classname=\"{class}\" name=\"{name}\"/>\n");
+        }
+    };
+    for pair in &report.pairs {
+        case("pair", &format!("{} to {}", pair.from, pair.to), pair.verdict == Verdict::Fail, &pair.why.join("; "));
+    }
+    for refusal in &report.refusals {
+        case(
+            "refusal",
+            &format!("{} at {}", refusal.what, refusal.cluster),
+            refusal.verdict == Verdict::Fail,
+            &refusal.saw,
+        );
+    }
+    let failures = report.pairs.iter().filter(|p| p.verdict == Verdict::Fail).count()
+        + report.refusals.iter().filter(|r| r.verdict == Verdict::Fail).count();
+    format!(
+        "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<testsuite name=\"stolos verify {}\" tests=\"{}\" failures=\"{failures}\" time=\"{:.3}\">\n{cases}</testsuite>\n",
+        escape(&report.mesh),
+        report.pairs.len() + report.refusals.len(),
+        std::time::Duration::from_millis(report.duration_ms).as_secs_f64(),
+    )
+}
+
+/// What is there.
+pub(crate) fn status(screen: &Screen, report: &StatusReport, output: Output) -> String {
+    let mut header = vec!["cluster", "network", "control plane", "gateways", "peers", "expires", "age"];
+    if output == Output::Wide {
+        header.extend(["region", "version", "server"]);
+    }
+    let mut clusters = table(&header);
+    let mut notes = Vec::new();
+    for cluster in &report.clusters {
+        if let Some(why) = &cluster.unreachable {
+            notes.push(format!("{}: {why}", cluster.name));
+        }
+        if let Some(label) = cluster.labelled_network.as_ref().filter(|label| **label != cluster.network) {
+            notes.push(format!("{}: its namespace is labelled with the network `{label}`", cluster.name));
+        }
+        let control = match (&cluster.unreachable, &cluster.control_plane) {
+            (Some(_), _) => screen.data_tone(Tone::Bad, "unreachable"),
+            (None, None) => screen.data_tone(Tone::Warn, "none"),
+            (None, Some(istiod)) => {
+                let tone = if istiod.ready >= istiod.replicas.max(1) { Tone::Good } else { Tone::Bad };
+                screen.data_tone(tone, &format!("{}/{} ready", istiod.ready, istiod.replicas))
+            }
+        };
+        let gateways: Vec<_> = cluster
+            .gateways
+            .iter()
+            .map(|g| match g.addresses.as_slice() {
+                [] => format!("no address ({} ready)", g.ready),
+                addresses => format!("{} ({} ready)", addresses.join(" "), g.ready),
+            })
+            .collect();
+        let held = cluster.peers.iter().filter(|p| p.expected && p.credential).count();
+        let expected = cluster.peers.iter().filter(|p| p.expected).count();
+        for peer in &cluster.peers {
+            match (peer.expected, peer.credential) {
+                (true, false) => notes.push(format!("{}: holds no credential for `{}`", cluster.name, peer.cluster)),
+                (false, true) => notes.push(format!(
+                    "{}: holds a credential for `{}`, which is not in the mesh",
+                    cluster.name, peer.cluster
+                )),
+                _ => {}
+            }
+        }
+        let expires = cluster.certificates.iter().filter_map(|c| Some((c.days_left?, &c.what))).min();
+        let mut row = vec![
+            Cell::new(&cluster.name),
+            Cell::new(&cluster.network),
+            Cell::new(control),
+            Cell::new(if gateways.is_empty() { "-".to_owned() } else { gateways.join(", ") }),
+            Cell::new(format!("{held}/{expected}")),
+            Cell::new(expires.map_or("-".to_owned(), |(days, what)| format!("{days} d ({what})"))),
+            Cell::new(format!("{} ms", cluster.age_ms)),
+        ];
+        if output == Output::Wide {
+            row.push(Cell::new(cluster.region.as_deref().unwrap_or("-")));
+            row.push(Cell::new(cluster.version.as_deref().unwrap_or("-")));
+            row.push(Cell::new(&cluster.server));
+        }
+        clusters.add_row(row);
+    }
+    let mut text = format!("Mesh {}\n\n{}", screen.data_tone(Tone::Strong, &report.mesh), lines(&clusters));
+    if !report.services.is_empty() {
+        let names: Vec<_> = report.clusters.iter().map(|c| c.name.as_str()).collect();
+        let mut services = table(&["service"].into_iter().chain(names.iter().copied()).collect::<Vec<_>>());
+        for service in &report.services {
+            let mut row = vec![Cell::new(format!("{}.{}", service.name, service.namespace))];
+            row.extend(
+                names
+                    .iter()
+                    .map(|name| Cell::new(service.endpoints.get(*name).map_or("-".to_owned(), ToString::to_string))),
+            );
+            services.add_row(row);
+        }
+        text += &format!("\n{}", lines(&services));
+    }
+    for note in notes {
+        text += &format!("\n{} {note}", screen.data_tone(Tone::Warn, "!"));
+    }
+    text
+}
+
+/// Everything that expires.
+pub(crate) fn certificates(report: &StatusReport) -> String {
+    let mut certificates = table(&["cluster", "what", "days left", "ends", "sha256"]);
+    for cluster in &report.clusters {
+        for certificate in &cluster.certificates {
+            let print = certificate.fingerprint.as_deref().unwrap_or("-");
+            certificates.add_row(vec![
+                Cell::new(&cluster.name),
+                Cell::new(&certificate.what),
+                Cell::new(certificate.days_left.map_or("never".to_owned(), |d| d.to_string()))
+                    .set_alignment(CellAlignment::Right),
+                Cell::new(certificate.not_after.as_deref().unwrap_or("-")),
+                Cell::new(print.chars().take(16).collect::<String>()),
+            ]);
+        }
+    }
+    lines(&certificates)
+}

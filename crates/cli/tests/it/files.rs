@@ -1,0 +1,89 @@
+//! Mesh files that cannot be used, and clusters that cannot be found.
+
+use crate::Desk;
+
+#[test]
+fn a_broken_file_is_shown_with_all_its_problems() {
+    let desk = Desk::new();
+    desk.write(
+        "mesh.yaml",
+        "kind: Mesh\nmetadata: {name: m}\nspec:\n  clusters:\n    - {name: a, netwrok: x}\n  mtls: strikt\n",
+    );
+    insta::assert_snapshot!(desk.run(["status"]).shown(), @r#"
+    exit 1
+    --- stdout
+    --- stderr
+    error: `netwrok` is not a field of `spec.clusters[0]`
+     --> mesh.yaml:5:17
+      |
+    5 |     - {name: a, netwrok: x}
+      |                 ^^^^^^^
+      = expected: `name`, `context`, `kubeconfig`, `network`, `region`, `zone`, `controlPlane` or `api`
+    hint: write `network`
+
+    error: `strikt` is not a known mode of mTLS
+     --> mesh.yaml:6:9
+      |
+    6 |   mtls: strikt
+      |         ^^^^^^
+      = expected: `strict` or `permissive`
+    hint: write `strict`
+
+    2 problems; nothing was touched
+    "#);
+}
+
+#[test]
+fn a_file_that_is_not_there_says_what_to_do() {
+    let desk = Desk::new();
+    insta::assert_snapshot!(desk.run(["status"]).shown(), @r#"
+    exit 1
+    --- stdout
+    --- stderr
+    error: no mesh file is named, and there is no mesh.yaml or topology.yaml here
+    hint: name one with `-f FILE`
+    hint: `stolos init CONTEXT=NETWORK…` writes one; `stolos demo` needs none
+    "#);
+    insta::assert_snapshot!(desk.run(["status", "-f", "none.yaml"]).shown(), @r#"
+    exit 1
+    --- stdout
+    --- stderr
+    error: could not read none.yaml
+      No such file or directory (os error 2)
+    hint: name a mesh file with `-f FILE`
+    "#);
+}
+
+#[test]
+fn a_missing_context_says_which_files_were_read() {
+    let desk = Desk::new();
+    desk.write("mesh.yaml", "[a, b]");
+    insta::assert_snapshot!(desk.run(["verify"]).shown(), @r#"
+    exit 1
+    --- stdout
+    --- stderr
+    error: no kubeconfig found
+    hint: looked at `[FOLDER]/.kube/config`; name one with `--kubeconfig FILE` or `export KUBECONFIG=FILE`
+    hint: no clusters at hand? `stolos lab up -f FILE` makes those a mesh file names
+    "#);
+    desk.write("config", "apiVersion: v1\nkind: Config\ncontexts:\n- name: other\n  context: {cluster: c, user: u}\n");
+    insta::assert_snapshot!(desk.run(["verify", "--kubeconfig", "config"]).shown(), @r#"
+    exit 1
+    --- stdout
+    --- stderr
+    error: no context `a` in config
+    hint: there is `other`
+    "#);
+}
+
+#[test]
+fn warnings_go_to_standard_error_and_colours_only_where_asked_for() {
+    let desk = Desk::new();
+    desk.write("topology.yaml", "mesh_id: m\ncontexts:\n    a:\n        network: n\n");
+    let run = desk.run(["graph"]);
+    assert!(run.out.is_empty() && run.err.starts_with("warning: `setup-mesh.sh`"), "{}", run.shown());
+    let run = desk.run(["graph", "--color", "always"]);
+    assert!(run.err.starts_with("\u{1b}[33mwarning:\u{1b}[0m"), "{}", run.shown());
+    let run = desk.finish(desk.command().args(["graph"]).env("NO_COLOR", "1"));
+    assert!(!run.err.contains('\u{1b}'), "{}", run.shown());
+}

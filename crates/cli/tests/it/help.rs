@@ -1,0 +1,97 @@
+use crate::Desk;
+
+#[test]
+fn help_names_every_command_that_is_built() {
+    let run = Desk::new().run(["--help"]);
+    insta::assert_snapshot!(run.shown(), @r#"
+    exit 0
+    --- stdout
+    One service mesh over many Kubernetes clusters, from one file, and proven
+
+    Usage: stolos [OPTIONS] <COMMAND>
+
+    Commands:
+      init         Write a mesh file from kubeconfig contexts
+      status       Say what is there: clusters, control planes, gateways, peers, services, certificates
+      verify       Prove the mesh with real requests between every two clusters
+      graph        Draw the mesh
+      cert         Look at certificates
+      explain      Explain a finding by its id
+      completions  Print completions for a shell
+      help         Print this message or the help of the given subcommand(s)
+
+    Options:
+      -v, --verbose...    Say more about what is going on; twice for even more
+      -q, --quiet         Print no progress
+          --color <WHEN>  Whether to colour [default: auto]
+      -h, --help          Print help
+      -V, --version       Print version
+    --- stderr
+    "#);
+}
+
+#[test]
+fn wrong_usage_is_an_error_and_not_a_finding() {
+    let run = Desk::new().run(["stauts"]);
+    insta::assert_snapshot!(run.shown(), @r#"
+    exit 1
+    --- stdout
+    --- stderr
+    error: unrecognized subcommand 'stauts'
+
+      tip: a similar subcommand exists: 'status'
+
+    Usage: stolos [OPTIONS] <COMMAND>
+
+    For more information, try '--help'.
+    "#);
+    assert_eq!(Desk::new().run::<&str>([]).code, Some(1));
+    assert_eq!(Desk::new().run(["--version"]).shown(), "exit 0\n--- stdout\nstolos [VERSION]\n--- stderr\n");
+}
+
+#[test]
+fn completions_know_the_commands() {
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let run = Desk::new().run(["completions", shell]);
+        assert!(run.code == Some(0) && run.out.contains("verify") && run.err.is_empty(), "{shell}: {}", run.shown());
+    }
+}
+
+#[test]
+fn findings_are_explained_by_id() {
+    let desk = Desk::new();
+    insta::assert_snapshot!(desk.run(["explain"]).shown(), @r#"
+    exit 0
+    --- stdout
+    ID            MEANING
+    engine-istio  The clusters are not lab clusters, so the mesh would have to be made of real Istio, and this version of Stolos has only its own small engine
+    engine-mixed  Some clusters of the mesh are lab clusters and some are not
+    no-cluster    None of the mesh's clusters answered, so nothing is known and nothing may be changed
+    no-root       Clusters of this mesh are built already, but the state folder has no root to issue certificates from
+    other-mesh    A cluster carries objects of another mesh of Stolos'
+    other-root    A cluster's signing certificate (Secret `cacerts`) comes from another root than the state folder's
+    root-exec     The mesh file leaves signing to a program of your own (`trust.root.exec`), which this version cannot use yet
+    root-key      A new certificate is needed, and the root's key cannot be used
+    root-refused  The root certificate that the mesh file names cannot be used
+    same-cluster  Two entries of the mesh file lead to one cluster
+    unreachable   A cluster did not answer in time
+    --- stderr
+    "#);
+    insta::assert_snapshot!(desk.run(["explain", "other-root"]).shown(), @r#"
+    exit 0
+    --- stdout
+    other-root
+
+    A cluster's signing certificate (Secret `cacerts`) comes from another root than the state folder's. Workloads of the two would refuse each other.
+
+    What to do: Name the folder the mesh was built with (`--state DIR` or `STOLOS_STATE`), or give that root as `spec.trust.root.files`.
+    --- stderr
+    "#);
+    insta::assert_snapshot!(desk.run(["explain", "root"]).shown(), @r#"
+    exit 1
+    --- stdout
+    --- stderr
+    error: there is no finding `root`
+    hint: `stolos explain no-root`
+    "#);
+}
