@@ -1,1 +1,84 @@
-//! (in preparation)
+//! Looks at the clusters and carries out a plan, with a journal.
+//!
+//! What to do is never decided here: [`observe()`] looks, `stolos_plan` decides, [`run()`] does, under a [`Lock`] in the
+//! mesh's first cluster. A run that is cut short at any point is finished by running again: the clusters are the truth,
+//! and every step may be done twice.
+//!
+//! Start at [`run()`], then read [`execute()`] and `change.rs`. [`State`] is the folder with the root and the journal.
+
+mod change;
+mod clusters;
+mod crash;
+mod execute;
+mod journal;
+mod lock;
+mod observe;
+mod run;
+mod state;
+
+pub use clusters::Clusters;
+pub use execute::{Failure, News, Options, Progress, Report, Silent, Verdict, execute};
+pub use lock::Lock;
+pub use observe::observe;
+pub use run::{Goal, run};
+pub use state::{State, passphrase};
+
+/// Why a run did not start, or could not go on at all.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The state folder cannot be read or written.
+    #[error("could not {what} {path}")]
+    Folder {
+        /// The attempt, such as "write".
+        what: &'static str,
+        /// The file.
+        path: std::path::PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Another run of this machine uses the state folder.
+    #[error("another run is using {0}")]
+    FolderInUse(std::path::PathBuf),
+    /// The root certificate or its key cannot be used.
+    #[error("could not use the root certificate: {0}")]
+    Root(String),
+    /// Somebody else is changing the mesh.
+    #[error("{holder} is changing the mesh, since {since} (Lease kube-system/{lease} in {cluster})")]
+    Locked {
+        /// Who.
+        holder: String,
+        /// Since when.
+        since: String,
+        /// The Lease.
+        lease: String,
+        /// The cluster it is in.
+        cluster: String,
+    },
+    /// The lock could not be taken, kept or given back.
+    #[error("could not {what} the lock of the mesh")]
+    Lock {
+        /// The attempt.
+        what: &'static str,
+        /// Why.
+        #[source]
+        source: Box<stolos_cluster::Error>,
+    },
+    /// A cluster that is needed could not be connected.
+    #[error("{cluster} cannot be used: {why}")]
+    Cluster {
+        /// Which.
+        cluster: String,
+        /// Why.
+        why: String,
+    },
+    /// Planning under the lock found a reason against it.
+    #[error("{0}")]
+    Blocked(#[from] stolos_plan::Blocked),
+    /// The clusters changed between showing the plan and carrying it out.
+    #[error("the clusters have changed since the plan was shown: {what}; run again to see the new plan")]
+    Changed {
+        /// The first step that was not shown.
+        what: String,
+    },
+}

@@ -1,0 +1,263 @@
+//! Makes one change. What is found by matching on the change; nothing is decided here.
+
+use std::time::{Duration, SystemTime};
+
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use futures::future::try_join_all;
+use http::Request;
+use serde_json::{Value, json};
+use stolos_cluster::objects;
+use stolos_cluster::{Cluster, Error};
+use stolos_plan::{Change, Condition, MANAGER, ObjectKey, Objects, READER, SYSTEM, Step, link_kubeconfig, peer_secret};
+use stolos_spec::Mesh;
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+
+use crate::clusters::because;
+use crate::observe::resource;
+use crate::{Clusters, State, crash};
+
+/// How often a request is sent again when the API server was busy or the connection broke.
+const TRIES: u32 = 4;
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+/// Between two looks at what is waited for.
+const SHORTEST_LOOK: Duration = Duration::from_millis(20);
+const LONGEST_LOOK: Duration = Duration::from_millis(500);
+
+/// Everything a step may touch.
+pub(crate) struct Hands<'a> {
+    pub(crate) mesh: &'a Mesh,
+    pub(crate) clusters: &'a Clusters,
+    pub(crate) state: &'a State,
+    /// How long one wait may take.
+    pub(crate) patience: Duration,
+    /// Bounds the requests in flight, by cluster.
+    pub(crate) room: &'a (dyn Fn(&str) -> std::sync::Arc<Semaphore> + Sync),
+}
+
+/// Why a step failed.
+#[derive(Clone, Debug)]
+pub(crate) enum Cause {
+    /// Something said no.
+    Error(String),
+    /// What was waited for did not come.
+    TimedOut(String),
+}
+
+impl From<Error> for Cause {
+    fn from(error: Error) -> Self {
+        Self::Error(because(&error))
+    }
+}
+
+impl From<String> for Cause {
+    fn from(error: String) -> Self {
+        Self::Error(error)
+    }
+}
+
+/// Makes the step's change; `waiting` hears what is waited for, each time that changes.
+pub(crate) async fn make(hands: &Hands<'_>, step: &Step, waiting: &(dyn Fn(&str) + Sync)) -> Result<(), Cause> {
+    let Some(name) = &step.cluster else { return in_folder(hands, &step.change) };
+    let cluster = hands.clusters.get(name)?;
+    match &step.change {
+        Change::MakeRoot { .. } => in_folder(hands, &step.change),
+        Change::IssueIntermediate { organization, trust_domain, validity_seconds, secret } => {
+            let now = SystemTime::now();
+            let root = hands.state.authority(hands.mesh, now).map_err(|e| because(&e))?;
+            let validity = Duration::from_secs(*validity_seconds);
+            let issued = root.issue_intermediate(name, organization, trust_domain, validity, now);
+            let issued = issued.map_err(|e| because(&e))?;
+            let mut secret = secret.clone();
+            secret["data"] = json!({
+                "ca-cert.pem": BASE64_STANDARD.encode(&issued.ca_cert),
+                "ca-key.pem": BASE64_STANDARD.encode(issued.ca_key.expose()),
+                "cert-chain.pem": BASE64_STANDARD.encode(&issued.cert_chain),
+                "root-cert.pem": BASE64_STANDARD.encode(&issued.root_cert),
+            });
+            apply(hands, &cluster, &secret).await
+        }
+        Change::Write { objects } => {
+            let mut writes = Vec::new();
+            for object in objects {
+                writes.push(apply(hands, &cluster, object));
+            }
+            try_join_all(writes).await.map(drop)
+        }
+        Change::Link { read, server, authority, token_seconds, secret } => {
+            let token = token(hands, name, read, *token_seconds).await?;
+            let mut secret = secret.clone();
+            let text = link_kubeconfig(read, server, authority, &token);
+            secret["data"] = json!({read: BASE64_STANDARD.encode(text)});
+            apply(hands, &cluster, &secret).await
+        }
+        Change::Remove { objects } => {
+            let mut removals = Vec::new();
+            for (key, uid) in objects {
+                removals.push(remove(hands, &cluster, key, uid));
+            }
+            try_join_all(removals).await.map(drop)
+        }
+        Change::Release { object } => {
+            let mut nothing = json!({"apiVersion": object.api_version, "kind": object.kind,
+                "metadata": {"name": object.name}});
+            if let Some(namespace) = &object.namespace {
+                nothing["metadata"]["namespace"] = namespace.as_str().into();
+            }
+            apply(hands, &cluster, &nothing).await
+        }
+        Change::Wait { conditions } => wait(hands, &cluster, conditions, waiting).await,
+    }
+}
+
+fn in_folder(hands: &Hands<'_>, change: &Change) -> Result<(), Cause> {
+    match change {
+        Change::MakeRoot { organization, validity_seconds } => {
+            let validity = Duration::from_secs(*validity_seconds);
+            let made = hands.state.make_root(organization, validity, SystemTime::now());
+            made.map_err(|error| Cause::Error(because(&error)))
+        }
+        _ => Err(Cause::Error("a step without a cluster that is not the state folder's".to_owned())),
+    }
+}
+
+async fn apply(hands: &Hands<'_>, cluster: &Cluster, object: &Value) -> Result<(), Cause> {
+    let key = ObjectKey::of(object);
+    let resource = resource(&key.api_version, &key.kind);
+    let send = || objects::apply(&cluster.client, &resource, object, MANAGER, true);
+    write(hands, cluster, send).await.map(drop).map_err(Cause::from)
+}
+
+/// Deletes the very object that the plan saw. One that is gone is as wanted; one that took its place is not ours to
+/// judge here.
+async fn remove(hands: &Hands<'_>, cluster: &Cluster, key: &ObjectKey, uid: &str) -> Result<(), Cause> {
+    let resource = resource(&key.api_version, &key.kind);
+    let uid = Some(uid).filter(|uid| !uid.is_empty());
+    let send = || objects::delete(&cluster.client, &resource, key.namespace.as_deref(), &key.name, uid);
+    match write(hands, cluster, send).await {
+        Ok(_) => Ok(()),
+        Err(error) if error.is_conflict() => {
+            Err(Cause::Error(format!("{key} is another one than when the plan was made; run again")))
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// A token of the reader in `read`, bound to the Secret that stands for `reader` there.
+async fn token(hands: &Hands<'_>, reader: &str, read: &str, seconds: u64) -> Result<String, Cause> {
+    let cluster = hands.clusters.get(read)?;
+    let secret = peer_secret(reader);
+    let found = {
+        let _room = enter(hands, read).await;
+        objects::get(&cluster.client, &resource("v1", "Secret"), Some(SYSTEM), &secret).await?
+    };
+    let found = found.ok_or_else(|| format!("Secret {SYSTEM}/{secret} is not there in {read}"))?;
+    let body = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {
+        "audiences": [], "expirationSeconds": seconds,
+        "boundObjectRef": {"apiVersion": "v1", "kind": "Secret", "name": secret, "uid": found["metadata"]["uid"]}}});
+    let path = stolos_k8s::kind::path("", "v1", "serviceaccounts", Some(SYSTEM), Some(READER));
+    let what = || format!("request a token of {SYSTEM}/{READER}");
+    let send = || async {
+        let failed = |source| Error::Request { what: what(), source: Box::new(source) };
+        let request = Request::post(format!("{path}/token")).header("content-type", "application/json");
+        let request = request.body(body.to_string().into_bytes()).map_err(|e| failed(kube::Error::HttpError(e)))?;
+        let after = objects::ANSWER;
+        let answer = tokio::time::timeout(after, cluster.client.request::<Value>(request)).await;
+        answer.map_err(|_| Error::NoAnswer { what: what(), after })?.map_err(failed)
+    };
+    let answer = write(hands, &cluster, send).await.map_err(|e| format!("{read}: {}", because(&e)))?;
+    let token = answer["status"]["token"].as_str().map(str::to_owned);
+    Ok(token.ok_or_else(|| format!("{read} answered a request for a token without one"))?)
+}
+
+/// Sends a write, again when the API server was busy or the connection broke: every write may be done twice.
+async fn write<T, F: Future<Output = Result<T, Error>>>(
+    hands: &Hands<'_>,
+    cluster: &Cluster,
+    send: impl Fn() -> F,
+) -> Result<T, Error> {
+    let mut pause = FIRST_PAUSE;
+    for attempt in 1.. {
+        let answer = {
+            let _room = enter(hands, &cluster.name).await;
+            crash::pass(crash::Point::WriteBefore);
+            let answer = send().await;
+            crash::pass(crash::Point::WriteAfter);
+            answer
+        };
+        match answer {
+            Err(error) if attempt < TRIES && may_pass(&error) => {
+                tracing::debug!(cluster = cluster.name, error = because(&error), "sending again");
+                tokio::time::sleep(pause).await;
+                pause *= 2;
+            }
+            answer => return answer,
+        }
+    }
+    unreachable!("the last attempt returns")
+}
+
+/// Whether the same request may well succeed in a moment.
+fn may_pass(error: &Error) -> bool {
+    match error {
+        Error::Request { .. } => error.status().is_none_or(|status| status.code == 429 || status.code >= 500),
+        _ => false,
+    }
+}
+
+async fn enter(hands: &Hands<'_>, cluster: &str) -> Option<tokio::sync::OwnedSemaphorePermit> {
+    // Nobody closes it, so there is always a permit in the end.
+    (hands.room)(cluster).acquire_owned().await.ok()
+}
+
+/// Looks again and again until every condition holds, or patience ends with the first that does not.
+async fn wait(
+    hands: &Hands<'_>,
+    cluster: &Cluster,
+    conditions: &[Condition],
+    waiting: &(dyn Fn(&str) + Sync),
+) -> Result<(), Cause> {
+    let deadline = Instant::now() + hands.patience;
+    let mut pause = SHORTEST_LOOK;
+    let mut said = String::new();
+    loop {
+        let missing = match look(hands, cluster, conditions).await {
+            Ok(objects) => conditions.iter().find_map(|condition| condition.holds(&objects).err()),
+            Err(error) if may_pass(&error) => Some(format!("an answer ({})", because(&error))),
+            Err(error) => return Err(error.into()),
+        };
+        let Some(missing) = missing else { return Ok(()) };
+        if said != missing {
+            waiting(&missing);
+            said = missing;
+        }
+        if Instant::now() + pause > deadline {
+            let seconds = hands.patience.as_secs();
+            return Err(Cause::TimedOut(format!("waited {seconds} s in vain for {said}")));
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 3 / 2).min(LONGEST_LOOK);
+    }
+}
+
+async fn look(hands: &Hands<'_>, cluster: &Cluster, conditions: &[Condition]) -> Result<Objects, Error> {
+    let mut found = Objects::default();
+    let _room = enter(hands, &cluster.name).await;
+    let mut reads = Vec::new();
+    for key in conditions.iter().flat_map(Condition::reads) {
+        reads.push(async move {
+            let resource = resource(&key.api_version, &key.kind);
+            objects::get(&cluster.client, &resource, key.namespace.as_deref(), &key.name).await
+        });
+    }
+    found.extend(try_join_all(reads).await?.into_iter().flatten());
+    for condition in conditions {
+        if let Condition::NoPods { namespace, labels } = condition {
+            let labels: Vec<_> = labels.iter().map(|(k, v)| format!("{k}={v}")).collect();
+            let pods = resource("v1", "Pod");
+            found.extend(objects::list(&cluster.client, &pods, Some(namespace), Some(&labels.join(","))).await?);
+        }
+    }
+    Ok(found)
+}
