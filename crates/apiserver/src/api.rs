@@ -1,0 +1,138 @@
+//! One API server: its state, and what every part of it needs.
+
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, RwLock};
+use std::time::Duration;
+
+use stolos_serve::Stop;
+use tokio::sync::{Semaphore, SemaphorePermit};
+
+use crate::auth::Keys;
+use crate::defaults::Addresses;
+use crate::failure::{Failure, Result};
+use crate::registry::{CRDS, Registry};
+use crate::runtime::{PodRuntime, ServiceResolver};
+use crate::state::State;
+
+/// What an embedder may choose.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Whether endpoints may have loopback addresses.
+    pub allow_loopback_endpoints: bool,
+    /// `gitTreeState` of `/version`.
+    pub version_suffix: String,
+    /// How often a watch says where it is.
+    pub bookmark_every: Duration,
+    /// Requests at once.
+    pub in_flight: usize,
+    /// The cluster's domain.
+    pub cluster_domain: String,
+    /// The issuer of tokens.
+    pub issuer: String,
+    /// Audiences of tokens that name none.
+    pub audiences: Vec<String>,
+}
+
+/// Counters for `/metrics`.
+#[derive(Debug, Default)]
+pub struct Metrics {
+    /// Requests so far.
+    pub requests: AtomicU64,
+    /// Requests refused because too many were under way.
+    pub refused: AtomicU64,
+}
+
+/// One API server.
+pub struct Api {
+    /// All objects.
+    pub state: Arc<State>,
+    /// All resources.
+    pub registry: Registry,
+    /// Keys and certificates.
+    pub keys: Keys,
+    /// The embedder's choices.
+    pub settings: Settings,
+    /// ClusterIPs in use.
+    pub addresses: Addresses,
+    /// Asked when the server stops.
+    pub stop: Stop,
+    /// Counters.
+    pub metrics: Metrics,
+    runtime: RwLock<Option<Arc<dyn PodRuntime>>>,
+    resolver: RwLock<Option<Arc<dyn ServiceResolver>>>,
+    slots: Semaphore,
+}
+
+impl Api {
+    /// Puts the parts together.
+    #[must_use]
+    pub fn new(state: Arc<State>, keys: Keys, settings: Settings, addresses: Addresses, stop: Stop) -> Arc<Self> {
+        let crds = state.cache(CRDS).list("");
+        let registry = Registry::new(crds.iter().map(|object| &object.value));
+        let slots = Semaphore::new(settings.in_flight);
+        Arc::new(Self {
+            state,
+            registry,
+            keys,
+            settings,
+            addresses,
+            stop,
+            metrics: Metrics::default(),
+            runtime: RwLock::new(None),
+            resolver: RwLock::new(None),
+            slots,
+        })
+    }
+
+    /// The time, as objects carry it.
+    #[must_use]
+    pub fn now(&self) -> String {
+        crate::verb::seconds(jiff::Timestamp::now())
+    }
+
+    /// The time in so many seconds.
+    #[must_use]
+    pub fn now_plus(&self, seconds: i64) -> jiff::Timestamp {
+        jiff::Timestamp::now() + jiff::SignedDuration::from_secs(seconds)
+    }
+
+    /// A place among the requests under way.
+    ///
+    /// # Errors
+    ///
+    /// When there are too many.
+    pub fn slot(&self) -> Result<SemaphorePermit<'_>> {
+        self.slots.try_acquire().map_err(|_| {
+            self.metrics.refused.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            Failure::too_many_requests("The server is handling too many requests, please try again later.")
+        })
+    }
+
+    /// Serves what the stored CustomResourceDefinitions say.
+    pub fn refresh_registry(&self) {
+        let crds = self.state.cache(CRDS).list("");
+        self.registry.replace(crds.iter().map(|object| &object.value));
+    }
+
+    /// Who runs pods, if anybody does.
+    #[must_use]
+    pub fn runtime(&self) -> Option<Arc<dyn PodRuntime>> {
+        self.runtime.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+    }
+
+    /// Who knows the way to Services, if anybody does.
+    #[must_use]
+    pub fn resolver(&self) -> Option<Arc<dyn ServiceResolver>> {
+        self.resolver.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+    }
+
+    /// From now on pods are run by `runtime`.
+    pub fn set_runtime(&self, runtime: Arc<dyn PodRuntime>) {
+        *self.runtime.write().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(runtime);
+    }
+
+    /// From now on Services are reached through `resolver`.
+    pub fn set_resolver(&self, resolver: Arc<dyn ServiceResolver>) {
+        *self.resolver.write().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(resolver);
+    }
+}

@@ -1,0 +1,273 @@
+//! What is served where: discovery in both forms, version, health, metrics, OpenAPI.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use http::{HeaderMap, Response, header};
+use serde_json::{Value, json};
+
+use crate::api::Api;
+use crate::failure::{Failure, Result};
+use crate::registry::{Resource, Table};
+use crate::route::{self, Body};
+
+/// The version of Kubernetes whose API is spoken.
+pub const VERSION: &str = "v1.34.0+stolos";
+
+/// Answers a path that is no resource.
+///
+/// # Errors
+///
+/// When there is nothing at that path.
+pub fn answer(api: &Arc<Api>, path: &str, headers: &HeaderMap) -> Result<Response<Body>> {
+    let table = api.registry.table();
+    let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
+    let value = match parts.as_slice() {
+        [""] => paths(&table),
+        ["version"] => version(api),
+        ["healthz" | "livez" | "readyz", ..] => return health(api),
+        ["metrics"] => return Ok(route::respond(200, "text/plain; version=0.0.4", metrics(api))),
+        ["openid", "v1", "jwks"] => {
+            return Ok(route::respond(200, "application/jwk-set+json", api.keys.jwks.to_string()));
+        }
+        [".well-known", "openid-configuration"] => json!({
+            "issuer": api.settings.issuer,
+            "jwks_uri": format!("{}/openid/v1/jwks", api.settings.issuer),
+            "response_types_supported": ["id_token"],
+            "subject_types_supported": ["public"],
+            "id_token_signing_alg_values_supported": ["ES256"],
+        }),
+        ["openapi", "v2"] => json!({"swagger": "2.0", "info": {"title": "Kubernetes", "version": VERSION},
+            "paths": {}, "definitions": {}}),
+        ["openapi", "v3"] => open_api_index(&table),
+        ["openapi", "v3", rest @ ..] => open_api(&table, rest)?,
+        ["api"] => match aggregated(headers) {
+            Some(version) => return Ok(aggregate(&table, version, true)),
+            None => json!({"kind": "APIVersions", "versions": ["v1"], "serverAddressByClientCIDRs": []}),
+        },
+        ["apis"] => match aggregated(headers) {
+            Some(version) => return Ok(aggregate(&table, version, false)),
+            None => {
+                let groups = table.groups.keys().filter(|g| !g.is_empty()).map(|g| group(&table, g, false));
+                json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups.collect::<Vec<_>>()})
+            }
+        },
+        ["api", version] => resources(&table, "", version)?,
+        ["apis", name] if table.groups.contains_key(*name) => group(&table, name, true),
+        ["apis", name, version] => resources(&table, name, version)?,
+        _ => return Err(Failure::no_such_path()),
+    };
+    Ok(route::json_value(200, &value))
+}
+
+fn version(api: &Api) -> Value {
+    json!({
+        "major": "1", "minor": "34", "gitVersion": VERSION, "gitCommit": "", "gitTreeState": api.settings.version_suffix,
+        "buildDate": "1970-01-01T00:00:00Z", "goVersion": "none", "compiler": "rustc",
+        "platform": format!("{}/{}", std::env::consts::OS, match std::env::consts::ARCH { "x86_64" => "amd64", "aarch64" => "arm64", other => other }),
+    })
+}
+
+fn health(api: &Api) -> Result<Response<Body>> {
+    if !api.state.is_well() {
+        return Err(Failure::other(500, "InternalError", "[-]storage failed: not accepting writes"));
+    }
+    Ok(route::respond(200, "text/plain; charset=utf-8", "ok"))
+}
+
+fn metrics(api: &Api) -> String {
+    use std::fmt::Write as _;
+    let mut text = String::new();
+    let mut line = |name: &str, kind: &str, help: &str, value: u64| {
+        let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}");
+    };
+    let requests = api.metrics.requests.load(Ordering::Relaxed);
+    line("apiserver_requests_total", "counter", "Requests so far.", requests);
+    let refused = api.metrics.refused.load(Ordering::Relaxed);
+    line("apiserver_requests_refused_total", "counter", "Requests refused because too many were under way.", refused);
+    line("apiserver_storage_revision", "gauge", "The last durable revision.", api.state.revision());
+    let objects: usize = api.state.resources().iter().map(|r| api.state.cache(r).len()).sum();
+    line("apiserver_storage_objects", "gauge", "Objects stored.", objects as u64);
+    text
+}
+
+fn paths(table: &Table) -> Value {
+    let mut paths = vec!["/api".to_owned(), "/api/v1".into(), "/apis".into()];
+    for (group, versions) in table.groups.iter().filter(|(group, _)| !group.is_empty()) {
+        paths.push(format!("/apis/{group}"));
+        paths.extend(versions.iter().map(|version| format!("/apis/{group}/{version}")));
+    }
+    let rest = ["/healthz", "/livez", "/metrics", "/openapi/v2", "/openapi/v3", "/readyz", "/version"];
+    paths.extend(rest.map(str::to_owned));
+    json!({"paths": paths})
+}
+
+fn group(table: &Table, name: &str, alone: bool) -> Value {
+    let versions = &table.groups[name];
+    let version = |v: &String| json!({"groupVersion": format!("{name}/{v}"), "version": v});
+    let mut group = json!({
+        "name": name,
+        "versions": versions.iter().map(version).collect::<Vec<_>>(),
+        "preferredVersion": versions.first().map(version),
+    });
+    if alone {
+        group["kind"] = json!("APIGroup");
+        group["apiVersion"] = json!("v1");
+    }
+    group
+}
+
+fn resources(table: &Table, group: &str, version: &str) -> Result<Value> {
+    let found = table.of_version(group, version);
+    if found.is_empty() {
+        return Err(Failure::no_such_path());
+    }
+    let mut resources = Vec::new();
+    for resource in found {
+        let mut entry = json!({"name": resource.plural, "singularName": resource.singular,
+            "namespaced": resource.namespaced, "kind": resource.kind, "verbs": resource.verbs});
+        if !resource.short_names.is_empty() {
+            entry["shortNames"] = json!(resource.short_names);
+        }
+        if !resource.categories.is_empty() {
+            entry["categories"] = json!(resource.categories);
+        }
+        resources.push(entry);
+        for sub in &resource.subresources {
+            let (group, version, kind) = &sub.gvk;
+            let mut entry = json!({"name": format!("{}/{}", resource.plural, sub.name), "singularName": "",
+                "namespaced": resource.namespaced, "kind": kind, "verbs": sub.verbs});
+            if (group, version) != (&resource.group, &resource.version) {
+                entry["group"] = json!(group);
+                entry["version"] = json!(version);
+            }
+            resources.push(entry);
+        }
+    }
+    let api_version = stolos_k8s::kind::api_version(group, version);
+    Ok(json!({"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": api_version, "resources": resources}))
+}
+
+/// The version of aggregated discovery that a client accepts, if it does.
+fn aggregated(headers: &HeaderMap) -> Option<&'static str> {
+    let accept = headers.get(header::ACCEPT)?.to_str().ok()?;
+    accept.split(',').find_map(|offer| {
+        let has = |what: &str| offer.split(';').any(|part| part.trim() == what);
+        if !has("as=APIGroupDiscoveryList") || !has("application/json") {
+            return None;
+        }
+        if has("v=v2") {
+            Some("v2")
+        } else if has("v=v2beta1") {
+            Some("v2beta1")
+        } else {
+            None
+        }
+    })
+}
+
+fn aggregate(table: &Table, version: &'static str, core: bool) -> Response<Body> {
+    let groups = table.groups.iter().filter(|(group, _)| group.is_empty() == core);
+    let items: Vec<Value> = groups
+        .map(|(group, versions)| {
+            let versions: Vec<Value> = versions
+                .iter()
+                .map(|version| {
+                    let found = table.of_version(group, version);
+                    let resources: Vec<Value> = found.iter().map(|resource| aggregate_resource(resource)).collect();
+                    json!({"version": version, "freshness": "Current", "resources": resources})
+                })
+                .collect();
+            let mut metadata = json!({"creationTimestamp": null});
+            if !group.is_empty() {
+                metadata["name"] = json!(group);
+            }
+            json!({"metadata": metadata, "versions": versions})
+        })
+        .collect();
+    let list = json!({"kind": "APIGroupDiscoveryList", "apiVersion": format!("apidiscovery.k8s.io/{version}"),
+        "metadata": {}, "items": items});
+    let media = format!("application/json;g=apidiscovery.k8s.io;v={version};as=APIGroupDiscoveryList");
+    route::respond(200, &media, list.to_string())
+}
+
+fn aggregate_resource(resource: &Arc<Resource>) -> Value {
+    let kind = |group: &str, version: &str, kind: &str| json!({"group": group, "version": version, "kind": kind});
+    let subresources: Vec<Value> = resource
+        .subresources
+        .iter()
+        .map(|sub| {
+            let (group, version, name) = &sub.gvk;
+            json!({"subresource": sub.name, "responseKind": kind(group, version, name), "verbs": sub.verbs})
+        })
+        .collect();
+    let mut entry = json!({
+        "resource": resource.plural,
+        "responseKind": kind(&resource.group, &resource.version, &resource.kind),
+        "scope": if resource.namespaced { "Namespaced" } else { "Cluster" },
+        "singularResource": resource.singular,
+        "verbs": resource.verbs,
+    });
+    for (field, list) in [("shortNames", &resource.short_names), ("categories", &resource.categories)] {
+        if !list.is_empty() {
+            entry[field] = json!(list);
+        }
+    }
+    if !subresources.is_empty() {
+        entry["subresources"] = json!(subresources);
+    }
+    entry
+}
+
+fn open_api_index(table: &Table) -> Value {
+    use sha2::Digest as _;
+    let mut paths = serde_json::Map::new();
+    for (group, versions) in &table.groups {
+        for version in versions {
+            let path =
+                if group.is_empty() { format!("api/{version}") } else { format!("apis/{group}/{version}") };
+            let names: Vec<_> = table.of_version(group, version).iter().map(|r| r.kind.clone()).collect();
+            let hash = sha2::Sha256::digest(format!("{path} {names:?}"));
+            let hash: String = hash.iter().take(16).map(|byte| format!("{byte:02X}")).collect();
+            let url = format!("/openapi/v3/{path}?hash={hash}");
+            paths.insert(path, json!({"serverRelativeURL": url}));
+        }
+    }
+    json!({"paths": paths})
+}
+
+/// The least that clients need: which kinds there are, and that the server validates fields itself.
+fn open_api(table: &Table, path: &[&str]) -> Result<Value> {
+    let (group, version) = match path {
+        ["api", version] => ("", *version),
+        ["apis", group, version] => (*group, *version),
+        _ => return Err(Failure::no_such_path()),
+    };
+    let found = table.of_version(group, version);
+    if found.is_empty() {
+        return Err(Failure::no_such_path());
+    }
+    let query = |name: &str| json!({"name": name, "in": "query", "schema": {"type": "string", "uniqueItems": true}});
+    let (mut paths, mut schemas) = (serde_json::Map::new(), serde_json::Map::new());
+    for resource in found {
+        let gvk = json!({"group": group, "version": version, "kind": resource.kind});
+        let root = if group.is_empty() { format!("/api/{version}") } else { format!("/apis/{group}/{version}") };
+        let scope = if resource.namespaced { "/namespaces/{namespace}" } else { "" };
+        let parameters: Vec<Value> = ["dryRun", "fieldManager", "fieldValidation"].map(query).into();
+        let operation = |action: &str| {
+            json!({"x-kubernetes-action": action, "x-kubernetes-group-version-kind": gvk, "parameters": parameters,
+                "responses": {"200": {"description": "OK"}}})
+        };
+        let collection = format!("{root}{scope}/{}", resource.plural);
+        paths.insert(collection.clone(), json!({"post": operation("post")}));
+        paths.insert(format!("{collection}/{{name}}"), json!({"put": operation("put"), "patch": operation("patch")}));
+        let name = format!("{}.{version}.{}", if group.is_empty() { "core" } else { group }, resource.kind);
+        schemas.insert(
+            name,
+            json!({"type": "object", "x-kubernetes-group-version-kind": [gvk],
+                "x-kubernetes-preserve-unknown-fields": true}),
+        );
+    }
+    Ok(json!({"openapi": "3.0.0", "info": {"title": "Kubernetes", "version": VERSION}, "paths": paths,
+        "components": {"schemas": schemas}}))
+}

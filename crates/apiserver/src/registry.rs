@@ -1,0 +1,314 @@
+//! Which resources are served: the built-in kinds and those that CustomResourceDefinitions add.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, RwLock};
+
+use serde_json::Value;
+use stolos_k8s::kind::{self, ALL_VERBS};
+
+use crate::rules::Schema;
+
+/// The resource of CustomResourceDefinitions.
+pub const CRDS: &str = "customresourcedefinitions.apiextensions.k8s.io";
+
+/// A resource at one served version.
+#[derive(Debug)]
+pub struct Resource {
+    /// The API group, empty for core.
+    pub group: String,
+    /// The version it is asked for in.
+    pub version: String,
+    /// The version its objects are stored in.
+    pub stored_version: String,
+    /// The kind.
+    pub kind: String,
+    /// The kind of its lists.
+    pub list_kind: String,
+    /// The plural, as in paths.
+    pub plural: String,
+    /// The singular.
+    pub singular: String,
+    /// Short names.
+    pub short_names: Vec<String>,
+    /// Categories.
+    pub categories: Vec<String>,
+    /// Whether its objects have namespaces.
+    pub namespaced: bool,
+    /// Verbs.
+    pub verbs: Vec<String>,
+    /// Subresources.
+    pub subresources: Vec<Subresource>,
+    /// Where its objects are stored: `pods`, `deployments.apps`.
+    pub storage: Arc<str>,
+    /// Whether `status` is written apart.
+    pub has_status: bool,
+    /// Whether `metadata.generation` is kept.
+    pub has_generation: bool,
+    /// What its CustomResourceDefinition says, if it has one.
+    pub custom: Option<Custom>,
+}
+
+/// Something below an object.
+#[derive(Debug, Clone)]
+pub struct Subresource {
+    /// The last part of the path.
+    pub name: String,
+    /// Group, version and kind of what it takes and gives.
+    pub gvk: (String, String, String),
+    /// Verbs.
+    pub verbs: Vec<String>,
+}
+
+/// The part of a CustomResourceDefinition that concerns one version.
+#[derive(Debug)]
+pub struct Custom {
+    /// The structural schema; none for `preserveUnknownFields` at the top.
+    pub schema: Option<Schema>,
+    /// `additionalPrinterColumns`.
+    pub columns: Vec<Value>,
+    /// `subresources.scale`.
+    pub scale: Option<Value>,
+    /// `selectableFields`: paths such as `.spec.color`.
+    pub selectable: Vec<String>,
+}
+
+impl Resource {
+    /// `v1`, `apps/v1` as asked for.
+    #[must_use]
+    pub fn api_version(&self) -> String {
+        kind::api_version(&self.group, &self.version)
+    }
+
+    /// `v1`, `apps/v1` as stored.
+    #[must_use]
+    pub fn stored_api_version(&self) -> String {
+        kind::api_version(&self.group, &self.stored_version)
+    }
+
+    /// The subresource of that name.
+    #[must_use]
+    pub fn subresource(&self, name: &str) -> Option<&Subresource> {
+        self.subresources.iter().find(|sub| sub.name == name)
+    }
+
+    /// Whether objects are kept, not just answered.
+    #[must_use]
+    pub fn is_stored(&self) -> bool {
+        self.verbs.iter().any(|verb| verb == "get")
+    }
+
+    fn built_in(kind: &kind::Kind) -> Self {
+        let owned = |list: &[&str]| list.iter().map(|&s| s.to_owned()).collect::<Vec<_>>();
+        let subresources = kind.subresources.iter().map(|sub| Subresource {
+            name: sub.name.into(),
+            gvk: (sub.group.into(), sub.version.into(), sub.kind.into()),
+            verbs: owned(sub.verbs),
+        });
+        Self {
+            group: kind.group.into(),
+            version: kind.version.into(),
+            stored_version: kind.version.into(),
+            kind: kind.kind.into(),
+            list_kind: format!("{}List", kind.kind),
+            plural: kind.plural.into(),
+            singular: kind.singular.into(),
+            short_names: owned(kind.short_names),
+            categories: owned(kind.categories),
+            namespaced: kind.namespaced,
+            verbs: owned(kind.verbs),
+            subresources: subresources.collect(),
+            storage: kind.group_resource().into(),
+            has_status: kind.has_status(),
+            has_generation: kind.has_generation(),
+            custom: None,
+        }
+    }
+}
+
+/// Every served resource by group, version and plural.
+#[derive(Debug, Default)]
+pub struct Table {
+    resources: HashMap<(String, String, String), Arc<Resource>>,
+    /// Groups in discovery order, each with its versions, the preferred one first.
+    pub groups: BTreeMap<String, Vec<String>>,
+}
+
+impl Table {
+    /// The resource at a path.
+    #[must_use]
+    pub fn find(&self, group: &str, version: &str, plural: &str) -> Option<&Arc<Resource>> {
+        self.resources.get(&(group.to_owned(), version.to_owned(), plural.to_owned()))
+    }
+
+    /// The resource with that kind.
+    #[must_use]
+    pub fn find_kind(&self, api_version: &str, kind: &str) -> Option<&Arc<Resource>> {
+        let (group, version) = kind::split_api_version(api_version);
+        self.resources.values().find(|r| r.group == group && r.version == version && r.kind == kind)
+    }
+
+    /// Some served version of a stored resource such as `deployments.apps`.
+    #[must_use]
+    pub fn find_stored(&self, storage: &str) -> Option<&Arc<Resource>> {
+        self.resources.values().find(|r| &*r.storage == storage)
+    }
+
+    /// The resources of a group and version, by name.
+    #[must_use]
+    pub fn of_version(&self, group: &str, version: &str) -> Vec<Arc<Resource>> {
+        let mut found: Vec<_> =
+            self.resources.values().filter(|r| r.group == group && r.version == version).cloned().collect();
+        found.sort_by(|a, b| a.plural.cmp(&b.plural));
+        found
+    }
+
+    /// One entry per stored resource, by name.
+    #[must_use]
+    pub fn stored(&self) -> Vec<Arc<Resource>> {
+        let mut found: BTreeMap<&str, &Arc<Resource>> = BTreeMap::new();
+        for resource in self.resources.values().filter(|r| r.is_stored()) {
+            found.insert(&resource.storage, resource);
+        }
+        found.into_values().cloned().collect()
+    }
+
+    fn add(&mut self, resource: Resource) {
+        let versions = self.groups.entry(resource.group.clone()).or_default();
+        if !versions.contains(&resource.version) {
+            versions.push(resource.version.clone());
+            versions.sort_by_key(|v| std::cmp::Reverse(version_rank(v)));
+        }
+        let key = (resource.group.clone(), resource.version.clone(), resource.plural.clone());
+        self.resources.insert(key, Arc::new(resource));
+    }
+}
+
+/// The table of now. Readers take a snapshot.
+#[derive(Debug)]
+pub struct Registry {
+    table: RwLock<Arc<Table>>,
+}
+
+impl Registry {
+    /// The built-in kinds and the given CustomResourceDefinitions.
+    #[must_use]
+    pub fn new<'a>(crds: impl IntoIterator<Item = &'a Value>) -> Self {
+        Self { table: RwLock::new(Arc::new(table(crds))) }
+    }
+
+    /// The table of now.
+    #[must_use]
+    pub fn table(&self) -> Arc<Table> {
+        Arc::clone(&self.table.read().unwrap_or_else(std::sync::PoisonError::into_inner))
+    }
+
+    /// Serves exactly these CustomResourceDefinitions from now on.
+    pub fn replace<'a>(&self, crds: impl IntoIterator<Item = &'a Value>) {
+        let table = Arc::new(table(crds));
+        *self.table.write().unwrap_or_else(std::sync::PoisonError::into_inner) = table;
+    }
+}
+
+fn table<'a>(crds: impl IntoIterator<Item = &'a Value>) -> Table {
+    let mut table = Table::default();
+    for kind in kind::all() {
+        table.add(Resource::built_in(kind));
+    }
+    for crd in crds {
+        for resource in custom(crd) {
+            table.add(resource);
+        }
+    }
+    table
+}
+
+/// The served versions of a CustomResourceDefinition.
+fn custom(crd: &Value) -> Vec<Resource> {
+    let spec = &crd["spec"];
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let texts = |value: &Value| value.as_array().into_iter().flatten().map(text).collect::<Vec<_>>();
+    let (group, names) = (text(&spec["group"]), &spec["names"]);
+    let (plural, kind) = (text(&names["plural"]), text(&names["kind"]));
+    let versions = spec["versions"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let Some(stored) = versions.iter().find(|v| v["storage"] == true) else { return Vec::new() };
+    let terminating = crd["metadata"]["deletionTimestamp"].is_string();
+    let mut verbs: Vec<String> = ALL_VERBS.iter().map(|&v| v.to_owned()).collect();
+    if terminating {
+        verbs.retain(|verb| verb != "create");
+    }
+    let served = versions.iter().filter(|v| v["served"] == true);
+    served
+        .map(|version| {
+            let name = text(&version["name"]);
+            let gvk = (group.clone(), name.clone(), kind.clone());
+            let read_write: Vec<String> = ["get", "patch", "update"].map(str::to_owned).into();
+            let mut subresources = Vec::new();
+            let has_status = version["subresources"]["status"].is_object();
+            if has_status {
+                subresources.push(Subresource { name: "status".into(), gvk, verbs: read_write.clone() });
+            }
+            let scale = version["subresources"]["scale"].as_object().map(|s| Value::Object(s.clone()));
+            if scale.is_some() {
+                let gvk = ("autoscaling".into(), "v1".into(), "Scale".into());
+                subresources.push(Subresource { name: "scale".into(), gvk, verbs: read_write });
+            }
+            let schema = version["schema"].get("openAPIV3Schema").and_then(Schema::read);
+            let selectable = version["selectableFields"].as_array().into_iter().flatten();
+            Resource {
+                group: group.clone(),
+                version: name,
+                stored_version: text(&stored["name"]),
+                kind: kind.clone(),
+                list_kind: names["listKind"].as_str().map_or_else(|| format!("{kind}List"), str::to_owned),
+                plural: plural.clone(),
+                singular: names["singular"].as_str().map_or_else(|| kind.to_lowercase(), str::to_owned),
+                short_names: texts(&names["shortNames"]),
+                categories: texts(&names["categories"]),
+                namespaced: spec["scope"] == "Namespaced",
+                verbs: verbs.clone(),
+                subresources,
+                storage: kind::group_resource(&group, &plural).into(),
+                has_status,
+                has_generation: true,
+                custom: Some(Custom {
+                    schema,
+                    columns: version["additionalPrinterColumns"].as_array().cloned().unwrap_or_default(),
+                    scale,
+                    selectable: selectable.map(|f| text(&f["jsonPath"])).collect(),
+                }),
+            }
+        })
+        .collect()
+}
+
+/// Kubernetes' order of versions: v2 > v1 > v1beta2 > v1beta1 > v1alpha3 > anything else.
+fn version_rank(version: &str) -> (u8, u32, u8, u32, std::cmp::Reverse<String>) {
+    let other = (0, 0, 0, 0, std::cmp::Reverse(version.to_owned()));
+    let Some(rest) = version.strip_prefix('v') else { return other };
+    let digits = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
+    let Ok(major) = rest[..digits].parse() else { return other };
+    let rest = &rest[digits..];
+    let (stage, minor) = if let Some(n) = rest.strip_prefix("beta") {
+        (2, n)
+    } else if let Some(n) = rest.strip_prefix("alpha") {
+        (1, n)
+    } else if rest.is_empty() {
+        (3, "0")
+    } else {
+        return other;
+    };
+    let Ok(minor) = minor.parse() else { return other };
+    (stage, major, 0, minor, std::cmp::Reverse(String::new()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_ordered_as_kubernetes_orders_them() {
+        let mut versions = ["v1alpha3", "foo", "v1", "v1beta1", "v2", "v1beta2", "v11"];
+        versions.sort_by_key(|v| std::cmp::Reverse(version_rank(v)));
+        assert_eq!(versions, ["v11", "v2", "v1", "v1beta2", "v1beta1", "v1alpha3", "foo"]);
+    }
+}

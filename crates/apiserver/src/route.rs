@@ -1,0 +1,459 @@
+//! From an HTTP request to a verb on a resource, and back.
+//!
+//! # Flow
+//!
+//! 1. Who is it ([`auth`](crate::auth)), what do they want ([`Target::parse`]), may they ([`auth`](crate::auth)).
+//! 2. Paths that are no resources are answered by [`discovery`](crate::discovery); the rest goes to
+//!    [`verb`](crate::verb), [`stream`](crate::stream) or [`review`](crate::auth).
+//! 3. Every failure becomes a `metav1.Status`.
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{HeaderMap, Method, Request, Response, header};
+use http_body_util::{BodyExt, Full, Limited};
+use serde_json::{Value, json};
+
+use crate::api::Api;
+use crate::auth::{Caller, User};
+use crate::failure::{Failure, Result};
+use crate::registry::Resource;
+use crate::watch::Object;
+use crate::{auth, discovery, stream, table, verb};
+
+/// Why a response body broke off.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+/// The body of every response.
+pub type Body = http_body_util::combinators::UnsyncBoxBody<Bytes, BoxError>;
+
+/// The largest request body.
+pub const MAX_BODY: usize = 3 << 20;
+
+/// What a request is aimed at, as its path and query say.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Target {
+    /// The group, empty for core.
+    pub group: String,
+    /// The version.
+    pub version: String,
+    /// The namespace, empty for none or all.
+    pub namespace: String,
+    /// The plural.
+    pub plural: String,
+    /// The object, empty for the collection.
+    pub name: String,
+    /// The subresource, empty for the object itself.
+    pub sub: String,
+}
+
+impl Target {
+    /// The target of a path, or `None` when it is not a resource's.
+    #[must_use]
+    pub fn parse(path: &str) -> Option<Self> {
+        let mut parts = path.trim_matches('/').split('/');
+        let (group, version) = match parts.next()? {
+            "api" => (String::new(), parts.next()?),
+            "apis" => (parts.next()?.to_owned(), parts.next()?),
+            _ => return None,
+        };
+        let rest: Vec<String> = parts.map(decode).collect();
+        let rest: Vec<&str> = rest.iter().map(String::as_str).collect();
+        let mut target = Self { group, version: version.to_owned(), ..Self::default() };
+        let (namespace, rest) = match rest.as_slice() {
+            // The resource `namespaces` itself, and what is below it.
+            ["namespaces"] | ["namespaces", _] => ("", rest.as_slice()),
+            ["namespaces", _, "status" | "finalize"] if target.group.is_empty() => ("", rest.as_slice()),
+            ["namespaces", namespace, rest @ ..] => (*namespace, rest),
+            rest => ("", rest),
+        };
+        namespace.clone_into(&mut target.namespace);
+        let (plural, name, sub) = match rest {
+            [plural] => (*plural, "", String::new()),
+            [plural, name] => (*plural, *name, String::new()),
+            [plural, name, sub @ ..] => (*plural, *name, sub.join("/")),
+            [] => return None,
+        };
+        plural.clone_into(&mut target.plural);
+        name.clone_into(&mut target.name);
+        target.sub = sub;
+        // A namespace is in its own namespace, as far as permissions go.
+        if target.plural == "namespaces" && target.group.is_empty() {
+            target.namespace.clone_from(&target.name);
+        }
+        Some(target)
+    }
+}
+
+/// The query of a request.
+#[derive(Debug, Clone, Default)]
+pub struct Query(HashMap<String, Vec<String>>);
+
+impl Query {
+    /// Reads a query string.
+    #[must_use]
+    pub fn parse(query: &str) -> Self {
+        let mut map: HashMap<String, Vec<String>> = HashMap::new();
+        for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+            let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+            map.entry(decode(key)).or_default().push(decode(value));
+        }
+        Self(map)
+    }
+
+    /// A parameter that is there and not empty.
+    #[must_use]
+    pub fn get(&self, key: &str) -> Option<&str> {
+        self.0.get(key).and_then(|values| values.first()).map(String::as_str).filter(|value| !value.is_empty())
+    }
+
+    /// All values of a parameter.
+    #[must_use]
+    pub fn all(&self, key: &str) -> &[String] {
+        self.0.get(key).map_or(&[], Vec::as_slice)
+    }
+
+    /// Whether a parameter is there and true.
+    #[must_use]
+    pub fn is(&self, key: &str) -> bool {
+        self.0.get(key).and_then(|v| v.first()).is_some_and(|v| matches!(v.as_str(), "true" | "1" | "True" | "t" | "T"))
+    }
+
+    /// A parameter that is a number.
+    ///
+    /// # Errors
+    ///
+    /// When it is something else.
+    pub fn number<T: std::str::FromStr>(&self, key: &str) -> Result<Option<T>> {
+        let Some(text) = self.get(key) else { return Ok(None) };
+        let parsed = text.parse().map_err(|_| Failure::bad_request(format!("invalid {key} {text:?}: not a number")));
+        parsed.map(Some)
+    }
+}
+
+/// `%41` and `+` as what they stand for.
+fn decode(text: &str) -> String {
+    let bytes = text.as_bytes();
+    let mut out = Vec::with_capacity(bytes.len());
+    let mut at = 0;
+    while at < bytes.len() {
+        let hex = |i: usize| bytes.get(i).and_then(|b| char::from(*b).to_digit(16));
+        match (bytes[at], hex(at + 1), hex(at + 2)) {
+            (b'%', Some(high), Some(low)) => {
+                out.push(u8::try_from(high * 16 + low).unwrap_or(b'?'));
+                at += 2;
+            }
+            (b'+', ..) => out.push(b' '),
+            (byte, ..) => out.push(byte),
+        }
+        at += 1;
+    }
+    String::from_utf8_lossy(&out).into_owned()
+}
+
+/// A request for a resource that passed authentication and authorisation.
+pub struct Ask {
+    /// Who asks.
+    pub user: User,
+    /// The verb: get, list, watch, create, update, patch, delete, deletecollection.
+    pub verb: &'static str,
+    /// What it is aimed at.
+    pub target: Target,
+    /// The resource there.
+    pub resource: Arc<Resource>,
+    /// The query.
+    pub query: Query,
+    /// The headers.
+    pub headers: HeaderMap,
+}
+
+impl Ask {
+    fn header(&self, name: header::HeaderName) -> &str {
+        self.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
+    }
+
+    /// `Content-Type` without parameters.
+    #[must_use]
+    pub fn content_type(&self) -> &str {
+        self.header(header::CONTENT_TYPE).split(';').next().unwrap_or_default().trim()
+    }
+
+    /// The field manager: named by the query, else by the client's name.
+    #[must_use]
+    pub fn manager(&self) -> String {
+        if let Some(manager) = self.query.get("fieldManager") {
+            return manager.to_owned();
+        }
+        let agent = self.header(header::USER_AGENT).split('/').next().unwrap_or_default();
+        if agent.is_empty() { "unknown".into() } else { agent.to_owned() }
+    }
+
+    /// In which form the client wants its answer.
+    ///
+    /// # Errors
+    ///
+    /// When it accepts none that is spoken here.
+    pub fn form(&self) -> Result<Form> {
+        Form::of(self.header(header::ACCEPT))
+    }
+
+    /// Whether nothing shall be written.
+    ///
+    /// # Errors
+    ///
+    /// When `dryRun` is anything but `All`.
+    pub fn dry_run(&self) -> Result<bool> {
+        match self.query.all("dryRun") {
+            [] => Ok(false),
+            values if values.iter().all(|value| value == "All") => Ok(true),
+            values => Err(Failure::bad_request(format!("invalid dryRun {values:?}: only \"All\" is supported"))),
+        }
+    }
+}
+
+/// The form of an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// The object.
+    Plain,
+    /// `meta.k8s.io/v1 Table`, for people.
+    Table,
+    /// Only its metadata.
+    Metadata,
+}
+
+impl Form {
+    fn of(accept: &str) -> Result<Self> {
+        if accept.is_empty() {
+            return Ok(Self::Plain);
+        }
+        for offer in accept.split(',') {
+            let mut parts = offer.split(';').map(str::trim);
+            let media = parts.next().unwrap_or_default();
+            if !matches!(media, "application/json" | "application/*" | "*/*") {
+                continue;
+            }
+            let named = parts.find_map(|p| p.strip_prefix("as="));
+            match named {
+                None => return Ok(Self::Plain),
+                Some("Table") => return Ok(Self::Table),
+                Some("PartialObjectMetadata" | "PartialObjectMetadataList") => return Ok(Self::Metadata),
+                Some(_) => {}
+            }
+        }
+        Err(Failure::not_acceptable())
+    }
+}
+
+/// Answers one request. Never fails: whatever goes wrong becomes an answer.
+pub async fn handle<B>(api: Arc<Api>, caller: Caller, request: Request<B>) -> Result<Response<Body>, Infallible>
+where
+    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    api.metrics.requests.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    let answer = answer(&api, &caller, request).await;
+    Ok(answer.unwrap_or_else(|failure| {
+        if failure.code >= 500 {
+            tracing::warn!(code = failure.code, message = failure.message, "request failed");
+        }
+        failed(&failure)
+    }))
+}
+
+async fn answer<B>(api: &Arc<Api>, caller: &Caller, mut request: Request<B>) -> Result<Response<Body>>
+where
+    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    let user = auth::authenticate(api, caller, request.headers())?;
+    let path = request.uri().path().to_owned();
+    let query = Query::parse(request.uri().query().unwrap_or_default());
+    let Some(target) = Target::parse(&path) else {
+        let method = request.method().as_str().to_lowercase();
+        auth::authorize_path(api, &user, &method, &path)?;
+        return discovery::answer(api, &path, request.headers());
+    };
+    let Some(verb) = verb_of(request.method(), &target, &query) else { return Err(Failure::method_not_allowed()) };
+    auth::authorize(api, &user, verb, &target)?;
+    let table = api.registry.table();
+    let Some(resource) = table.find(&target.group, &target.version, &target.plural) else {
+        return Err(Failure::no_such_path());
+    };
+    if !resource.namespaced && !target.namespace.is_empty() && &*resource.storage != "namespaces" {
+        return Err(Failure::no_such_path());
+    }
+    let mut target = target;
+    if &*resource.storage == "namespaces" {
+        target.namespace.clear();
+    }
+    let resource = Arc::clone(resource);
+    let ask = Ask { user, verb, target, resource, query, headers: request.headers().clone() };
+    if stream::is_stream(&ask) {
+        let upgrade = request.extensions_mut().remove::<hyper::upgrade::OnUpgrade>();
+        return stream::answer(api, ask, upgrade).await;
+    }
+    let _slot = if ask.verb == "watch" { None } else { Some(api.slot()?) };
+    let body = read_body(request.into_body()).await?;
+    verb::answer(api, ask, body).await
+}
+
+async fn read_body<B>(body: B) -> Result<Bytes>
+where
+    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    match Limited::new(body, MAX_BODY).collect().await {
+        Ok(body) => Ok(body.to_bytes()),
+        Err(error) if error.is::<http_body_util::LengthLimitError>() => Err(Failure::too_large(MAX_BODY)),
+        Err(error) => Err(Failure::bad_request(format!("cannot read the body: {error}"))),
+    }
+}
+
+fn verb_of(method: &Method, target: &Target, query: &Query) -> Option<&'static str> {
+    let collection = target.name.is_empty();
+    Some(match *method {
+        Method::GET | Method::HEAD if collection && query.is("watch") => "watch",
+        Method::GET | Method::HEAD if collection => "list",
+        Method::GET | Method::HEAD if query.is("watch") && target.sub.is_empty() => "watch",
+        Method::GET | Method::HEAD => "get",
+        Method::POST => "create",
+        Method::PUT if !collection => "update",
+        Method::PATCH if !collection => "patch",
+        Method::DELETE if collection => "deletecollection",
+        Method::DELETE => "delete",
+        _ => return None,
+    })
+}
+
+/// A body from bytes that are there.
+pub fn full(bytes: impl Into<Bytes>) -> Body {
+    Full::new(bytes.into()).map_err(|never| match never {}).boxed_unsync()
+}
+
+/// An answer in JSON.
+#[must_use]
+pub fn json_bytes(code: u16, bytes: Bytes) -> Response<Body> {
+    respond(code, "application/json", bytes)
+}
+
+/// An answer in JSON.
+#[must_use]
+pub fn json_value(code: u16, value: &Value) -> Response<Body> {
+    json_bytes(code, Bytes::from(serde_json::to_vec(value).unwrap_or_default()))
+}
+
+/// An answer of any kind.
+#[must_use]
+pub fn respond(code: u16, media: &str, bytes: impl Into<Bytes>) -> Response<Body> {
+    let mut response = Response::new(full(bytes));
+    *response.status_mut() = http::StatusCode::from_u16(code).unwrap_or(http::StatusCode::INTERNAL_SERVER_ERROR);
+    if let Ok(media) = http::HeaderValue::from_str(media) {
+        response.headers_mut().insert(header::CONTENT_TYPE, media);
+    }
+    response
+}
+
+/// The answer to a request that failed.
+#[must_use]
+pub fn failed(failure: &Failure) -> Response<Body> {
+    let mut response = json_value(failure.code, &failure.status());
+    if failure.code == 429 {
+        response.headers_mut().insert(header::RETRY_AFTER, http::HeaderValue::from_static("1"));
+    }
+    if failure.code == 401 {
+        response.headers_mut().insert(header::WWW_AUTHENTICATE, http::HeaderValue::from_static("Bearer"));
+    }
+    response
+}
+
+/// An object's JSON in the version it was asked for in.
+#[must_use]
+pub fn in_version(resource: &Resource, object: &Object) -> Bytes {
+    if resource.version == resource.stored_version {
+        return object.json.clone();
+    }
+    // Keys are sorted, so `apiVersion` comes first in almost every object: replace it without parsing.
+    let stored = format!("{{\"apiVersion\":\"{}\"", resource.stored_api_version());
+    if let Some(rest) = object.json.strip_prefix(stored.as_bytes()) {
+        let mut bytes = format!("{{\"apiVersion\":\"{}\"", resource.api_version()).into_bytes();
+        bytes.extend_from_slice(rest);
+        return Bytes::from(bytes);
+    }
+    let mut value = object.value.clone();
+    value["apiVersion"] = json!(resource.api_version());
+    Bytes::from(serde_json::to_vec(&value).unwrap_or_default())
+}
+
+/// One object in the form and version it was asked for in.
+#[must_use]
+pub fn render(form: Form, resource: &Resource, object: &Object) -> Bytes {
+    match form {
+        Form::Plain => in_version(resource, object),
+        Form::Metadata => Bytes::from(serde_json::to_vec(&metadata_of(&object.value)).unwrap_or_default()),
+        Form::Table => {
+            let table = table::render(resource, std::slice::from_ref(&&object.value), true);
+            Bytes::from(serde_json::to_vec(&table).unwrap_or_default())
+        }
+    }
+}
+
+/// The `PartialObjectMetadata` of an object.
+#[must_use]
+pub fn metadata_of(object: &Value) -> Value {
+    json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": object["metadata"]})
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn target(path: &str) -> Option<(String, String, String, String, String, String)> {
+        Target::parse(path).map(|t| (t.group, t.version, t.namespace, t.plural, t.name, t.sub))
+    }
+
+    #[test]
+    fn paths_are_read_as_kubernetes_reads_them() {
+        let cases = [
+            ("/api/v1/pods", ["", "v1", "", "pods", "", ""]),
+            ("/api/v1/namespaces", ["", "v1", "", "namespaces", "", ""]),
+            ("/api/v1/namespaces/a", ["", "v1", "a", "namespaces", "a", ""]),
+            ("/api/v1/namespaces/a/status", ["", "v1", "a", "namespaces", "a", "status"]),
+            ("/api/v1/namespaces/a/finalize", ["", "v1", "a", "namespaces", "a", "finalize"]),
+            ("/api/v1/namespaces/a/pods", ["", "v1", "a", "pods", "", ""]),
+            ("/api/v1/namespaces/a/pods/b", ["", "v1", "a", "pods", "b", ""]),
+            ("/api/v1/namespaces/a/pods/b/log", ["", "v1", "a", "pods", "b", "log"]),
+            ("/apis/apps/v1/namespaces/a/deployments/b/scale", ["apps", "v1", "a", "deployments", "b", "scale"]),
+            ("/apis/g.io/v1/things/system%3Aa", ["g.io", "v1", "", "things", "system:a", ""]),
+        ];
+        for (path, [group, version, namespace, plural, name, sub]) in cases {
+            let expected = (group, version, namespace, plural, name, sub);
+            let found = target(path).unwrap();
+            let found = (&*found.0, &*found.1, &*found.2, &*found.3, &*found.4, &*found.5);
+            assert_eq!(found, expected, "{path}");
+        }
+        for path in ["/", "/api", "/api/v1", "/apis", "/apis/apps", "/apis/apps/v1", "/version", "/healthz/ping"] {
+            assert_eq!(target(path), None, "{path}");
+        }
+    }
+
+    #[test]
+    fn queries_are_decoded() {
+        let query = Query::parse("labelSelector=a%3Db%2Cc&watch=1&command=sh&command=-c&x=a+b&empty=");
+        assert_eq!(query.get("labelSelector"), Some("a=b,c"));
+        assert!(query.is("watch"));
+        assert_eq!(query.all("command"), ["sh", "-c"]);
+        assert_eq!(query.get("x"), Some("a b"));
+        assert_eq!(query.get("empty"), None);
+        assert!(query.number::<u64>("x").is_err());
+    }
+
+    #[test]
+    fn the_form_follows_accept() {
+        let table = "application/json;as=Table;v=v1;g=meta.k8s.io,application/json";
+        assert_eq!(Form::of(table).unwrap(), Form::Table);
+        assert_eq!(Form::of("application/vnd.kubernetes.protobuf,application/json").unwrap(), Form::Plain);
+        assert_eq!(Form::of("application/vnd.kubernetes.protobuf").unwrap_err().code, 406);
+    }
+}

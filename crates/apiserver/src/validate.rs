@@ -1,0 +1,437 @@
+//! What an object must be, beyond its shape. Pure but for the settings of the server.
+
+use std::net::IpAddr;
+
+use serde_json::{Value, json};
+use stolos_k8s::meta;
+
+use crate::api::Api;
+use crate::failure::{Cause, Failure, Result};
+use crate::registry::Resource;
+use crate::rules;
+
+/// The fields of `metadata` have the types they must have: a boolean label is a 400, as on Kubernetes.
+///
+/// # Errors
+///
+/// When one has not.
+pub fn check_metadata_types(resource: &Resource, object: &Value) -> Result<()> {
+    let refuse = |field: &str, found: &Value, wanted: &str| {
+        let found = match found {
+            Value::Bool(_) => "bool",
+            Value::Number(_) => "number",
+            Value::String(_) => "string",
+            Value::Array(_) => "array",
+            _ => "object",
+        };
+        Err(Failure::bad_request(format!(
+            "{kind} in version {version:?} cannot be handled as a {kind}: json: cannot unmarshal {found} into Go struct \
+             field {field} of type {wanted}",
+            kind = resource.kind,
+            version = resource.version,
+        )))
+    };
+    let metadata = &object["metadata"];
+    if !metadata.is_object() {
+        return refuse("metadata", metadata, "v1.ObjectMeta");
+    }
+    for field in ["labels", "annotations"] {
+        match &metadata[field] {
+            Value::Null => {}
+            Value::Object(map) => {
+                if let Some(value) = map.values().find(|value| !value.is_string()) {
+                    return refuse(&format!("ObjectMeta.metadata.{field}"), value, "string");
+                }
+            }
+            other => return refuse(&format!("ObjectMeta.metadata.{field}"), other, "map[string]string"),
+        }
+    }
+    for field in ["name", "namespace", "generateName", "resourceVersion", "uid"] {
+        if !metadata[field].is_null() && !metadata[field].is_string() {
+            return refuse(&format!("ObjectMeta.metadata.{field}"), &metadata[field], "string");
+        }
+    }
+    let maps: &[&str] = match &*resource.storage {
+        "configmaps" => &["data", "binaryData"],
+        "secrets" => &["data", "stringData"],
+        _ => &[],
+    };
+    for field in maps {
+        match &object[*field] {
+            Value::Null => {}
+            Value::Object(map) => {
+                if let Some(value) = map.values().find(|value| !value.is_string()) {
+                    return refuse(&format!("{}.{field}", resource.kind), value, "string");
+                }
+            }
+            other => return refuse(&format!("{}.{field}", resource.kind), other, "map[string]string"),
+        }
+    }
+    Ok(())
+}
+
+/// Everything wrong with an object; nothing if it may be stored.
+#[must_use]
+pub fn check(api: &Api, resource: &Resource, before: Option<&Value>, object: &Value) -> Vec<Cause> {
+    let mut causes = Vec::new();
+    check_metadata(resource, before, object, &mut causes);
+    if let Some(custom) = &resource.custom {
+        if let Some(schema) = &custom.schema {
+            causes.extend(schema.validate(before, object));
+        }
+        return causes;
+    }
+    let spec = &object["spec"];
+    match &*resource.storage {
+        "pods" => {
+            check_pod_spec("spec", spec, &mut causes);
+            if let Some(before) = before {
+                check_pod_update(before, object, &mut causes);
+            }
+        }
+        "deployments.apps" | "replicasets.apps" | "statefulsets.apps" | "daemonsets.apps" => {
+            check_workload(before, spec, &mut causes);
+        }
+        "services" => check_service(before, spec, &mut causes),
+        "endpoints" if !api.settings.allow_loopback_endpoints => {
+            for subset in object["subsets"].as_array().into_iter().flatten() {
+                for address in subset["addresses"].as_array().into_iter().flatten() {
+                    check_endpoint("subsets[0].addresses[0].ip", &address["ip"], &mut causes);
+                }
+            }
+        }
+        "endpointslices.discovery.k8s.io" => {
+            check_endpoint_slice(api.settings.allow_loopback_endpoints, before, object, &mut causes);
+        }
+        "secrets" => check_secret(before, object, &mut causes),
+        "configmaps" => check_immutable_data(before, object, &mut causes),
+        "customresourcedefinitions.apiextensions.k8s.io" => check_crd(object, &mut causes),
+        "clusterrolebindings.rbac.authorization.k8s.io" | "rolebindings.rbac.authorization.k8s.io" => {
+            if before.is_some_and(|before| before["roleRef"] != object["roleRef"]) {
+                causes.push(Cause::invalid("roleRef", &object["roleRef"], "cannot change roleRef"));
+            }
+            if object["roleRef"]["name"].as_str().unwrap_or_default().is_empty() {
+                causes.push(Cause::required("roleRef.name", ""));
+            }
+        }
+        "mutatingwebhookconfigurations.admissionregistration.k8s.io"
+        | "validatingwebhookconfigurations.admissionregistration.k8s.io" => check_webhooks(object, &mut causes),
+        _ => {}
+    }
+    causes
+}
+
+fn check_metadata(resource: &Resource, before: Option<&Value>, object: &Value, causes: &mut Vec<Cause>) {
+    let name = meta::name(object);
+    if before.is_none() {
+        for message in meta::check_name(&resource.group, &resource.kind, name) {
+            causes.push(Cause::invalid("metadata.name", &json!(name), &message));
+        }
+    }
+    for (key, value) in object["metadata"]["labels"].as_object().into_iter().flatten() {
+        for message in meta::check_qualified_name(key) {
+            causes.push(Cause::invalid("metadata.labels", &json!(key), &message));
+        }
+        let value = value.as_str().unwrap_or_default();
+        for message in meta::check_label_value(value) {
+            causes.push(Cause::invalid("metadata.labels", &json!(value), &message));
+        }
+    }
+    for key in object["metadata"]["annotations"].as_object().into_iter().flatten().map(|(key, _)| key) {
+        for message in meta::check_qualified_name(&key.to_lowercase()) {
+            causes.push(Cause::invalid("metadata.annotations", &json!(key), &message));
+        }
+    }
+    for (index, owner) in object["metadata"]["ownerReferences"].as_array().into_iter().flatten().enumerate() {
+        for field in ["apiVersion", "kind", "name", "uid"] {
+            if owner[field].as_str().unwrap_or_default().is_empty() {
+                causes.push(Cause::required(format!("metadata.ownerReferences[{index}].{field}"), ""));
+            }
+        }
+    }
+    if let Some(before) = before
+        && meta::deletion_timestamp(before).is_some()
+    {
+        let known = meta::finalizers(before);
+        for added in meta::finalizers(object).into_iter().filter(|f| !known.contains(f)) {
+            let message = format!("no new finalizers can be added if the object is being deleted, found new finalizer {added:?}");
+            causes.push(Cause::forbidden("metadata.finalizers", &message));
+        }
+    }
+}
+
+fn check_pod_spec(at: &str, spec: &Value, causes: &mut Vec<Cause>) {
+    let containers = spec["containers"].as_array().map(Vec::as_slice).unwrap_or_default();
+    if containers.is_empty() {
+        causes.push(Cause::required(format!("{at}.containers"), ""));
+    }
+    let mut names = std::collections::HashSet::new();
+    let volumes: Vec<_> = spec["volumes"].as_array().into_iter().flatten().map(|volume| &volume["name"]).collect();
+    let inits = spec["initContainers"].as_array().map(Vec::as_slice).unwrap_or_default();
+    for (list, items) in [("initContainers", inits), ("containers", containers)] {
+        for (index, container) in items.iter().enumerate() {
+            let at = format!("{at}.{list}[{index}]");
+            let name = container["name"].as_str().unwrap_or_default();
+            if name.is_empty() {
+                causes.push(Cause::required(format!("{at}.name"), ""));
+            } else if !meta::check_label(name).is_empty() {
+                causes.push(Cause::invalid(format!("{at}.name"), &json!(name), &meta::check_label(name).join(", ")));
+            } else if !names.insert(name) {
+                causes.push(Cause {
+                    field: format!("{at}.name"),
+                    reason: "FieldValueDuplicate",
+                    message: format!("Duplicate value: {name:?}"),
+                });
+            }
+            if container["image"].as_str().unwrap_or_default().is_empty() {
+                causes.push(Cause::required(format!("{at}.image"), ""));
+            }
+            for (mount, found) in container["volumeMounts"].as_array().into_iter().flatten().enumerate() {
+                if !volumes.contains(&&found["name"]) {
+                    causes.push(Cause {
+                        field: format!("{at}.volumeMounts[{mount}].name"),
+                        reason: "FieldValueNotFound",
+                        message: format!("Not found: {}", found["name"]),
+                    });
+                }
+            }
+        }
+    }
+    let policy = spec["restartPolicy"].as_str().unwrap_or_default();
+    if !matches!(policy, "Always" | "OnFailure" | "Never") {
+        causes.push(Cause::invalid(format!("{at}.restartPolicy"), &json!(policy), "must be Always, OnFailure or Never"));
+    }
+}
+
+/// Of a pod's spec only images, the deadline, tolerations and the node (once) may change.
+fn check_pod_update(before: &Value, object: &Value, causes: &mut Vec<Cause>) {
+    let essence = |pod: &Value| {
+        let mut spec = pod["spec"].clone();
+        for list in ["containers", "initContainers"] {
+            for container in spec[list].as_array_mut().into_iter().flatten() {
+                if let Some(map) = container.as_object_mut() {
+                    map.remove("image");
+                    map.remove("resources");
+                }
+            }
+        }
+        if let Some(map) = spec.as_object_mut() {
+            let free = ["activeDeadlineSeconds", "tolerations", "ephemeralContainers", "schedulingGates",
+                "terminationGracePeriodSeconds"];
+            map.retain(|key, value| !free.contains(&key.as_str()) && !value.is_null());
+        }
+        spec
+    };
+    let (mut old, new) = (essence(before), essence(object));
+    if old["nodeName"].as_str().unwrap_or_default().is_empty()
+        && let Some(node) = new.get("nodeName")
+    {
+        old["nodeName"] = node.clone();
+    }
+    if let Some(map) = old.as_object_mut() {
+        map.retain(|_, value| !value.is_null());
+    }
+    if old != new {
+        causes.push(Cause::forbidden(
+            "spec",
+            "pod updates may not change fields other than `spec.containers[*].image`, `spec.initContainers[*].image`, \
+             `spec.activeDeadlineSeconds`, `spec.tolerations` (only additions to existing tolerations), \
+             `spec.terminationGracePeriodSeconds`",
+        ));
+    }
+}
+
+fn check_workload(before: Option<&Value>, spec: &Value, causes: &mut Vec<Cause>) {
+    if !spec["selector"].is_object() {
+        causes.push(Cause::required("spec.selector", ""));
+    } else {
+        let empty = spec["selector"]["matchLabels"].as_object().is_none_or(serde_json::Map::is_empty)
+            && spec["selector"]["matchExpressions"].as_array().is_none_or(Vec::is_empty);
+        let labels = &spec["template"]["metadata"]["labels"];
+        if empty {
+            causes.push(Cause::invalid("spec.selector", &spec["selector"], "empty selector is invalid for deployment"));
+        } else if !rules::label_selector_matches(&spec["selector"], labels) {
+            let message = "`selector` does not match template `labels`";
+            causes.push(Cause::invalid("spec.template.metadata.labels", labels, message));
+        }
+        if before.is_some_and(|before| before["spec"]["selector"] != spec["selector"]) {
+            causes.push(Cause::invalid("spec.selector", &spec["selector"], "field is immutable"));
+        }
+    }
+    if spec["replicas"].as_i64().is_some_and(|n| n < 0) {
+        causes.push(Cause::invalid("spec.replicas", &spec["replicas"], "must be greater than or equal to 0"));
+    }
+    check_pod_spec("spec.template.spec", &spec["template"]["spec"], causes);
+}
+
+fn check_service(before: Option<&Value>, spec: &Value, causes: &mut Vec<Cause>) {
+    let kind = spec["type"].as_str().unwrap_or_default();
+    if !matches!(kind, "ClusterIP" | "NodePort" | "LoadBalancer" | "ExternalName") {
+        causes.push(Cause::invalid("spec.type", &json!(kind), "must be ClusterIP, NodePort, LoadBalancer or ExternalName"));
+    }
+    let ports = spec["ports"].as_array().map(Vec::as_slice).unwrap_or_default();
+    if ports.is_empty() && kind != "ExternalName" && spec["clusterIP"] != "None" {
+        causes.push(Cause::required("spec.ports", ""));
+    }
+    let mut names = std::collections::HashSet::new();
+    for (index, port) in ports.iter().enumerate() {
+        let name = port["name"].as_str().unwrap_or_default();
+        if name.is_empty() && ports.len() > 1 {
+            causes.push(Cause::required(format!("spec.ports[{index}].name"), ""));
+        }
+        if !names.insert(name) && !name.is_empty() {
+            causes.push(Cause {
+                field: format!("spec.ports[{index}].name"),
+                reason: "FieldValueDuplicate",
+                message: format!("Duplicate value: {name:?}"),
+            });
+        }
+        if !port["port"].as_u64().is_some_and(|n| (1..=65535).contains(&n)) {
+            let at = format!("spec.ports[{index}].port");
+            causes.push(Cause::invalid(at, &port["port"], "must be between 1 and 65535, inclusive"));
+        }
+    }
+    if let Some(before) = before {
+        let old = before["spec"]["clusterIP"].as_str().unwrap_or_default();
+        let new = spec["clusterIP"].as_str().unwrap_or_default();
+        let external = kind == "ExternalName" || before["spec"]["type"] == "ExternalName";
+        if !old.is_empty() && !new.is_empty() && old != new && !external {
+            causes.push(Cause::invalid("spec.clusterIPs[0]", &json!([new]), "may not change once set"));
+        }
+    }
+}
+
+fn check_endpoint(at: &str, ip: &Value, causes: &mut Vec<Cause>) {
+    let Ok(parsed) = ip.as_str().unwrap_or_default().parse::<IpAddr>() else {
+        causes.push(Cause::invalid(at, ip, "must be a valid IP address"));
+        return;
+    };
+    if parsed.is_loopback() {
+        causes.push(Cause::invalid(at, ip, "may not be in the loopback range (127.0.0.0/8, ::1/128)"));
+    }
+    if parsed.is_unspecified() {
+        causes.push(Cause::invalid(at, ip, "may not be unspecified (0.0.0.0 or ::)"));
+    }
+}
+
+fn check_endpoint_slice(loopback: bool, before: Option<&Value>, object: &Value, causes: &mut Vec<Cause>) {
+    let kind = object["addressType"].as_str().unwrap_or_default();
+    if !matches!(kind, "IPv4" | "IPv6" | "FQDN") {
+        causes.push(Cause::required("addressType", ""));
+    }
+    if before.is_some_and(|before| before["addressType"] != object["addressType"]) {
+        causes.push(Cause::invalid("addressType", &object["addressType"], "field is immutable"));
+    }
+    for (index, endpoint) in object["endpoints"].as_array().into_iter().flatten().enumerate() {
+        let addresses = endpoint["addresses"].as_array().map(Vec::as_slice).unwrap_or_default();
+        if addresses.is_empty() {
+            causes.push(Cause::required(format!("endpoints[{index}].addresses"), "must contain at least 1 address"));
+        }
+        if kind != "FQDN" && !loopback {
+            for (at, address) in addresses.iter().enumerate() {
+                check_endpoint(&format!("endpoints[{index}].addresses[{at}]"), address, causes);
+            }
+        }
+    }
+}
+
+fn check_secret(before: Option<&Value>, object: &Value, causes: &mut Vec<Cause>) {
+    check_immutable_data(before, object, causes);
+    if before.is_some_and(|before| before["type"] != object["type"]) {
+        causes.push(Cause::invalid("type", &object["type"], "field is immutable"));
+    }
+    if object["type"] == "kubernetes.io/service-account-token"
+        && object["metadata"]["annotations"]["kubernetes.io/service-account.name"].as_str().unwrap_or_default().is_empty()
+    {
+        causes.push(Cause::required("metadata.annotations[kubernetes.io/service-account.name]", ""));
+    }
+    if object["type"] == "kubernetes.io/tls" {
+        for key in ["tls.crt", "tls.key"] {
+            if object["data"][key].is_null() {
+                causes.push(Cause::required(format!("data[{key}]"), ""));
+            }
+        }
+    }
+    use base64::Engine as _;
+    for (key, value) in object["data"].as_object().into_iter().flatten() {
+        if base64::engine::general_purpose::STANDARD.decode(value.as_str().unwrap_or_default()).is_err() {
+            causes.push(Cause::invalid(format!("data[{key}]"), &json!("<not shown>"), "illegal base64 data"));
+        }
+    }
+}
+
+fn check_immutable_data(before: Option<&Value>, object: &Value, causes: &mut Vec<Cause>) {
+    let Some(before) = before.filter(|before| before["immutable"] == true) else { return };
+    if object["immutable"] != true {
+        causes.push(Cause::forbidden("immutable", "field is immutable when `immutable` is set"));
+    }
+    for field in ["data", "binaryData"] {
+        if before[field] != object[field] {
+            causes.push(Cause::forbidden(field, "field is immutable when `immutable` is set"));
+        }
+    }
+}
+
+fn check_crd(object: &Value, causes: &mut Vec<Cause>) {
+    let spec = &object["spec"];
+    let (group, plural) = (spec["group"].as_str().unwrap_or_default(), spec["names"]["plural"].as_str().unwrap_or_default());
+    for (field, value) in [("spec.group", group), ("spec.names.plural", plural)] {
+        if value.is_empty() {
+            causes.push(Cause::required(field, ""));
+        }
+    }
+    if spec["names"]["kind"].as_str().unwrap_or_default().is_empty() {
+        causes.push(Cause::required("spec.names.kind", ""));
+    }
+    let name = meta::name(object);
+    if name != format!("{plural}.{group}") {
+        causes.push(Cause::invalid("metadata.name", &json!(name), "must be spec.names.plural+\".\"+spec.group"));
+    }
+    if !matches!(spec["scope"].as_str(), Some("Namespaced" | "Cluster")) {
+        causes.push(Cause::required("spec.scope", "must be Namespaced or Cluster"));
+    }
+    let versions = spec["versions"].as_array().map(Vec::as_slice).unwrap_or_default();
+    if versions.iter().filter(|version| version["storage"] == true).count() != 1 {
+        causes.push(Cause::invalid("spec.versions", &json!(null), "must have exactly one version marked as storage version"));
+    }
+    for (index, version) in versions.iter().enumerate() {
+        if !version["schema"]["openAPIV3Schema"].is_object() {
+            let at = format!("spec.versions[{index}].schema.openAPIV3Schema");
+            causes.push(Cause::required(at, "schemas are required"));
+        }
+    }
+    if spec["conversion"]["strategy"] == "Webhook" {
+        causes.push(Cause::invalid("spec.conversion.strategy", &json!("Webhook"), "only None is supported by this server"));
+    }
+}
+
+fn check_webhooks(object: &Value, causes: &mut Vec<Cause>) {
+    for (index, webhook) in object["webhooks"].as_array().into_iter().flatten().enumerate() {
+        let at = format!("webhooks[{index}]");
+        let name = webhook["name"].as_str().unwrap_or_default();
+        if name.split('.').count() < 3 {
+            let message = "should be a domain with at least three segments separated by dots";
+            causes.push(Cause::invalid(format!("{at}.name"), &json!(name), message));
+        }
+        match webhook["sideEffects"].as_str() {
+            Some("None" | "NoneOnDryRun") => {}
+            Some(_) | None => causes.push(Cause::required(format!("{at}.sideEffects"), "must be None or NoneOnDryRun")),
+        }
+        let versions = webhook["admissionReviewVersions"].as_array().map(Vec::as_slice).unwrap_or_default();
+        if !versions.contains(&json!("v1")) {
+            causes.push(Cause::invalid(
+                format!("{at}.admissionReviewVersions"),
+                &webhook["admissionReviewVersions"],
+                "must include at least one of v1",
+            ));
+        }
+        if !webhook["timeoutSeconds"].as_i64().is_some_and(|n| (1..=30).contains(&n)) {
+            let at = format!("{at}.timeoutSeconds");
+            causes.push(Cause::invalid(at, &webhook["timeoutSeconds"], "must be between 1 and 30 seconds"));
+        }
+        let client = &webhook["clientConfig"];
+        if client["service"].is_object() == client["url"].is_string() {
+            causes.push(Cause::required(format!("{at}.clientConfig"), "exactly one of url or service is required"));
+        }
+    }
+}

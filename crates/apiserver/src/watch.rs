@@ -1,0 +1,326 @@
+//! What readers see: per resource the objects of now, and a bounded window of what just happened.
+//!
+//! A watcher has no queue of its own. It remembers the revision it has seen and reads the shared window from there;
+//! one that falls behind the window is told so (410 Gone) and lists again. So a slow watcher costs nothing.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::Bound;
+use std::sync::{Arc, RwLock};
+
+use bytes::Bytes;
+use serde_json::Value;
+use tokio::sync::watch;
+
+/// An object as it was stored at one revision.
+#[derive(Debug)]
+pub struct Object {
+    /// The object, with its `resourceVersion`.
+    pub value: Value,
+    /// The same as JSON text.
+    pub json: Bytes,
+    /// The revision of its last change.
+    pub revision: u64,
+}
+
+/// One change, as watchers see it.
+#[derive(Debug)]
+pub struct Event {
+    /// The revision that it made.
+    pub revision: u64,
+    /// The object before, unless it was created.
+    pub before: Option<Arc<Object>>,
+    /// The object after; for a deletion its last state, with the revision of the deletion.
+    pub object: Arc<Object>,
+    /// Whether the object is gone.
+    pub deleted: bool,
+}
+
+/// Namespace and name.
+pub type Place = (String, String);
+
+/// The revision asked for lies before the window: list again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Expired {
+    /// The oldest revision that can be continued from.
+    pub oldest: u64,
+}
+
+/// How much of the past a resource keeps.
+#[derive(Debug, Clone, Copy)]
+pub struct Window {
+    /// Events at most.
+    pub events: usize,
+    /// Bytes of objects at most.
+    pub bytes: usize,
+}
+
+/// The objects of one resource.
+#[derive(Debug)]
+pub struct Cache {
+    inner: RwLock<Inner>,
+    changed: watch::Sender<u64>,
+    window: Window,
+}
+
+#[derive(Debug)]
+struct Inner {
+    objects: BTreeMap<Place, Arc<Object>>,
+    events: VecDeque<Arc<Event>>,
+    event_bytes: usize,
+    /// Events after this revision are in the window.
+    compacted: u64,
+}
+
+impl Cache {
+    /// An empty cache whose past before `revision` is unknown.
+    #[must_use]
+    pub fn new(revision: u64, window: Window) -> Self {
+        let inner = Inner {
+            objects: BTreeMap::new(),
+            events: VecDeque::new(),
+            event_bytes: 0,
+            compacted: revision,
+        };
+        Self { inner: RwLock::new(inner), changed: watch::channel(revision).0, window }
+    }
+
+    fn read(&self) -> std::sync::RwLockReadGuard<'_, Inner> {
+        self.inner.read().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn write(&self) -> std::sync::RwLockWriteGuard<'_, Inner> {
+        self.inner.write().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Puts an object there without an event: for loading.
+    pub fn load(&self, place: Place, object: Arc<Object>) {
+        self.write().objects.insert(place, object);
+    }
+
+    /// Takes a durable change in. Watchers are told by [`announce`](Self::announce).
+    pub fn apply(&self, place: Place, event: Event) {
+        let mut inner = self.write();
+        if event.deleted {
+            inner.objects.remove(&place);
+        } else {
+            inner.objects.insert(place, Arc::clone(&event.object));
+        }
+        inner.event_bytes += event.object.json.len();
+        inner.events.push_back(Arc::new(event));
+        while inner.events.len() > self.window.events
+            || (inner.event_bytes > self.window.bytes && inner.events.len() > 1)
+        {
+            let Some(old) = inner.events.pop_front() else { break };
+            inner.event_bytes -= old.object.json.len();
+            inner.compacted = old.revision;
+        }
+    }
+
+    /// Wakes the watchers.
+    pub fn announce(&self, revision: u64) {
+        self.changed.send_replace(revision);
+    }
+
+    /// One object.
+    #[must_use]
+    pub fn get(&self, namespace: &str, name: &str) -> Option<Arc<Object>> {
+        // A tuple of borrowed strings is no borrowed tuple of strings, hence the copy.
+        self.read().objects.get(&(namespace.to_owned(), name.to_owned())).cloned()
+    }
+
+    /// The objects of a namespace, or of all when it is empty.
+    #[must_use]
+    pub fn list(&self, namespace: &str) -> Vec<Arc<Object>> {
+        let inner = self.read();
+        if namespace.is_empty() {
+            return inner.objects.values().cloned().collect();
+        }
+        let from = (namespace.to_owned(), String::new());
+        let range = inner.objects.range((Bound::Included(from), Bound::Unbounded));
+        range.take_while(|((ns, _), _)| ns == namespace).map(|(_, object)| Arc::clone(object)).collect()
+    }
+
+    /// How many objects there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.read().objects.len()
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The objects as they were at `revision`, in order of namespace and name.
+    ///
+    /// # Errors
+    ///
+    /// When that lies before the window.
+    pub fn list_at(&self, namespace: &str, revision: u64) -> Result<BTreeMap<Place, Arc<Object>>, Expired> {
+        let inner = self.read();
+        if revision < inner.compacted {
+            return Err(Expired { oldest: inner.compacted });
+        }
+        let in_scope = |place: &Place| namespace.is_empty() || place.0 == namespace;
+        let mut objects: BTreeMap<_, _> =
+            inner.objects.iter().filter(|(p, _)| in_scope(p)).map(|(p, o)| (p.clone(), Arc::clone(o))).collect();
+        for event in inner.events.iter().rev().take_while(|event| event.revision > revision) {
+            let place = place_of(&event.object.value);
+            if !in_scope(&place) {
+                continue;
+            }
+            match &event.before {
+                Some(before) => objects.insert(place, Arc::clone(before)),
+                None => objects.remove(&place),
+            };
+        }
+        Ok(objects)
+    }
+
+    /// At most `limit` events after `revision`, oldest first.
+    ///
+    /// # Errors
+    ///
+    /// When events after `revision` have left the window.
+    pub fn events_after(&self, revision: u64, limit: usize) -> Result<Vec<Arc<Event>>, Expired> {
+        let inner = self.read();
+        if revision < inner.compacted {
+            return Err(Expired { oldest: inner.compacted });
+        }
+        let from = inner.events.partition_point(|event| event.revision <= revision);
+        Ok(inner.events.range(from..).take(limit).cloned().collect())
+    }
+
+    /// The objects of now with the revision from which a watch may follow without a gap.
+    #[must_use]
+    pub fn snapshot(&self, namespace: &str, committed: u64) -> (Vec<Arc<Object>>, u64) {
+        let objects = self.list(namespace);
+        let newest = objects.iter().map(|o| o.revision).max().unwrap_or(0);
+        (objects, newest.max(committed))
+    }
+
+    /// Wakes at every change.
+    #[must_use]
+    pub fn subscribe(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+}
+
+/// Namespace and name of an object.
+#[must_use]
+pub fn place_of(object: &Value) -> Place {
+    let text = |field: &str| object["metadata"][field].as_str().unwrap_or_default().to_owned();
+    (text("namespace"), text("name"))
+}
+
+/// Follows one resource from a revision on.
+pub struct Watcher {
+    cache: Arc<Cache>,
+    changed: watch::Receiver<u64>,
+    after: u64,
+}
+
+impl Watcher {
+    /// Follows `cache` from the events after `revision`.
+    #[must_use]
+    pub fn new(cache: Arc<Cache>, revision: u64) -> Self {
+        let changed = cache.subscribe();
+        Self { cache, changed, after: revision }
+    }
+
+    /// The next events, never none. Cancel safe.
+    ///
+    /// # Errors
+    ///
+    /// When this watcher has fallen behind the window.
+    pub async fn next(&mut self) -> Result<Vec<Arc<Event>>, Expired> {
+        loop {
+            self.changed.borrow_and_update();
+            let events = self.cache.events_after(self.after, 256)?;
+            if let Some(last) = events.last() {
+                self.after = last.revision;
+                return Ok(events);
+            }
+            // The sender lives in the cache that we hold, so this cannot end in an error.
+            let _ = self.changed.changed().await;
+        }
+    }
+
+    /// What is there now, without waiting.
+    ///
+    /// # Errors
+    ///
+    /// When this watcher has fallen behind the window.
+    pub fn ready(&mut self) -> Result<Vec<Arc<Event>>, Expired> {
+        self.changed.borrow_and_update();
+        let events = self.cache.events_after(self.after, usize::MAX)?;
+        if let Some(last) = events.last() {
+            self.after = last.revision;
+        }
+        Ok(events)
+    }
+
+    /// Says that everything up to `revision` has been seen.
+    pub fn seen(&mut self, revision: u64) {
+        self.after = self.after.max(revision);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn object(name: &str, revision: u64) -> Arc<Object> {
+        let value = json!({"metadata": {"name": name, "resourceVersion": revision.to_string()}});
+        let json = Bytes::from(serde_json::to_vec(&value).unwrap());
+        Arc::new(Object { value, json, revision })
+    }
+
+    fn put(cache: &Cache, name: &str, revision: u64) {
+        let before = cache.get("", name);
+        let event = Event { revision, before, object: object(name, revision), deleted: false };
+        cache.apply((String::new(), name.into()), event);
+        cache.announce(revision);
+    }
+
+    fn delete(cache: &Cache, name: &str, revision: u64) {
+        let before = cache.get("", name);
+        let event = Event { revision, before, object: object(name, revision), deleted: true };
+        cache.apply((String::new(), name.into()), event);
+        cache.announce(revision);
+    }
+
+    const WINDOW: Window = Window { events: 3, bytes: 1 << 20 };
+
+    #[test]
+    fn the_past_can_be_listed_as_long_as_the_window_reaches() {
+        let cache = Cache::new(0, Window { events: 10, bytes: 1 << 20 });
+        put(&cache, "a", 1);
+        put(&cache, "b", 2);
+        put(&cache, "a", 3);
+        delete(&cache, "b", 4);
+        let at = |revision| -> Vec<(String, u64)> {
+            cache.list_at("", revision).unwrap().into_iter().map(|((_, name), o)| (name, o.revision)).collect()
+        };
+        assert_eq!(at(1), [("a".into(), 1)]);
+        assert_eq!(at(2), [("a".into(), 1), ("b".into(), 2)]);
+        assert_eq!(at(3), [("a".into(), 3), ("b".into(), 2)]);
+        assert_eq!(at(4), [("a".into(), 3)]);
+    }
+
+    #[tokio::test]
+    async fn a_watcher_that_falls_behind_is_told_so() {
+        let cache = Arc::new(Cache::new(0, WINDOW));
+        let mut watcher = Watcher::new(Arc::clone(&cache), 0);
+        for revision in 1..=3 {
+            put(&cache, "a", revision);
+        }
+        assert_eq!(watcher.next().await.unwrap().len(), 3);
+        for revision in 4..=8 {
+            put(&cache, "a", revision);
+        }
+        assert_eq!(watcher.next().await.unwrap_err(), Expired { oldest: 5 });
+    }
+}
