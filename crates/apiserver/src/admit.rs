@@ -11,7 +11,7 @@ use crate::verb::How;
 
 /// What is done to an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Operation {
+pub(crate) enum Operation {
     /// It comes into being.
     Create,
     /// It changes.
@@ -25,7 +25,7 @@ pub enum Operation {
 /// # Errors
 ///
 /// When somebody refuses it.
-pub async fn mutate(
+pub(crate) async fn mutate(
     api: &Arc<Api>,
     resource: &Arc<Resource>,
     operation: Operation,
@@ -43,7 +43,7 @@ pub async fn mutate(
 /// # Errors
 ///
 /// When somebody refuses it.
-pub async fn validate(
+pub(crate) async fn validate(
     api: &Arc<Api>,
     resource: &Arc<Resource>,
     operation: Operation,

@@ -16,48 +16,48 @@ use crate::state::State;
 
 /// What an embedder may choose.
 #[derive(Debug, Clone)]
-pub struct Settings {
+pub(crate) struct Settings {
     /// Whether endpoints may have loopback addresses.
-    pub allow_loopback_endpoints: bool,
+    pub(crate) allow_loopback_endpoints: bool,
     /// `gitTreeState` of `/version`.
-    pub version_suffix: String,
+    pub(crate) version_suffix: String,
     /// How often a watch says where it is.
-    pub bookmark_every: Duration,
+    pub(crate) bookmark_every: Duration,
     /// Requests at once.
-    pub in_flight: usize,
+    pub(crate) in_flight: usize,
     /// The cluster's domain.
-    pub cluster_domain: String,
+    pub(crate) cluster_domain: String,
     /// The issuer of tokens.
-    pub issuer: String,
+    pub(crate) issuer: String,
     /// Audiences of tokens that name none.
-    pub audiences: Vec<String>,
+    pub(crate) audiences: Vec<String>,
 }
 
 /// Counters for `/metrics`.
 #[derive(Debug, Default)]
-pub struct Metrics {
+pub(crate) struct Metrics {
     /// Requests so far.
-    pub requests: AtomicU64,
+    pub(crate) requests: AtomicU64,
     /// Requests refused because too many were under way.
-    pub refused: AtomicU64,
+    pub(crate) refused: AtomicU64,
 }
 
 /// One API server.
-pub struct Api {
+pub(crate) struct Api {
     /// All objects.
-    pub state: Arc<State>,
+    pub(crate) state: Arc<State>,
     /// All resources.
-    pub registry: Registry,
+    pub(crate) registry: Registry,
     /// Keys and certificates.
-    pub keys: Keys,
+    pub(crate) keys: Keys,
     /// The embedder's choices.
-    pub settings: Settings,
+    pub(crate) settings: Settings,
     /// ClusterIPs in use.
-    pub addresses: Addresses,
+    pub(crate) addresses: Addresses,
     /// Asked when the server stops.
-    pub stop: Stop,
+    pub(crate) stop: Stop,
     /// Counters.
-    pub metrics: Metrics,
+    pub(crate) metrics: Metrics,
     runtime: RwLock<Option<Arc<dyn PodRuntime>>>,
     resolver: RwLock<Option<Arc<dyn ServiceResolver>>>,
     slots: Semaphore,
@@ -66,7 +66,13 @@ pub struct Api {
 impl Api {
     /// Puts the parts together.
     #[must_use]
-    pub fn new(state: Arc<State>, keys: Keys, settings: Settings, addresses: Addresses, stop: Stop) -> Arc<Self> {
+    pub(crate) fn new(
+        state: Arc<State>,
+        keys: Keys,
+        settings: Settings,
+        addresses: Addresses,
+        stop: Stop,
+    ) -> Arc<Self> {
         let crds = state.cache(CRDS).list("");
         let registry = Registry::new(crds.iter().map(|object| &object.value));
         let slots = Semaphore::new(settings.in_flight);
@@ -86,13 +92,13 @@ impl Api {
 
     /// The time, as objects carry it.
     #[must_use]
-    pub fn now(&self) -> String {
+    pub(crate) fn now(&self) -> String {
         crate::verb::seconds(jiff::Timestamp::now())
     }
 
     /// The time in so many seconds.
     #[must_use]
-    pub fn now_plus(&self, seconds: i64) -> jiff::Timestamp {
+    pub(crate) fn now_plus(&self, seconds: i64) -> jiff::Timestamp {
         jiff::Timestamp::now() + jiff::SignedDuration::from_secs(seconds)
     }
 
@@ -101,7 +107,7 @@ impl Api {
     /// # Errors
     ///
     /// When there are too many.
-    pub fn slot(&self) -> Result<SemaphorePermit<'_>> {
+    pub(crate) fn slot(&self) -> Result<SemaphorePermit<'_>> {
         self.slots.try_acquire().map_err(|_| {
             self.metrics.refused.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
             Failure::too_many_requests("The server is handling too many requests, please try again later.")
@@ -109,30 +115,30 @@ impl Api {
     }
 
     /// Serves what the stored CustomResourceDefinitions say.
-    pub fn refresh_registry(&self) {
+    pub(crate) fn refresh_registry(&self) {
         let crds = self.state.cache(CRDS).list("");
         self.registry.replace(crds.iter().map(|object| &object.value));
     }
 
     /// Who runs pods, if anybody does.
     #[must_use]
-    pub fn runtime(&self) -> Option<Arc<dyn PodRuntime>> {
+    pub(crate) fn runtime(&self) -> Option<Arc<dyn PodRuntime>> {
         self.runtime.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
     }
 
     /// Who knows the way to Services, if anybody does.
     #[must_use]
-    pub fn resolver(&self) -> Option<Arc<dyn ServiceResolver>> {
+    pub(crate) fn resolver(&self) -> Option<Arc<dyn ServiceResolver>> {
         self.resolver.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
     }
 
     /// From now on pods are run by `runtime`.
-    pub fn set_runtime(&self, runtime: Arc<dyn PodRuntime>) {
+    pub(crate) fn set_runtime(&self, runtime: Arc<dyn PodRuntime>) {
         *self.runtime.write().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(runtime);
     }
 
     /// From now on Services are reached through `resolver`.
-    pub fn set_resolver(&self, resolver: Arc<dyn ServiceResolver>) {
+    pub(crate) fn set_resolver(&self, resolver: Arc<dyn ServiceResolver>) {
         *self.resolver.write().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(resolver);
     }
 }

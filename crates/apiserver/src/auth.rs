@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use stolos_k8s::meta;
 use stolos_serve::listen::Peer;
 
-pub use crate::keys::Keys;
+pub(crate) use crate::keys::Keys;
 
 use crate::api::Api;
 use crate::failure::{Failure, Result};
@@ -32,7 +32,7 @@ pub struct User {
 impl User {
     /// The server itself.
     #[must_use]
-    pub fn internal() -> Self {
+    pub(crate) fn internal() -> Self {
         Self { name: "system:apiserver".into(), groups: vec!["system:masters".into()], ..Self::default() }
     }
 
@@ -47,7 +47,7 @@ impl User {
 
 /// Where a request comes from.
 #[derive(Debug, Clone)]
-pub enum Caller {
+pub(crate) enum Caller {
     /// From inside the process, on behalf of somebody.
     Inside(User),
     /// Over a connection.
@@ -59,7 +59,7 @@ pub enum Caller {
 /// # Errors
 ///
 /// 401 when a token or certificate is shown that is not good.
-pub fn authenticate(api: &Api, caller: &Caller, headers: &HeaderMap) -> Result<User> {
+pub(crate) fn authenticate(api: &Api, caller: &Caller, headers: &HeaderMap) -> Result<User> {
     let user = match caller {
         Caller::Inside(user) => user.clone(),
         Caller::Outside(peer) => from_outside(api, peer, headers)?,
@@ -174,7 +174,7 @@ fn sign(api: &Api, claim: &Claim<'_>) -> Result<(String, Option<i64>)> {
 /// # Errors
 ///
 /// When it cannot be signed.
-pub fn secret_token(api: &Api, account: &Value, secret: &Value) -> Result<String> {
+pub(crate) fn secret_token(api: &Api, account: &Value, secret: &Value) -> Result<String> {
     let claim = Claim {
         namespace: meta::namespace(account),
         account: meta::name(account),
@@ -193,7 +193,7 @@ pub fn secret_token(api: &Api, account: &Value, secret: &Value) -> Result<String
 /// # Errors
 ///
 /// When the account or the object to bind to is not there.
-pub fn token_request(api: &Arc<Api>, ask: &Ask, request: Value) -> Result<Response<Body>> {
+pub(crate) fn token_request(api: &Arc<Api>, ask: &Ask, request: Value) -> Result<Response<Body>> {
     let (namespace, name) = (&ask.target.namespace, &ask.target.name);
     let account = api.state.get("serviceaccounts", namespace, name);
     let account = account.ok_or_else(|| Failure::not_found("serviceaccounts", name))?;
@@ -339,21 +339,20 @@ fn over_for_good(pod: &Value) -> bool {
 /// # Errors
 ///
 /// 403 if not.
-pub fn authorize(api: &Api, user: &User, verb: &str, target: &Target) -> Result<()> {
+pub(crate) fn authorize(api: &Api, user: &User, verb: &str, target: &Target) -> Result<()> {
     if user.is_master() || may(api, user, &Attributes::of(verb, target)) {
         return Ok(());
     }
-    let resource = if target.sub.is_empty() { target.plural.clone() } else { format!("{}/{}", target.plural, target.sub) };
+    let resource =
+        if target.sub.is_empty() { target.plural.clone() } else { format!("{}/{}", target.plural, target.sub) };
     let full = stolos_k8s::kind::group_resource(&target.group, &target.plural);
     let scope = if target.namespace.is_empty() {
         "at the cluster scope".to_owned()
     } else {
         format!("in the namespace {:?}", target.namespace)
     };
-    let why = format!(
-        "User {:?} cannot {verb} resource {resource:?} in API group {:?} {scope}",
-        user.name, target.group
-    );
+    let why =
+        format!("User {:?} cannot {verb} resource {resource:?} in API group {:?} {scope}", user.name, target.group);
     Err(Failure::forbidden(&full, &target.name, &why))
 }
 
@@ -362,7 +361,7 @@ pub fn authorize(api: &Api, user: &User, verb: &str, target: &Target) -> Result<
 /// # Errors
 ///
 /// 403 if not.
-pub fn authorize_path(api: &Api, user: &User, verb: &str, path: &str) -> Result<()> {
+pub(crate) fn authorize_path(api: &Api, user: &User, verb: &str, path: &str) -> Result<()> {
     let attributes = Attributes { verb, path, ..Attributes::default() };
     if user.is_master() || may(api, user, &attributes) {
         return Ok(());
@@ -455,7 +454,9 @@ fn covers(rule: &Value, wanted: &Attributes<'_>) -> bool {
     }
     if !wanted.path.is_empty() {
         return holds(&rule["nonResourceURLs"], |url| {
-            url == "*" || url == wanted.path || url.strip_suffix('*').is_some_and(|start| wanted.path.starts_with(start))
+            url == "*"
+                || url == wanted.path
+                || url.strip_suffix('*').is_some_and(|start| wanted.path.starts_with(start))
         });
     }
     let resource = |listed: &str| match (listed.split_once('/'), wanted.sub) {
@@ -477,7 +478,7 @@ fn covers(rule: &Value, wanted: &Attributes<'_>) -> bool {
 /// # Errors
 ///
 /// 403 when they would.
-pub fn check_escalation(api: &Api, resource: &Resource, user: &User, object: &Value) -> Result<()> {
+pub(crate) fn check_escalation(api: &Api, resource: &Resource, user: &User, object: &Value) -> Result<()> {
     if resource.group != "rbac.authorization.k8s.io" || user.is_master() {
         return Ok(());
     }
@@ -559,7 +560,14 @@ fn atoms(rules: &Value) -> Vec<Atom> {
         for verb in texts(&rule["verbs"]) {
             for path in texts(&rule["nonResourceURLs"]) {
                 let none = String::new;
-                atoms.push(Atom { verb: verb.clone(), group: none(), resource: none(), sub: none(), name: none(), path });
+                atoms.push(Atom {
+                    verb: verb.clone(),
+                    group: none(),
+                    resource: none(),
+                    sub: none(),
+                    name: none(),
+                    path,
+                });
             }
             for group in texts(&rule["apiGroups"]) {
                 for resource in texts(&rule["resources"]) {
@@ -588,7 +596,7 @@ fn atoms(rules: &Value) -> Vec<Atom> {
 /// # Errors
 ///
 /// When the kind of review is unknown.
-pub fn review(api: &Arc<Api>, ask: &Ask, request: &Value) -> Result<Response<Body>> {
+pub(crate) fn review(api: &Arc<Api>, ask: &Ask, request: &Value) -> Result<Response<Body>> {
     let mut answer = request.clone();
     let spec = &request["spec"];
     answer["status"] = match ask.resource.kind.as_str() {
@@ -661,7 +669,7 @@ fn access(api: &Api, user: &User, spec: &Value) -> Value {
 
 /// `UserInfo`, as reviews and webhooks show it.
 #[must_use]
-pub fn user_info(user: &User) -> Value {
+pub(crate) fn user_info(user: &User) -> Value {
     let mut info = json!({"username": user.name, "groups": user.groups});
     if !user.uid.is_empty() {
         info["uid"] = json!(user.uid);
@@ -674,23 +682,38 @@ pub fn user_info(user: &User) -> Value {
 
 /// The roles and bindings every cluster starts with.
 #[must_use]
-pub fn bootstrap() -> Vec<(&'static str, Value)> {
+pub(crate) fn bootstrap() -> Vec<(&'static str, Value)> {
     const ROLES: &str = "clusterroles.rbac.authorization.k8s.io";
     const BINDINGS: &str = "clusterrolebindings.rbac.authorization.k8s.io";
     let read = ["get", "list", "watch"];
     let write = ["create", "delete", "deletecollection", "patch", "update"];
     let all: Vec<&str> = read.iter().chain(&write).copied().collect();
-    let rule = |groups: &[&str], resources: &[&str], verbs: &[&str]| {
-        json!({"apiGroups": groups, "resources": resources, "verbs": verbs})
-    };
+    let rule = |groups: &[&str], resources: &[&str], verbs: &[&str]| json!({"apiGroups": groups, "resources": resources, "verbs": verbs});
     let paths = |urls: &[&str]| json!({"nonResourceURLs": urls, "verbs": ["get"]});
     let core = [
-        "configmaps", "endpoints", "events", "persistentvolumeclaims", "pods", "pods/log", "pods/status",
-        "replicationcontrollers", "serviceaccounts", "services", "services/status", "limitranges", "resourcequotas",
+        "configmaps",
+        "endpoints",
+        "events",
+        "persistentvolumeclaims",
+        "pods",
+        "pods/log",
+        "pods/status",
+        "replicationcontrollers",
+        "serviceaccounts",
+        "services",
+        "services/status",
+        "limitranges",
+        "resourcequotas",
     ];
     let apps = [
-        "controllerrevisions", "daemonsets", "deployments", "deployments/scale", "replicasets", "replicasets/scale",
-        "statefulsets", "statefulsets/scale",
+        "controllerrevisions",
+        "daemonsets",
+        "deployments",
+        "deployments/scale",
+        "replicasets",
+        "replicasets/scale",
+        "statefulsets",
+        "statefulsets/scale",
     ];
     let view = vec![
         rule(&[""], &core, &read),
@@ -731,10 +754,7 @@ pub fn bootstrap() -> Vec<(&'static str, Value)> {
     let issuer = ["/.well-known/openid-configuration", "/openid/v1/jwks", "/.well-known/openid-configuration/"];
     let discovery: Vec<&str> = info.iter().chain(&discovery).copied().collect();
     let roles = [
-        (
-            "cluster-admin",
-            vec![rule(&["*"], &["*"], &["*"]), json!({"nonResourceURLs": ["*"], "verbs": ["*"]})],
-        ),
+        ("cluster-admin", vec![rule(&["*"], &["*"], &["*"]), json!({"nonResourceURLs": ["*"], "verbs": ["*"]})]),
         ("admin", admin),
         ("edit", edit),
         ("view", view),
@@ -744,11 +764,7 @@ pub fn bootstrap() -> Vec<(&'static str, Value)> {
         (
             "system:basic-user",
             vec![
-                rule(
-                    &["authorization.k8s.io"],
-                    &["selfsubjectaccessreviews", "selfsubjectrulesreviews"],
-                    &["create"],
-                ),
+                rule(&["authorization.k8s.io"], &["selfsubjectaccessreviews", "selfsubjectrulesreviews"], &["create"]),
                 rule(&["authentication.k8s.io"], &["selfsubjectreviews"], &["create"]),
             ],
         ),

@@ -17,6 +17,7 @@ use crate::api::{Api, Settings};
 use crate::auth::{self, Caller, Keys, User};
 use crate::controllers;
 use crate::defaults::{self, Addresses};
+use crate::keys;
 use crate::keys::Credentials;
 use crate::registry::Registry;
 use crate::route::{self, Body, BoxError};
@@ -25,7 +26,6 @@ use crate::runtime::{PodRuntime, ServiceResolver};
 use crate::state::{Expect, State, Write};
 use crate::store::{self, Key, Log, Memory, Store};
 use crate::watch::Window;
-use crate::keys;
 
 /// Why a server did not start.
 #[derive(Debug, thiserror::Error)]
@@ -497,7 +497,8 @@ async fn upgraded(
     use http_body_util::BodyExt as _;
     let (near, far) = tokio::io::duplex(64 << 10);
     let service = hyper::service::service_fn(move |request| route::handle(Arc::clone(&api), caller.clone(), request));
-    let server = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(far), service).with_upgrades();
+    let server =
+        hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(far), service).with_upgrades();
     tokio::spawn(async move {
         if let Err(error) = server.await {
             tracing::debug!(%error, "connection inside the process ended");

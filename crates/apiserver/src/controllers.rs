@@ -9,7 +9,7 @@ use crate::api::Api;
 
 /// What every namespace has from its first moment: an account and the authority's certificate.
 #[must_use]
-pub fn namespace_content(api: &Api, namespace: &str) -> Vec<(&'static str, Value)> {
+pub(crate) fn namespace_content(api: &Api, namespace: &str) -> Vec<(&'static str, Value)> {
     vec![
         (
             "serviceaccounts",
@@ -26,6 +26,6 @@ pub fn namespace_content(api: &Api, namespace: &str) -> Vec<(&'static str, Value
 }
 
 /// Runs them until the server stops.
-pub async fn run(api: Arc<Api>) {
+pub(crate) async fn run(api: Arc<Api>) {
     api.stop.asked().await;
 }

@@ -13,12 +13,12 @@ use crate::registry::Resource;
 
 /// Whether a status given at creation is kept: for kinds whose controllers create them whole.
 #[must_use]
-pub fn keeps_status_at_creation(resource: &Resource) -> bool {
+pub(crate) fn keeps_status_at_creation(resource: &Resource) -> bool {
     matches!(&*resource.storage, "nodes" | "apiservices.apiregistration.k8s.io")
 }
 
 /// Fills in the defaults of a built-in kind.
-pub fn fill(resource: &Resource, object: &mut Value) {
+pub(crate) fn fill(resource: &Resource, object: &mut Value) {
     match &*resource.storage {
         "pods" => {
             pod_spec(&mut object["spec"]);
@@ -325,9 +325,7 @@ fn crd(object: &mut Value) {
         .map(|version| version["name"].clone())
         .collect();
     let at = object["metadata"]["creationTimestamp"].clone();
-    let condition = |kind: &str, reason: &str, message: &str| {
-        json!({"type": kind, "status": "True", "reason": reason, "message": message, "lastTransitionTime": at})
-    };
+    let condition = |kind: &str, reason: &str, message: &str| json!({"type": kind, "status": "True", "reason": reason, "message": message, "lastTransitionTime": at});
     default(object, "status", json!({}));
     object["status"]["acceptedNames"] = names;
     let known: Vec<Value> = object["status"]["storedVersions"].as_array().cloned().unwrap_or_default();
@@ -356,7 +354,7 @@ fn crd(object: &mut Value) {
 
 /// The ClusterIPs of one server.
 #[derive(Debug)]
-pub struct Addresses {
+pub(crate) struct Addresses {
     base: u32,
     size: u32,
     used: Mutex<HashSet<u32>>,
@@ -368,7 +366,7 @@ impl Addresses {
     /// # Errors
     ///
     /// When that is not an IPv4 network with room for services.
-    pub fn new<'a>(cidr: &str, services: impl Iterator<Item = &'a Value>) -> Result<Self, String> {
+    pub(crate) fn new<'a>(cidr: &str, services: impl Iterator<Item = &'a Value>) -> Result<Self, String> {
         let parse = || {
             let (base, bits) = cidr.split_once('/')?;
             let (base, bits): (Ipv4Addr, u32) = (base.parse().ok()?, bits.parse().ok()?);
@@ -382,7 +380,7 @@ impl Addresses {
 
     /// The first address: that of `kubernetes.default`.
     #[must_use]
-    pub fn first(&self) -> Ipv4Addr {
+    pub(crate) fn first(&self) -> Ipv4Addr {
         Ipv4Addr::from(self.base + 1)
     }
 
@@ -399,7 +397,9 @@ impl Addresses {
                 let free = (low..self.base + self.size - 1).chain(self.base + 2..low);
                 let start = rand::random_range(0..64);
                 let mut free = free.filter(|ip| !used.contains(ip));
-                free.nth(start).or_else(|| (self.base + 2..self.base + self.size - 1).find(|ip| !used.contains(ip))).ok_or("the service network is used up")?
+                free.nth(start)
+                    .or_else(|| (self.base + 2..self.base + self.size - 1).find(|ip| !used.contains(ip)))
+                    .ok_or("the service network is used up")?
             }
         };
         if used.insert(found) { Ok(Ipv4Addr::from(found)) } else { Err("provided IP is already allocated") }
@@ -417,7 +417,7 @@ impl Addresses {
 /// # Errors
 ///
 /// When the wanted address is not to be had.
-pub fn allocate(
+pub(crate) fn allocate(
     api: &Api,
     resource: &Resource,
     before: Option<&Value>,
@@ -441,7 +441,7 @@ pub fn allocate(
     let ip = match wanted.as_str() {
         "" if !old.is_empty() => old.clone(),
         "None" => "None".into(),
-        same if same == old => old.clone(),
+        same if !same.is_empty() && same == old => old.clone(),
         wanted => {
             let wanted: Option<Ipv4Addr> = wanted.parse().ok();
             let taken = api.addresses.take(wanted).map_err(|why| {
@@ -462,14 +462,14 @@ pub fn allocate(
 }
 
 /// Gives back an address that was taken for a write that did not happen, or of a Service that is gone.
-pub fn release(api: &Api, ip: Option<&str>) {
+pub(crate) fn release(api: &Api, ip: Option<&str>) {
     if let Some(ip) = ip {
         api.addresses.give_back(ip);
     }
 }
 
 /// The address of a Service that is gone becomes free.
-pub fn forget(api: &Arc<Api>, service: &Value) {
+pub(crate) fn forget(api: &Arc<Api>, service: &Value) {
     release(api, service["spec"]["clusterIP"].as_str());
 }
 

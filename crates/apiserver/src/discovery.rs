@@ -12,14 +12,14 @@ use crate::registry::{Resource, Table};
 use crate::route::{self, Body};
 
 /// The version of Kubernetes whose API is spoken.
-pub const VERSION: &str = "v1.34.0+stolos";
+pub(crate) const VERSION: &str = "v1.34.0+stolos";
 
 /// Answers a path that is no resource.
 ///
 /// # Errors
 ///
 /// When there is nothing at that path.
-pub fn answer(api: &Arc<Api>, path: &str, headers: &HeaderMap) -> Result<Response<Body>> {
+pub(crate) fn answer(api: &Arc<Api>, path: &str, headers: &HeaderMap) -> Result<Response<Body>> {
     let table = api.registry.table();
     let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
     let value = match parts.as_slice() {
@@ -224,8 +224,7 @@ fn open_api_index(table: &Table) -> Value {
     let mut paths = serde_json::Map::new();
     for (group, versions) in &table.groups {
         for version in versions {
-            let path =
-                if group.is_empty() { format!("api/{version}") } else { format!("apis/{group}/{version}") };
+            let path = if group.is_empty() { format!("api/{version}") } else { format!("apis/{group}/{version}") };
             let names: Vec<_> = table.of_version(group, version).iter().map(|r| r.kind.clone()).collect();
             let hash = sha2::Sha256::digest(format!("{path} {names:?}"));
             let hash: String = hash.iter().take(16).map(|byte| format!("{byte:02X}")).collect();

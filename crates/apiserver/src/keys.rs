@@ -63,21 +63,21 @@ impl std::fmt::Debug for Credentials {
 }
 
 /// Everything that makes a server trusted and lets it trust.
-pub struct Keys {
+pub(crate) struct Keys {
     /// The authority's certificate, in PEM.
-    pub ca: String,
+    pub(crate) ca: String,
     /// A client certificate of group `system:masters`.
-    pub admin: Credentials,
+    pub(crate) admin: Credentials,
     /// What the server shows.
-    pub tls: Arc<rustls::ServerConfig>,
+    pub(crate) tls: Arc<rustls::ServerConfig>,
     /// Signs tokens.
-    pub token_encoding: EncodingKey,
+    pub(crate) token_encoding: EncodingKey,
     /// Checks tokens.
-    pub token_decoding: DecodingKey,
+    pub(crate) token_decoding: DecodingKey,
     /// The id of that key.
-    pub token_key_id: String,
+    pub(crate) token_key_id: String,
     /// The public part for `/openid/v1/jwks`.
-    pub jwks: serde_json::Value,
+    pub(crate) jwks: serde_json::Value,
     issuer: Issuer<'static, KeyPair>,
 }
 
@@ -89,12 +89,10 @@ impl Keys {
     /// # Errors
     ///
     /// When a file cannot be read or written, or is not what it should be.
-    pub fn load(dir: Option<&Path>, names: &[String], addresses: &[IpAddr]) -> Result<Self, Error> {
+    pub(crate) fn load(dir: Option<&Path>, names: &[String], addresses: &[IpAddr]) -> Result<Self, Error> {
         let make = |what| move |source| Error::Certificate { what, source };
         let (ca_certificate, ca_key) = match (read(dir, "ca.crt")?, read(dir, "ca.key")?) {
-            (Some(certificate), Some(key)) => {
-                (certificate, KeyPair::from_pem(&key).map_err(make("authority's key"))?)
-            }
+            (Some(certificate), Some(key)) => (certificate, KeyPair::from_pem(&key).map_err(make("authority's key"))?),
             _ => {
                 let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(make("authority's key"))?;
                 let mut params = params("kubernetes", None, 3650 * DAY);
@@ -123,7 +121,8 @@ impl Keys {
         }
         let (x, y) = (URL_SAFE_NO_PAD.encode(&public[1..33]), URL_SAFE_NO_PAD.encode(&public[33..]));
         let token_key_id = URL_SAFE_NO_PAD.encode(sha2::Sha256::digest(public));
-        let unusable = |what| move |error: jsonwebtoken::errors::Error| Error::Unusable { what, why: error.to_string() };
+        let unusable =
+            |what| move |error: jsonwebtoken::errors::Error| Error::Unusable { what, why: error.to_string() };
         let token_decoding = DecodingKey::from_ec_components(&x, &y).map_err(unusable("token key"))?;
         let token_encoding = EncodingKey::from_ec_der(token_key.serialized_der());
         let jwks = serde_json::json!({"keys": [
@@ -150,7 +149,7 @@ impl Keys {
     /// # Errors
     ///
     /// When it cannot be made.
-    pub fn client(&self, user: &str, group: Option<&str>) -> Result<Credentials, Error> {
+    pub(crate) fn client(&self, user: &str, group: Option<&str>) -> Result<Credentials, Error> {
         sign(&self.issuer, user, group, &[], &[], ExtendedKeyUsagePurpose::ClientAuth)
     }
 }
@@ -245,7 +244,8 @@ fn write(dir: Option<&Path>, name: &str, text: &str) -> Result<(), Error> {
         move |source| Error::Io { what, path, source }
     };
     let options = &mut std::fs::OpenOptions::new();
-    let mut file = options.create(true).write(true).truncate(true).mode(0o600).open(&fresh).map_err(io("create", &fresh))?;
+    let mut file =
+        options.create(true).write(true).truncate(true).mode(0o600).open(&fresh).map_err(io("create", &fresh))?;
     file.write_all(text.as_bytes()).map_err(io("write", &fresh))?;
     file.sync_data().map_err(io("sync", &fresh))?;
     std::fs::rename(&fresh, &path).map_err(io("replace", &path))

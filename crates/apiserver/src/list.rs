@@ -26,7 +26,7 @@ use crate::watch::{Event, Object, Watcher, place_of};
 /// # Errors
 ///
 /// When a selector cannot be read, or selects by a field that is not indexed.
-pub fn selection(ask: &Ask) -> Result<Selection> {
+pub(crate) fn selection(ask: &Ask) -> Result<Selection> {
     let labels = ask.query.get("labelSelector").unwrap_or_default();
     let mut fields = ask.query.get("fieldSelector").unwrap_or_default().to_owned();
     if !ask.target.name.is_empty() {
@@ -41,7 +41,7 @@ pub fn selection(ask: &Ask) -> Result<Selection> {
 /// # Errors
 ///
 /// When the revision asked for is gone or the selectors cannot be read.
-pub async fn list(api: &Arc<Api>, ask: &Ask) -> Result<Response<Body>> {
+pub(crate) async fn list(api: &Arc<Api>, ask: &Ask) -> Result<Response<Body>> {
     let selection = selection(ask)?;
     let form = ask.form()?;
     let limit = ask.query.number::<usize>("limit")?.filter(|limit| *limit > 0);
@@ -96,10 +96,13 @@ async fn exact_revision(api: &Api, ask: &Ask) -> Result<Option<u64>> {
     let Some(wanted) = ask.query.get("resourceVersion") else {
         return match matching {
             None => Ok(None),
-            Some(_) => Err(Failure::bad_request("resourceVersionMatch is forbidden unless resourceVersion is provided")),
+            Some(_) => {
+                Err(Failure::bad_request("resourceVersionMatch is forbidden unless resourceVersion is provided"))
+            }
         };
     };
-    let wanted: u64 = wanted.parse().map_err(|_| Failure::bad_request(format!("invalid resourceVersion {wanted:?}")))?;
+    let wanted: u64 =
+        wanted.parse().map_err(|_| Failure::bad_request(format!("invalid resourceVersion {wanted:?}")))?;
     let mut changed = api.state.subscribe();
     let reached = async {
         while api.state.revision() < wanted {
@@ -122,7 +125,7 @@ async fn exact_revision(api: &Api, ask: &Ask) -> Result<Option<u64>> {
 
 /// A list in the form asked for.
 #[must_use]
-pub fn encode(
+pub(crate) fn encode(
     form: Form,
     resource: &Resource,
     objects: &[Arc<Object>],
@@ -146,7 +149,9 @@ pub fn encode(
     };
     let size: usize = objects.iter().map(|object| object.json.len() + 1).sum();
     let mut out = Vec::with_capacity(size + 256);
-    out.extend(format!("{{\"kind\":{kind:?},\"apiVersion\":{api_version:?},\"metadata\":{metadata},\"items\":[").bytes());
+    out.extend(
+        format!("{{\"kind\":{kind:?},\"apiVersion\":{api_version:?},\"metadata\":{metadata},\"items\":[").bytes(),
+    );
     for (index, object) in objects.iter().enumerate() {
         if index > 0 {
             out.push(b',');
@@ -180,16 +185,14 @@ fn read_token(token: &str) -> Result<(u64, (String, String))> {
 /// # Errors
 ///
 /// When the request makes no sense; a revision that is gone is an event in the stream.
-pub fn watch(api: &Arc<Api>, ask: &Ask) -> Result<Response<Body>> {
+pub(crate) fn watch(api: &Arc<Api>, ask: &Ask) -> Result<Response<Body>> {
     let selection = selection(ask)?;
     let form = ask.form()?;
     let seconds = ask.query.number::<u64>("timeoutSeconds")?.filter(|s| *s > 0);
     let seconds = seconds.unwrap_or_else(|| rand::random_range(1800..3600));
     let initial = ask.query.is("sendInitialEvents");
     if initial && ask.query.get("resourceVersionMatch") != Some("NotOlderThan") {
-        return Err(Failure::bad_request(
-            "sendInitialEvents is only allowed with resourceVersionMatch NotOlderThan",
-        ));
+        return Err(Failure::bad_request("sendInitialEvents is only allowed with resourceVersionMatch NotOlderThan"));
     }
     let from: u64 = ask.query.number("resourceVersion")?.unwrap_or(0);
     let cache = api.state.cache(&ask.resource.storage);

@@ -9,91 +9,91 @@ use stolos_k8s::kind::{self, ALL_VERBS};
 use crate::rules::Schema;
 
 /// The resource of CustomResourceDefinitions.
-pub const CRDS: &str = "customresourcedefinitions.apiextensions.k8s.io";
+pub(crate) const CRDS: &str = "customresourcedefinitions.apiextensions.k8s.io";
 
 /// A resource at one served version.
 #[derive(Debug)]
-pub struct Resource {
+pub(crate) struct Resource {
     /// The API group, empty for core.
-    pub group: String,
+    pub(crate) group: String,
     /// The version it is asked for in.
-    pub version: String,
+    pub(crate) version: String,
     /// The version its objects are stored in.
-    pub stored_version: String,
+    pub(crate) stored_version: String,
     /// The kind.
-    pub kind: String,
+    pub(crate) kind: String,
     /// The kind of its lists.
-    pub list_kind: String,
+    pub(crate) list_kind: String,
     /// The plural, as in paths.
-    pub plural: String,
+    pub(crate) plural: String,
     /// The singular.
-    pub singular: String,
+    pub(crate) singular: String,
     /// Short names.
-    pub short_names: Vec<String>,
+    pub(crate) short_names: Vec<String>,
     /// Categories.
-    pub categories: Vec<String>,
+    pub(crate) categories: Vec<String>,
     /// Whether its objects have namespaces.
-    pub namespaced: bool,
+    pub(crate) namespaced: bool,
     /// Verbs.
-    pub verbs: Vec<String>,
+    pub(crate) verbs: Vec<String>,
     /// Subresources.
-    pub subresources: Vec<Subresource>,
+    pub(crate) subresources: Vec<Subresource>,
     /// Where its objects are stored: `pods`, `deployments.apps`.
-    pub storage: Arc<str>,
+    pub(crate) storage: Arc<str>,
     /// Whether `status` is written apart.
-    pub has_status: bool,
+    pub(crate) has_status: bool,
     /// Whether `metadata.generation` is kept.
-    pub has_generation: bool,
+    pub(crate) has_generation: bool,
     /// What its CustomResourceDefinition says, if it has one.
-    pub custom: Option<Custom>,
+    pub(crate) custom: Option<Custom>,
 }
 
 /// Something below an object.
 #[derive(Debug, Clone)]
-pub struct Subresource {
+pub(crate) struct Subresource {
     /// The last part of the path.
-    pub name: String,
+    pub(crate) name: String,
     /// Group, version and kind of what it takes and gives.
-    pub gvk: (String, String, String),
+    pub(crate) gvk: (String, String, String),
     /// Verbs.
-    pub verbs: Vec<String>,
+    pub(crate) verbs: Vec<String>,
 }
 
 /// The part of a CustomResourceDefinition that concerns one version.
 #[derive(Debug)]
-pub struct Custom {
+pub(crate) struct Custom {
     /// The structural schema; none for `preserveUnknownFields` at the top.
-    pub schema: Option<Schema>,
+    pub(crate) schema: Option<Schema>,
     /// `additionalPrinterColumns`.
-    pub columns: Vec<Value>,
+    pub(crate) columns: Vec<Value>,
     /// `subresources.scale`.
-    pub scale: Option<Value>,
+    pub(crate) scale: Option<Value>,
     /// `selectableFields`: paths such as `.spec.color`.
-    pub selectable: Vec<String>,
+    pub(crate) selectable: Vec<String>,
 }
 
 impl Resource {
     /// `v1`, `apps/v1` as asked for.
     #[must_use]
-    pub fn api_version(&self) -> String {
+    pub(crate) fn api_version(&self) -> String {
         kind::api_version(&self.group, &self.version)
     }
 
     /// `v1`, `apps/v1` as stored.
     #[must_use]
-    pub fn stored_api_version(&self) -> String {
+    pub(crate) fn stored_api_version(&self) -> String {
         kind::api_version(&self.group, &self.stored_version)
     }
 
     /// The subresource of that name.
     #[must_use]
-    pub fn subresource(&self, name: &str) -> Option<&Subresource> {
+    pub(crate) fn subresource(&self, name: &str) -> Option<&Subresource> {
         self.subresources.iter().find(|sub| sub.name == name)
     }
 
     /// Whether objects are kept, not just answered.
     #[must_use]
-    pub fn is_stored(&self) -> bool {
+    pub(crate) fn is_stored(&self) -> bool {
         self.verbs.iter().any(|verb| verb == "get")
     }
 
@@ -127,35 +127,35 @@ impl Resource {
 
 /// Every served resource by group, version and plural.
 #[derive(Debug, Default)]
-pub struct Table {
+pub(crate) struct Table {
     resources: HashMap<(String, String, String), Arc<Resource>>,
     /// Groups in discovery order, each with its versions, the preferred one first.
-    pub groups: BTreeMap<String, Vec<String>>,
+    pub(crate) groups: BTreeMap<String, Vec<String>>,
 }
 
 impl Table {
     /// The resource at a path.
     #[must_use]
-    pub fn find(&self, group: &str, version: &str, plural: &str) -> Option<&Arc<Resource>> {
+    pub(crate) fn find(&self, group: &str, version: &str, plural: &str) -> Option<&Arc<Resource>> {
         self.resources.get(&(group.to_owned(), version.to_owned(), plural.to_owned()))
     }
 
     /// The resource with that kind.
     #[must_use]
-    pub fn find_kind(&self, api_version: &str, kind: &str) -> Option<&Arc<Resource>> {
+    pub(crate) fn find_kind(&self, api_version: &str, kind: &str) -> Option<&Arc<Resource>> {
         let (group, version) = kind::split_api_version(api_version);
         self.resources.values().find(|r| r.group == group && r.version == version && r.kind == kind)
     }
 
     /// Some served version of a stored resource such as `deployments.apps`.
     #[must_use]
-    pub fn find_stored(&self, storage: &str) -> Option<&Arc<Resource>> {
+    pub(crate) fn find_stored(&self, storage: &str) -> Option<&Arc<Resource>> {
         self.resources.values().find(|r| &*r.storage == storage)
     }
 
     /// The resources of a group and version, by name.
     #[must_use]
-    pub fn of_version(&self, group: &str, version: &str) -> Vec<Arc<Resource>> {
+    pub(crate) fn of_version(&self, group: &str, version: &str) -> Vec<Arc<Resource>> {
         let mut found: Vec<_> =
             self.resources.values().filter(|r| r.group == group && r.version == version).cloned().collect();
         found.sort_by(|a, b| a.plural.cmp(&b.plural));
@@ -164,7 +164,7 @@ impl Table {
 
     /// One entry per stored resource, by name.
     #[must_use]
-    pub fn stored(&self) -> Vec<Arc<Resource>> {
+    pub(crate) fn stored(&self) -> Vec<Arc<Resource>> {
         let mut found: BTreeMap<&str, &Arc<Resource>> = BTreeMap::new();
         for resource in self.resources.values().filter(|r| r.is_stored()) {
             found.insert(&resource.storage, resource);
@@ -185,25 +185,25 @@ impl Table {
 
 /// The table of now. Readers take a snapshot.
 #[derive(Debug)]
-pub struct Registry {
+pub(crate) struct Registry {
     table: RwLock<Arc<Table>>,
 }
 
 impl Registry {
     /// The built-in kinds and the given CustomResourceDefinitions.
     #[must_use]
-    pub fn new<'a>(crds: impl IntoIterator<Item = &'a Value>) -> Self {
+    pub(crate) fn new<'a>(crds: impl IntoIterator<Item = &'a Value>) -> Self {
         Self { table: RwLock::new(Arc::new(table(crds))) }
     }
 
     /// The table of now.
     #[must_use]
-    pub fn table(&self) -> Arc<Table> {
+    pub(crate) fn table(&self) -> Arc<Table> {
         Arc::clone(&self.table.read().unwrap_or_else(std::sync::PoisonError::into_inner))
     }
 
     /// Serves exactly these CustomResourceDefinitions from now on.
-    pub fn replace<'a>(&self, crds: impl IntoIterator<Item = &'a Value>) {
+    pub(crate) fn replace<'a>(&self, crds: impl IntoIterator<Item = &'a Value>) {
         let table = Arc::new(table(crds));
         *self.table.write().unwrap_or_else(std::sync::PoisonError::into_inner) = table;
     }

@@ -24,34 +24,34 @@ use crate::watch::Object;
 use crate::{auth, discovery, stream, table, verb};
 
 /// Why a response body broke off.
-pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 /// The body of every response.
-pub type Body = http_body_util::combinators::UnsyncBoxBody<Bytes, BoxError>;
+pub(crate) type Body = http_body_util::combinators::UnsyncBoxBody<Bytes, BoxError>;
 
 /// The largest request body.
-pub const MAX_BODY: usize = 3 << 20;
+pub(crate) const MAX_BODY: usize = 3 << 20;
 
 /// What a request is aimed at, as its path and query say.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Target {
+pub(crate) struct Target {
     /// The group, empty for core.
-    pub group: String,
+    pub(crate) group: String,
     /// The version.
-    pub version: String,
+    pub(crate) version: String,
     /// The namespace, empty for none or all.
-    pub namespace: String,
+    pub(crate) namespace: String,
     /// The plural.
-    pub plural: String,
+    pub(crate) plural: String,
     /// The object, empty for the collection.
-    pub name: String,
+    pub(crate) name: String,
     /// The subresource, empty for the object itself.
-    pub sub: String,
+    pub(crate) sub: String,
 }
 
 impl Target {
     /// The target of a path, or `None` when it is not a resource's.
     #[must_use]
-    pub fn parse(path: &str) -> Option<Self> {
+    pub(crate) fn parse(path: &str) -> Option<Self> {
         let mut parts = path.trim_matches('/').split('/');
         let (group, version) = match parts.next()? {
             "api" => (String::new(), parts.next()?),
@@ -88,12 +88,12 @@ impl Target {
 
 /// The query of a request.
 #[derive(Debug, Clone, Default)]
-pub struct Query(HashMap<String, Vec<String>>);
+pub(crate) struct Query(HashMap<String, Vec<String>>);
 
 impl Query {
     /// Reads a query string.
     #[must_use]
-    pub fn parse(query: &str) -> Self {
+    pub(crate) fn parse(query: &str) -> Self {
         let mut map: HashMap<String, Vec<String>> = HashMap::new();
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
@@ -104,19 +104,19 @@ impl Query {
 
     /// A parameter that is there and not empty.
     #[must_use]
-    pub fn get(&self, key: &str) -> Option<&str> {
+    pub(crate) fn get(&self, key: &str) -> Option<&str> {
         self.0.get(key).and_then(|values| values.first()).map(String::as_str).filter(|value| !value.is_empty())
     }
 
     /// All values of a parameter.
     #[must_use]
-    pub fn all(&self, key: &str) -> &[String] {
+    pub(crate) fn all(&self, key: &str) -> &[String] {
         self.0.get(key).map_or(&[], Vec::as_slice)
     }
 
     /// Whether a parameter is there and true.
     #[must_use]
-    pub fn is(&self, key: &str) -> bool {
+    pub(crate) fn is(&self, key: &str) -> bool {
         self.0.get(key).and_then(|v| v.first()).is_some_and(|v| matches!(v.as_str(), "true" | "1" | "True" | "t" | "T"))
     }
 
@@ -125,7 +125,7 @@ impl Query {
     /// # Errors
     ///
     /// When it is something else.
-    pub fn number<T: std::str::FromStr>(&self, key: &str) -> Result<Option<T>> {
+    pub(crate) fn number<T: std::str::FromStr>(&self, key: &str) -> Result<Option<T>> {
         let Some(text) = self.get(key) else { return Ok(None) };
         let parsed = text.parse().map_err(|_| Failure::bad_request(format!("invalid {key} {text:?}: not a number")));
         parsed.map(Some)
@@ -153,19 +153,19 @@ fn decode(text: &str) -> String {
 }
 
 /// A request for a resource that passed authentication and authorisation.
-pub struct Ask {
+pub(crate) struct Ask {
     /// Who asks.
-    pub user: User,
+    pub(crate) user: User,
     /// The verb: get, list, watch, create, update, patch, delete, deletecollection.
-    pub verb: &'static str,
+    pub(crate) verb: &'static str,
     /// What it is aimed at.
-    pub target: Target,
+    pub(crate) target: Target,
     /// The resource there.
-    pub resource: Arc<Resource>,
+    pub(crate) resource: Arc<Resource>,
     /// The query.
-    pub query: Query,
+    pub(crate) query: Query,
     /// The headers.
-    pub headers: HeaderMap,
+    pub(crate) headers: HeaderMap,
 }
 
 impl Ask {
@@ -175,13 +175,13 @@ impl Ask {
 
     /// `Content-Type` without parameters.
     #[must_use]
-    pub fn content_type(&self) -> &str {
+    pub(crate) fn content_type(&self) -> &str {
         self.header(header::CONTENT_TYPE).split(';').next().unwrap_or_default().trim()
     }
 
     /// The field manager: named by the query, else by the client's name.
     #[must_use]
-    pub fn manager(&self) -> String {
+    pub(crate) fn manager(&self) -> String {
         if let Some(manager) = self.query.get("fieldManager") {
             return manager.to_owned();
         }
@@ -194,7 +194,7 @@ impl Ask {
     /// # Errors
     ///
     /// When it accepts none that is spoken here.
-    pub fn form(&self) -> Result<Form> {
+    pub(crate) fn form(&self) -> Result<Form> {
         Form::of(self.header(header::ACCEPT))
     }
 
@@ -203,7 +203,7 @@ impl Ask {
     /// # Errors
     ///
     /// When `dryRun` is anything but `All`.
-    pub fn dry_run(&self) -> Result<bool> {
+    pub(crate) fn dry_run(&self) -> Result<bool> {
         match self.query.all("dryRun") {
             [] => Ok(false),
             values if values.iter().all(|value| value == "All") => Ok(true),
@@ -214,7 +214,7 @@ impl Ask {
 
 /// The form of an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Form {
+pub(crate) enum Form {
     /// The object.
     Plain,
     /// `meta.k8s.io/v1 Table`, for people.
@@ -247,7 +247,7 @@ impl Form {
 }
 
 /// Answers one request. Never fails: whatever goes wrong becomes an answer.
-pub async fn handle<B>(api: Arc<Api>, caller: Caller, request: Request<B>) -> Result<Response<Body>, Infallible>
+pub(crate) async fn handle<B>(api: Arc<Api>, caller: Caller, request: Request<B>) -> Result<Response<Body>, Infallible>
 where
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: Into<BoxError>,
@@ -328,25 +328,25 @@ fn verb_of(method: &Method, target: &Target, query: &Query) -> Option<&'static s
 }
 
 /// A body from bytes that are there.
-pub fn full(bytes: impl Into<Bytes>) -> Body {
+pub(crate) fn full(bytes: impl Into<Bytes>) -> Body {
     Full::new(bytes.into()).map_err(|never| match never {}).boxed_unsync()
 }
 
 /// An answer in JSON.
 #[must_use]
-pub fn json_bytes(code: u16, bytes: Bytes) -> Response<Body> {
+pub(crate) fn json_bytes(code: u16, bytes: Bytes) -> Response<Body> {
     respond(code, "application/json", bytes)
 }
 
 /// An answer in JSON.
 #[must_use]
-pub fn json_value(code: u16, value: &Value) -> Response<Body> {
+pub(crate) fn json_value(code: u16, value: &Value) -> Response<Body> {
     json_bytes(code, Bytes::from(serde_json::to_vec(value).unwrap_or_default()))
 }
 
 /// An answer of any kind.
 #[must_use]
-pub fn respond(code: u16, media: &str, bytes: impl Into<Bytes>) -> Response<Body> {
+pub(crate) fn respond(code: u16, media: &str, bytes: impl Into<Bytes>) -> Response<Body> {
     let mut response = Response::new(full(bytes));
     *response.status_mut() = http::StatusCode::from_u16(code).unwrap_or(http::StatusCode::INTERNAL_SERVER_ERROR);
     if let Ok(media) = http::HeaderValue::from_str(media) {
@@ -357,7 +357,7 @@ pub fn respond(code: u16, media: &str, bytes: impl Into<Bytes>) -> Response<Body
 
 /// The answer to a request that failed.
 #[must_use]
-pub fn failed(failure: &Failure) -> Response<Body> {
+pub(crate) fn failed(failure: &Failure) -> Response<Body> {
     let mut response = json_value(failure.code, &failure.status());
     if failure.code == 429 {
         response.headers_mut().insert(header::RETRY_AFTER, http::HeaderValue::from_static("1"));
@@ -370,7 +370,7 @@ pub fn failed(failure: &Failure) -> Response<Body> {
 
 /// An object's JSON in the version it was asked for in.
 #[must_use]
-pub fn in_version(resource: &Resource, object: &Object) -> Bytes {
+pub(crate) fn in_version(resource: &Resource, object: &Object) -> Bytes {
     if resource.version == resource.stored_version {
         return object.json.clone();
     }
@@ -388,7 +388,7 @@ pub fn in_version(resource: &Resource, object: &Object) -> Bytes {
 
 /// One object in the form and version it was asked for in.
 #[must_use]
-pub fn render(form: Form, resource: &Resource, object: &Object) -> Bytes {
+pub(crate) fn render(form: Form, resource: &Resource, object: &Object) -> Bytes {
     match form {
         Form::Plain => in_version(resource, object),
         Form::Metadata => Bytes::from(serde_json::to_vec(&metadata_of(&object.value)).unwrap_or_default()),
@@ -401,7 +401,7 @@ pub fn render(form: Form, resource: &Resource, object: &Object) -> Bytes {
 
 /// The `PartialObjectMetadata` of an object.
 #[must_use]
-pub fn metadata_of(object: &Value) -> Value {
+pub(crate) fn metadata_of(object: &Value) -> Value {
     json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": object["metadata"]})
 }
 

@@ -7,28 +7,28 @@ use crate::registry::Resource;
 
 /// A structural schema.
 #[derive(Debug, Clone)]
-pub struct Schema(Value);
+pub(crate) struct Schema(Value);
 
 impl Schema {
     /// Reads `openAPIV3Schema`.
     #[must_use]
-    pub fn read(schema: &Value) -> Option<Self> {
+    pub(crate) fn read(schema: &Value) -> Option<Self> {
         Some(Self(schema.clone()))
     }
 
     /// Cuts off what the schema does not know and says what that was.
-    pub fn prune(&self, _object: &mut Value) -> Vec<String> {
+    pub(crate) fn prune(&self, _object: &mut Value) -> Vec<String> {
         Vec::new()
     }
 
     /// Fills in defaults.
-    pub fn default(&self, object: &mut Value) {
+    pub(crate) fn default(&self, object: &mut Value) {
         fill_defaults(&self.0, object);
     }
 
     /// What is wrong with an object.
     #[must_use]
-    pub fn validate(&self, _before: Option<&Value>, _object: &Value) -> Vec<Cause> {
+    pub(crate) fn validate(&self, _before: Option<&Value>, _object: &Value) -> Vec<Cause> {
         Vec::new()
     }
 }
@@ -54,7 +54,7 @@ fn fill_defaults(schema: &Value, value: &mut Value) {
 
 /// Which objects are meant.
 #[derive(Debug, Clone, Default)]
-pub struct Selection {
+pub(crate) struct Selection {
     labels: Vec<LabelTerm>,
     fields: Vec<(String, bool, String)>,
 }
@@ -73,7 +73,7 @@ impl Selection {
     /// # Errors
     ///
     /// When one cannot be read, or a field cannot be selected by.
-    pub fn parse(resource: &Resource, labels: &str, fields: &str) -> Result<Self> {
+    pub(crate) fn parse(resource: &Resource, labels: &str, fields: &str) -> Result<Self> {
         let mut selection = Self { labels: parse_labels(labels)?, fields: Vec::new() };
         for term in fields.split(',').filter(|term| !term.is_empty()) {
             let (field, equal, value) = if let Some((field, value)) = term.split_once("!=") {
@@ -95,13 +95,13 @@ impl Selection {
 
     /// Whether nothing is left out.
     #[must_use]
-    pub fn is_everything(&self) -> bool {
+    pub(crate) fn is_everything(&self) -> bool {
         self.labels.is_empty() && self.fields.is_empty()
     }
 
     /// Whether an object is meant.
     #[must_use]
-    pub fn matches(&self, object: &Value) -> bool {
+    pub(crate) fn matches(&self, object: &Value) -> bool {
         let labels = &object["metadata"]["labels"];
         self.labels.iter().all(|term| match term {
             LabelTerm::In(key, values) => labels[key].as_str().is_some_and(|v| values.iter().any(|w| w == v)),
@@ -208,7 +208,7 @@ fn parse_labels(text: &str) -> Result<Vec<LabelTerm>> {
 
 /// Whether a `LabelSelector` selects labels. An absent one selects nothing, an empty one everything.
 #[must_use]
-pub fn label_selector_matches(selector: &Value, labels: &Value) -> bool {
+pub(crate) fn label_selector_matches(selector: &Value, labels: &Value) -> bool {
     let Some(selector) = selector.as_object() else { return false };
     let exact = selector.get("matchLabels").and_then(Value::as_object).into_iter().flatten();
     let terms = selector.get("matchExpressions").and_then(Value::as_array).into_iter().flatten();
@@ -231,7 +231,7 @@ pub fn label_selector_matches(selector: &Value, labels: &Value) -> bool {
 
 /// A selector in the form `a=b,c=d`.
 #[must_use]
-pub fn selector_text(selector: &Value) -> String {
+pub(crate) fn selector_text(selector: &Value) -> String {
     let labels = selector.get("matchLabels").unwrap_or(selector);
     let pairs = labels.as_object().into_iter().flatten();
     pairs.filter_map(|(key, value)| Some(format!("{key}={}", value.as_str()?))).collect::<Vec<_>>().join(",")
@@ -239,7 +239,7 @@ pub fn selector_text(selector: &Value) -> String {
 
 /// The formats of patches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum PatchKind {
+pub(crate) enum PatchKind {
     /// RFC 6902.
     Json,
     /// RFC 7386.
@@ -253,7 +253,7 @@ pub enum PatchKind {
 /// # Errors
 ///
 /// When the patch does not fit.
-pub fn patch(kind: PatchKind, resource: &Resource, now: &Value, patch: &Value) -> Result<Value> {
+pub(crate) fn patch(kind: PatchKind, resource: &Resource, now: &Value, patch: &Value) -> Result<Value> {
     let _ = resource;
     let mut new = now.clone();
     match kind {
@@ -261,7 +261,11 @@ pub fn patch(kind: PatchKind, resource: &Resource, now: &Value, patch: &Value) -
             let patch: json_patch::Patch = serde_json::from_value(patch.clone())
                 .map_err(|error| Failure::bad_request(format!("cannot read the JSON patch: {error}")))?;
             json_patch::patch(&mut new, &patch).map_err(|error| {
-                Failure::other(422, "Invalid", format!("the server rejected our request due to an error in our request: {error}"))
+                Failure::other(
+                    422,
+                    "Invalid",
+                    format!("the server rejected our request due to an error in our request: {error}"),
+                )
             })?;
         }
         PatchKind::Merge | PatchKind::Strategic => json_patch::merge(&mut new, patch),
@@ -271,15 +275,15 @@ pub fn patch(kind: PatchKind, resource: &Resource, now: &Value, patch: &Value) -
 
 /// Who applies, and how.
 #[derive(Debug, Clone, Copy)]
-pub struct Applier<'a> {
+pub(crate) struct Applier<'a> {
     /// The field manager.
-    pub manager: &'a str,
+    pub(crate) manager: &'a str,
     /// Take fields from others.
-    pub force: bool,
+    pub(crate) force: bool,
     /// The subresource applied to.
-    pub sub: &'a str,
+    pub(crate) sub: &'a str,
     /// The time for `managedFields`.
-    pub now: &'a str,
+    pub(crate) now: &'a str,
 }
 
 /// Server-side apply.
@@ -287,7 +291,7 @@ pub struct Applier<'a> {
 /// # Errors
 ///
 /// When others own fields that would change, unless forced.
-pub fn apply(resource: &Resource, current: Option<&Value>, applied: &Value, by: Applier<'_>) -> Result<Value> {
+pub(crate) fn apply(resource: &Resource, current: Option<&Value>, applied: &Value, by: Applier<'_>) -> Result<Value> {
     let _ = (resource, by);
     let mut new = current.cloned().unwrap_or_else(|| json!({}));
     json_patch::merge(&mut new, applied);
@@ -295,7 +299,7 @@ pub fn apply(resource: &Resource, current: Option<&Value>, applied: &Value, by: 
 }
 
 /// Keeps `managedFields` over an ordinary write.
-pub fn track_update(
+pub(crate) fn track_update(
     resource: &Resource,
     before: Option<&Value>,
     after: &mut Value,
@@ -308,7 +312,7 @@ pub fn track_update(
 
 /// Whether two objects are the same but for the times in `managedFields` and the revision.
 #[must_use]
-pub fn same(a: &Value, b: &Value) -> bool {
+pub(crate) fn same(a: &Value, b: &Value) -> bool {
     let (Some(a), Some(b)) = (a.as_object(), b.as_object()) else { return a == b };
     same_but(a, b, |key, a, b| match key {
         "metadata" => same_metadata(a, b),
@@ -343,7 +347,7 @@ fn same_but(a: &Map<String, Value>, b: &Map<String, Value>, same: impl Fn(&str, 
 
 /// Whether everything but metadata and status is the same: if not, the generation grows.
 #[must_use]
-pub fn same_but_metadata_and_status(a: &Value, b: &Value) -> bool {
+pub(crate) fn same_but_metadata_and_status(a: &Value, b: &Value) -> bool {
     let (Some(a), Some(b)) = (a.as_object(), b.as_object()) else { return a == b };
     let rest = |map: &Map<String, Value>| {
         map.iter()
@@ -355,7 +359,7 @@ pub fn same_but_metadata_and_status(a: &Value, b: &Value) -> bool {
 }
 
 /// Sets the value at a JSON pointer, making objects on the way.
-pub fn set(object: &mut Value, pointer: &str, value: Value) {
+pub(crate) fn set(object: &mut Value, pointer: &str, value: Value) {
     let mut at = object;
     for part in pointer.trim_start_matches('/').split('/') {
         if !at.is_object() {
@@ -367,7 +371,7 @@ pub fn set(object: &mut Value, pointer: &str, value: Value) {
 }
 
 /// Sets a condition by its type.
-pub fn set_condition(object: &mut Value, condition: &Value) {
+pub(crate) fn set_condition(object: &mut Value, condition: &Value) {
     if !object["status"].is_object() {
         object["status"] = json!({});
     }
@@ -407,8 +411,10 @@ mod tests {
 
     #[test]
     fn times_and_revisions_make_no_difference() {
-        let a = json!({"metadata": {"resourceVersion": "1", "managedFields": [{"manager": "x", "time": "1"}]}, "spec": 1});
-        let b = json!({"metadata": {"resourceVersion": "2", "managedFields": [{"manager": "x", "time": "2"}]}, "spec": 1});
+        let a =
+            json!({"metadata": {"resourceVersion": "1", "managedFields": [{"manager": "x", "time": "1"}]}, "spec": 1});
+        let b =
+            json!({"metadata": {"resourceVersion": "2", "managedFields": [{"manager": "x", "time": "2"}]}, "spec": 1});
         let c = json!({"metadata": {"managedFields": [{"manager": "y", "time": "2"}]}, "spec": 1});
         assert!(same(&a, &b));
         assert!(!same(&a, &c));

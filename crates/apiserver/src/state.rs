@@ -20,7 +20,7 @@ use crate::watch::{Cache, Event, Object, Window};
 
 /// What the object must look like for a change to be made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Expect {
+pub(crate) enum Expect {
     /// It must not exist.
     Absent,
     /// It must exist with this revision.
@@ -29,7 +29,7 @@ pub enum Expect {
 
 /// Why a change was not made.
 #[derive(Debug, thiserror::Error)]
-pub enum Refused {
+pub(crate) enum Refused {
     /// The object is not what the caller thinks it is.
     #[error("the object has been modified")]
     Conflict,
@@ -46,17 +46,17 @@ pub enum Refused {
 
 /// A change that somebody wants.
 #[derive(Debug)]
-pub struct Write {
+pub(crate) struct Write {
     /// Which object.
-    pub key: Key,
+    pub(crate) key: Key,
     /// What it must be before.
-    pub expect: Expect,
+    pub(crate) expect: Expect,
     /// What it becomes; `None` deletes it.
-    pub value: Option<Value>,
+    pub(crate) value: Option<Value>,
 }
 
 /// All objects of one server.
-pub struct State {
+pub(crate) struct State {
     head: Mutex<Head>,
     queue: Mutex<Option<mpsc::Sender<Job>>>,
     caches: RwLock<HashMap<Arc<str>, Arc<Cache>>>,
@@ -85,7 +85,7 @@ impl State {
     /// # Errors
     ///
     /// When the store cannot be read, or holds what is not JSON.
-    pub fn open(mut store: Box<dyn Store>, window: Window) -> Result<Arc<Self>, Error> {
+    pub(crate) fn open(mut store: Box<dyn Store>, window: Window) -> Result<Arc<Self>, Error> {
         let loaded = store.load()?;
         let mut caches: HashMap<Arc<str>, Arc<Cache>> = HashMap::new();
         // Revision 1 is never the revision of an object, so that a list of an empty server has one to watch from.
@@ -127,25 +127,25 @@ impl State {
 
     /// The last durable revision.
     #[must_use]
-    pub fn revision(&self) -> u64 {
+    pub(crate) fn revision(&self) -> u64 {
         self.committed.load(Ordering::Acquire)
     }
 
     /// Whether storage still takes writes.
     #[must_use]
-    pub fn is_well(&self) -> bool {
+    pub(crate) fn is_well(&self) -> bool {
         !self.stopped.load(Ordering::Acquire)
     }
 
     /// Wakes at every durable change of anything.
     #[must_use]
-    pub fn subscribe(&self) -> tokio::sync::watch::Receiver<u64> {
+    pub(crate) fn subscribe(&self) -> tokio::sync::watch::Receiver<u64> {
         self.changed.subscribe()
     }
 
     /// The cache of a resource; made when it is asked for the first time.
     #[must_use]
-    pub fn cache(&self, resource: &str) -> Arc<Cache> {
+    pub(crate) fn cache(&self, resource: &str) -> Arc<Cache> {
         if let Some(cache) = self.caches.read().unwrap_or_else(std::sync::PoisonError::into_inner).get(resource) {
             return Arc::clone(cache);
         }
@@ -156,19 +156,19 @@ impl State {
 
     /// The names of all resources that were ever touched.
     #[must_use]
-    pub fn resources(&self) -> Vec<Arc<str>> {
+    pub(crate) fn resources(&self) -> Vec<Arc<str>> {
         self.caches.read().unwrap_or_else(std::sync::PoisonError::into_inner).keys().cloned().collect()
     }
 
     /// A durable object.
     #[must_use]
-    pub fn get(&self, resource: &str, namespace: &str, name: &str) -> Option<Arc<Object>> {
+    pub(crate) fn get(&self, resource: &str, namespace: &str, name: &str) -> Option<Arc<Object>> {
         self.cache(resource).get(namespace, name)
     }
 
     /// The newest accepted state of an object, durable or not: what a write must build on.
     #[must_use]
-    pub fn newest(&self, key: &Key) -> Option<Arc<Object>> {
+    pub(crate) fn newest(&self, key: &Key) -> Option<Arc<Object>> {
         if let Some((_, pending)) = lock(&self.head).pending.get(key) {
             return pending.clone();
         }
@@ -182,7 +182,7 @@ impl State {
     /// # Errors
     ///
     /// When the object is not as expected, or storage has failed.
-    pub async fn commit(&self, write: Write) -> Result<Arc<Object>, Refused> {
+    pub(crate) async fn commit(&self, write: Write) -> Result<Arc<Object>, Refused> {
         let mut written = self.commit_all(vec![write]).await?;
         written.pop().ok_or(Refused::Storage)
     }
@@ -192,7 +192,7 @@ impl State {
     /// # Errors
     ///
     /// As [`commit`](Self::commit).
-    pub async fn commit_all(&self, writes: Vec<Write>) -> Result<Vec<Arc<Object>>, Refused> {
+    pub(crate) async fn commit_all(&self, writes: Vec<Write>) -> Result<Vec<Arc<Object>>, Refused> {
         if !self.is_well() {
             return Err(Refused::Storage);
         }
@@ -255,7 +255,7 @@ impl State {
     }
 
     /// Ends the writer after what is queued, and waits for it.
-    pub async fn close(&self) {
+    pub(crate) async fn close(&self) {
         drop(lock(&self.queue).take());
         let thread = lock(&self.writer).take();
         if let Some(thread) = thread {

@@ -241,8 +241,9 @@ impl Log {
 
 impl Store for Log {
     fn load(&mut self) -> Result<Loaded, Error> {
+        let path = self.path.clone();
         let io = |what| {
-            let path = self.path.clone();
+            let path = path.clone();
             move |source| Error::Io { what, path, source }
         };
         let mut bytes = Vec::new();
@@ -327,19 +328,20 @@ fn weight(key: &Key, value: &Bytes) -> u64 {
 
 fn open_for_append(path: &Path) -> Result<File, Error> {
     use std::os::unix::fs::OpenOptionsExt as _;
-    OpenOptions::new()
-        .create(true)
-        .append(true)
-        .mode(0o600)
-        .open(path)
-        .map_err(|source| Error::Io { what: "open", path: path.to_owned(), source })
+    OpenOptions::new().create(true).append(true).mode(0o600).open(path).map_err(|source| Error::Io {
+        what: "open",
+        path: path.to_owned(),
+        source,
+    })
 }
 
 fn sync_folder(file: &Path) -> Result<(), Error> {
     let dir = file.parent().unwrap_or(Path::new("."));
-    File::open(dir)
-        .and_then(|dir| dir.sync_all())
-        .map_err(|source| Error::Io { what: "sync", path: dir.to_owned(), source })
+    File::open(dir).and_then(|dir| dir.sync_all()).map_err(|source| Error::Io {
+        what: "sync",
+        path: dir.to_owned(),
+        source,
+    })
 }
 
 fn frame(changes: &[Change], revision: u64) -> Vec<u8> {

@@ -11,7 +11,7 @@ use crate::route::{Ask, Body};
 
 /// Whether a request is one of these.
 #[must_use]
-pub fn is_stream(ask: &Ask) -> bool {
+pub(crate) fn is_stream(ask: &Ask) -> bool {
     &*ask.resource.storage == "pods" && matches!(ask.target.sub.as_str(), "log" | "exec" | "attach" | "portforward")
 }
 
@@ -20,7 +20,7 @@ pub fn is_stream(ask: &Ask) -> bool {
 /// # Errors
 ///
 /// When the pod, the container or the runtime is not there.
-pub async fn answer(api: &Arc<Api>, ask: Ask, upgrade: Option<OnUpgrade>) -> Result<Response<Body>> {
+pub(crate) async fn answer(api: &Arc<Api>, ask: Ask, upgrade: Option<OnUpgrade>) -> Result<Response<Body>> {
     let _ = (api, ask, upgrade);
     Err(Failure::not_implemented("not yet"))
 }

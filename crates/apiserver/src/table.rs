@@ -10,7 +10,7 @@ type Cell = fn(&Value) -> Value;
 
 /// A `meta.k8s.io/v1 Table` of objects; `definitions` may be left out of all but the first.
 #[must_use]
-pub fn render(resource: &Resource, objects: &[&Value], definitions: bool) -> Value {
+pub(crate) fn render(resource: &Resource, objects: &[&Value], definitions: bool) -> Value {
     let now = jiff::Timestamp::now();
     let columns = columns(resource);
     let rows: Vec<Value> = objects
@@ -177,16 +177,16 @@ fn columns(resource: &Resource) -> Vec<Column> {
             }),
             ("Age", 0, born),
         ],
-        "serviceaccounts" => &[
-            ("Secrets", 0, |s| json!(s["secrets"].as_array().map_or(0, Vec::len))),
-            ("Age", 0, born),
-        ],
+        "serviceaccounts" => {
+            &[("Secrets", 0, |s| json!(s["secrets"].as_array().map_or(0, Vec::len))), ("Age", 0, born)]
+        }
         "endpoints" => &[
             ("Endpoints", 0, |e| {
                 let subsets = e["subsets"].as_array().into_iter().flatten();
                 let shown: Vec<String> = subsets
                     .flat_map(|s| {
-                        let ports: Vec<_> = s["ports"].as_array().into_iter().flatten().map(|p| p["port"].clone()).collect();
+                        let ports: Vec<_> =
+                            s["ports"].as_array().into_iter().flatten().map(|p| p["port"].clone()).collect();
                         let addresses = s["addresses"].as_array().into_iter().flatten();
                         addresses
                             .flat_map(move |a| {
@@ -208,8 +208,10 @@ fn columns(resource: &Resource) -> Vec<Column> {
             }),
             ("Endpoints", 0, |e| {
                 let endpoints = e["endpoints"].as_array().into_iter().flatten();
-                let all: Vec<_> =
-                    endpoints.flat_map(|e| e["addresses"].as_array().into_iter().flatten()).filter_map(Value::as_str).collect();
+                let all: Vec<_> = endpoints
+                    .flat_map(|e| e["addresses"].as_array().into_iter().flatten())
+                    .filter_map(Value::as_str)
+                    .collect();
                 json!(all.join(","))
             }),
             ("Age", 0, born),
@@ -229,24 +231,25 @@ fn columns(resource: &Resource) -> Vec<Column> {
             }),
             ("Message", 0, |e| e["message"].clone()),
         ],
-        "leases.coordination.k8s.io" => {
-            &[("Holder", 0, |l| or_none(&l["spec"]["holderIdentity"])), ("Age", 0, born)]
-        }
+        "leases.coordination.k8s.io" => &[("Holder", 0, |l| or_none(&l["spec"]["holderIdentity"])), ("Age", 0, born)],
         "customresourcedefinitions.apiextensions.k8s.io" => {
             &[("Created At", 0, |c| c["metadata"]["creationTimestamp"].clone())]
         }
         "clusterrolebindings.rbac.authorization.k8s.io" | "rolebindings.rbac.authorization.k8s.io" => &[
             ("Role", 0, |b| {
                 let role = &b["roleRef"];
-                json!(format!("{}/{}", role["kind"].as_str().unwrap_or_default(), role["name"].as_str().unwrap_or_default()))
+                json!(format!(
+                    "{}/{}",
+                    role["kind"].as_str().unwrap_or_default(),
+                    role["name"].as_str().unwrap_or_default()
+                ))
             }),
             ("Age", 0, born),
         ],
         "mutatingwebhookconfigurations.admissionregistration.k8s.io"
-        | "validatingwebhookconfigurations.admissionregistration.k8s.io" => &[
-            ("Webhooks", 0, |w| json!(w["webhooks"].as_array().map_or(0, Vec::len))),
-            ("Age", 0, born),
-        ],
+        | "validatingwebhookconfigurations.admissionregistration.k8s.io" => {
+            &[("Webhooks", 0, |w| json!(w["webhooks"].as_array().map_or(0, Vec::len))), ("Age", 0, born)]
+        }
         _ => &[("Age", 0, born)],
     };
     built
@@ -358,7 +361,10 @@ fn look(object: &Value, path: &str) -> Option<Value> {
             let inner = rest.strip_prefix('.').unwrap_or(rest);
             let mut end = 0;
             let bytes = inner.as_bytes();
-            while end < bytes.len() && bytes[end] != b'[' && (bytes[end] != b'.' || (end > 0 && bytes[end - 1] == b'\\')) {
+            while end < bytes.len()
+                && bytes[end] != b'['
+                && (bytes[end] != b'.' || (end > 0 && bytes[end - 1] == b'\\'))
+            {
                 end += 1;
             }
             let field = inner[..end].replace('\\', "");

@@ -15,7 +15,7 @@ use crate::rules;
 /// # Errors
 ///
 /// When one has not.
-pub fn check_metadata_types(resource: &Resource, object: &Value) -> Result<()> {
+pub(crate) fn check_metadata_types(resource: &Resource, object: &Value) -> Result<()> {
     let refuse = |field: &str, found: &Value, wanted: &str| {
         let found = match found {
             Value::Bool(_) => "bool",
@@ -72,7 +72,7 @@ pub fn check_metadata_types(resource: &Resource, object: &Value) -> Result<()> {
 
 /// Everything wrong with an object; nothing if it may be stored.
 #[must_use]
-pub fn check(api: &Api, resource: &Resource, before: Option<&Value>, object: &Value) -> Vec<Cause> {
+pub(crate) fn check(api: &Api, resource: &Resource, before: Option<&Value>, object: &Value) -> Vec<Cause> {
     let mut causes = Vec::new();
     check_metadata(resource, before, object, &mut causes);
     if let Some(custom) = &resource.custom {
@@ -154,7 +154,8 @@ fn check_metadata(resource: &Resource, before: Option<&Value>, object: &Value, c
     {
         let known = meta::finalizers(before);
         for added in meta::finalizers(object).into_iter().filter(|f| !known.contains(f)) {
-            let message = format!("no new finalizers can be added if the object is being deleted, found new finalizer {added:?}");
+            let message =
+                format!("no new finalizers can be added if the object is being deleted, found new finalizer {added:?}");
             causes.push(Cause::forbidden("metadata.finalizers", &message));
         }
     }
@@ -199,7 +200,11 @@ fn check_pod_spec(at: &str, spec: &Value, causes: &mut Vec<Cause>) {
     }
     let policy = spec["restartPolicy"].as_str().unwrap_or_default();
     if !matches!(policy, "Always" | "OnFailure" | "Never") {
-        causes.push(Cause::invalid(format!("{at}.restartPolicy"), &json!(policy), "must be Always, OnFailure or Never"));
+        causes.push(Cause::invalid(
+            format!("{at}.restartPolicy"),
+            &json!(policy),
+            "must be Always, OnFailure or Never",
+        ));
     }
 }
 
@@ -216,8 +221,13 @@ fn check_pod_update(before: &Value, object: &Value, causes: &mut Vec<Cause>) {
             }
         }
         if let Some(map) = spec.as_object_mut() {
-            let free = ["activeDeadlineSeconds", "tolerations", "ephemeralContainers", "schedulingGates",
-                "terminationGracePeriodSeconds"];
+            let free = [
+                "activeDeadlineSeconds",
+                "tolerations",
+                "ephemeralContainers",
+                "schedulingGates",
+                "terminationGracePeriodSeconds",
+            ];
             map.retain(|key, value| !free.contains(&key.as_str()) && !value.is_null());
         }
         spec
@@ -267,7 +277,11 @@ fn check_workload(before: Option<&Value>, spec: &Value, causes: &mut Vec<Cause>)
 fn check_service(before: Option<&Value>, spec: &Value, causes: &mut Vec<Cause>) {
     let kind = spec["type"].as_str().unwrap_or_default();
     if !matches!(kind, "ClusterIP" | "NodePort" | "LoadBalancer" | "ExternalName") {
-        causes.push(Cause::invalid("spec.type", &json!(kind), "must be ClusterIP, NodePort, LoadBalancer or ExternalName"));
+        causes.push(Cause::invalid(
+            "spec.type",
+            &json!(kind),
+            "must be ClusterIP, NodePort, LoadBalancer or ExternalName",
+        ));
     }
     let ports = spec["ports"].as_array().map(Vec::as_slice).unwrap_or_default();
     if ports.is_empty() && kind != "ExternalName" && spec["clusterIP"] != "None" {
@@ -341,7 +355,10 @@ fn check_secret(before: Option<&Value>, object: &Value, causes: &mut Vec<Cause>)
         causes.push(Cause::invalid("type", &object["type"], "field is immutable"));
     }
     if object["type"] == "kubernetes.io/service-account-token"
-        && object["metadata"]["annotations"]["kubernetes.io/service-account.name"].as_str().unwrap_or_default().is_empty()
+        && object["metadata"]["annotations"]["kubernetes.io/service-account.name"]
+            .as_str()
+            .unwrap_or_default()
+            .is_empty()
     {
         causes.push(Cause::required("metadata.annotations[kubernetes.io/service-account.name]", ""));
     }
@@ -374,7 +391,8 @@ fn check_immutable_data(before: Option<&Value>, object: &Value, causes: &mut Vec
 
 fn check_crd(object: &Value, causes: &mut Vec<Cause>) {
     let spec = &object["spec"];
-    let (group, plural) = (spec["group"].as_str().unwrap_or_default(), spec["names"]["plural"].as_str().unwrap_or_default());
+    let (group, plural) =
+        (spec["group"].as_str().unwrap_or_default(), spec["names"]["plural"].as_str().unwrap_or_default());
     for (field, value) in [("spec.group", group), ("spec.names.plural", plural)] {
         if value.is_empty() {
             causes.push(Cause::required(field, ""));
@@ -392,7 +410,11 @@ fn check_crd(object: &Value, causes: &mut Vec<Cause>) {
     }
     let versions = spec["versions"].as_array().map(Vec::as_slice).unwrap_or_default();
     if versions.iter().filter(|version| version["storage"] == true).count() != 1 {
-        causes.push(Cause::invalid("spec.versions", &json!(null), "must have exactly one version marked as storage version"));
+        causes.push(Cause::invalid(
+            "spec.versions",
+            &json!(null),
+            "must have exactly one version marked as storage version",
+        ));
     }
     for (index, version) in versions.iter().enumerate() {
         if !version["schema"]["openAPIV3Schema"].is_object() {
@@ -401,7 +423,11 @@ fn check_crd(object: &Value, causes: &mut Vec<Cause>) {
         }
     }
     if spec["conversion"]["strategy"] == "Webhook" {
-        causes.push(Cause::invalid("spec.conversion.strategy", &json!("Webhook"), "only None is supported by this server"));
+        causes.push(Cause::invalid(
+            "spec.conversion.strategy",
+            &json!("Webhook"),
+            "only None is supported by this server",
+        ));
     }
 }
 

@@ -27,30 +27,24 @@ use crate::watch::Object;
 
 /// How a write is made: on whose behalf, and whether really.
 #[derive(Debug, Clone)]
-pub struct How {
+pub(crate) struct How {
     /// Who asks.
-    pub user: User,
+    pub(crate) user: User,
     /// The field manager.
-    pub manager: String,
+    pub(crate) manager: String,
     /// Compute everything, write nothing.
-    pub dry_run: bool,
+    pub(crate) dry_run: bool,
     /// Unknown fields are errors.
-    pub strict: bool,
+    pub(crate) strict: bool,
     /// Server-side apply has kept the books already.
-    pub applied: bool,
+    pub(crate) applied: bool,
 }
 
 impl How {
     /// The server's own controllers.
     #[must_use]
-    pub fn internal() -> Self {
-        Self {
-            user: User::internal(),
-            manager: "apiserver".into(),
-            dry_run: false,
-            strict: false,
-            applied: false,
-        }
+    pub(crate) fn internal() -> Self {
+        Self { user: User::internal(), manager: "apiserver".into(), dry_run: false, strict: false, applied: false }
     }
 
     fn of(ask: &Ask) -> Result<Self> {
@@ -72,7 +66,7 @@ const ATTEMPTS: usize = 32;
 /// # Errors
 ///
 /// Whatever the client is to be told.
-pub async fn answer(api: &Arc<Api>, ask: Ask, body: Bytes) -> Result<Response<Body>> {
+pub(crate) async fn answer(api: &Arc<Api>, ask: Ask, body: Bytes) -> Result<Response<Body>> {
     let resource = &ask.resource;
     if !resource.is_stored() {
         if ask.verb != "create" {
@@ -139,7 +133,7 @@ fn decode_for(ask: &Ask, body: &Bytes) -> Result<Value> {
 /// # Errors
 ///
 /// When it exists, cannot be, is not admitted, or storage fails.
-pub async fn create(
+pub(crate) async fn create(
     api: &Arc<Api>,
     resource: &Arc<Resource>,
     namespace: &str,
@@ -170,7 +164,8 @@ pub async fn create(
     }
     let generate = metadata.get("generateName").and_then(Value::as_str).unwrap_or_default().to_owned();
     let named = metadata.get("name").and_then(Value::as_str).is_some_and(|name| !name.is_empty());
-    for field in ["uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "selfLink", "generation"]
+    for field in
+        ["uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "selfLink", "generation"]
     {
         metadata.remove(field);
     }
@@ -249,18 +244,14 @@ pub async fn create(
 /// # Errors
 ///
 /// When the object is not there, cannot be changed like this, or others were faster.
-pub async fn change(
+pub(crate) async fn change(
     api: &Arc<Api>,
     resource: &Arc<Resource>,
     (namespace, name, sub): (&str, &str, &str),
     how: &How,
     compute: impl Fn(&Value) -> Result<Value>,
 ) -> Result<Arc<Object>> {
-    let key = Key {
-        resource: Arc::clone(&resource.storage),
-        namespace: namespace.to_owned(),
-        name: name.to_owned(),
-    };
+    let key = Key { resource: Arc::clone(&resource.storage), namespace: namespace.to_owned(), name: name.to_owned() };
     for attempt in 0..ATTEMPTS {
         if attempt > 3 {
             // Somebody writes this object without a break: step aside for a moment.
@@ -317,24 +308,25 @@ pub async fn change(
 
 /// What a deletion is asked to be.
 #[derive(Debug, Clone, Default)]
-pub struct DeleteOptions {
+pub(crate) struct DeleteOptions {
     /// The object must have this UID.
-    pub uid: Option<String>,
+    pub(crate) uid: Option<String>,
     /// The object must be at this revision.
-    pub resource_version: Option<String>,
+    pub(crate) resource_version: Option<String>,
     /// What becomes of dependents: `Foreground`, `Background`, `Orphan`.
-    pub propagation: Option<String>,
+    pub(crate) propagation: Option<String>,
     /// Seconds that a pod may take.
-    pub grace: Option<i64>,
+    pub(crate) grace: Option<i64>,
     /// Compute everything, write nothing.
-    pub dry_run: bool,
+    pub(crate) dry_run: bool,
 }
 
 impl DeleteOptions {
     fn read(ask: &Ask, body: &Bytes) -> Result<Self> {
         let given = if body.is_empty() { json!({}) } else { decode(body)? };
         let text = |value: &Value| value.as_str().map(str::to_owned);
-        let orphan = given["orphanDependents"].as_bool().or_else(|| ask.query.get("orphanDependents").map(|v| v == "true"));
+        let orphan =
+            given["orphanDependents"].as_bool().or_else(|| ask.query.get("orphanDependents").map(|v| v == "true"));
         let from_orphan = orphan.map(|orphan| if orphan { "Orphan" } else { "Background" }.to_owned());
         let propagation = text(&given["propagationPolicy"])
             .or_else(|| ask.query.get("propagationPolicy").map(str::to_owned))
@@ -358,7 +350,7 @@ impl DeleteOptions {
 
 /// What became of an object that was to be deleted.
 #[derive(Debug)]
-pub enum Deleted {
+pub(crate) enum Deleted {
     /// It is gone; this was its last state.
     Gone(Arc<Object>),
     /// It is on its way out.
@@ -370,18 +362,14 @@ pub enum Deleted {
 /// # Errors
 ///
 /// When it is not there, a precondition does not hold, or it may not be deleted.
-pub async fn delete(
+pub(crate) async fn delete(
     api: &Arc<Api>,
     resource: &Arc<Resource>,
     (namespace, name): (&str, &str),
     options: &DeleteOptions,
     how: &How,
 ) -> Result<Deleted> {
-    let key = Key {
-        resource: Arc::clone(&resource.storage),
-        namespace: namespace.to_owned(),
-        name: name.to_owned(),
-    };
+    let key = Key { resource: Arc::clone(&resource.storage), namespace: namespace.to_owned(), name: name.to_owned() };
     if &*resource.storage == "namespaces" && matches!(name, "default" | "kube-system" | "kube-public") {
         return Err(Failure::forbidden("namespaces", name, "this namespace may not be deleted"));
     }
@@ -396,7 +384,9 @@ pub async fn delete(
             OnDelete::Mark(value) => Some(value),
         };
         if how.dry_run || options.dry_run {
-            return Ok(value.map_or_else(|| Deleted::Gone(Arc::clone(&old)), |value| Deleted::Going(uncommitted(value))));
+            return Ok(
+                value.map_or_else(|| Deleted::Gone(Arc::clone(&old)), |value| Deleted::Going(uncommitted(value)))
+            );
         }
         let gone = value.is_none();
         match api.state.commit(Write { key: key.clone(), expect: Expect::Revision(old.revision), value }).await {
@@ -459,8 +449,8 @@ fn next_on_delete(
             grace = 0;
         }
     }
-    let namespace_content = &*resource.storage == "namespaces"
-        && old["spec"]["finalizers"].as_array().is_some_and(|list| !list.is_empty());
+    let namespace_content =
+        &*resource.storage == "namespaces" && old["spec"]["finalizers"].as_array().is_some_and(|list| !list.is_empty());
     if finalizers.is_empty() && grace == 0 && !namespace_content {
         return OnDelete::Remove;
     }
@@ -489,13 +479,15 @@ fn next_on_delete(
 
 /// A time as Kubernetes writes it.
 #[must_use]
-pub fn seconds(time: jiff::Timestamp) -> String {
+pub(crate) fn seconds(time: jiff::Timestamp) -> String {
     time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
 fn check_preconditions(resource: &Resource, name: &str, old: &Value, options: &DeleteOptions) -> Result<()> {
-    let checks =
-        [("UID", options.uid.as_deref(), meta::uid(old)), ("ResourceVersion", options.resource_version.as_deref(), meta::resource_version(old))];
+    let checks = [
+        ("UID", options.uid.as_deref(), meta::uid(old)),
+        ("ResourceVersion", options.resource_version.as_deref(), meta::resource_version(old)),
+    ];
     for (what, wanted, found) in checks {
         if let Some(wanted) = wanted
             && wanted != found
@@ -525,9 +517,10 @@ async fn delete_collection(api: &Arc<Api>, ask: &Ask, options: &DeleteOptions) -
     use futures::{StreamExt as _, TryStreamExt as _};
     let how = How::of(ask)?;
     let selection = list::selection(ask)?;
-    let (objects, revision) = api.state.cache(&ask.resource.storage).snapshot(&ask.target.namespace, api.state.revision());
+    let (objects, revision) =
+        api.state.cache(&ask.resource.storage).snapshot(&ask.target.namespace, api.state.revision());
     let chosen: Vec<_> = objects.into_iter().filter(|object| selection.matches(&object.value)).collect();
-    let deletions = chosen.iter().map(|object| {
+    let deletions = chosen.iter().cloned().map(|object| {
         let how = &how;
         async move {
             let place = (meta::namespace(&object.value), meta::name(&object.value));
@@ -546,8 +539,7 @@ async fn update(api: &Arc<Api>, ask: &Ask, body: &Bytes) -> Result<Response<Body
     let given = decode_for(ask, body)?;
     let name = meta::name(&given);
     if !name.is_empty() && name != target.name {
-        let message =
-            format!("the name of the object ({name}) does not match the name on the URL ({})", target.name);
+        let message = format!("the name of the object ({name}) does not match the name on the URL ({})", target.name);
         return Err(Failure::bad_request(message));
     }
     let namespace = meta::namespace(&given);
@@ -599,8 +591,7 @@ async fn apply(api: &Arc<Api>, ask: &Ask, body: &Bytes) -> Result<Response<Body>
     }
     let name = meta::name(&applied);
     if !name.is_empty() && name != target.name {
-        let message =
-            format!("the name of the object ({name}) does not match the name on the URL ({})", target.name);
+        let message = format!("the name of the object ({name}) does not match the name on the URL ({})", target.name);
         return Err(Failure::bad_request(message));
     }
     let metadata = meta::metadata_mut(&mut applied);
@@ -618,13 +609,15 @@ async fn apply(api: &Arc<Api>, ask: &Ask, body: &Bytes) -> Result<Response<Body>
         let wanted_uid = meta::uid(&applied);
         match change(api, resource, place, &how, |current| by(Some(current))).await {
             Err(failure) if failure.code == 404 && target.sub.is_empty() && wanted_uid.is_empty() => {}
-            other => return Ok(route::json_bytes(200, route::render(ask.form()?, resource, &other?))),
+            Ok(made) => return Ok(route::json_bytes(200, route::render(ask.form()?, resource, &made))),
+            Err(failure) => return Err(failure),
         }
         auth::authorize(api, &ask.user, "create", &crate::route::Target { name: String::new(), ..target.clone() })?;
         match create(api, resource, &target.namespace, by(None)?, &how).await {
             // Somebody created it in between: apply to theirs.
             Err(failure) if failure.reason == "AlreadyExists" => {}
-            other => return Ok(route::json_bytes(201, route::render(ask.form()?, resource, &other?))),
+            Ok(made) => return Ok(route::json_bytes(201, route::render(ask.form()?, resource, &made))),
+            Err(failure) => return Err(failure),
         }
     }
     Err(Failure::modified(&resource.storage, &target.name))
@@ -641,7 +634,10 @@ async fn scale(api: &Arc<Api>, ask: &Ask, body: &Bytes) -> Result<Response<Body>
             let kind = match ask.content_type() {
                 "application/json-patch+json" => PatchKind::Json,
                 "application/apply-patch+yaml" => {
-                    return Err(Failure::unsupported_media_type("application/apply-patch+yaml", "merge and JSON patches"));
+                    return Err(Failure::unsupported_media_type(
+                        "application/apply-patch+yaml",
+                        "merge and JSON patches",
+                    ));
                 }
                 _ => PatchKind::Merge,
             };
@@ -657,7 +653,8 @@ async fn scale(api: &Arc<Api>, ask: &Ask, body: &Bytes) -> Result<Response<Body>
     let seen = meta::resource_version(&given).to_owned();
     let path = scale_path(resource, "specReplicasPath", "/spec/replicas");
     let place = (target.namespace.as_str(), target.name.as_str(), "");
-    let made = change(api, resource, place, &How::of(ask)?, |now| {
+    let how = How::of(ask)?;
+    let made = change(api, resource, place, &how, |now| {
         if ask.verb == "update" && !seen.is_empty() && seen != meta::resource_version(now) {
             return Err(Failure::modified(&resource.storage, &target.name));
         }

@@ -13,50 +13,50 @@ use tokio::sync::watch;
 
 /// An object as it was stored at one revision.
 #[derive(Debug)]
-pub struct Object {
+pub(crate) struct Object {
     /// The object, with its `resourceVersion`.
-    pub value: Value,
+    pub(crate) value: Value,
     /// The same as JSON text.
-    pub json: Bytes,
+    pub(crate) json: Bytes,
     /// The revision of its last change.
-    pub revision: u64,
+    pub(crate) revision: u64,
 }
 
 /// One change, as watchers see it.
 #[derive(Debug)]
-pub struct Event {
+pub(crate) struct Event {
     /// The revision that it made.
-    pub revision: u64,
+    pub(crate) revision: u64,
     /// The object before, unless it was created.
-    pub before: Option<Arc<Object>>,
+    pub(crate) before: Option<Arc<Object>>,
     /// The object after; for a deletion its last state, with the revision of the deletion.
-    pub object: Arc<Object>,
+    pub(crate) object: Arc<Object>,
     /// Whether the object is gone.
-    pub deleted: bool,
+    pub(crate) deleted: bool,
 }
 
 /// Namespace and name.
-pub type Place = (String, String);
+pub(crate) type Place = (String, String);
 
 /// The revision asked for lies before the window: list again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Expired {
+pub(crate) struct Expired {
     /// The oldest revision that can be continued from.
-    pub oldest: u64,
+    pub(crate) oldest: u64,
 }
 
 /// How much of the past a resource keeps.
 #[derive(Debug, Clone, Copy)]
-pub struct Window {
+pub(crate) struct Window {
     /// Events at most.
-    pub events: usize,
+    pub(crate) events: usize,
     /// Bytes of objects at most.
-    pub bytes: usize,
+    pub(crate) bytes: usize,
 }
 
 /// The objects of one resource.
 #[derive(Debug)]
-pub struct Cache {
+pub(crate) struct Cache {
     inner: RwLock<Inner>,
     changed: watch::Sender<u64>,
     window: Window,
@@ -74,13 +74,8 @@ struct Inner {
 impl Cache {
     /// An empty cache whose past before `revision` is unknown.
     #[must_use]
-    pub fn new(revision: u64, window: Window) -> Self {
-        let inner = Inner {
-            objects: BTreeMap::new(),
-            events: VecDeque::new(),
-            event_bytes: 0,
-            compacted: revision,
-        };
+    pub(crate) fn new(revision: u64, window: Window) -> Self {
+        let inner = Inner { objects: BTreeMap::new(), events: VecDeque::new(), event_bytes: 0, compacted: revision };
         Self { inner: RwLock::new(inner), changed: watch::channel(revision).0, window }
     }
 
@@ -93,12 +88,12 @@ impl Cache {
     }
 
     /// Puts an object there without an event: for loading.
-    pub fn load(&self, place: Place, object: Arc<Object>) {
+    pub(crate) fn load(&self, place: Place, object: Arc<Object>) {
         self.write().objects.insert(place, object);
     }
 
     /// Takes a durable change in. Watchers are told by [`announce`](Self::announce).
-    pub fn apply(&self, place: Place, event: Event) {
+    pub(crate) fn apply(&self, place: Place, event: Event) {
         let mut inner = self.write();
         if event.deleted {
             inner.objects.remove(&place);
@@ -117,20 +112,20 @@ impl Cache {
     }
 
     /// Wakes the watchers.
-    pub fn announce(&self, revision: u64) {
+    pub(crate) fn announce(&self, revision: u64) {
         self.changed.send_replace(revision);
     }
 
     /// One object.
     #[must_use]
-    pub fn get(&self, namespace: &str, name: &str) -> Option<Arc<Object>> {
+    pub(crate) fn get(&self, namespace: &str, name: &str) -> Option<Arc<Object>> {
         // A tuple of borrowed strings is no borrowed tuple of strings, hence the copy.
         self.read().objects.get(&(namespace.to_owned(), name.to_owned())).cloned()
     }
 
     /// The objects of a namespace, or of all when it is empty.
     #[must_use]
-    pub fn list(&self, namespace: &str) -> Vec<Arc<Object>> {
+    pub(crate) fn list(&self, namespace: &str) -> Vec<Arc<Object>> {
         let inner = self.read();
         if namespace.is_empty() {
             return inner.objects.values().cloned().collect();
@@ -142,13 +137,13 @@ impl Cache {
 
     /// How many objects there are.
     #[must_use]
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.read().objects.len()
     }
 
     /// Whether there is none.
     #[must_use]
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
@@ -157,7 +152,7 @@ impl Cache {
     /// # Errors
     ///
     /// When that lies before the window.
-    pub fn list_at(&self, namespace: &str, revision: u64) -> Result<BTreeMap<Place, Arc<Object>>, Expired> {
+    pub(crate) fn list_at(&self, namespace: &str, revision: u64) -> Result<BTreeMap<Place, Arc<Object>>, Expired> {
         let inner = self.read();
         if revision < inner.compacted {
             return Err(Expired { oldest: inner.compacted });
@@ -183,7 +178,7 @@ impl Cache {
     /// # Errors
     ///
     /// When events after `revision` have left the window.
-    pub fn events_after(&self, revision: u64, limit: usize) -> Result<Vec<Arc<Event>>, Expired> {
+    pub(crate) fn events_after(&self, revision: u64, limit: usize) -> Result<Vec<Arc<Event>>, Expired> {
         let inner = self.read();
         if revision < inner.compacted {
             return Err(Expired { oldest: inner.compacted });
@@ -194,7 +189,7 @@ impl Cache {
 
     /// The objects of now with the revision from which a watch may follow without a gap.
     #[must_use]
-    pub fn snapshot(&self, namespace: &str, committed: u64) -> (Vec<Arc<Object>>, u64) {
+    pub(crate) fn snapshot(&self, namespace: &str, committed: u64) -> (Vec<Arc<Object>>, u64) {
         let objects = self.list(namespace);
         let newest = objects.iter().map(|o| o.revision).max().unwrap_or(0);
         (objects, newest.max(committed))
@@ -202,20 +197,20 @@ impl Cache {
 
     /// Wakes at every change.
     #[must_use]
-    pub fn subscribe(&self) -> watch::Receiver<u64> {
+    pub(crate) fn subscribe(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
     }
 }
 
 /// Namespace and name of an object.
 #[must_use]
-pub fn place_of(object: &Value) -> Place {
+pub(crate) fn place_of(object: &Value) -> Place {
     let text = |field: &str| object["metadata"][field].as_str().unwrap_or_default().to_owned();
     (text("namespace"), text("name"))
 }
 
 /// Follows one resource from a revision on.
-pub struct Watcher {
+pub(crate) struct Watcher {
     cache: Arc<Cache>,
     changed: watch::Receiver<u64>,
     after: u64,
@@ -224,7 +219,7 @@ pub struct Watcher {
 impl Watcher {
     /// Follows `cache` from the events after `revision`.
     #[must_use]
-    pub fn new(cache: Arc<Cache>, revision: u64) -> Self {
+    pub(crate) fn new(cache: Arc<Cache>, revision: u64) -> Self {
         let changed = cache.subscribe();
         Self { cache, changed, after: revision }
     }
@@ -234,7 +229,7 @@ impl Watcher {
     /// # Errors
     ///
     /// When this watcher has fallen behind the window.
-    pub async fn next(&mut self) -> Result<Vec<Arc<Event>>, Expired> {
+    pub(crate) async fn next(&mut self) -> Result<Vec<Arc<Event>>, Expired> {
         loop {
             self.changed.borrow_and_update();
             let events = self.cache.events_after(self.after, 256)?;
@@ -252,7 +247,7 @@ impl Watcher {
     /// # Errors
     ///
     /// When this watcher has fallen behind the window.
-    pub fn ready(&mut self) -> Result<Vec<Arc<Event>>, Expired> {
+    pub(crate) fn ready(&mut self) -> Result<Vec<Arc<Event>>, Expired> {
         self.changed.borrow_and_update();
         let events = self.cache.events_after(self.after, usize::MAX)?;
         if let Some(last) = events.last() {
@@ -262,7 +257,7 @@ impl Watcher {
     }
 
     /// Says that everything up to `revision` has been seen.
-    pub fn seen(&mut self, revision: u64) {
+    pub(crate) fn seen(&mut self, revision: u64) {
         self.after = self.after.max(revision);
     }
 }
