@@ -8,7 +8,9 @@
 
 pub mod istio;
 pub mod kind;
+pub mod lists;
 pub mod meta;
+pub mod patch;
 pub mod path;
 pub mod schema;
 pub mod selector;
