@@ -7,6 +7,7 @@ mod links;
 mod samples;
 mod trust;
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
@@ -34,7 +35,8 @@ const PARTS: &[fn(&Scene<'_>, &mut Sketch)] =
 ///
 /// Every reason why nothing may be written, all at once.
 pub fn plan(mesh: &Mesh, observed: &Observed) -> Result<Plan, Blocked> {
-    let scene = Scene::new(mesh, observed);
+    let observed = without_what_is_going(observed);
+    let scene = Scene::new(mesh, &observed);
     let mut sketch = Sketch::new(mesh);
     scene.preflight(&mut sketch);
     if sketch.problems.is_empty() {
@@ -59,6 +61,28 @@ pub fn teardown(mesh: &Mesh, observed: &Observed) -> Result<Plan, Blocked> {
         leftovers::teardown(&scene, &mut sketch);
     }
     sketch.finish(&scene, Purpose::Teardown)
+}
+
+/// What is in a namespace that is being deleted goes with it, so to a plan it is not there.
+fn without_what_is_going(observed: &Observed) -> Cow<'_, Observed> {
+    let is_going = |namespace: &Value| namespace["metadata"]["deletionTimestamp"].is_string();
+    let going = |state: &ClusterState| -> BTreeSet<String> {
+        state.objects.kind("Namespace").filter(|(_, o)| is_going(o)).map(|(key, _)| key.name.clone()).collect()
+    };
+    if observed.seen().all(|(_, state)| going(state).is_empty()) {
+        return Cow::Borrowed(observed);
+    }
+    let mut rest = observed.clone();
+    for sight in rest.clusters.values_mut() {
+        let Sight::Seen(state) = sight else { continue };
+        let going = going(state);
+        let inside = |key: &&ObjectKey| key.namespace.as_ref().is_some_and(|n| going.contains(n));
+        let keys: Vec<ObjectKey> = state.objects.iter().map(|(key, _)| key).filter(inside).cloned().collect();
+        for key in &keys {
+            state.objects.remove(key);
+        }
+    }
+    Cow::Owned(rest)
 }
 
 /// Why nothing may be written.
@@ -154,6 +178,12 @@ impl<'a> Scene<'a> {
             .map(|member| (member.name.clone(), member))
             .collect();
         Self { mesh, observed, live, former }
+    }
+
+    /// The name by which the file now has the cluster that was remembered as `former`.
+    fn renamed(&self, former: &str) -> Option<&'a str> {
+        let uid = self.former.get(former).map(|member| member.uid.as_str()).filter(|uid| !uid.is_empty())?;
+        self.live.iter().find(|(_, state)| state.uid == uid).map(|(cluster, _)| cluster.name.as_str())
     }
 
     /// The cluster, if it has left the file, answered, and is still the one it was.

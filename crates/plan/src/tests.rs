@@ -510,6 +510,46 @@ proptest! {
 }
 
 #[test]
+fn a_renamed_cluster_is_not_torn_down() {
+    let mut world = World::new(&["a", "b"]);
+    world.run(&plan(&mesh(&[("a", "n"), ("b", "n")]), &world.observed).unwrap());
+    let state = world.observed.clusters["b"].clone();
+    world.observed.clusters.insert("c".into(), state.clone());
+    let renamed = mesh(&[("a", "n"), ("c", "n")]);
+    let plan_rename = plan(&renamed, &world.observed).unwrap();
+    assert!(plan_rename.steps.iter().all(|s| s.action != Action::Remove || s.id.as_str().starts_with("leftovers/")));
+    let removed: Vec<_> = ids(&plan_rename).into_iter().filter(|id| id.starts_with('-')).collect();
+    assert_eq!(
+        removed,
+        ["- leftovers/a/forget-b", "- leftovers/a/revoke-b", "- leftovers/c/secret-istio-remote-secret-b"]
+            .into_iter()
+            .filter(|id| removed.contains(&(*id).to_owned()))
+            .collect::<Vec<_>>()
+    );
+    world.run(&plan_rename);
+    world.observed.clusters.remove("b");
+    assert_eq!(ids(&plan(&renamed, &world.observed).unwrap()), Vec::<String>::new());
+}
+
+#[test]
+fn what_is_in_a_namespace_that_goes_is_made_again_after_it_went() {
+    let mut world = World::new(&["a"]);
+    let mesh = mesh(&[("a", "n")]);
+    world.run(&plan(&mesh, &world.observed).unwrap());
+    let key = ObjectKey::new("v1", "Namespace", None, SYSTEM);
+    let mut going = world.state("a").objects.get(&key).unwrap().clone();
+    going["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z".into();
+    world.state("a").objects.put(going);
+    let again = plan(&mesh, &world.observed).unwrap();
+    let namespace = again.steps.iter().find(|s| s.id.as_str() == "trust/a/namespace").unwrap();
+    assert!(namespace.after.iter().any(|id| id.as_str() == "trust/a/namespace-gone"));
+    assert!(
+        ids(&again).contains(&"+ trust/a/cacerts".to_owned()) && ids(&again).contains(&"+ control/a/istiod".to_owned())
+    );
+    world.run(&again);
+}
+
+#[test]
 fn a_change_of_network_is_a_change_and_nothing_else() {
     let mut world = World::new(&["a", "b"]);
     world.run(&plan(&mesh(&[("a", "n"), ("b", "n")]), &world.observed).unwrap());
@@ -529,4 +569,24 @@ fn a_change_of_network_is_a_change_and_nothing_else() {
     world.run(&plan_back);
     assert!(plan(&back, &world.observed).unwrap().is_settled());
     let _: SystemTime = world.observed.now;
+}
+
+/// Not a benchmark, but a bound that quadratic work over objects would break.
+#[test]
+fn a_hundred_clusters_are_planned_in_a_moment() {
+    let names: Vec<String> = (0..100).map(|n| format!("cluster-{n:03}")).collect();
+    let pairs: Vec<(&str, &str)> = names.iter().map(|n| (n.as_str(), "n")).collect();
+    let mut world = World::new(&names.iter().map(String::as_str).collect::<Vec<_>>());
+    let mesh = mesh(&pairs);
+    let first = plan(&mesh, &world.observed).unwrap();
+    world.run(&first);
+    for name in &names {
+        world.state(name).objects.extend((0..1000).map(|n| {
+            json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": format!("s-{n}"), "namespace": "default"}})
+        }));
+    }
+    let started = std::time::Instant::now();
+    assert!(plan(&mesh, &world.observed).unwrap().is_settled());
+    let took = started.elapsed();
+    assert!(took < Duration::from_secs(20), "{took:?}");
 }

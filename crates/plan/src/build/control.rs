@@ -253,6 +253,7 @@ fn membership(scene: &Scene<'_>, sketch: &mut Sketch, name: &str, state: &Cluste
     let mut after = vec![id("trust", name, "namespace")];
     for (former, record) in &scene.former {
         match scene.departed(former) {
+            _ if scene.renamed(former).is_some() => {}
             Ok(_) => after.push(id("leftovers", former, "gone")),
             Err(_) => members.push(record.clone()),
         }

@@ -40,6 +40,7 @@ pub(super) fn teardown(scene: &Scene<'_>, sketch: &mut Sketch) {
     }
     for former in scene.former.keys() {
         match scene.departed(former) {
+            _ if scene.renamed(former).is_some() => {}
             Ok(state) => dismantle(scene, sketch, former, state, vec![]),
             Err(why) => sketch.leftover(former, None, format!("it had left the mesh and cannot be cleaned: {why}")),
         }
@@ -50,7 +51,11 @@ pub(super) fn teardown(scene: &Scene<'_>, sketch: &mut Sketch) {
 /// stops working, and then the mesh goes out of it.
 fn departure(scene: &Scene<'_>, sketch: &mut Sketch, former: &str) {
     let departed = scene.departed(former);
-    let because = format!("{former} is no longer in the mesh file");
+    let renamed = scene.renamed(former);
+    let because = match renamed {
+        Some(name) => format!("{former} is now called {name}"),
+        None => format!("{former} is no longer in the mesh file"),
+    };
     let forget = |name: &str| id("leftovers", name, &format!("forget-{former}"));
     let forgotten: Vec<String> = scene.live.iter().map(|(c, _)| forget(c.name.as_str())).collect();
     for (cluster, state) in &scene.live {
@@ -68,11 +73,15 @@ fn departure(scene: &Scene<'_>, sketch: &mut Sketch, former: &str) {
         }
         // Last of all, so that it is not cut off from what it still uses.
         let mut after = vec![forget(name)];
-        if departed.is_ok() {
+        if departed.is_ok() && renamed.is_none() {
             after.push(id("teardown", former, "links"));
         }
         let revoke = id("leftovers", name, &format!("revoke-{former}"));
         sketch.remove(name, revoke, after, found.into_iter().collect(), because.clone());
+    }
+    if let Some(name) = renamed {
+        let text = format!("was called {former}: pods that are injected keep the old name until they are restarted");
+        return sketch.note(Some(name), text);
     }
     match departed {
         Ok(state) => {
@@ -190,9 +199,9 @@ fn dismantle(scene: &Scene<'_>, sketch: &mut Sketch, cluster: &str, state: &Clus
         ("gateways", &["samples", "injector"]),
         ("istiod", &["gateways", "injector", "links"]),
         ("roots", &["stopped"]),
-        ("config", &["stopped"]),
+        ("config", &["roots"]),
         ("crds", &["config"]),
-        ("namespaces", &["roots", "config"]),
+        ("namespaces", &["config"]),
     ];
     for (name, after) in ORDER {
         let mut after: Vec<String> = after.iter().map(|a| here(a)).collect();

@@ -73,7 +73,7 @@ fn root(scene: &Scene<'_>, sketch: &mut Sketch) {
 
 const WAYS_TO_A_ROOT: [&str; 2] = [
     "name the folder that the mesh was built from: `--state DIR` or $STOLOS_STATE",
-    "bring the root here: `stolos trust import`",
+    "copy that mesh's root-cert.pem and root-key.pem into this folder",
 ];
 
 /// The namespace with its network. One that somebody else made gets the network label and nothing more, so that it is
