@@ -5,7 +5,7 @@
 //! good ones of the same response are taken. What was taken stays while the control plane is away, and a new stream
 //! says what is there already, so that only the difference comes.
 
-mod session;
+pub(crate) mod session;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;

@@ -6,6 +6,8 @@
 //!
 //! Start at [`Server`]; what is sent when is decided in `session`, without any I/O.
 
+#[cfg(test)]
+mod laws;
 mod session;
 mod status;
 

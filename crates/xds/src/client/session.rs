@@ -17,7 +17,7 @@ const CONGESTED: usize = 64;
 const INVALID_ARGUMENT: i32 = 3;
 
 /// The lasting state of a client; streams come and go.
-pub(super) struct Session {
+pub(crate) struct Session {
     wildcards: Vec<String>,
     wanted: Names,
     snapshot: Snapshot,
@@ -29,7 +29,7 @@ pub(super) struct Session {
 }
 
 impl Session {
-    pub(super) fn new(wildcards: Vec<String>) -> Self {
+    pub(crate) fn new(wildcards: Vec<String>) -> Self {
         Self {
             wildcards,
             wanted: Names::new(),
@@ -40,25 +40,25 @@ impl Session {
         }
     }
 
-    pub(super) fn snapshot(&self) -> &Snapshot {
+    pub(crate) fn snapshot(&self) -> &Snapshot {
         &self.snapshot
     }
 
-    pub(super) fn has_request(&self) -> bool {
+    pub(crate) fn has_request(&self) -> bool {
         !self.requests.is_empty()
     }
 
-    pub(super) fn is_congested(&self) -> bool {
+    pub(crate) fn is_congested(&self) -> bool {
         self.requests.len() > CONGESTED
     }
 
     /// The next request to send.
-    pub(super) fn request(&mut self) -> Option<Request> {
+    pub(crate) fn request(&mut self) -> Option<Request> {
         self.requests.pop_front()
     }
 
     /// Starts over on a new stream: asks for everything that is wanted, and says what is there.
-    pub(super) fn open(&mut self, node: Node) {
+    pub(crate) fn open(&mut self, node: Node) {
         self.requests.clear();
         self.asked.clear();
         for type_url in self.wildcards.clone() {
@@ -76,7 +76,7 @@ impl Session {
 
     /// Wants these names, of all sources together; asks for what is new and forgets what is not wanted any more.
     /// Whether the snapshot has changed.
-    pub(super) fn want(&mut self, wishes: &Names, follow: &Names) -> bool {
+    pub(crate) fn want(&mut self, wishes: &Names, follow: &Names) -> bool {
         let mut now = wishes.clone();
         for (type_url, names) in follow {
             now.entry(type_url.clone()).or_default().extend(names.iter().cloned());
@@ -105,7 +105,7 @@ impl Session {
     }
 
     /// Takes a response, and answers it. Whether the snapshot has changed.
-    pub(super) fn response(
+    pub(crate) fn response(
         &mut self,
         response: DeltaDiscoveryResponse,
         check: &dyn Fn(&str, &Resource) -> Result<(), String>,

@@ -17,6 +17,9 @@ use std::sync::Arc;
 use crate::message::{CLUSTER, ENDPOINT, LISTENER, ORDER, ROUTE, SECRET};
 use crate::version::{Resource, Resources, Snapshot};
 
+/// More types than any proxy has; what is asked beyond is not heard.
+const MOST_TYPES: usize = 64;
+
 /// The protocol's variant.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Mode {
@@ -84,8 +87,8 @@ struct Subscription {
     entries: BTreeMap<Arc<str>, Entry>,
     /// Nonce and snapshot version of the unanswered response.
     under_way: Option<(String, Arc<str>)>,
-    /// Whether anything was ever sent on this stream.
-    answered: bool,
+    /// The nonce of the last response on this stream, if there was one.
+    last: Option<String>,
     /// The resources that the entries were last found to agree with, until something stirs.
     agreed: Option<Arc<Resources>>,
 }
@@ -140,6 +143,9 @@ impl Session {
     /// Takes a request.
     pub(super) fn request(&mut self, ask: Ask) -> Heard {
         let known = self.types.contains_key(ask.type_url.as_str());
+        if !known && (ask.type_url.is_empty() || self.types.len() >= MOST_TYPES) {
+            return Heard::Nothing;
+        }
         let type_url: Arc<str> = match self.types.get_key_value(ask.type_url.as_str()) {
             Some((type_url, _)) => Arc::clone(type_url),
             None => ask.type_url.as_str().into(),
@@ -157,9 +163,10 @@ impl Session {
                 }
                 other => {
                     state.under_way = other;
-                    // The state of the world is about the latest response or about nothing; after a reconnect the
-                    // nonce is one of the stream before, and the request the first of this one.
-                    if self.mode == Mode::Whole && known {
+                    // The state of the world is about the latest response or about nothing. Such a request names
+                    // other resources under the nonce that it has acknowledged before; after a reconnect the nonce is
+                    // one of the stream before, and the request the first of this one.
+                    if self.mode == Mode::Whole && known && state.last.as_ref() != Some(&ask.nonce) {
                         return Heard::Nothing;
                     }
                 }
@@ -224,7 +231,13 @@ impl Session {
             return None;
         }
         let found = state.compare(resources, removals);
-        let first = !state.answered && state.wildcard;
+        let first = state.last.is_none() && state.wildcard;
+        if self.mode == Mode::Whole && !state.wildcard && !replaces(url) && found.changed.is_empty() {
+            // There is no way to say that an endpoint or a route is gone or never was.
+            state.take_as_sent(&found);
+            state.agreed = Some(Arc::clone(resources));
+            return None;
+        }
         if found.is_empty() && !first {
             if !found.postponed {
                 state.agreed = Some(Arc::clone(resources));
@@ -235,12 +248,12 @@ impl Session {
         let nonce = format!("{}-{}", self.connection, self.nonces);
         state.take_as_sent(&found);
         state.under_way = Some((nonce.clone(), Arc::clone(&self.snapshot.version)));
-        state.answered = true;
+        state.last = Some(nonce.clone());
         let sent = match self.mode {
             Mode::Delta => found.changed.clone(),
             // Clusters and listeners that are not named in a state of the world are gone.
             Mode::Whole if state.wildcard => resources.iter().cloned().collect(),
-            Mode::Whole if matches!(url.as_ref(), CLUSTER | LISTENER) => {
+            Mode::Whole if replaces(url) => {
                 state.entries.keys().filter_map(|name| resources.get(name)).cloned().collect()
             }
             Mode::Whole => found.changed.clone(),
@@ -443,6 +456,11 @@ fn next_side<'a, E: 'a>(
 
 fn same(a: &Arc<str>, b: &Arc<str>) -> bool {
     Arc::ptr_eq(a, b) || a == b
+}
+
+/// Whether, in a state of the world, what is not named is gone.
+fn replaces(type_url: &str) -> bool {
+    matches!(type_url, CLUSTER | LISTENER)
 }
 
 /// Whether a first request without names asks for everything. Endpoints, routes and secrets are always named.
