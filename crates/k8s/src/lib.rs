@@ -3,7 +3,7 @@
 //! Values are [`serde_json::Value`]s. Nothing here talks to a cluster, serves one, reads a file or looks at a clock:
 //! where time or randomness matters it is an argument.
 //!
-//! Start at [`kind`] (which kinds there are). What a mesh adds to Kubernetes, names, labels and Istio's own kinds, is
+//! Start at [`kind`] (which kinds there are), then read [`ssa`], where most of the others meet. What a mesh adds to Kubernetes, names, labels and Istio's own kinds, is
 //! in [`istio`].
 
 pub mod istio;
@@ -14,6 +14,7 @@ pub mod patch;
 pub mod path;
 pub mod schema;
 pub mod selector;
+pub mod ssa;
 pub mod status;
 
 pub use kind::Kind;

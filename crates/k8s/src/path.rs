@@ -174,6 +174,19 @@ impl FieldSet {
         }
     }
 
+    /// The set without the path itself; what is below it stays.
+    pub fn without_member(mut self, path: &[Step]) -> Self {
+        match path.split_first() {
+            None => self.member = false,
+            Some((step, rest)) => {
+                if let Some(below) = self.below.remove(step) {
+                    self.put(step.clone(), below.without_member(rest));
+                }
+            }
+        }
+        self
+    }
+
     /// Only what is at or below the path.
     pub fn only(&self, path: &[Step]) -> Self {
         let mut set = FieldSet::new();

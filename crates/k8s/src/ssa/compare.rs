@@ -1,0 +1,158 @@
+//! Which fields a value has, and which differ between two.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+
+use crate::lists::{List, Shape};
+use crate::path::{FieldSet, Step};
+
+/// What differs between an object and its successor.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Changes {
+    /// Fields that are new or have another value.
+    pub(super) changed: FieldSet,
+    /// Fields that are gone.
+    pub(super) removed: FieldSet,
+}
+
+impl Changes {
+    pub(super) fn between(old: Option<&Value>, new: &Value, shape: Shape<'_>) -> Self {
+        compare(old, Some(new), shape, 0)
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.changed.is_empty() && self.removed.is_empty()
+    }
+
+    /// A field that has another value as a whole.
+    fn whole(old: Option<&Value>, new: Option<&Value>) -> Self {
+        let mut changes = Changes::default();
+        match (old, new) {
+            (_, Some(_)) => changes.changed.set_member(),
+            (Some(_), None) => changes.removed.set_member(),
+            (None, None) => {}
+        }
+        changes
+    }
+
+    fn put(&mut self, step: Step, below: Changes) {
+        self.changed.put(step.clone(), below.changed);
+        self.removed.put(step, below.removed);
+    }
+}
+
+/// Depth down to which parts of an object are always there, as far as ownership goes: the object, its spec.
+const ALWAYS_THERE: usize = 1;
+
+fn compare(old: Option<&Value>, new: Option<&Value>, shape: Shape<'_>, depth: usize) -> Changes {
+    if old == new {
+        return Changes::default();
+    }
+    let either_full = is_full(old) || is_full(new);
+    let mut changes = Changes::default();
+    match (old, new) {
+        (None | Some(Value::Object(_)), None | Some(Value::Object(_))) if either_full && !shape.is_atomic() => {
+            for key in keys(old).chain(keys(new)) {
+                let below = compare(entry(old, key), entry(new, key), shape.field(key).0, depth + 1);
+                changes.put(Step::Field(key.to_owned()), below);
+            }
+        }
+        (None | Some(Value::Array(_)), None | Some(Value::Array(_))) if either_full => {
+            let list = shape.list();
+            let (Some(old), Some(new)) = (by_step(old, &list), by_step(new, &list)) else {
+                return Changes::whole(old, new);
+            };
+            for step in old.keys().chain(new.keys()) {
+                let below = compare(old.get(step).copied(), new.get(step).copied(), shape.item(), depth + 1);
+                changes.put(step.clone(), below);
+            }
+        }
+        // Another type, or a value as a whole: what was below is gone.
+        (Some(was), Some(_)) => {
+            if (was.is_object() && !shape.is_atomic()) || was.is_array() {
+                changes = compare(old, None, shape, depth);
+                changes.removed = changes.removed.without_member(&[]);
+            }
+            changes.changed.set_member();
+            return changes;
+        }
+        _ => return Changes::whole(old, new),
+    }
+    if depth > ALWAYS_THERE || (old.is_none() && new.is_none()) {
+        match (old, new) {
+            (None, Some(_)) => changes.changed.set_member(),
+            (Some(_), None) => changes.removed.set_member(),
+            _ => {}
+        }
+    }
+    changes
+}
+
+/// The fields of what a manager applies, or why it cannot be applied.
+pub(super) fn field_set(value: &Value, shape: Shape<'_>) -> Result<FieldSet, String> {
+    let mut set = FieldSet::new();
+    match value {
+        Value::Object(map) if !map.is_empty() && !shape.is_atomic() => {
+            for (key, value) in map {
+                let (below_shape, is_field) = shape.field(key);
+                let mut below = field_set(value, below_shape).map_err(|problem| format!(".{key}{problem}"))?;
+                if !is_field {
+                    below.set_member();
+                }
+                set.put(Step::Field(key.clone()), below);
+            }
+        }
+        Value::Array(list) if !list.is_empty() && shape.list() != List::Atomic => {
+            let kind = shape.list();
+            for (index, item) in list.iter().enumerate() {
+                let lacks = |key| {
+                    format!(
+                        "[{index}]: associative list with keys has an element that omits key field \"{key}\" (and doesn't have default value)"
+                    )
+                };
+                let Some(step) = kind.step(item).map_err(lacks)? else { continue };
+                if set.get(&step).is_some() {
+                    return Err(format!(": duplicate entries for key {step}"));
+                }
+                let mut below = field_set(item, shape.item()).map_err(|problem| format!("[{index}]{problem}"))?;
+                below.set_member();
+                set.put(step, below);
+            }
+        }
+        _ => set.set_member(),
+    }
+    Ok(set)
+}
+
+/// The entries of a list by their steps; none when some have no step of their own, so that only the whole can be
+/// compared.
+pub(super) fn by_step<'a>(list: Option<&'a Value>, kind: &List<'_>) -> Option<BTreeMap<Step, &'a Value>> {
+    let mut found = BTreeMap::new();
+    for item in list.and_then(Value::as_array).into_iter().flatten() {
+        let step = kind.step(item).ok()??;
+        if found.insert(step, item).is_some() {
+            return None;
+        }
+    }
+    match kind {
+        List::Atomic => None,
+        _ => Some(found),
+    }
+}
+
+fn is_full(value: Option<&Value>) -> bool {
+    match value {
+        Some(Value::Object(map)) => !map.is_empty(),
+        Some(Value::Array(list)) => !list.is_empty(),
+        _ => false,
+    }
+}
+
+fn keys(value: Option<&Value>) -> impl Iterator<Item = &str> {
+    value.and_then(Value::as_object).into_iter().flatten().map(|(key, _)| key.as_str())
+}
+
+fn entry<'a>(value: Option<&'a Value>, key: &str) -> Option<&'a Value> {
+    value?.get(key)
+}

@@ -1,0 +1,189 @@
+//! Server-side apply: several managers write one object, and each field knows whom it belongs to.
+//!
+//! [`apply`] is what `kubectl apply --server-side` asks for; [`update`] keeps the books for every other write. Both
+//! take values and return the object to store, with `metadata.managedFields`.
+
+mod compare;
+mod managers;
+mod merge;
+
+use serde_json::Value;
+
+pub use managers::{Conflict, Conflicts, Operation};
+
+use crate::lists::Shape;
+use crate::meta;
+use crate::path::{FieldSet, Step};
+use crate::status::Status;
+use compare::{Changes, field_set};
+use managers::{ManagerId, Managers};
+
+/// Who writes, what and when.
+#[derive(Clone, Copy, Debug)]
+pub struct Write<'a> {
+    /// The field manager.
+    pub manager: &'a str,
+    /// The version the object is written in, `apps/v1`.
+    pub api_version: &'a str,
+    /// The subresource written to, or empty.
+    pub subresource: &'a str,
+    /// Now, as `metadata` has it: RFC 3339 in whole seconds.
+    pub now: &'a str,
+    /// What is known about the kind.
+    pub shape: Shape<'a>,
+    /// Whether `status` is only written through the subresource `status`.
+    pub status_apart: bool,
+}
+
+/// An apply cannot be done.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum ApplyError {
+    /// Fields belong to others: 409.
+    #[error(transparent)]
+    Conflicts(#[from] Conflicts),
+    /// What is applied makes no sense: 400.
+    #[error("{0}")]
+    Malformed(String),
+}
+
+impl ApplyError {
+    /// The answer to the client.
+    pub fn to_status(&self) -> Status {
+        match self {
+            ApplyError::Conflicts(conflicts) => conflicts.to_status(),
+            ApplyError::Malformed(problem) => Status::bad_request(problem.clone()),
+        }
+    }
+}
+
+/// Applies what a manager wants (`config`) to the object there is.
+///
+/// The answer is the whole object: `live` with what is wanted, without what the manager wanted before and does not any
+/// more. With `force` it takes fields from others. When nothing changes the answer equals `live`, times included.
+pub fn apply(live: Option<&Value>, config: &Value, write: &Write<'_>, force: bool) -> Result<Value, ApplyError> {
+    if config.pointer("/metadata/managedFields").and_then(Value::as_array).is_some_and(|fields| !fields.is_empty()) {
+        return Err(ApplyError::Malformed("metadata.managedFields must be nil".into()));
+    }
+    if !config.is_object() {
+        return Err(ApplyError::Malformed("the applied configuration must be an object".into()));
+    }
+    let wanted = own_part(config, write);
+    let wanted_set = field_set(&wanted, write.shape).map_err(ApplyError::Malformed)?;
+
+    let mut managers = Managers::of(live);
+    let old = live.map(without_managed_fields);
+    if let Some(old) = &old
+        && managers.is_empty()
+    {
+        managers.adopt_before_first_apply(old, write);
+    }
+
+    let me = ManagerId::applier(write);
+    let mut merged = merge::merge(old.as_ref(), &wanted, write.shape);
+    if let Some(before) = managers.fields(&me) {
+        let others = managers.all_but(&me);
+        merge::prune(&mut merged, before, &wanted_set.union(&others), write.shape);
+    }
+
+    let changes = Changes::between(old.as_ref(), &merged, write.shape);
+    let conflicts = managers.conflicts(&me, &changes);
+    if !conflicts.is_empty() && !force {
+        return Err(ApplyError::Conflicts(conflicts));
+    }
+    managers.give_up(&me, &changes);
+    managers.set_applied(me, strip(wanted_set), write, !changes.is_empty());
+    if let (true, Some(old)) = (changes.is_empty(), old) {
+        merged = old;
+    }
+    managers.write(&mut merged);
+    Ok(merged)
+}
+
+/// Keeps the books for a create, update or patch: `new` is what will be stored, and who manages what is written into it.
+///
+/// A write that changes nothing changes no times either. `new` may carry `managedFields` of its own; one empty entry
+/// (`[{}]`) forgets all managers.
+pub fn update(live: Option<&Value>, new: &Value, write: &Write<'_>) -> Value {
+    let mut object = without_managed_fields(new);
+    let given = new.pointer("/metadata/managedFields").and_then(Value::as_array);
+    if let Some([only]) = given.map(Vec::as_slice)
+        && only.as_object().is_some_and(serde_json::Map::is_empty)
+    {
+        return object;
+    }
+    let mut managers = Managers::of(Some(new));
+    if managers.is_empty() {
+        managers = Managers::of(live);
+    }
+    if live.is_some() && managers.is_empty() {
+        // Nobody kept books so far (or they were cleared): the first apply will.
+        return object;
+    }
+    let old = live.map(|live| own_part(&without_managed_fields(live), write));
+    let changes = Changes::between(old.as_ref(), &own_part(&object, write), write.shape);
+    let me = ManagerId::updater(write);
+    managers.give_up_to_update(&changes);
+    managers.add_updated(me, strip(changes.changed), write);
+    managers.write(&mut object);
+    object
+}
+
+/// Who manages which fields of an object, for display: manager, operation, and fields as kubectl writes them.
+pub fn owners(object: &Value) -> Vec<(String, Operation, Vec<String>)> {
+    Managers::of(Some(object)).list()
+}
+
+/// The part of an object that this write is about, without nulls and without what only the server writes.
+fn own_part(object: &Value, write: &Write<'_>) -> Value {
+    let mut part = object.clone();
+    remove_nulls(&mut part);
+    if let Some(map) = part.as_object_mut() {
+        if write.subresource == "status" {
+            map.retain(|key, _| matches!(key.as_str(), "apiVersion" | "kind" | "metadata" | "status"));
+        } else if write.status_apart {
+            map.remove("status");
+        }
+        if let Some(metadata) = map.get_mut("metadata").and_then(Value::as_object_mut) {
+            let server = ["managedFields", "uid", "resourceVersion", "generation", "creationTimestamp", "selfLink"];
+            metadata.retain(|key, _| !server.contains(&key.as_str()));
+            if write.subresource == "status" {
+                metadata.retain(|key, _| matches!(key.as_str(), "name" | "namespace"));
+            }
+        }
+    }
+    part
+}
+
+/// Fields nobody manages.
+fn strip(mut set: FieldSet) -> FieldSet {
+    let field = |name: &str| Step::Field(name.to_owned());
+    set.remove(&[field("apiVersion")]);
+    set.remove(&[field("kind")]);
+    let server = ["name", "namespace", "creationTimestamp", "selfLink", "uid", "generation", "managedFields"];
+    for name in server.into_iter().chain(["resourceVersion", "clusterName"]) {
+        set.remove(&[field("metadata"), field(name)]);
+    }
+    set.without_member(&[field("metadata")])
+}
+
+fn without_managed_fields(object: &Value) -> Value {
+    let mut object = object.clone();
+    if object.pointer("/metadata/managedFields").is_some() {
+        meta::metadata_mut(&mut object).remove("managedFields");
+    }
+    object
+}
+
+fn remove_nulls(value: &mut Value) {
+    match value {
+        Value::Object(map) => {
+            map.retain(|_, value| !value.is_null());
+            map.values_mut().for_each(remove_nulls);
+        }
+        Value::Array(list) => list.iter_mut().for_each(remove_nulls),
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests;
