@@ -1,10 +1,12 @@
 //! The commands, one file each.
 
+pub(crate) mod apply;
 pub(crate) mod cert;
 pub(crate) mod completions;
 pub(crate) mod explain;
 pub(crate) mod graph;
 pub(crate) mod init;
+pub(crate) mod plan;
 pub(crate) mod status;
 pub(crate) mod verify;
 
@@ -46,6 +48,12 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Write a mesh file from kubeconfig contexts
     Init(init::InitArgs),
+    /// Say what would change in which cluster, and what that would touch
+    Plan(plan::PlanArgs),
+    /// Make the clusters one mesh
+    Apply(apply::ApplyArgs),
+    /// Take the mesh out of the clusters
+    Teardown(apply::TeardownArgs),
     /// Say what is there: clusters, control planes, gateways, peers, services, certificates
     Status(status::StatusArgs),
     /// Prove the mesh with real requests between every two clusters
@@ -66,6 +74,9 @@ impl Command {
     pub(crate) async fn run(self, screen: &Screen, stop: &Stop) -> Result<Exit, Failure> {
         match self {
             Self::Init(args) => init::run(args, screen),
+            Self::Plan(args) => plan::run(args, screen, stop).await,
+            Self::Apply(args) => apply::apply(args, screen, stop).await,
+            Self::Teardown(args) => apply::teardown(args, screen, stop).await,
             Self::Status(args) => status::run(args, screen).await,
             Self::Verify(args) => verify::run(args, screen, stop).await,
             Self::Graph(args) => graph::run(args, screen).await,

@@ -48,6 +48,12 @@ impl Failure {
         self
     }
 
+    /// Adds what was in the way.
+    pub(crate) fn because(mut self, why: impl Into<String>) -> Self {
+        self.chain.push(why.into());
+        self
+    }
+
     pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hints.push(hint.into());
         self
@@ -63,13 +69,22 @@ impl Failure {
     }
 }
 
+/// What a library said, without its own names for its own layers.
+pub(crate) fn plainly(text: &str) -> String {
+    let mut text = text.to_owned();
+    for layer in ["ServiceError: ", "client error (Connect): ", "HyperError: "] {
+        text = text.replace(layer, "");
+    }
+    text
+}
+
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.whole {
             return f.write_str(&self.chain.concat());
         }
         for (depth, text) in self.chain.iter().enumerate() {
-            let text = text.trim_end().replace('\n', "\n  ");
+            let text = plainly(text.trim_end()).replace('\n', "\n  ");
             if depth == 0 { write!(f, "error: {text}")? } else { write!(f, "\n  {text}")? }
         }
         for hint in &self.hints {
@@ -108,6 +123,21 @@ impl From<stolos_cluster::Error> for Failure {
             },
             E::NoAnswer { .. } => failure.exit_with(Exit::TimedOut),
             _ => failure,
+        }
+    }
+}
+
+impl From<stolos_apply::Error> for Failure {
+    fn from(error: stolos_apply::Error) -> Self {
+        use stolos_apply::Error as E;
+        match error {
+            E::Blocked(blocked) => blocked.into(),
+            E::Locked { .. } => Self::caused(&error).hint("wait until they are done, or until the Lease expires"),
+            E::FolderInUse(_) => {
+                Self::caused(&error).hint("wait until it is done, or use another folder with `--state DIR`")
+            }
+            E::Changed { .. } => Self::caused(&error).hint("`stolos plan` shows what it would be now"),
+            _ => Self::caused(&error),
         }
     }
 }

@@ -164,21 +164,25 @@ fn source(path: &Path) -> Result<SourceText, Failure> {
 
 /// Connects every cluster of the mesh, in the order of the file. Nothing is asked of them yet.
 pub(crate) async fn clusters(mesh: &Mesh, files: &MeshArgs, args: &ClusterArgs) -> Result<Vec<Cluster>, Failure> {
-    let lab = files.state(mesh)?.join("kubeconfig");
-    let with_lab = |error: stolos_cluster::Error| {
-        let failure = Failure::from(error);
-        // A lab's kubeconfig is never taken without being asked for, but it is worth a word.
-        if lab.is_file() {
-            failure.hint(format!("a lab of this mesh is here: `export KUBECONFIG={}`", lab.display()))
-        } else {
-            failure
+    let state = files.state(mesh)?;
+    let connecting = async {
+        let mut clusters = Vec::new();
+        for cluster in &mesh.clusters {
+            let kubeconfig = Kubeconfig::find(args.kubeconfig.as_deref(), cluster.kubeconfig.as_deref())?;
+            clusters.push(connect(&kubeconfig, &cluster.context, cluster.name.as_str()).await?);
         }
+        Ok(clusters)
     };
-    let mut clusters = Vec::new();
-    for cluster in &mesh.clusters {
-        let kubeconfig =
-            Kubeconfig::find(args.kubeconfig.as_deref(), cluster.kubeconfig.as_deref()).map_err(with_lab)?;
-        clusters.push(connect(&kubeconfig, &cluster.context, cluster.name.as_str()).await.map_err(with_lab)?);
+    connecting.await.map_err(|error| with_lab(error, &state))
+}
+
+/// A lab's kubeconfig is never taken without being asked for, but it is worth a word.
+pub(crate) fn with_lab(error: stolos_cluster::Error, state: &Path) -> Failure {
+    let lab = state.join("kubeconfig");
+    let failure = Failure::from(error);
+    if lab.is_file() {
+        failure.hint(format!("a lab of this mesh is here: `export KUBECONFIG={}`", lab.display()))
+    } else {
+        failure
     }
-    Ok(clusters)
 }

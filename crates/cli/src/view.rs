@@ -3,6 +3,7 @@
 use comfy_table::{Cell, CellAlignment, Table, presets};
 use stolos_check::{Pair, StatusReport, Verdict, VerifyReport};
 
+use crate::failure::plainly;
 use crate::screen::{Output, Screen, Tone};
 
 /// A table without lines: as little ink as possible.
@@ -162,7 +163,7 @@ pub(crate) fn status(screen: &Screen, report: &StatusReport, output: Output) -> 
     let mut notes = Vec::new();
     for cluster in &report.clusters {
         if let Some(why) = &cluster.unreachable {
-            notes.push(format!("{}: {why}", cluster.name));
+            notes.push(format!("{}: {}", cluster.name, plainly(why)));
         }
         if let Some(label) = cluster.labelled_network.as_ref().filter(|label| **label != cluster.network) {
             notes.push(format!("{}: its namespace is labelled with the network `{label}`", cluster.name));

@@ -87,3 +87,53 @@ fn warnings_go_to_standard_error_and_colours_only_where_asked_for() {
     let run = desk.finish(desk.command().args(["graph"]).env("NO_COLOR", "1"));
     assert!(!run.err.contains('\u{1b}'), "{}", run.shown());
 }
+
+#[test]
+fn clusters_that_do_not_answer_are_left_alone() {
+    let desk = Desk::new();
+    desk.write("mesh.yaml", "[a, b]");
+    // Port 1 of this machine: nobody listens.
+    let cluster = |name| format!("- name: {name}\n  cluster: {{server: 'https://127.0.0.1:1'}}\n");
+    let context = |name| format!("- name: {name}\n  context: {{cluster: {name}, user: u}}\n");
+    desk.write(
+        "config",
+        &format!(
+            "apiVersion: v1\nkind: Config\nclusters:\n{}{}contexts:\n{}{}users:\n- name: u\n  user: {{token: t}}\n",
+            cluster("a"),
+            cluster("b"),
+            context("a"),
+            context("b")
+        ),
+    );
+    let run = desk.run(["plan", "--kubeconfig", "config"]);
+    insta::assert_snapshot!(run.shown(), @r#"
+    exit 1
+    --- stdout
+    --- stderr
+    Looking at 2 clusters
+    error: nothing can be changed as things stand
+      no cluster answers (a: Connection refused (os error 111); b: Connection refused (os error 111)) [no-cluster]
+    hint: `stolos explain no-cluster` says more
+    "#);
+    for command in ["apply", "teardown"] {
+        assert_eq!(desk.run([command, "--kubeconfig", "config"]).code, Some(1), "{command}");
+    }
+    let run = desk.run(["status", "--kubeconfig", "config"]);
+    insta::with_settings!({filters => vec![(r"\d+ ms", "[MS]")]}, {
+        insta::assert_snapshot!(run.shown(), @r#"
+        exit 1
+        --- stdout
+        Mesh mesh
+
+        CLUSTER  NETWORK  CONTROL PLANE  GATEWAYS  PEERS  EXPIRES  AGE
+        a        network  unreachable    -         0/0    -        [MS]
+        b        network  unreachable    -         0/0    -        [MS]
+
+        ! a: could not ask for the version: Connection refused (os error 111)
+        ! b: could not ask for the version: Connection refused (os error 111)
+        --- stderr
+        Asking 2 clusters
+        "#);
+    });
+    assert!(!desk.path().join(".local").exists(), "looking leaves nothing");
+}

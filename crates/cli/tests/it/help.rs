@@ -12,6 +12,9 @@ fn help_names_every_command_that_is_built() {
 
     Commands:
       init         Write a mesh file from kubeconfig contexts
+      plan         Say what would change in which cluster, and what that would touch
+      apply        Make the clusters one mesh
+      teardown     Take the mesh out of the clusters
       status       Say what is there: clusters, control planes, gateways, peers, services, certificates
       verify       Prove the mesh with real requests between every two clusters
       graph        Draw the mesh

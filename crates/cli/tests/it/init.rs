@@ -80,6 +80,7 @@ fn setup_mesh_is_prepared_once_and_kept() {
     --- stderr
     wrote work/topology.yaml
     wrote work/base.yaml
+    made  [FOLDER]/state/root-cert.pem (the root, with its key beside it)
     next: name your clusters' contexts in work/topology.yaml, then stolos plan -f work/topology.yaml
     "#);
     insta::assert_snapshot!(desk.read("work/topology.yaml"), @r#"
@@ -122,6 +123,7 @@ fn setup_mesh_is_prepared_once_and_kept() {
     --- stderr
     kept  work/topology.yaml
     kept  work/base.yaml
+    kept  [FOLDER]/state/root-cert.pem (the root, with its key beside it)
     next: name your clusters' contexts in work/topology.yaml, then stolos plan -f work/topology.yaml
     "#);
     assert_eq!(desk.read("work/topology.yaml"), edited);
