@@ -25,20 +25,18 @@ use stolos_serve::{Container, Stop};
 use stolos_xds::client::{self, Client, Link, Target};
 use stolos_xds::envoy::config::core::v3::Node;
 use stolos_xds::message::{self, CLUSTER, ENDPOINT, LISTENER, NAME_TABLE, ROUTE};
-use stolos_xds::{Resource, Snapshot, unpack};
+use stolos_xds::{Snapshot, unpack};
 use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 use tonic::metadata::{MetadataMap, MetadataValue};
 
+pub use client::Check;
 pub use settings::{Kind, Place, Settings, Unusable};
 
 /// How long one attempt to reach the control plane may take.
-const ATTEMPT: Duration = Duration::from_secs(10);
+const ATTEMPT: Duration = Duration::from_secs(5);
 /// The waits between attempts, the first and the longest.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
-
-/// Whether the proxy can act on a resource; the message of its refusal.
-pub type Check = Arc<dyn Fn(&str, &Resource) -> Result<(), String> + Send + Sync>;
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(3));
 
 /// Who the workload is, and whom it trusts. Always from one answer of the authority.
 #[derive(Debug)]

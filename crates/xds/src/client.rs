@@ -45,6 +45,11 @@ pub type Tls = Arc<dyn Fn() -> io::Result<Arc<rustls::ClientConfig>> + Send + Sy
 /// Says which names of which types are wanted, from what is there.
 pub type Follow = Arc<dyn Fn(&Snapshot) -> BTreeMap<String, BTreeSet<String>> + Send + Sync>;
 
+/// gRPC metadata for the next stream.
+pub type Metadata = Arc<dyn Fn() -> BoxFuture<'static, io::Result<MetadataMap>> + Send + Sync>;
+/// Whether a resource (of a type URL) can be taken; the message of a refusal.
+pub type Check = Arc<dyn Fn(&str, &Resource) -> Result<(), String> + Send + Sync>;
+
 /// Where a control plane is, and how to reach it.
 #[derive(Clone)]
 pub struct Target {
@@ -140,13 +145,13 @@ pub struct Client {
     /// What the proxy says of itself, asked for at every new stream.
     pub node: Arc<dyn Fn() -> Node + Send + Sync>,
     /// gRPC metadata, asked for at every new stream: the token is renewed under way.
-    pub metadata: Arc<dyn Fn() -> BoxFuture<'static, io::Result<MetadataMap>> + Send + Sync>,
+    pub metadata: Metadata,
     /// Types of which everything is wanted, in the order to ask.
     pub wildcards: Vec<String>,
     /// Which names are wanted because of what is there; [`references`] for a proxy.
     pub follow: Follow,
-    /// Whether a resource (of a type URL) can be taken; the message of a refusal.
-    pub check: Arc<dyn Fn(&str, &Resource) -> Result<(), String> + Send + Sync>,
+    /// What is taken and what is refused.
+    pub check: Check,
     /// The wait before the second attempt, and the longest one.
     pub backoff: (Duration, Duration),
 }

@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use super::{ATTEMPT, Identity, Settings, credentials_of_call, settings, target};
 
 /// The waits between attempts, the first and the longest, while there is no certificate.
-const FIRST_BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+const FIRST_BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
 /// The same while there is one, and half its life to get the next.
 const RENEWAL_BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 /// A renewal follows the one before by at least this.

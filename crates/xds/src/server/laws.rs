@@ -210,7 +210,8 @@ proptest! {
                 server.request(ask(&type_url, asked.get(&type_url).map_or(&[], Vec::as_slice), &response.nonce));
                 if replaces {
                     let follows = if type_url == CLUSTER { ENDPOINT } else { ROUTE };
-                    if asked.get(follows) != Some(&names) && !(names.is_empty() && !asked.contains_key(follows)) {
+                    let before = asked.get(follows);
+                    if before.map_or(&[][..], Vec::as_slice) != names {
                         let nonce = nonces.get(follows).cloned().unwrap_or_default();
                         server.request(ask(follows, &names, &nonce));
                         let of_type = held.entry(follows.into()).or_default();

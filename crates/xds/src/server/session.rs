@@ -172,9 +172,16 @@ impl Session {
                 }
             }
         }
+        // The snapshot's own text of a name is shared by all proxies that ask for it, and compared by its address.
+        let resources = self.snapshot.get(&type_url);
+        let shared = |name: String| match resources.and_then(|resources| resources.get(&name)) {
+            Some(resource) => Arc::clone(&resource.name),
+            None => name.into(),
+        };
+        let names = ask.subscribe.into_iter().map(shared);
         match self.mode {
-            Mode::Delta => state.change(&type_url, known, ask.subscribe, &ask.unsubscribe, &ask.initial),
-            Mode::Whole => state.replace(&type_url, known, ask.subscribe),
+            Mode::Delta => state.change(&type_url, known, names, &ask.unsubscribe, ask.initial.into_iter()),
+            Mode::Whole => state.replace(&type_url, known, names),
         }
         if state.agreed.is_none() {
             self.stirred = true;
@@ -309,21 +316,21 @@ impl Subscription {
         &mut self,
         type_url: &str,
         known: bool,
-        subscribe: Vec<String>,
+        subscribe: impl ExactSizeIterator<Item = Arc<str>>,
         unsubscribe: &[String],
-        initial: &BTreeMap<String, String>,
+        initial: impl Iterator<Item = (String, String)>,
     ) {
-        if !known && subscribe.is_empty() && has_wildcard(type_url) {
+        if !known && subscribe.len() == 0 && has_wildcard(type_url) {
             self.wildcard = true;
         }
-        let stirred = !known || !subscribe.is_empty() || !unsubscribe.is_empty();
+        let stirred = !known || subscribe.len() > 0 || !unsubscribe.is_empty();
         for name in subscribe {
-            if name == "*" {
+            if &*name == "*" {
                 self.wildcard = true;
                 continue;
             }
             // Asking again for a name asks for it to be sent again.
-            self.entries.insert(name.into(), Entry { named: true, held: Held::Unsent });
+            self.entries.insert(name, Entry { named: true, held: Held::Unsent });
         }
         for name in unsubscribe {
             if name == "*" {
@@ -336,11 +343,11 @@ impl Subscription {
         }
         if !known {
             for (name, version) in initial {
-                let held = Held::At(version.as_str().into());
+                let held = Held::At(version.into());
                 if let Some(entry) = self.entries.get_mut(name.as_str()) {
                     entry.held = held;
                 } else if self.wildcard {
-                    self.entries.insert(name.as_str().into(), Entry { named: false, held });
+                    self.entries.insert(name.into(), Entry { named: false, held });
                 }
             }
         }
@@ -350,8 +357,8 @@ impl Subscription {
     }
 
     /// Takes a state-of-the-world request's names: the full set.
-    fn replace(&mut self, type_url: &str, known: bool, names: Vec<String>) {
-        let names: std::collections::BTreeSet<Arc<str>> = names.into_iter().map(Into::into).collect();
+    fn replace(&mut self, type_url: &str, known: bool, names: impl Iterator<Item = Arc<str>>) {
+        let names: std::collections::BTreeSet<Arc<str>> = names.collect();
         if names.contains("*") || (names.is_empty() && has_wildcard(type_url) && (!known || self.wildcard)) {
             self.wildcard = true;
         } else if self.wildcard {
@@ -436,10 +443,12 @@ enum Side<H, W> {
     Both(H, W),
 }
 
-fn next_side<'a, E: 'a>(
-    have: &mut Peekable<impl Iterator<Item = (&'a Arc<str>, &'a E)>>,
+type Had<'a> = (&'a Arc<str>, &'a Entry);
+
+fn next_side<'a>(
+    have: &mut Peekable<impl Iterator<Item = Had<'a>>>,
     want: &mut Peekable<impl Iterator<Item = &'a Arc<Resource>>>,
-) -> Option<Side<(&'a Arc<str>, &'a E), &'a Arc<Resource>>> {
+) -> Option<Side<Had<'a>, &'a Arc<Resource>>> {
     let order = match (have.peek(), want.peek()) {
         (None, None) => return None,
         (Some(_), None) => Ordering::Less,
