@@ -135,6 +135,18 @@ pub fn set_annotation(object: &mut Value, key: &str, value: &str) {
     object_mut(annotations).insert(key.to_owned(), value.into());
 }
 
+/// Takes out every field that is null: in Kubernetes, null is absent.
+pub fn remove_nulls(value: &mut Value) {
+    match value {
+        Value::Object(map) => {
+            map.retain(|_, value| !value.is_null());
+            map.values_mut().for_each(remove_nulls);
+        }
+        Value::Array(list) => list.iter_mut().for_each(remove_nulls),
+        _ => {}
+    }
+}
+
 /// The letters of generated names: no vowels and nothing that looks like another.
 const ALPHABET: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
 /// How many letters follow a `generateName`.

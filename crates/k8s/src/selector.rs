@@ -765,6 +765,17 @@ mod tests {
         }
 
         #[test]
+        fn any_object_is_a_selector_or_refused(labels in crate::path::tests::any_json(), operator in "In|NotIn|Exists|x",
+            key in "[a-z]?", values in crate::path::tests::any_json()) {
+            let _ = LabelSelector::from_value(&labels);
+            let expressions = json!([{"key": key, "operator": operator, "values": values}]);
+            if let Ok(selector) = LabelSelector::from_value(&json!({"matchLabels": null, "matchExpressions": expressions})) {
+                prop_assert_eq!(LabelSelector::parse(&selector.to_string()), Ok(selector));
+            }
+            let _ = LabelSelector::from_value(&json!({"matchLabels": labels}));
+        }
+
+        #[test]
         fn any_pieces_are_read_or_refused(pieces in prop::collection::vec("[a!=,() \\\\]|in|notin|ä", 0..12)) {
             let text = pieces.concat();
             let _ = LabelSelector::parse(&text);

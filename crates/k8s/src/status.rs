@@ -662,4 +662,13 @@ mod tests {
                 "details": {"name": "x", "kind": "pods", "uid": "u"}})
         );
     }
+
+    proptest::proptest! {
+        #[test]
+        fn any_status_is_read_or_refused(status in crate::path::tests::any_json(), details in crate::path::tests::any_json()) {
+            Status::from_value(&status);
+            let status = Status::from_value(&json!({"kind": "Status", "code": status, "details": details}));
+            proptest::prop_assert!(status.is_some());
+        }
+    }
 }

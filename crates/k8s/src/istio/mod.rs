@@ -97,7 +97,11 @@ impl<S: DeserializeOwned> Object<S> {
     pub fn read(value: &Value) -> Result<Self, ReadError> {
         let spec = match value.get("spec") {
             None | Some(Value::Null) => Value::Object(Default::default()),
-            Some(spec) => spec.clone(),
+            Some(spec) => {
+                let mut spec = spec.clone();
+                crate::meta::remove_nulls(&mut spec);
+                spec
+            }
         };
         let name = crate::meta::name(value).to_owned();
         let namespace = crate::meta::namespace(value).to_owned();
@@ -185,3 +189,104 @@ macro_rules! fields {
 use fields;
 
 fields!(WorkloadSelector);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::path::tests::any_json;
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    #[test]
+    fn null_is_absent() {
+        let gateway = Gateway::read(&json!({"spec": {"selector": null, "servers": [{"hosts": null, "port": null}]}}));
+        assert!(gateway.unwrap().spec.servers[0].hosts.is_empty());
+        assert!(Gateway::read(&json!({"spec": null})).is_ok());
+    }
+
+    #[test]
+    fn the_older_object_comes_first() {
+        let object = |name: &str, created: &str| {
+            Gateway::read(&json!({"metadata": {"name": name, "creationTimestamp": created}})).unwrap()
+        };
+        let (old, new) = (object("b", "2026-01-01T00:00:00Z"), object("a", "2026-01-02T00:00:00Z"));
+        assert!(old.is_older_than(&new) && !new.is_older_than(&old));
+    }
+
+    /// Any JSON whose keys are Istio's, so that reading gets somewhere.
+    fn any_spec() -> impl Strategy<Value = Value> {
+        let names = [
+            "servers",
+            "port",
+            "number",
+            "tls",
+            "mode",
+            "hosts",
+            "host",
+            "http",
+            "match",
+            "route",
+            "destination",
+            "trafficPolicy",
+            "subsets",
+            "selector",
+            "matchLabels",
+            "rules",
+            "from",
+            "source",
+            "mtls",
+            "endpoints",
+            "ports",
+            "headers",
+            "name",
+        ];
+        let leaf = prop_oneof![
+            (-1i64..70_000).prop_map(Value::from),
+            prop::sample::select(vec!["STRICT", "SIMPLE", "a", "80", ""]).prop_map(Value::from),
+            any_json(),
+        ];
+        leaf.prop_recursive(5, 40, 5, move |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..3).prop_map(Value::from),
+                prop::collection::btree_map(prop::sample::select(names.to_vec()), inner, 0..4)
+                    .prop_map(|map| map.into_iter().map(|(key, value)| (key.to_owned(), value)).collect::<Value>()),
+            ]
+        })
+    }
+
+    fn read<S: DeserializeOwned + Fields>(object: &Value) {
+        if let Ok(object) = Object::<S>::read(object) {
+            unknown_fields(&object.spec);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_object_is_read_or_refused(metadata in any_json(), spec in any_spec()) {
+            let object = json!({"kind": "Thing", "metadata": metadata, "spec": spec});
+            read::<GatewaySpec>(&object);
+            read::<PeerAuthenticationSpec>(&object);
+            read::<DestinationRuleSpec>(&object);
+            read::<VirtualServiceSpec>(&object);
+            read::<ServiceEntrySpec>(&object);
+            read::<AuthorizationPolicySpec>(&object);
+            let secret = json!({"metadata": {"labels": {MULTI_CLUSTER_LABEL: TRUE}}, "data": spec, "stringData": metadata});
+            let _ = parse_remote_secret(&secret);
+            let _ = parse_remote_secret(&object);
+        }
+
+        #[test]
+        fn nothing_unknown_is_lost(key in "x[a-z]{3}") {
+            for path in ["", "/servers/0", "/servers/0/port", "/servers/0/tls"] {
+                let mut spec = json!({"servers": [{"port": {"number": 1}, "tls": {"mode": "SIMPLE"}}]});
+                if let Some(Value::Object(map)) = spec.pointer_mut(path) {
+                    map.insert(key.clone(), json!(1));
+                }
+                let gateway = Gateway::read(&json!({"spec": spec})).unwrap();
+                prop_assert_eq!(unknown_fields(&gateway.spec).len(), 1);
+                let written = serde_json::to_value(&gateway.spec).unwrap();
+                prop_assert_eq!(written.pointer(path).and_then(|map| map.get(&key)), Some(&json!(1)));
+            }
+        }
+    }
+}

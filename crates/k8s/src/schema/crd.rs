@@ -33,7 +33,7 @@ pub fn validate_crd(crd: &Value) -> Vec<FieldError> {
     let plural = text(crd, "/spec/names/plural");
     let wanted = format!("{plural}.{group}");
     if meta::name(crd) != wanted {
-        let detail = format!("must be spec.names.plural+\".\"+spec.group");
+        let detail = "must be spec.names.plural+\".\"+spec.group";
         problems.push(FieldError::invalid("metadata.name", meta::name(crd), detail));
     }
     check_group(group, &mut problems);

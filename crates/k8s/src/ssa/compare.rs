@@ -18,7 +18,7 @@ pub(super) struct Changes {
 
 impl Changes {
     pub(super) fn between(old: Option<&Value>, new: &Value, shape: Shape<'_>) -> Self {
-        compare(old, Some(new), shape, 0)
+        compare(old, Some(new), shape, Place::Root)
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -42,10 +42,27 @@ impl Changes {
     }
 }
 
-/// Depth down to which parts of an object are always there, as far as ownership goes: the object, its spec.
-const ALWAYS_THERE: usize = 1;
+/// Where a value stands: some parts of an object are always there, as far as ownership goes.
+#[derive(Clone, Copy, PartialEq)]
+enum Place {
+    /// The object.
+    Root,
+    /// Its `metadata`, `spec` or `status`.
+    Part,
+    /// Anything else.
+    Inside,
+}
 
-fn compare(old: Option<&Value>, new: Option<&Value>, shape: Shape<'_>, depth: usize) -> Changes {
+impl Place {
+    fn below(self, key: &str) -> Self {
+        match (self, key) {
+            (Place::Root, "metadata" | "spec" | "status") => Place::Part,
+            _ => Place::Inside,
+        }
+    }
+}
+
+fn compare(old: Option<&Value>, new: Option<&Value>, shape: Shape<'_>, place: Place) -> Changes {
     if old == new {
         return Changes::default();
     }
@@ -54,7 +71,7 @@ fn compare(old: Option<&Value>, new: Option<&Value>, shape: Shape<'_>, depth: us
     match (old, new) {
         (None | Some(Value::Object(_)), None | Some(Value::Object(_))) if either_full && !shape.is_atomic() => {
             for key in keys(old).chain(keys(new)) {
-                let below = compare(entry(old, key), entry(new, key), shape.field(key).0, depth + 1);
+                let below = compare(entry(old, key), entry(new, key), shape.field(key).0, place.below(key));
                 changes.put(Step::Field(key.to_owned()), below);
             }
         }
@@ -64,14 +81,14 @@ fn compare(old: Option<&Value>, new: Option<&Value>, shape: Shape<'_>, depth: us
                 return Changes::whole(old, new);
             };
             for step in old.keys().chain(new.keys()) {
-                let below = compare(old.get(step).copied(), new.get(step).copied(), shape.item(), depth + 1);
+                let below = compare(old.get(step).copied(), new.get(step).copied(), shape.item(), Place::Inside);
                 changes.put(step.clone(), below);
             }
         }
         // Another type, or a value as a whole: what was below is gone.
         (Some(was), Some(_)) => {
             if (was.is_object() && !shape.is_atomic()) || was.is_array() {
-                changes = compare(old, None, shape, depth);
+                changes = compare(old, None, shape, place);
                 changes.removed = changes.removed.without_member(&[]);
             }
             changes.changed.set_member();
@@ -79,7 +96,7 @@ fn compare(old: Option<&Value>, new: Option<&Value>, shape: Shape<'_>, depth: us
         }
         _ => return Changes::whole(old, new),
     }
-    if depth > ALWAYS_THERE || (old.is_none() && new.is_none()) {
+    if place == Place::Inside {
         match (old, new) {
             (None, Some(_)) => changes.changed.set_member(),
             (Some(_), None) => changes.removed.set_member(),

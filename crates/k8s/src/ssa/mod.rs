@@ -69,11 +69,13 @@ pub fn apply(live: Option<&Value>, config: &Value, write: &Write<'_>, force: boo
     }
     let wanted = own_part(config, write);
     let wanted_set = field_set(&wanted, write.shape).map_err(ApplyError::Malformed)?;
+    let owned = strip(wanted_set.clone());
 
     let mut managers = Managers::of(live);
     let old = live.map(without_managed_fields);
     if let Some(old) = &old
         && managers.is_empty()
+        && !owned.is_empty()
     {
         managers.adopt_before_first_apply(old, write);
     }
@@ -91,7 +93,7 @@ pub fn apply(live: Option<&Value>, config: &Value, write: &Write<'_>, force: boo
         return Err(ApplyError::Conflicts(conflicts));
     }
     managers.give_up(&me, &changes);
-    managers.set_applied(me, strip(wanted_set), write, !changes.is_empty());
+    managers.set_applied(me, owned, write, !changes.is_empty());
     if let (true, Some(old)) = (changes.is_empty(), old) {
         merged = old;
     }
@@ -136,7 +138,7 @@ pub fn owners(object: &Value) -> Vec<(String, Operation, Vec<String>)> {
 /// The part of an object that this write is about, without nulls and without what only the server writes.
 fn own_part(object: &Value, write: &Write<'_>) -> Value {
     let mut part = object.clone();
-    remove_nulls(&mut part);
+    meta::remove_nulls(&mut part);
     if let Some(map) = part.as_object_mut() {
         if write.subresource == "status" {
             map.retain(|key, _| matches!(key.as_str(), "apiVersion" | "kind" | "metadata" | "status"));
@@ -172,17 +174,6 @@ fn without_managed_fields(object: &Value) -> Value {
         meta::metadata_mut(&mut object).remove("managedFields");
     }
     object
-}
-
-fn remove_nulls(value: &mut Value) {
-    match value {
-        Value::Object(map) => {
-            map.retain(|_, value| !value.is_null());
-            map.values_mut().for_each(remove_nulls);
-        }
-        Value::Array(list) => list.iter_mut().for_each(remove_nulls),
-        _ => {}
-    }
 }
 
 #[cfg(test)]

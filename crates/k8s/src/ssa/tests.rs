@@ -160,13 +160,9 @@ fn an_object_nobody_kept_books_of_belongs_to_before_the_first_apply() {
 fn lists_without_what_tells_entries_apart_are_refused() {
     let error = apply(None, &containers(json!([{"image": "1"}])), &by("me"), false).unwrap_err();
     assert_eq!(error.to_status().code, 400);
-    insta::assert_snapshot!(error.to_string(), @r#"
-    .spec.template.spec.containers[0]: associative list with keys has an element that omits key field "name" (and doesn't have default value)
-    "#);
+    insta::assert_snapshot!(error.to_string(), @r#".spec.template.spec.containers[0]: associative list with keys has an element that omits key field "name" (and doesn't have default value)"#);
     let error = apply(None, &containers(json!([{"name": "a"}, {"name": "a"}])), &by("me"), false).unwrap_err();
-    insta::assert_snapshot!(error.to_string(), @r#"
-    .spec.template.spec.containers: duplicate entries for key [name="a"]
-    "#);
+    insta::assert_snapshot!(error.to_string(), @r#".spec.template.spec.containers: duplicate entries for key [name="a"]"#);
     let books = json!({"metadata": {"managedFields": [{"manager": "x"}]}});
     assert!(apply(None, &books, &by("me"), false).is_err());
 }
