@@ -286,6 +286,11 @@ impl Drop for Progress<'_> {
     }
 }
 
+/// So many of a thing.
+pub(crate) fn count(number: usize, thing: &str) -> String {
+    format!("{number} {thing}{}", if number == 1 { "" } else { "s" })
+}
+
 /// A time as people say it.
 pub(crate) fn elapsed(time: Duration) -> String {
     match time.as_secs_f64() {

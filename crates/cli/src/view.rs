@@ -8,9 +8,15 @@ use crate::screen::{Output, Screen, Tone};
 
 /// A table without lines: as little ink as possible.
 pub(crate) fn table(header: &[&str]) -> Table {
+    let words: Vec<_> = header.iter().map(|h| h.to_uppercase()).collect();
+    named(words)
+}
+
+/// A table whose columns have names of people's own.
+fn named(header: impl IntoIterator<Item = impl ToString>) -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
-    table.set_header(header.iter().map(|h| Cell::new(h.to_uppercase())));
+    table.set_header(header.into_iter().map(|h| Cell::new(h.to_string())));
     table
 }
 
@@ -101,7 +107,7 @@ pub(crate) fn matrix(screen: &Screen, report: &VerifyReport) -> String {
             names.push(&pair.from);
         }
     }
-    let mut square = table(&["from \\ to"].into_iter().chain(names.iter().copied()).collect::<Vec<_>>());
+    let mut square = named(["FROM \\ TO"].into_iter().chain(names.iter().copied()));
     for from in &names {
         let mut row = vec![Cell::new(from)];
         for to in &names {
@@ -216,7 +222,7 @@ pub(crate) fn status(screen: &Screen, report: &StatusReport, output: Output) -> 
     let mut text = format!("Mesh {}\n\n{}", screen.data_tone(Tone::Strong, &report.mesh), lines(&clusters));
     if !report.services.is_empty() {
         let names: Vec<_> = report.clusters.iter().map(|c| c.name.as_str()).collect();
-        let mut services = table(&["service"].into_iter().chain(names.iter().copied()).collect::<Vec<_>>());
+        let mut services = named(["SERVICE"].into_iter().chain(names.iter().copied()));
         for service in &report.services {
             let mut row = vec![Cell::new(format!("{}.{}", service.name, service.namespace))];
             row.extend(
@@ -251,4 +257,87 @@ pub(crate) fn certificates(report: &StatusReport) -> String {
         }
     }
     lines(&certificates)
+}
+
+#[cfg(test)]
+mod tests {
+    use stolos_check::{Latency, Refusal};
+
+    use super::*;
+    use crate::screen::Color;
+
+    fn pair(from: &str, to: &str, gateway: Option<&str>, why: &[&str]) -> Pair {
+        Pair {
+            from: from.into(),
+            to: to.into(),
+            requests: 60,
+            answered: 20,
+            failed: 0,
+            identity: Some("spiffe://cluster.local/ns/sample/sa/helloworld".into()),
+            gateway: gateway.map(str::to_owned),
+            latency_ms: Some(Latency { p50: 0.81, p99: 2.14 }),
+            verdict: if why.is_empty() { Verdict::Pass } else { Verdict::Fail },
+            why: why.iter().map(|w| (*w).to_owned()).collect(),
+        }
+    }
+
+    fn report() -> VerifyReport {
+        VerifyReport {
+            api_version: "stolos.dev/v1alpha1",
+            kind: "VerifyReport",
+            mesh: "my<mesh>".into(),
+            verdict: Verdict::Fail,
+            pairs: vec![
+                pair("east", "east", None, &[]),
+                pair("east", "west", Some("127.31.0.1:15443"), &[]),
+                pair("west", "east", None, &["went direct", "a gateway was planned"]),
+                pair("west", "west", None, &[]),
+            ],
+            refusals: vec![Refusal {
+                what: "plaintext client".into(),
+                cluster: "west".into(),
+                verdict: Verdict::Pass,
+                saw: "connection reset".into(),
+            }],
+            started_at: "2026-01-01T00:00:00Z".into(),
+            duration_ms: 1234,
+        }
+    }
+
+    #[test]
+    fn a_report_is_a_table_a_matrix_and_a_verdict() {
+        let screen = Screen::new(Color::Never, true);
+        insta::assert_snapshot!(verify(&screen, &report(), Output::Table), @r#"
+        FROM  TO    ANSWERED  FAILED  IDENTITY                               GATEWAY           P50     P99     VERDICT
+        east  east     20/60       0  cluster.local/ns/sample/sa/helloworld  direct            0.8 ms  2.1 ms  pass
+        east  west     20/60       0  cluster.local/ns/sample/sa/helloworld  127.31.0.1:15443  0.8 ms  2.1 ms  pass
+        west  east     20/60       0  cluster.local/ns/sample/sa/helloworld  direct            0.8 ms  2.1 ms  FAIL
+        west  west     20/60       0  cluster.local/ns/sample/sa/helloworld  direct            0.8 ms  2.1 ms  pass
+          west → east: went direct; a gateway was planned
+
+        MUST BE REFUSED   AT    SAW               VERDICT
+        plaintext client  west  connection reset  pass
+
+        ✗ not proven: 3 of 4 pairs pass, 1 of 1 refusals hold; 120 requests in 1.2 s
+        "#);
+        insta::assert_snapshot!(matrix(&screen, &report()), @r#"
+        FROM \ TO  east             west
+        east       ✓ direct 0.8 ms  ✓ gateway 0.8 ms
+        west       ✗ direct 0.8 ms  ✓ direct 0.8 ms
+        "#);
+    }
+
+    #[test]
+    fn a_report_is_test_results_too() {
+        insta::assert_snapshot!(junit(&report()), @r#"
+        <?xml version="1.0" encoding="UTF-8"?>
+        <testsuite name="stolos verify my&lt;mesh&gt;" tests="5" failures="1" time="1.234">
+          <testcase classname="pair" name="east to east"/>
+          <testcase classname="pair" name="east to west"/>
+          <testcase classname="pair" name="west to east"><failure message="went direct; a gateway was planned"/></testcase>
+          <testcase classname="pair" name="west to west"/>
+          <testcase classname="refusal" name="plaintext client at west"/>
+        </testsuite>
+        "#);
+    }
 }

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use crate::draft;
-use crate::mesh::{Mesh, Origin, Role};
+use crate::mesh::{Api, Mesh, Mtls, Origin, Role, Sample};
 use crate::name::like;
 use crate::problem::{Notes, Problems, SourceText};
 use crate::{MeshName, NetworkName, Reading};
@@ -73,7 +73,8 @@ pub fn base_yaml() -> &'static str {
      spec:\n  values:\n    security:\n      selfSigned: false\n    global:\n      mtls:\n        enabled: true\n"
 }
 
-/// A mesh as a native file.
+/// A mesh as a native file: its clusters and what differs from the defaults. A root of the user's own, an engine, a
+/// version and values are not written: nobody but the file's author decides those.
 #[must_use]
 pub fn mesh_yaml(mesh: &Mesh) -> String {
     let mut text = format!(
@@ -103,6 +104,28 @@ pub fn mesh_yaml(mesh: &Mesh) -> String {
         if let Role::Remote { primary } = &cluster.role {
             let _ = write!(text, "      controlPlane: {{primary: {}}}\n", scalar(primary.as_str()));
         }
+        match &cluster.api {
+            Some(Api::Server(server)) => {
+                let _ = write!(text, "      api: {{server: {}}}\n", scalar(server));
+            }
+            Some(Api::Tunnel) => text.push_str("      api: {via: tunnel}\n"),
+            None => {}
+        }
+    }
+    if mesh.mtls == Mtls::Permissive {
+        text.push_str("  mtls: permissive\n");
+    }
+    if mesh.expose != ["*.local"] {
+        let hosts: Vec<_> = mesh.expose.iter().map(|host| scalar(host)).collect();
+        let _ = write!(text, "  expose: [{}]\n", hosts.join(", "));
+    }
+    if !mesh.samples.is_empty() {
+        let name = |sample: &Sample| match sample {
+            Sample::Helloworld => "helloworld",
+            Sample::Sleep => "sleep",
+            Sample::Bookinfo => "bookinfo",
+        };
+        let _ = write!(text, "  samples: [{}]\n", mesh.samples.iter().map(name).collect::<Vec<_>>().join(", "));
     }
     text
 }

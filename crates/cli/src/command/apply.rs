@@ -10,7 +10,7 @@ use crate::command::plan::{SceneArgs, carried_out, planned, show};
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::input::{OutputArgs, SampleArgs};
-use crate::screen::{Screen, Tone, elapsed};
+use crate::screen::{Screen, Tone, count, elapsed};
 
 /// How a plan is carried out.
 #[derive(Args, Debug)]
@@ -103,12 +103,12 @@ async fn reach(
 /// Asks before anything is taken away. Where nobody can answer, what would go is listed and nothing is done.
 fn consent(plan: &Plan, screen: &Screen) -> Result<(), Failure> {
     let going: Vec<_> = plan.steps.iter().filter(|s| s.action == Action::Remove).collect();
-    match screen.ask(&format!("{} steps remove something. Go on?", going.len())) {
+    match screen.ask(&format!("{} something away. Go on?", takes(going.len()))) {
         Some(true) => Ok(()),
         Some(false) => Err(Failure::new("nothing was changed, as you said no")),
         None => {
             let list: Vec<_> = going.iter().map(|s| format!("- {}  {}", s.id, s.because)).collect();
-            Err(Failure::new(format!("{} steps remove something, and nobody can be asked", going.len()))
+            Err(Failure::new(format!("{} something away, and nobody can be asked", takes(going.len())))
                 .because(list.join("\n"))
                 .hint("`--yes` goes on without asking; `--dry-run` shows everything"))
         }
@@ -128,7 +128,8 @@ fn summary(plan: &Plan, report: &Report, screen: &Screen) -> String {
     text += &match carried_out(report) {
         Exit::Good if plan.is_empty() => format!("Nothing was written; what had to be waited for is there ({took}).\n"),
         Exit::Good => {
-            format!("{} {done} steps in {took}, {} writes.\n", screen.data_tone(Tone::Good, "✓ done:"), report.writes)
+            let writes = count(usize::try_from(report.writes).unwrap_or(usize::MAX), "write");
+            format!("{} {} in {took}, {writes}.\n", screen.data_tone(Tone::Good, "✓ done:"), count(done, "step"))
         }
         _ => format!(
             "{done} steps done, {} failed, {} not tried, in {took}. Run it again: what is done stays done.\n",
@@ -137,4 +138,8 @@ fn summary(plan: &Plan, report: &Report, screen: &Screen) -> String {
         ),
     };
     text
+}
+
+fn takes(steps: usize) -> String {
+    if steps == 1 { "1 step takes".to_owned() } else { format!("{steps} steps take") }
 }

@@ -4,7 +4,7 @@ use serde_json::json;
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::input::{ClusterArgs, MeshArgs, OutputArgs, clusters};
-use crate::screen::Screen;
+use crate::screen::{Screen, count};
 use crate::view;
 
 /// `stolos cert`
@@ -29,7 +29,7 @@ pub(crate) async fn run(command: CertCommand, screen: &Screen) -> Result<Exit, F
     let CertCommand::List(args) = command;
     let mesh = args.mesh.read(screen)?;
     let clusters = clusters(&mesh, &args.mesh, &args.clusters).await?;
-    screen.line(format!("Asking {} clusters", clusters.len()));
+    screen.line(format!("Asking {}", count(clusters.len(), "cluster")));
     let report = stolos_check::status(&mesh, &clusters).await;
     if args.output.output.is_document() {
         let list: Vec<_> = report

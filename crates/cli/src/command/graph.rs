@@ -4,7 +4,7 @@ use stolos_check::Format;
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::input::{ClusterArgs, MeshArgs, clusters};
-use crate::screen::{Output, Screen};
+use crate::screen::{Output, Screen, count};
 
 /// `stolos graph`
 #[derive(Args, Debug)]
@@ -35,7 +35,7 @@ enum Drawing {
 pub(crate) async fn run(args: GraphArgs, screen: &Screen) -> Result<Exit, Failure> {
     let mesh = args.mesh.read(screen)?;
     let clusters = clusters(&mesh, &args.mesh, &args.clusters).await?;
-    screen.line(format!("Asking {} clusters", clusters.len()));
+    screen.line(format!("Asking {}", count(clusters.len(), "cluster")));
     let status = stolos_check::status(&mesh, &clusters).await;
     match args.output {
         Drawing::Text => screen.data(&stolos_check::graph(&status, Format::Text)),

@@ -8,7 +8,7 @@ use stolos_spec::{MeshName, base_yaml, from_contexts, mesh_yaml, suggest_name, t
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::input::{ClusterArgs, StateArgs};
-use crate::screen::Screen;
+use crate::screen::{Screen, count};
 
 /// `stolos init`
 #[derive(Args, Debug)]
@@ -127,7 +127,8 @@ fn native(args: InitArgs, screen: &Screen) -> Result<Exit, Failure> {
         return Ok(Exit::Findings);
     }
     write(&args.output, &text, there)?;
-    screen.line(format!("wrote {path}: {} clusters on {} networks", mesh.clusters.len(), mesh.networks().len()));
+    let (clusters, networks) = (count(mesh.clusters.len(), "cluster"), count(mesh.networks().len(), "network"));
+    screen.line(format!("wrote {path}: {clusters} on {networks}"));
     if mesh.clusters.len() > 1 && contexts.iter().all(|(_, network)| network.is_none()) {
         screen.line("  all on one network: give those that cannot dial the others' pods a network of their own");
     }

@@ -10,7 +10,7 @@ use stolos_spec::{Mesh, Origin, Sample};
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::input::{ClusterArgs, MeshArgs, OutputArgs, SampleArgs, with_lab};
-use crate::screen::{Mark, Output, Screen};
+use crate::screen::{Mark, Output, Screen, count};
 
 /// What a plan is made from.
 #[derive(Args, Debug)]
@@ -66,7 +66,7 @@ impl SceneArgs {
 impl Scene {
     /// Looks at the clusters and decides.
     pub(crate) async fn plan(&self, goal: Goal, screen: &Screen, stop: &Stop) -> Result<Plan, Failure> {
-        screen.line(format!("Looking at {} clusters", self.mesh.clusters.len()));
+        screen.line(format!("Looking at {}", count(self.mesh.clusters.len(), "cluster")));
         let observed = tokio::select! {
             observed = observe(&self.mesh, &self.clusters, &self.state) => observed,
             () = stop.asked() => return Err(Failure::interrupted()),

@@ -3,7 +3,7 @@ use clap::Args;
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::input::{ClusterArgs, MeshArgs, OutputArgs, clusters};
-use crate::screen::Screen;
+use crate::screen::{Screen, count};
 use crate::view;
 
 /// `stolos status`
@@ -20,7 +20,7 @@ pub(crate) struct StatusArgs {
 pub(crate) async fn run(args: StatusArgs, screen: &Screen) -> Result<Exit, Failure> {
     let mesh = args.mesh.read(screen)?;
     let clusters = clusters(&mesh, &args.mesh, &args.clusters).await?;
-    screen.line(format!("Asking {} clusters", clusters.len()));
+    screen.line(format!("Asking {}", count(clusters.len(), "cluster")));
     let report = stolos_check::status(&mesh, &clusters).await;
     match args.output.output {
         output if output.is_document() => screen.document(output, &report)?,

@@ -9,7 +9,7 @@ use stolos_spec::Mesh;
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::input::{ClusterArgs, MeshArgs, clusters};
-use crate::screen::{Mark, Output, Screen};
+use crate::screen::{Mark, Output, Screen, count};
 use crate::view;
 
 /// `stolos verify`
@@ -84,7 +84,7 @@ pub(crate) async fn prove(
     screen: &Screen,
     stop: &Stop,
 ) -> Result<VerifyReport, Failure> {
-    screen.heading(format!("Proving {} pairs", clusters.len() * clusters.len()));
+    screen.heading(format!("Proving {}", count(clusters.len() * clusters.len(), "ordered pair")));
     let progress = screen.progress(None);
     let ready = |cluster: &str| format!("ready/{cluster}");
     let ask = |cluster: &str| format!("ask/{cluster}");
@@ -100,7 +100,7 @@ pub(crate) async fn prove(
         }
         News::Settled { cluster } => progress.note(&ask(&cluster), &format!("{cluster}: asking")),
         News::Asked { cluster, requests } => {
-            progress.end(&ask(&cluster), Mark::Done, &format!("{cluster}: sent {requests} requests"));
+            progress.end(&ask(&cluster), Mark::Done, &format!("{cluster}: sent {}", count(requests, "request")));
         }
         News::Cleaning => screen.line("  removing what verify brought along"),
     };

@@ -3,6 +3,7 @@
 mod files;
 mod help;
 mod init;
+mod plan;
 
 use std::ffi::OsStr;
 use std::path::Path;
