@@ -1,0 +1,206 @@
+//! The record of one request: what the log and the counters are told when it has ended, however it ended.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use http::request::Parts;
+use http::{HeaderMap, HeaderName, Method, Version};
+
+use crate::config::{Cluster, Host, Side};
+use crate::http::Connection;
+use crate::http::body::Tee;
+use crate::log;
+use crate::metrics::{Facts, Requests, Timestamp, Workload};
+use crate::pool::{self, About, Busy, Leased};
+
+/// One request and its response.
+pub(crate) struct Exchange {
+    pub(crate) connection: Arc<Connection>,
+    pub(crate) began: Instant,
+    start: Timestamp,
+    method: Method,
+    path: String,
+    pub(crate) authority: String,
+    version: Version,
+    grpc: bool,
+    request: HeaderMap,
+    response: HeaderMap,
+    first_byte: Option<Duration>,
+    pub(crate) code: u16,
+    pub(crate) flags: &'static str,
+    pub(crate) details: &'static str,
+    pub(crate) failure: String,
+    pub(crate) tee: Option<Arc<Tee>>,
+    pub(crate) cluster: Option<Arc<Cluster>>,
+    pub(crate) cluster_name: String,
+    pub(crate) host: Option<Arc<Host>>,
+    pub(crate) about: Option<About>,
+    pub(crate) route: String,
+    pub(crate) attempts: u32,
+    pub(crate) leased: Option<Leased>,
+    pub(crate) busy: Option<Busy>,
+    finished: bool,
+}
+
+impl Exchange {
+    pub(crate) fn begin(connection: &Arc<Connection>, parts: &Parts, authority: String) -> Box<Self> {
+        let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
+        let content = parts.headers.get(http::header::CONTENT_TYPE);
+        Box::new(Self {
+            connection: Arc::clone(connection),
+            began: Instant::now(),
+            start: Timestamp::now(),
+            method: parts.method.clone(),
+            path: path.to_owned(),
+            authority,
+            version: parts.version,
+            grpc: content.is_some_and(|value| value.as_bytes().starts_with(b"application/grpc")),
+            request: HeaderMap::new(),
+            response: HeaderMap::new(),
+            first_byte: None,
+            code: 0,
+            flags: "",
+            details: "",
+            failure: String::new(),
+            tee: None,
+            cluster: None,
+            cluster_name: String::new(),
+            host: None,
+            about: None,
+            route: String::new(),
+            attempts: 0,
+            leased: None,
+            busy: None,
+            finished: false,
+        })
+    }
+
+    /// Keeps what the log will show of the request's headers.
+    pub(crate) fn keep_request(&mut self, headers: &HeaderMap) {
+        self.request = kept(headers, &self.connection.http.logged.request);
+    }
+
+    /// Keeps what the log will show of the response.
+    pub(crate) fn keep_response(&mut self, code: u16, headers: &HeaderMap) {
+        self.code = code;
+        self.first_byte = Some(self.began.elapsed());
+        self.response = kept(headers, &self.connection.http.logged.response);
+    }
+
+    /// The host ended before its response did.
+    pub(crate) fn upstream_broke(&mut self) {
+        if self.leased.take().is_some() {
+            self.flags = "UPE";
+        }
+    }
+
+    /// Ends the exchange. A connection whose exchange is complete can serve the next.
+    pub(crate) fn finish(mut self: Box<Self>, sent: u64, complete: bool) {
+        self.end(sent, complete);
+    }
+
+    fn end(&mut self, sent: u64, complete: bool) {
+        if std::mem::replace(&mut self.finished, true) {
+            return;
+        }
+        if let (true, Some(leased), Some(host)) = (complete, self.leased.take(), &self.host) {
+            pool::give_back(host, leased.sender, leased.about);
+        }
+        self.busy = None;
+        if !complete && self.flags.is_empty() {
+            self.flags = "DC";
+        }
+        let duration = self.began.elapsed();
+        self.requests().add(duration);
+        let http = &self.connection.http;
+        if !http.log.is_empty() {
+            let entry = self.entry(sent, duration);
+            log::write(&http.log, &self.connection.shared.output, &entry);
+        }
+    }
+
+    fn entry(&self, sent: u64, duration: Duration) -> log::Entry<'_> {
+        let about = self.about.as_ref();
+        log::Entry {
+            start: self.start,
+            duration,
+            first_byte: self.first_byte,
+            method: self.method.as_str(),
+            path: &self.path,
+            authority: &self.authority,
+            protocol: match self.version {
+                Version::HTTP_10 => "HTTP/1.0",
+                Version::HTTP_2 => "HTTP/2",
+                _ => "HTTP/1.1",
+            },
+            request: Some(&self.request),
+            response: Some(&self.response),
+            code: self.code,
+            flags: self.flags,
+            details: self.details,
+            failure: &self.failure,
+            received: self.tee.as_ref().map_or(0, |tee| tee.received()),
+            sent,
+            upstream_host: self.host.as_ref().map(|host| &*host.text).unwrap_or_default(),
+            upstream_cluster: &self.cluster_name,
+            upstream_local: about.and_then(|about| about.local),
+            upstream_uri: about.and_then(|about| about.peer.as_deref()).unwrap_or_default(),
+            route: &self.route,
+            attempts: self.attempts,
+            ..self.connection.arrived.entry()
+        }
+    }
+
+    fn requests(&self) -> Requests {
+        let (connection, shared) = (&self.connection, &self.connection.shared);
+        let find = || {
+            let identity = shared.identity.load();
+            let own = identity.as_ref().map(|identity| &*identity.uri).unwrap_or_default();
+            let unknown = Workload::default();
+            let service = self.cluster.as_ref().map(|cluster| cluster.service.clone()).unwrap_or_default();
+            let client = connection.arrived.peer.as_ref().map(|peer| &*peer.uri);
+            let host = self.about.as_ref().and_then(|about| about.peer.as_deref());
+            let common = Facts {
+                reporter: "source",
+                source: &shared.local,
+                source_principal: own,
+                destination: self.host.as_ref().map_or(&unknown, |host| &host.workload),
+                destination_principal: host.unwrap_or_default(),
+                service: &service,
+                protocol: if self.grpc { "grpc" } else { "http" },
+                code: Some(self.code),
+                flags: self.flags,
+                security: "unknown",
+            };
+            match connection.http.side {
+                Side::Outbound => shared.metrics.requests(&common),
+                Side::Inbound => shared.metrics.requests(&Facts {
+                    reporter: "destination",
+                    source: &unknown,
+                    source_principal: client.unwrap_or_default(),
+                    destination: &shared.local,
+                    destination_principal: own,
+                    security: if client.is_some() { "mutual_tls" } else { "none" },
+                    ..common
+                }),
+            }
+        };
+        match (connection.http.side, &self.host) {
+            (_, None) => find(),
+            (_, Some(_)) if self.grpc => find(),
+            (Side::Outbound, Some(host)) => host.series.get(self.code, self.flags, find),
+            (Side::Inbound, Some(_)) => connection.series.get(self.code, self.flags, find),
+        }
+    }
+}
+
+impl Drop for Exchange {
+    /// The client went away before there was a response.
+    fn drop(&mut self) {
+        self.end(0, false);
+    }
+}
+
+fn kept(headers: &HeaderMap, names: &[HeaderName]) -> HeaderMap {
+    names.iter().filter_map(|name| Some((name.clone(), headers.get(name)?.clone()))).collect()
+}

@@ -1,0 +1,158 @@
+//! What a proxy does to headers. Pure.
+
+use http::header::{self, HeaderName, HeaderValue};
+use http::{HeaderMap, Method, StatusCode};
+
+use crate::config::ForwardCert;
+use crate::tls::Peer;
+
+pub(crate) static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+pub(crate) static FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+pub(crate) static CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
+pub(crate) static ATTEMPT_COUNT: HeaderName = HeaderName::from_static("x-envoy-attempt-count");
+pub(crate) static SERVICE_TIME: HeaderName = HeaderName::from_static("x-envoy-upstream-service-time");
+static KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+static PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+
+/// Removes what concerns one connection only, and what the `connection` header names.
+pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap) {
+    if let Some(connection) = headers.remove(header::CONNECTION) {
+        for name in connection.to_str().unwrap_or_default().split(',') {
+            let name = name.trim();
+            // `close` and `keep-alive` are not headers; a name that is not one cannot be there.
+            if let Ok(name) = HeaderName::from_bytes(name.as_bytes())
+                && !matches!(name.as_str(), "host" | "content-length" | "x-forwarded-client-cert" | "x-forwarded-proto")
+            {
+                headers.remove(name);
+            }
+        }
+    }
+    for name in [&KEEP_ALIVE, &PROXY_CONNECTION, &header::TRANSFER_ENCODING, &header::UPGRADE] {
+        headers.remove(name);
+    }
+    // Of `te` only `trailers` concerns the other end.
+    if headers.get(header::TE).is_some_and(|te| te != "trailers") {
+        headers.remove(header::TE);
+    }
+}
+
+/// The protocol a request wants to go over to.
+pub(crate) fn upgrade(method: &Method, headers: &HeaderMap) -> Option<String> {
+    let asked = headers.get(header::CONNECTION)?.to_str().ok()?;
+    let asked = asked.split(',').any(|token| token.trim().eq_ignore_ascii_case("upgrade"));
+    let to = headers.get(header::UPGRADE)?.to_str().ok()?.to_ascii_lowercase();
+    (asked && *method != Method::CONNECT && to != "h2c").then_some(to)
+}
+
+/// Who the client is, as `x-forwarded-client-cert` says it.
+pub(crate) fn client_cert(own: &str, peer: &Peer) -> Option<HeaderValue> {
+    let subject = peer.subject.replace('\\', "\\\\").replace('"', "\\\"");
+    let text = format!("By={own};Hash={};Subject=\"{subject}\";URI={}", peer.hash, peer.uri);
+    HeaderValue::from_str(&text).ok()
+}
+
+/// Brings `x-forwarded-client-cert` in line. `current` is the client of this connection, if it showed who it is.
+pub(crate) fn forward_client_cert(headers: &mut HeaderMap, how: ForwardCert, current: Option<&HeaderValue>) {
+    if how == ForwardCert::Always {
+        return;
+    }
+    let Some(current) = current else {
+        // Whoever does not show who it is cannot say who others are.
+        headers.remove(&CLIENT_CERT);
+        return;
+    };
+    match how {
+        ForwardCert::Sanitize => drop(headers.remove(&CLIENT_CERT)),
+        ForwardCert::Set => drop(headers.insert(&CLIENT_CERT, current.clone())),
+        ForwardCert::Append => {
+            let before = headers.get(&CLIENT_CERT).map(|value| value.as_bytes().to_vec());
+            let value = match before {
+                Some(before) => HeaderValue::from_bytes(&[&before, &b","[..], current.as_bytes()].concat()).ok(),
+                None => Some(current.clone()),
+            };
+            if let Some(value) = value {
+                headers.insert(&CLIENT_CERT, value);
+            }
+        }
+        ForwardCert::Forward | ForwardCert::Always => {}
+    }
+}
+
+/// What the proxy itself answers, with the flag and the words Envoy uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Local {
+    pub(crate) status: StatusCode,
+    pub(crate) flags: &'static str,
+    pub(crate) details: &'static str,
+    pub(crate) body: &'static str,
+}
+
+const fn local(status: StatusCode, flags: &'static str, details: &'static str, body: &'static str) -> Local {
+    Local { status, flags, details, body }
+}
+
+pub(crate) const NO_ROUTE: Local = local(StatusCode::NOT_FOUND, "NR", "route_not_found", "");
+pub(crate) const BAD_REQUEST: Local = local(StatusCode::BAD_REQUEST, "DPE", "bad_request", "Bad Request");
+pub(crate) const DENIED: Local =
+    local(StatusCode::FORBIDDEN, "", "rbac_access_denied_matched_policy[none]", "RBAC: access denied");
+pub(crate) const NO_CLUSTER: Local = local(StatusCode::SERVICE_UNAVAILABLE, "NC", "cluster_not_found", "");
+pub(crate) const NO_HOST: Local =
+    local(StatusCode::SERVICE_UNAVAILABLE, "UH", "no_healthy_upstream", "no healthy upstream");
+pub(crate) const OVERFLOW: Local = local(
+    StatusCode::SERVICE_UNAVAILABLE,
+    "UO",
+    "overflow",
+    "upstream connect error or disconnect/reset before headers. reset reason: overflow",
+);
+pub(crate) const NO_CONNECTION: Local = local(
+    StatusCode::SERVICE_UNAVAILABLE,
+    "UF",
+    "upstream_reset_before_response_started{connection_failure}",
+    "upstream connect error or disconnect/reset before headers. reset reason: connection failure",
+);
+pub(crate) const RESET: Local = local(
+    StatusCode::SERVICE_UNAVAILABLE,
+    "UC",
+    "upstream_reset_before_response_started{connection_termination}",
+    "upstream connect error or disconnect/reset before headers. reset reason: connection termination",
+);
+pub(crate) const TIMEOUT: Local =
+    local(StatusCode::GATEWAY_TIMEOUT, "UT", "response_timeout", "upstream request timeout");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(rows: &[(&'static str, &'static str)]) -> HeaderMap {
+        let row = |(name, value): &(&'static str, &'static str)| {
+            (HeaderName::from_static(name), HeaderValue::from_static(value))
+        };
+        rows.iter().map(row).collect()
+    }
+
+    #[test]
+    fn what_concerns_one_connection_goes_no_further() {
+        let mut map = headers(&[
+            ("connection", "close, x-mine"),
+            ("x-mine", "1"),
+            ("keep-alive", "5"),
+            ("transfer-encoding", "chunked"),
+            ("te", "trailers"),
+            ("host", "a"),
+        ]);
+        remove_hop_by_hop(&mut map);
+        assert_eq!(map, headers(&[("te", "trailers"), ("host", "a")]));
+    }
+
+    #[test]
+    fn a_client_is_appended_and_a_liar_is_silenced() {
+        let peer = Peer { uri: "spiffe://td/ns/a/sa/b".into(), hash: "ab".into(), subject: String::new() };
+        let current = client_cert("spiffe://td/ns/c/sa/d", &peer).unwrap();
+        let mut map = headers(&[("x-forwarded-client-cert", "By=x")]);
+        forward_client_cert(&mut map, ForwardCert::Append, Some(&current));
+        insta::assert_snapshot!(map[&CLIENT_CERT].to_str().unwrap(),
+            @r#"By=x,By=spiffe://td/ns/c/sa/d;Hash=ab;Subject="";URI=spiffe://td/ns/a/sa/b"#);
+        forward_client_cert(&mut map, ForwardCert::Append, None);
+        assert!(map.is_empty());
+    }
+}

@@ -1,0 +1,298 @@
+//! Connections to hosts: made within a time limit, kept while they are of use, never more than the cluster allows.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use stolos_serve::Stream;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio_rustls::client::TlsStream;
+
+use crate::config::{Cluster, Host, Transport};
+use crate::http::body::RequestBody;
+use crate::state::Shared;
+use crate::tls::{Peer, Use};
+
+/// The most idle connections kept to one host.
+const MOST_IDLE: usize = 256;
+/// How long a connection is kept without use.
+pub(crate) const IDLE: Duration = Duration::from_secs(60);
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error("connection failure: {0}")]
+    Dial(#[source] io::Error),
+    #[error("connection timeout")]
+    Timeout,
+    #[error("TLS error: {0}")]
+    Tls(#[from] crate::tls::Error),
+    #[error("overflow")]
+    Overflow,
+    #[error("the proxy would dial itself")]
+    Loop,
+    #[error("HTTP handshake failed: {0}")]
+    Http(#[source] hyper::Error),
+}
+
+/// A connection to a host.
+pub(crate) enum Wire {
+    Plain(Stream),
+    Tls(Box<TlsStream<Stream>>),
+}
+
+/// A connection to a host, and who is at its other end.
+pub(crate) struct Connected {
+    pub(crate) wire: Wire,
+    pub(crate) local: Option<SocketAddr>,
+    pub(crate) peer: Option<Arc<str>>,
+    pub(crate) permit: Permit,
+}
+
+/// One of the connections a cluster may have.
+pub(crate) struct Permit(Arc<Cluster>);
+
+impl Permit {
+    fn take(cluster: &Arc<Cluster>) -> Option<Self> {
+        if cluster.connections.fetch_add(1, Ordering::Relaxed) >= cluster.max_connections {
+            cluster.connections.fetch_sub(1, Ordering::Relaxed);
+            return None;
+        }
+        Some(Self(Arc::clone(cluster)))
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.0.connections.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// One of the requests or connections a host has open.
+pub(crate) struct Busy(Arc<Host>);
+
+impl Busy {
+    pub(crate) fn with(host: &Arc<Host>) -> Self {
+        host.active.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(host))
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.active.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Connects to `host` within the cluster's connect timeout, handshake included.
+pub(crate) async fn connect(
+    shared: &Shared,
+    cluster: &Arc<Cluster>,
+    host: &Host,
+    usage: Use,
+) -> Result<Connected, Error> {
+    if shared.is_own(host.address) {
+        return Err(Error::Loop);
+    }
+    let permit = Permit::take(cluster).ok_or(Error::Overflow)?;
+    let connecting = async {
+        let stream = shared.net.dial(host.address).await.map_err(Error::Dial)?;
+        let local = stream.local_addr().ok();
+        let Transport::Tls(tls) = &host.transport else {
+            return Ok(Connected { wire: Wire::Plain(stream), local, peer: None, permit });
+        };
+        let identity = shared.identity.load_full();
+        let tls = tls.connect(stream, usage, identity.as_deref()).await?;
+        let peer = Peer::of(tls.get_ref().1.peer_certificates()).map(|peer| peer.uri);
+        Ok(Connected { wire: Wire::Tls(Box::new(tls)), local, peer, permit })
+    };
+    tokio::time::timeout(cluster.connect_timeout, connecting).await.unwrap_or(Err(Error::Timeout))
+}
+
+/// The sending half of an HTTP connection.
+pub(crate) enum Sender {
+    Http1(http1::SendRequest<RequestBody>),
+    Http2(http2::SendRequest<RequestBody>),
+}
+
+impl Sender {
+    fn is_closed(&self) -> bool {
+        match self {
+            Self::Http1(sender) => sender.is_closed(),
+            Self::Http2(sender) => sender.is_closed(),
+        }
+    }
+
+    fn speaks(&self, usage: Use) -> bool {
+        matches!((self, usage), (Self::Http1(_), Use::Http1) | (Self::Http2(_), Use::Http2))
+    }
+}
+
+/// What is known of an HTTP connection while it lives.
+#[derive(Clone)]
+pub(crate) struct About {
+    pub(crate) local: Option<SocketAddr>,
+    pub(crate) peer: Option<Arc<str>>,
+}
+
+/// An HTTP connection nobody uses.
+pub(crate) struct Idle {
+    sender: Sender,
+    about: About,
+    since: Instant,
+}
+
+/// An HTTP connection in use.
+pub(crate) struct Leased {
+    pub(crate) sender: Sender,
+    pub(crate) about: About,
+    /// Whether it has served before, and so may just be closing.
+    pub(crate) reused: bool,
+}
+
+/// An HTTP connection to `host`: a kept one, or a new one.
+pub(crate) async fn lease(
+    shared: &Arc<Shared>,
+    cluster: &Arc<Cluster>,
+    host: &Arc<Host>,
+    usage: Use,
+) -> Result<Leased, Error> {
+    while let Some(mut idle) = take(host, usage) {
+        let ready = match &mut idle.sender {
+            Sender::Http1(sender) if sender.is_ready() => true,
+            // Its last response has just ended, and the connection is about to notice.
+            Sender::Http1(sender) => {
+                matches!(tokio::time::timeout(Duration::from_millis(5), sender.ready()).await, Ok(Ok(())))
+            }
+            Sender::Http2(sender) => sender.is_ready(),
+        };
+        if ready {
+            return Ok(Leased { sender: idle.sender, about: idle.about, reused: true });
+        }
+    }
+    let connected = connect(shared, cluster, host, usage).await?;
+    let about = About { local: connected.local, peer: connected.peer };
+    let sender = start(shared, connected.wire, connected.permit, usage).await?;
+    if let Sender::Http2(sender) = &sender {
+        // Shared at once: streams are many, the connection is one.
+        let kept = Idle { sender: Sender::Http2(sender.clone()), about: about.clone(), since: Instant::now() };
+        host.idle().push_back(kept);
+    }
+    Ok(Leased { sender, about, reused: false })
+}
+
+/// Keeps a connection for the next request.
+pub(crate) fn give_back(host: &Host, sender: Sender, about: About) {
+    // An HTTP/2 connection has been kept since it was made.
+    if matches!(sender, Sender::Http2(_)) || sender.is_closed() || host.retired.load(Ordering::Acquire) {
+        return;
+    }
+    let mut idle = host.idle();
+    if idle.len() < MOST_IDLE {
+        idle.push_back(Idle { sender, about, since: Instant::now() });
+    }
+}
+
+/// The most recently used connection, so that the others can grow old.
+fn take(host: &Host, usage: Use) -> Option<Idle> {
+    let mut idle = host.idle();
+    idle.retain(|kept| !kept.sender.is_closed());
+    let at = idle.iter().rposition(|kept| kept.sender.speaks(usage))?;
+    if let Sender::Http2(sender) = &idle[at].sender {
+        let (sender, about) = (Sender::Http2(sender.clone()), idle[at].about.clone());
+        idle[at].since = Instant::now();
+        return Some(Idle { sender, about, since: Instant::now() });
+    }
+    idle.remove(at)
+}
+
+/// Closes what has not been used for [`IDLE`].
+pub(crate) fn close_old(host: &Host, now: Instant) {
+    let busy = host.active.load(Ordering::Relaxed) > 0;
+    host.idle().retain(|kept| {
+        let young = now.duration_since(kept.since) < IDLE;
+        !kept.sender.is_closed() && (young || (busy && matches!(kept.sender, Sender::Http2(_))))
+    });
+}
+
+async fn start(shared: &Arc<Shared>, wire: Wire, permit: Permit, usage: Use) -> Result<Sender, Error> {
+    let io = TokioIo::new(wire);
+    if usage == Use::Http2 {
+        let mut builder = http2::Builder::new(TokioExecutor::new());
+        builder.timer(TokioTimer::new()).adaptive_window(true).keep_alive_interval(Some(Duration::from_secs(30)));
+        let (sender, connection) = builder.handshake(io).await.map_err(Error::Http)?;
+        shared.tasks.spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "upstream connection ended");
+            }
+            drop(permit);
+        });
+        return Ok(Sender::Http2(sender));
+    }
+    let mut builder = http1::Builder::new();
+    builder.max_buf_size(64 * 1024);
+    let (sender, connection) = builder.handshake(io).await.map_err(Error::Http)?;
+    shared.tasks.spawn(async move {
+        if let Err(error) = connection.with_upgrades().await {
+            tracing::debug!(%error, "upstream connection ended");
+        }
+        drop(permit);
+    });
+    Ok(Sender::Http1(sender))
+}
+
+impl AsyncRead for Wire {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
+            Self::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Wire {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_write(cx, buf),
+            Self::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Self::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match self {
+            Self::Plain(stream) => stream.is_write_vectored(),
+            Self::Tls(stream) => stream.is_write_vectored(),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}

@@ -1,0 +1,5 @@
+//! The proxy over real sockets, driven by hand-made resources.
+
+mod gateway;
+mod sidecar;
+mod world;
