@@ -16,7 +16,7 @@ pub(crate) async fn follow(agent: &AgentHandle, mut store: Store) {
     let mut taken = Snapshot::default();
     loop {
         if let Some(new) = identity.borrow_and_update().clone() {
-            store.set_identity(new.credentials.clone(), new.roots.clone());
+            store.set_identity(new);
         }
         loop {
             let wanted = resources.borrow_and_update().clone();

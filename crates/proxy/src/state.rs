@@ -7,7 +7,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
-use stolos_pki::{Credentials, Roots};
 use stolos_serve::{Container, Net, Output, Stop};
 use stolos_xds::envoy::config::cluster::v3::Cluster as ClusterMessage;
 use stolos_xds::envoy::config::endpoint::v3::ClusterLoadAssignment;
@@ -171,10 +170,10 @@ impl Store {
     }
 
     /// Sets who the workload is and whom it trusts. Connections that exist go on; new ones use it.
-    pub fn set_identity(&mut self, credentials: Credentials, roots: Roots) {
+    pub fn set_identity(&mut self, of: Arc<crate::agent::Identity>) {
         self.generation += 1;
-        let uri = credentials.leaf().uris().first().map(|uri| Arc::from(uri.as_str())).unwrap_or_default();
-        let identity = Identity { credentials, roots, uri, generation: self.generation };
+        let uri = of.credentials.leaf().uris().first().map(|uri| Arc::from(uri.as_str())).unwrap_or_default();
+        let identity = Identity { of, uri, generation: self.generation };
         self.shared.identity.store(Some(Arc::new(identity)));
         self.note_completeness();
     }

@@ -10,13 +10,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rustls::{ClientConfig, ServerConfig};
 use rustls_pki_types::ServerName;
 use stolos_pki::tls::{ClientAuth, Peers};
-use stolos_pki::{Credentials, Roots};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 /// Who this workload is, and whom it trusts.
 pub(crate) struct Identity {
-    pub(crate) credentials: Credentials,
-    pub(crate) roots: Roots,
+    pub(crate) of: Arc<crate::agent::Identity>,
     /// Its own URI.
     pub(crate) uri: Arc<str>,
     /// Grows with every renewal.
@@ -98,8 +96,8 @@ impl Upstream {
             }
             Use::Http1 | Use::Http2 => self.alpn.iter().map(String::as_bytes).collect(),
         };
-        let own = self.own.then_some(&identity.credentials);
-        let config = stolos_pki::tls::client(own, &identity.roots, self.peers.clone(), &offered)?;
+        let own = self.own.then_some(&identity.of.credentials);
+        let config = stolos_pki::tls::client(own, &identity.of.roots, self.peers.clone(), &offered)?;
         made.insert(usage, (identity.generation, Arc::clone(&config)));
         Ok(config)
     }
@@ -154,7 +152,7 @@ impl Downstream {
         {
             return Ok(Arc::clone(config));
         }
-        let (roots, peers) = (identity.roots.clone(), self.peers.clone());
+        let (roots, peers) = (identity.of.roots.clone(), self.peers.clone());
         let clients = match self.clients {
             Clients::Unasked => ClientAuth::None,
             Clients::May => ClientAuth::Optional(roots, peers),
@@ -164,7 +162,7 @@ impl Downstream {
             true => self.alpn.iter().map(String::as_bytes).collect(),
             false => Vec::new(),
         };
-        let config = stolos_pki::tls::server(&identity.credentials, clients, &alpn)?;
+        let config = stolos_pki::tls::server(&identity.of.credentials, clients, &alpn)?;
         *slot = Some((identity.generation, Arc::clone(&config)));
         Ok(config)
     }
