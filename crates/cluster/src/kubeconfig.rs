@@ -180,4 +180,46 @@ mod tests {
             assert_eq!(refused.to_string(), format!("the kubeconfig is refused: {why}"));
         }
     }
+
+    mod whatever_it_is_it_does_not_panic {
+        use super::*;
+        use proptest::prelude::*;
+
+        /// Texts that are YAML now and then: pieces of kubeconfigs in any order, and anything in between.
+        fn pieces() -> impl Strategy<Value = String> {
+            let piece = prop_oneof![
+                Just("apiVersion: v1\nkind: Config\n".to_owned()),
+                Just(
+                    "clusters: [{name: c, cluster: {server: 'https://h', certificate-authority-data: '####'}}]\n"
+                        .to_owned()
+                ),
+                Just("contexts:\n- {name: c, context: {cluster: c, user: nobody}}\n".to_owned()),
+                Just("current-context: c\n".to_owned()),
+                Just("users:\n- name: c\n  user: {token: 7}\n".to_owned()),
+                "\\PC{0,40}",
+            ];
+            proptest::collection::vec(piece, 0..6).prop_map(|pieces| pieces.concat())
+        }
+
+        proptest! {
+            #[test]
+            fn in_a_remote_secret(text in pieces()) {
+                let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+                let _ = runtime.block_on(from_kubeconfig_text(&text));
+            }
+
+            #[test]
+            fn in_a_file(bytes in proptest::collection::vec(any::<u8>(), 0..200), text in pieces()) {
+                let folder = tempfile::tempdir().unwrap();
+                let path = folder.path().join("config");
+                for content in [bytes.as_slice(), text.as_bytes()] {
+                    std::fs::write(&path, content).unwrap();
+                    if let Ok(found) = Kubeconfig::find(Some(&path), None) {
+                        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+                        let _ = runtime.block_on(found.context("c"));
+                    }
+                }
+            }
+        }
+    }
 }
