@@ -6,6 +6,7 @@
 //!
 //! Start at [`Server`]; what is sent when is decided in `session`, without any I/O.
 
+mod changes;
 #[cfg(test)]
 mod laws;
 mod session;
@@ -29,6 +30,7 @@ use tonic::{Code, Request, Response, Streaming};
 use crate::envoy::config::core::v3::Node;
 use crate::envoy::service::discovery::v3 as discovery;
 use crate::version::Snapshot;
+use changes::Changes;
 use discovery::aggregated_discovery_service_server::{AggregatedDiscoveryService, AggregatedDiscoveryServiceServer};
 use session::{Answer, Ask, Heard, Mode, Session};
 
@@ -101,6 +103,7 @@ pub struct Server<S> {
 struct Shared<S> {
     source: Arc<S>,
     register: Register,
+    changes: Arc<Changes>,
     connections: AtomicU64,
     stop: Stop,
     tasks: TaskTracker,
@@ -115,8 +118,14 @@ impl<S> Clone for Server<S> {
 impl<S: Source> Server<S> {
     /// A server of what `source` says. Its streams end at `stop`.
     pub fn new(source: Arc<S>, stop: Stop) -> Self {
-        let (register, tasks) = (Register::default(), TaskTracker::new());
-        let shared = Shared { source, register, connections: AtomicU64::new(0), stop, tasks };
+        let shared = Shared {
+            source,
+            register: Register::default(),
+            changes: Arc::default(),
+            connections: AtomicU64::new(0),
+            stop,
+            tasks: TaskTracker::new(),
+        };
         Self { shared: Arc::new(shared) }
     }
 
@@ -179,9 +188,13 @@ impl<S: Source> Shared<S> {
         };
         let connection = self.connections.fetch_add(1, Ordering::Relaxed) + 1;
         let proxy = Proxy { connection, node, metadata, extensions };
-        let mut snapshots = self.source.connect(&proxy).await?;
+        let mut snapshots = tokio::select! {
+            connected = self.source.connect(&proxy) => connected?,
+            () = self.stop.asked() => return Err(tonic::Status::unavailable("shutting down")),
+            () = responses.closed() => return Ok(()),
+        };
         let book = self.register.enter(&proxy);
-        let mut session = Session::new(P::MODE, connection);
+        let mut session = Session::new(P::MODE, connection, Arc::clone(&self.changes));
         session.snapshot(Arc::clone(&snapshots.borrow_and_update()));
         self.hear(&proxy, &book, &mut session, P::ask(first));
 

@@ -86,7 +86,7 @@ struct World {
 impl World {
     fn new() -> Self {
         let mut world = Self {
-            server: Session::new(Mode::Delta, 0),
+            server: Session::new(Mode::Delta, 0, Arc::default()),
             client: Client::new(vec![CLUSTER.into(), LISTENER.into()]),
             now: Arc::default(),
             versions: 0,
@@ -126,7 +126,7 @@ impl World {
                 self.to_server.clear();
                 self.to_client.clear();
                 self.connections += 1;
-                self.server = Session::new(Mode::Delta, self.connections);
+                self.server = Session::new(Mode::Delta, self.connections, Arc::default());
                 self.server.snapshot(Arc::clone(&self.now));
                 self.client.open(Node::default());
             }
@@ -177,7 +177,7 @@ proptest! {
     fn so_does_one_of_the_state_of_the_world(states in proptest::collection::vec(
         proptest::collection::btree_map((0..4_usize, 0..4_u8), 0..3_u8, 0..10), 1..8,
     )) {
-        let mut server = Session::new(Mode::Whole, 1);
+        let mut server = Session::new(Mode::Whole, 1, Arc::default());
         let mut held: BTreeMap<String, BTreeMap<String, Vec<u8>>> = BTreeMap::new();
         let mut asked: BTreeMap<String, Vec<String>> = BTreeMap::new();
         let mut last = Arc::new(Snapshot::default());

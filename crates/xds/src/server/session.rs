@@ -14,6 +14,7 @@ use std::collections::BTreeMap;
 use std::iter::Peekable;
 use std::sync::Arc;
 
+use super::changes::Changes;
 use crate::message::{CLUSTER, ENDPOINT, LISTENER, ORDER, ROUTE, SECRET};
 use crate::version::{Resource, Resources, Snapshot};
 
@@ -72,6 +73,7 @@ pub(super) enum Heard {
 pub(super) struct Session {
     mode: Mode,
     connection: u64,
+    changes: Arc<Changes>,
     snapshot: Arc<Snapshot>,
     types: BTreeMap<Arc<str>, Subscription>,
     nonces: u64,
@@ -89,7 +91,7 @@ struct Subscription {
     under_way: Option<(String, Arc<str>)>,
     /// The nonce of the last response on this stream, if there was one.
     last: Option<String>,
-    /// The resources that the entries were last found to agree with, until something stirs.
+    /// The resources that the entries are known to agree with: as sent, if not yet as taken.
     agreed: Option<Arc<Resources>>,
 }
 
@@ -112,10 +114,11 @@ enum Held {
 }
 
 impl Session {
-    pub(super) fn new(mode: Mode, connection: u64) -> Self {
+    pub(super) fn new(mode: Mode, connection: u64, changes: Arc<Changes>) -> Self {
         Self {
             mode,
             connection,
+            changes,
             snapshot: Arc::default(),
             types: BTreeMap::new(),
             nonces: 0,
@@ -234,10 +237,11 @@ impl Session {
         let nothing = Arc::default();
         let resources = self.snapshot.get(url).unwrap_or(&nothing);
         let state = self.types.get_mut(url)?;
-        if state.agreed.as_ref().is_some_and(|agreed| Arc::ptr_eq(agreed, resources)) {
-            return None;
-        }
-        let found = state.compare(resources, removals);
+        let found = match &state.agreed {
+            Some(agreed) if Arc::ptr_eq(agreed, resources) => return None,
+            Some(agreed) => state.compare_some(&self.changes.between(agreed, resources), resources, removals),
+            None => state.compare(resources, removals),
+        };
         let first = state.last.is_none() && state.wildcard;
         if self.mode == Mode::Whole && !state.wildcard && !replaces(url) && found.changed.is_empty() {
             // There is no way to say that an endpoint or a route is gone or never was.
@@ -245,12 +249,13 @@ impl Session {
             state.agreed = Some(Arc::clone(resources));
             return None;
         }
+        // Whatever is sent now is all there is, or else the next comparison is of everything.
+        let agreed = (!found.postponed).then(|| Arc::clone(resources));
         if found.is_empty() && !first {
-            if !found.postponed {
-                state.agreed = Some(Arc::clone(resources));
-            }
+            state.agreed = agreed.or(state.agreed.take());
             return None;
         }
+        state.agreed = agreed;
         self.nonces += 1;
         let nonce = format!("{}-{}", self.connection, self.nonces);
         state.take_as_sent(&found);
@@ -386,23 +391,42 @@ impl Subscription {
         let mut found = Difference::default();
         let (mut have, mut want) = (self.entries.iter().peekable(), resources.iter().peekable());
         while let Some(side) = next_side(&mut have, &mut want) {
-            match side {
-                Side::Both((_, entry), resource) => {
-                    if !matches!(&entry.held, Held::At(version) if same(version, &resource.version)) {
-                        found.changed.push(Arc::clone(resource));
-                    }
-                }
-                Side::Want(resource) if self.wildcard => found.changed.push(Arc::clone(resource)),
-                Side::Want(_) => {}
-                Side::Have((name, entry)) => match &entry.held {
-                    Held::Absent => {}
-                    Held::Unsent => found.missing.push(Arc::clone(name)),
-                    Held::At(_) if *removals == Removals::Now => found.removed.push(Arc::clone(name)),
-                    Held::At(_) => found.postponed = true,
-                },
-            }
+            self.judge(side, removals, &mut found);
         }
         found
+    }
+
+    /// The same for a few names, when the others are known to agree.
+    fn compare_some(&self, names: &[Arc<str>], resources: &Resources, removals: &Removals) -> Difference {
+        let mut found = Difference::default();
+        for name in names {
+            let side = match (self.entries.get_key_value(name), resources.get(name)) {
+                (Some(entry), Some(resource)) => Side::Both(entry, resource),
+                (Some(entry), None) => Side::Have(entry),
+                (None, Some(resource)) => Side::Want(resource),
+                (None, None) => continue,
+            };
+            self.judge(side, removals, &mut found);
+        }
+        found
+    }
+
+    fn judge(&self, side: Side<Had<'_>, &Arc<Resource>>, removals: &Removals, found: &mut Difference) {
+        match side {
+            Side::Both((_, entry), resource) => {
+                if !matches!(&entry.held, Held::At(version) if same(version, &resource.version)) {
+                    found.changed.push(Arc::clone(resource));
+                }
+            }
+            Side::Want(resource) if self.wildcard => found.changed.push(Arc::clone(resource)),
+            Side::Want(_) => {}
+            Side::Have((name, entry)) => match &entry.held {
+                Held::Absent => {}
+                Held::Unsent => found.missing.push(Arc::clone(name)),
+                Held::At(_) if *removals == Removals::Now => found.removed.push(Arc::clone(name)),
+                Held::At(_) => found.postponed = true,
+            },
+        }
     }
 
     fn take_as_sent(&mut self, found: &Difference) {
@@ -530,7 +554,7 @@ mod tests {
 
     /// A proxy that has everything of this snapshot.
     fn settled(mode: Mode, first: Arc<Snapshot>, endpoints: &[&str], routes: &[&str]) -> Session {
-        let mut session = Session::new(mode, 1);
+        let mut session = Session::new(mode, 1, Arc::default());
         session.snapshot(first);
         session.request(ask(CLUSTER, &[]));
         session.request(ask(ENDPOINT, endpoints));
@@ -542,7 +566,7 @@ mod tests {
 
     #[test]
     fn a_new_proxy_gets_everything_in_order() {
-        let mut session = Session::new(Mode::Delta, 1);
+        let mut session = Session::new(Mode::Delta, 1, Arc::default());
         session.snapshot(snapshot(
             "1",
             &[
@@ -630,7 +654,7 @@ mod tests {
 
     #[test]
     fn a_resumed_stream_sends_only_what_differs() {
-        let mut session = Session::new(Mode::Delta, 2);
+        let mut session = Session::new(Mode::Delta, 2, Arc::default());
         let now = snapshot("9", &[(CLUSTER, &[("a", 1), ("b", 2)]), (ENDPOINT, &[("a", 1)])]);
         let version = |name: &str| now.resource(CLUSTER, name).unwrap().version.to_string();
         session.snapshot(Arc::clone(&now));
@@ -656,7 +680,7 @@ mod tests {
 
     #[test]
     fn the_state_of_the_world_names_everything() {
-        let mut session = Session::new(Mode::Whole, 1);
+        let mut session = Session::new(Mode::Whole, 1, Arc::default());
         session.snapshot(snapshot("1", &[(CLUSTER, &[("a", 1), ("b", 1)]), (ENDPOINT, &[("a", 1), ("b", 1)])]));
         session.request(ask(CLUSTER, &[]));
         let clusters = session.answer().unwrap();
