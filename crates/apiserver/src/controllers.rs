@@ -1,31 +1,529 @@
 //! The controllers without which an API server is not whole: namespaces, service accounts and their tokens, garbage
 //! collection, CustomResourceDefinitions on their way out.
+//!
+//! One task looks at everything that changes ([`Feed`]), decides what is to be done ([`Graph::work`]) and does it
+//! ([`Work`]); what fails is tried again. A task that falls behind the window looks at everything anew.
 
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
+use futures::StreamExt as _;
 use serde_json::{Value, json};
+use stolos_k8s::meta;
 
 use crate::api::Api;
+use crate::auth;
+use crate::defaults;
+use crate::failure::{Failure, Result};
+use crate::registry::{CRDS, Resource};
+use crate::store::Key;
+use crate::verb::{self, DeleteOptions, How};
+use crate::watch::{Event, Expired, place_of};
+
+const ROOT_CA: &str = "kube-root-ca.crt";
+const TOKEN_TYPE: &str = "kubernetes.io/service-account-token";
+const CLEANUP: &str = "customresourcecleanup.apiextensions.k8s.io";
 
 /// What every namespace has from its first moment: an account and the authority's certificate.
 #[must_use]
 pub(crate) fn namespace_content(api: &Api, namespace: &str) -> Vec<(&'static str, Value)> {
+    let about = "Contains a CA bundle that can be used to verify the kube-apiserver when using internal endpoints such \
+                 as the internal service IP or kubernetes.default.svc. No other usage is guaranteed across \
+                 distributions of Kubernetes clusters.";
+    let metadata = |name: &str| json!({"name": name, "namespace": namespace});
+    let mut bundle = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata(ROOT_CA),
+        "data": {"ca.crt": api.keys.ca}});
+    bundle["metadata"]["annotations"] = json!({"kubernetes.io/description": about});
     vec![
-        (
-            "serviceaccounts",
-            json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default", "namespace": namespace}}),
-        ),
-        (
-            "configmaps",
-            json!({"apiVersion": "v1", "kind": "ConfigMap",
-                "metadata": {"name": "kube-root-ca.crt", "namespace": namespace,
-                    "annotations": {"kubernetes.io/description": "Contains a CA bundle that can be used to verify the kube-apiserver when using internal endpoints such as the internal service IP or kubernetes.default.svc. No other usage is guaranteed across distributions of Kubernetes clusters."}},
-                "data": {"ca.crt": api.keys.ca}}),
-        ),
+        ("serviceaccounts", json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata("default")})),
+        ("configmaps", bundle),
     ]
 }
 
 /// Runs them until the server stops.
 pub(crate) async fn run(api: Arc<Api>) {
-    api.stop.asked().await;
+    let mut feed = Feed::new(&api);
+    let mut graph = Graph::default();
+    let mut changed = api.state.subscribe();
+    let mut todo = feed.look_at_everything(&mut graph);
+    loop {
+        let done = futures::stream::iter(todo.drain().map(|work| {
+            let api = Arc::clone(&api);
+            async move {
+                let result = work.run(&api).await;
+                (work, result)
+            }
+        }));
+        let results: Vec<_> = done.buffer_unordered(32).collect().await;
+        for (work, result) in results {
+            if let Err(failure) = result {
+                tracing::debug!(?work, %failure, "trying again");
+                todo.insert(work);
+            }
+        }
+        let wait = if todo.is_empty() { Duration::from_secs(30) } else { Duration::from_millis(200) };
+        tokio::select! {
+            () = api.stop.asked() => return,
+            _ = changed.changed() => {}
+            () = tokio::time::sleep(wait) => {}
+        }
+        todo.extend(feed.look(&mut graph));
+    }
+}
+
+/// Everything that changes, resource by resource.
+struct Feed {
+    api: Arc<Api>,
+    seen: HashMap<Arc<str>, u64>,
+}
+
+impl Feed {
+    fn new(api: &Arc<Api>) -> Self {
+        Self { api: Arc::clone(api), seen: HashMap::new() }
+    }
+
+    /// What has changed since the last look, as work.
+    fn look(&mut self, graph: &mut Graph) -> HashSet<Work> {
+        let mut events: Vec<(Arc<str>, Arc<Event>)> = Vec::new();
+        for resource in self.api.state.resources() {
+            let seen = self.seen.get(&resource).copied().unwrap_or(self.api.state.loaded());
+            match self.api.state.cache(&resource).events_after(seen, usize::MAX) {
+                Ok(new) => {
+                    if let Some(last) = new.last() {
+                        self.seen.insert(Arc::clone(&resource), last.revision);
+                    }
+                    events.extend(new.into_iter().map(|event| (Arc::clone(&resource), event)));
+                }
+                // It ran away from us.
+                Err(Expired { .. }) => return self.look_at_everything(graph),
+            }
+        }
+        events.sort_by_key(|(_, event)| event.revision);
+        for (resource, event) in &events {
+            graph.take(resource, event);
+        }
+        let mut work = HashSet::new();
+        for (resource, event) in &events {
+            if event.deleted && &**resource == "services" {
+                defaults::forget(&self.api, &event.object.value);
+            }
+            graph.work(&self.api, resource, &event.object.value, event.deleted, &mut work);
+        }
+        work
+    }
+
+    /// Everything there is, as work.
+    fn look_at_everything(&mut self, graph: &mut Graph) -> HashSet<Work> {
+        *graph = Graph::default();
+        let mut all = Vec::new();
+        for resource in self.api.state.resources() {
+            let (objects, revision) = self.api.state.cache(&resource).snapshot("", self.api.state.revision());
+            self.seen.insert(Arc::clone(&resource), revision);
+            for object in objects {
+                graph.add(&resource, &object.value);
+                all.push((Arc::clone(&resource), object));
+            }
+        }
+        let mut work = HashSet::new();
+        for (resource, object) in all {
+            graph.work(&self.api, &resource, &object.value, false, &mut work);
+        }
+        work
+    }
+}
+
+/// Who owns whom.
+#[derive(Default)]
+struct Graph {
+    live: HashMap<String, Key>,
+    dependents: HashMap<String, HashSet<Key>>,
+}
+
+impl Graph {
+    fn add(&mut self, resource: &Arc<str>, object: &Value) {
+        let key = key_of(resource, object);
+        for owner in meta::owner_references(object) {
+            self.dependents.entry(owner.uid.to_owned()).or_default().insert(key.clone());
+        }
+        self.live.insert(meta::uid(object).to_owned(), key);
+    }
+
+    fn remove(&mut self, resource: &Arc<str>, object: &Value) {
+        let key = key_of(resource, object);
+        for owner in meta::owner_references(object) {
+            if let Some(known) = self.dependents.get_mut(owner.uid) {
+                known.remove(&key);
+                if known.is_empty() {
+                    self.dependents.remove(owner.uid);
+                }
+            }
+        }
+        self.live.remove(meta::uid(object));
+    }
+
+    fn take(&mut self, resource: &Arc<str>, event: &Event) {
+        if let Some(before) = &event.before {
+            self.remove(resource, &before.value);
+        }
+        if !event.deleted {
+            self.add(resource, &event.object.value);
+        }
+    }
+
+    /// What a change of an object asks for.
+    fn work(&self, api: &Api, resource: &Arc<str>, object: &Value, deleted: bool, work: &mut HashSet<Work>) {
+        let (namespace, name) = place_of(object);
+        let uid = meta::uid(object);
+        match (&**resource, deleted) {
+            ("namespaces", false) => {
+                work.insert(Work::Namespace(name.clone()));
+            }
+            ("serviceaccounts", _) => {
+                if deleted && name == "default" {
+                    work.insert(Work::Namespace(namespace.clone()));
+                }
+                for secret in api.state.cache("secrets").list(&namespace) {
+                    let annotations = &secret.value["metadata"]["annotations"];
+                    if annotations["kubernetes.io/service-account.name"] == name.as_str() {
+                        work.insert(Work::Token(namespace.clone(), meta::name(&secret.value).to_owned()));
+                    }
+                }
+            }
+            ("configmaps", _) if name == ROOT_CA => {
+                work.insert(Work::Namespace(namespace.clone()));
+            }
+            ("secrets", false) if object["type"] == TOKEN_TYPE => {
+                work.insert(Work::Token(namespace.clone(), name.clone()));
+            }
+            (CRDS, false) if meta::deletion_timestamp(object).is_some() => {
+                work.insert(Work::Definition(name.clone()));
+            }
+            _ => {}
+        }
+        let going = meta::deletion_timestamp(object).is_some();
+        if deleted {
+            for dependent in self.dependents.get(uid).into_iter().flatten() {
+                work.insert(Work::Owners(dependent.clone()));
+            }
+            for owner in meta::owner_references(object) {
+                if let Some(owner) = self.live.get(owner.uid) {
+                    work.insert(Work::Owned(owner.clone()));
+                }
+            }
+            let home = api.state.get("namespaces", "", &namespace);
+            if home.is_some_and(|home| meta::deletion_timestamp(&home.value).is_some()) {
+                work.insert(Work::Namespace(namespace));
+            }
+            if let Some((_, group)) = resource.split_once('.')
+                && group.contains('.')
+                && api.state.get(CRDS, "", resource).is_some_and(|crd| meta::deletion_timestamp(&crd.value).is_some())
+            {
+                work.insert(Work::Definition(resource.to_string()));
+            }
+            return;
+        }
+        if meta::owner_references(object).iter().any(|owner| !self.live.contains_key(owner.uid)) {
+            work.insert(Work::Owners(key_of(resource, object)));
+        }
+        let waits = meta::finalizers(object).iter().any(|f| matches!(*f, "orphan" | "foregroundDeletion"));
+        if going && waits {
+            work.insert(Work::Owned(key_of(resource, object)));
+        }
+    }
+}
+
+fn key_of(resource: &Arc<str>, object: &Value) -> Key {
+    let (namespace, name) = place_of(object);
+    Key { resource: Arc::clone(resource), namespace, name }
+}
+
+/// Something to do. Doing it twice is as good as once.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Work {
+    /// Give a namespace what it needs, or empty and end it.
+    Namespace(String),
+    /// Fill or remove a Secret that holds a token.
+    Token(String, String),
+    /// Remove an object whose owners are all gone.
+    Owners(Key),
+    /// An object that goes waits for its dependents, or leaves them behind.
+    Owned(Key),
+    /// Empty and end a CustomResourceDefinition.
+    Definition(String),
+}
+
+impl Work {
+    async fn run(&self, api: &Arc<Api>) -> Result<()> {
+        let done = match self {
+            Self::Namespace(name) => namespace(api, name).await,
+            Self::Token(namespace, name) => token(api, namespace, name).await,
+            Self::Owners(key) => owners(api, key).await,
+            Self::Owned(key) => owned(api, key).await,
+            Self::Definition(name) => definition(api, name).await,
+        };
+        match done {
+            // Gone in the meantime is as good as done.
+            Err(failure) if failure.code == 404 => Ok(()),
+            other => other,
+        }
+    }
+}
+
+fn resource(api: &Api, storage: &str) -> Result<Arc<Resource>> {
+    api.registry.table().find_stored(storage).cloned().ok_or_else(Failure::no_such_path)
+}
+
+async fn namespace(api: &Arc<Api>, name: &str) -> Result<()> {
+    let Some(found) = api.state.get("namespaces", "", name) else { return Ok(()) };
+    if meta::deletion_timestamp(&found.value).is_some() {
+        return end_namespace(api, name).await;
+    }
+    for (storage, object) in namespace_content(api, name) {
+        let resource = resource(api, storage)?;
+        match api.state.get(storage, name, meta::name(&object)) {
+            None => match verb::create(api, &resource, name, object, &How::internal()).await {
+                Err(failure) if failure.reason == "AlreadyExists" => {}
+                other => drop(other?),
+            },
+            Some(there) if storage == "configmaps" && there.value["data"] != object["data"] => {
+                let place = (name, ROOT_CA, "");
+                verb::change(api, &resource, place, &How::internal(), |now| {
+                    let mut new = now.clone();
+                    new["data"] = object["data"].clone();
+                    Ok(new)
+                })
+                .await?;
+            }
+            Some(_) => {}
+        }
+    }
+    Ok(())
+}
+
+async fn end_namespace(api: &Arc<Api>, name: &str) -> Result<()> {
+    let mut left = 0;
+    let options = DeleteOptions { propagation: Some("Background".into()), ..DeleteOptions::default() };
+    for resource in api.registry.table().stored().into_iter().filter(|resource| resource.namespaced) {
+        let objects = api.state.cache(&resource.storage).list(name);
+        left += objects.len();
+        let fresh = objects.iter().filter(|object| meta::deletion_timestamp(&object.value).is_none());
+        let how = How::internal();
+        let deletions = fresh.map(|object| {
+            let (resource, options, how) = (Arc::clone(&resource), options.clone(), how.clone());
+            let object = meta::name(&object.value).to_owned();
+            async move { verb::delete(api, &resource, (name, &object), &options, &how).await }
+        });
+        for result in futures::future::join_all(deletions).await {
+            match result {
+                Ok(verb::Deleted::Gone(_)) => left -= 1,
+                Ok(verb::Deleted::Going(_)) => {}
+                Err(failure) if failure.code == 404 => left -= 1,
+                Err(failure) => return Err(failure),
+            }
+        }
+    }
+    if left > 0 {
+        // Deletions of what is left bring us back here.
+        return Ok(());
+    }
+    let namespaces = resource(api, "namespaces")?;
+    verb::change(api, &namespaces, ("", name, "finalize"), &How::internal(), |now| {
+        let mut new = now.clone();
+        new["spec"]["finalizers"] = json!([]);
+        Ok(new)
+    })
+    .await?;
+    Ok(())
+}
+
+async fn token(api: &Arc<Api>, namespace: &str, name: &str) -> Result<()> {
+    use base64::Engine as _;
+    let Some(secret) = api.state.get("secrets", namespace, name) else { return Ok(()) };
+    let secret = &secret.value;
+    if secret["type"] != TOKEN_TYPE || meta::deletion_timestamp(secret).is_some() {
+        return Ok(());
+    }
+    let secrets = resource(api, "secrets")?;
+    let annotation = |key: &str| meta::annotation(secret, key).unwrap_or_default();
+    let account = api.state.get("serviceaccounts", namespace, annotation("kubernetes.io/service-account.name"));
+    let uid = annotation("kubernetes.io/service-account.uid");
+    let account = account.filter(|account| uid.is_empty() || meta::uid(&account.value) == uid);
+    let Some(account) = account else {
+        let options = DeleteOptions { uid: Some(meta::uid(secret).to_owned()), ..DeleteOptions::default() };
+        verb::delete(api, &secrets, (namespace, name), &options, &How::internal()).await?;
+        return Ok(());
+    };
+    let text = |text: &str| json!(base64::engine::general_purpose::STANDARD.encode(text));
+    let wanted = [("ca.crt", text(&api.keys.ca)), ("namespace", text(namespace))];
+    let has_token = !secret["data"]["token"].as_str().unwrap_or_default().is_empty();
+    if has_token && !uid.is_empty() && wanted.iter().all(|(key, value)| secret["data"][key] == *value) {
+        return Ok(());
+    }
+    let token = auth::secret_token(api, &account.value, secret)?;
+    verb::change(api, &secrets, (namespace, name, ""), &How::internal(), |now| {
+        let mut new = now.clone();
+        meta::set_annotation(&mut new, "kubernetes.io/service-account.uid", meta::uid(&account.value));
+        if !new["data"].is_object() {
+            new["data"] = json!({});
+        }
+        for (key, value) in &wanted {
+            new["data"][*key] = value.clone();
+        }
+        if new["data"]["token"].as_str().unwrap_or_default().is_empty() {
+            new["data"]["token"] = text(&token);
+        }
+        Ok(new)
+    })
+    .await?;
+    Ok(())
+}
+
+/// Whether the owner that a reference means is there.
+fn owner_lives(api: &Api, namespace: &str, owner: &meta::OwnerReference<'_>) -> Option<bool> {
+    let table = api.registry.table();
+    let resource = table.find_kind(owner.api_version, owner.kind)?;
+    let scope = if resource.namespaced { namespace } else { "" };
+    let found = api.state.get(&resource.storage, scope, owner.name);
+    Some(found.is_some_and(|found| meta::uid(&found.value) == owner.uid))
+}
+
+async fn owners(api: &Arc<Api>, key: &Key) -> Result<()> {
+    let Some(object) = api.state.get(&key.resource, &key.namespace, &key.name) else { return Ok(()) };
+    let owners = meta::owner_references(&object.value);
+    let lives = |owner: &meta::OwnerReference<'_>| {
+        // An owner of an unknown kind may live: nothing is removed on a guess.
+        owner_lives(api, &key.namespace, owner).unwrap_or(true)
+    };
+    let gone: Vec<String> = owners.iter().filter(|owner| !lives(owner)).map(|owner| owner.uid.to_owned()).collect();
+    if gone.is_empty() || meta::deletion_timestamp(&object.value).is_some() && gone.len() == owners.len() {
+        return Ok(());
+    }
+    let resource = resource(api, &key.resource)?;
+    if gone.len() == owners.len() {
+        let options = DeleteOptions {
+            uid: Some(meta::uid(&object.value).to_owned()),
+            resource_version: Some(meta::resource_version(&object.value).to_owned()),
+            propagation: Some("Background".into()),
+            ..DeleteOptions::default()
+        };
+        return match verb::delete(api, &resource, (&key.namespace, &key.name), &options, &How::internal()).await {
+            // It changed while we looked: its event brings us back.
+            Err(failure) if failure.code == 409 => Err(failure),
+            other => other.map(drop),
+        };
+    }
+    drop_owners(api, &resource, key, &gone).await
+}
+
+/// Takes references to owners out of an object.
+async fn drop_owners(api: &Arc<Api>, resource: &Arc<Resource>, key: &Key, uids: &[String]) -> Result<()> {
+    let place = (key.namespace.as_str(), key.name.as_str(), "");
+    verb::change(api, resource, place, &How::internal(), |now| {
+        let mut new = now.clone();
+        if let Some(list) = new["metadata"]["ownerReferences"].as_array_mut() {
+            list.retain(|owner| !uids.iter().any(|uid| owner["uid"] == uid.as_str()));
+        }
+        if new["metadata"]["ownerReferences"].as_array().is_some_and(Vec::is_empty) {
+            meta::metadata_mut(&mut new).remove("ownerReferences");
+        }
+        Ok(new)
+    })
+    .await?;
+    Ok(())
+}
+
+async fn owned(api: &Arc<Api>, key: &Key) -> Result<()> {
+    let Some(object) = api.state.get(&key.resource, &key.namespace, &key.name) else { return Ok(()) };
+    let object = &object.value;
+    if meta::deletion_timestamp(object).is_none() {
+        return Ok(());
+    }
+    let finalizers = meta::finalizers(object);
+    let (orphan, foreground) = (finalizers.contains(&"orphan"), finalizers.contains(&"foregroundDeletion"));
+    if !orphan && !foreground {
+        return Ok(());
+    }
+    let uid = meta::uid(object).to_owned();
+    let mut blocking = 0;
+    for resource in api.registry.table().stored() {
+        if !resource.namespaced && !key.namespace.is_empty() {
+            continue;
+        }
+        for dependent in api.state.cache(&resource.storage).list(&key.namespace) {
+            let dependent = &dependent.value;
+            let owners = dependent["metadata"]["ownerReferences"].as_array();
+            let Some(reference) = owners.into_iter().flatten().find(|owner| owner["uid"] == uid.as_str()) else {
+                continue;
+            };
+            let place = key_of(&resource.storage, dependent);
+            if orphan {
+                drop_owners(api, &resource, &place, std::slice::from_ref(&uid)).await?;
+                continue;
+            }
+            blocking += usize::from(reference["blockOwnerDeletion"] == true);
+            if meta::deletion_timestamp(dependent).is_none() {
+                let options = DeleteOptions { propagation: Some("Foreground".into()), ..DeleteOptions::default() };
+                let at = (place.namespace.as_str(), place.name.as_str());
+                let deleted = verb::delete(api, &resource, at, &options, &How::internal()).await;
+                if let Err(failure) = deleted
+                    && failure.code != 404
+                {
+                    return Err(failure);
+                }
+            }
+        }
+    }
+    if foreground && blocking > 0 {
+        // Their deletions bring us back here.
+        return Ok(());
+    }
+    let resource = resource(api, &key.resource)?;
+    let done = if orphan { "orphan" } else { "foregroundDeletion" };
+    let place = (key.namespace.as_str(), key.name.as_str(), "");
+    drop_finalizer(api, &resource, place, done).await
+}
+
+async fn drop_finalizer(
+    api: &Arc<Api>,
+    resource: &Arc<Resource>,
+    place: (&str, &str, &str),
+    finalizer: &str,
+) -> Result<()> {
+    verb::change(api, resource, place, &How::internal(), |now| {
+        let mut new = now.clone();
+        if let Some(list) = new["metadata"]["finalizers"].as_array_mut() {
+            list.retain(|known| known != finalizer);
+        }
+        if new["metadata"]["finalizers"].as_array().is_some_and(Vec::is_empty) {
+            meta::metadata_mut(&mut new).remove("finalizers");
+        }
+        Ok(new)
+    })
+    .await?;
+    Ok(())
+}
+
+async fn definition(api: &Arc<Api>, name: &str) -> Result<()> {
+    let Some(crd) = api.state.get(CRDS, "", name) else { return Ok(()) };
+    if meta::deletion_timestamp(&crd.value).is_none() || !meta::finalizers(&crd.value).contains(&CLEANUP) {
+        return Ok(());
+    }
+    let objects = api.state.cache(name).list("");
+    let custom = api.registry.table().find_stored(name).cloned();
+    if let Some(custom) = custom {
+        for object in &objects {
+            let (namespace, name) = place_of(&object.value);
+            let options = DeleteOptions::default();
+            match verb::delete(api, &custom, (&namespace, &name), &options, &How::internal()).await {
+                Err(failure) if failure.code != 404 => return Err(failure),
+                _ => {}
+            }
+        }
+    }
+    if api.state.cache(name).is_empty() {
+        drop_finalizer(api, &resource(api, CRDS)?, ("", name, ""), CLEANUP).await?;
+        return Ok(());
+    }
+    Ok(())
 }

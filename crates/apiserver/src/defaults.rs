@@ -103,27 +103,27 @@ pub(crate) fn fill(resource: &Resource, object: &mut Value) {
         "customresourcedefinitions.apiextensions.k8s.io" => crd(object),
         "mutatingwebhookconfigurations.admissionregistration.k8s.io" => {
             webhooks(object);
-            for webhook in object["webhooks"].as_array_mut().into_iter().flatten() {
+            for webhook in items(object, "/webhooks") {
                 default(webhook, "reinvocationPolicy", json!("Never"));
             }
         }
         "validatingwebhookconfigurations.admissionregistration.k8s.io" => webhooks(object),
         "endpointslices.discovery.k8s.io" => {
-            for port in object["ports"].as_array_mut().into_iter().flatten() {
+            for port in items(object, "/ports") {
                 default(port, "protocol", json!("TCP"));
                 default(port, "name", json!(""));
             }
         }
         "endpoints" => {
-            for subset in object["subsets"].as_array_mut().into_iter().flatten() {
-                for port in subset["ports"].as_array_mut().into_iter().flatten() {
+            for subset in items(object, "/subsets") {
+                for port in items(subset, "/ports") {
                     default(port, "protocol", json!("TCP"));
                 }
             }
         }
         "clusterrolebindings.rbac.authorization.k8s.io" | "rolebindings.rbac.authorization.k8s.io" => {
             default(&mut object["roleRef"], "apiGroup", json!("rbac.authorization.k8s.io"));
-            for subject in object["subjects"].as_array_mut().into_iter().flatten() {
+            for subject in items(object, "/subjects") {
                 if subject["kind"] != "ServiceAccount" {
                     default(subject, "apiGroup", json!("rbac.authorization.k8s.io"));
                 }
@@ -131,6 +131,11 @@ pub(crate) fn fill(resource: &Resource, object: &mut Value) {
         }
         _ => {}
     }
+}
+
+/// The entries of a list, if it is there. Unlike indexing this leaves no trace where it is not.
+pub(crate) fn items<'a>(object: &'a mut Value, pointer: &str) -> impl Iterator<Item = &'a mut Value> {
+    object.pointer_mut(pointer).and_then(Value::as_array_mut).into_iter().flatten()
 }
 
 fn default(object: &mut Value, field: &str, value: Value) {
@@ -164,7 +169,7 @@ fn pod_spec(spec: &mut Value) {
         spec["serviceAccount"] = json!(account);
     }
     for field in ["initContainers", "containers"] {
-        for container in spec[field].as_array_mut().into_iter().flatten() {
+        for container in items(spec, &format!("/{field}")) {
             let image = container["image"].as_str().unwrap_or_default();
             let tag = image.rsplit('/').next().unwrap_or_default();
             let latest = !image.contains('@') && (!tag.contains(':') || tag.ends_with(":latest"));
@@ -172,10 +177,10 @@ fn pod_spec(spec: &mut Value) {
             default(container, "terminationMessagePath", json!("/dev/termination-log"));
             default(container, "terminationMessagePolicy", json!("File"));
             default(container, "resources", json!({}));
-            for port in container["ports"].as_array_mut().into_iter().flatten() {
+            for port in items(container, "/ports") {
                 default(port, "protocol", json!("TCP"));
             }
-            for variable in container["env"].as_array_mut().into_iter().flatten() {
+            for variable in items(container, "/env") {
                 if variable["valueFrom"]["fieldRef"].is_object() {
                     default(&mut variable["valueFrom"]["fieldRef"], "apiVersion", json!("v1"));
                 }
@@ -203,7 +208,7 @@ fn pod_spec(spec: &mut Value) {
             map.remove(field);
         }
     }
-    for volume in spec["volumes"].as_array_mut().into_iter().flatten() {
+    for volume in items(spec, "/volumes") {
         for source in ["secret", "configMap", "downwardAPI", "projected"] {
             if volume[source].is_object() {
                 default(&mut volume[source], "defaultMode", json!(420));
@@ -211,18 +216,18 @@ fn pod_spec(spec: &mut Value) {
                 map.remove(source);
             }
         }
-        for source in volume["projected"]["sources"].as_array_mut().into_iter().flatten() {
+        for source in items(volume, "/projected/sources") {
             if source["serviceAccountToken"].is_object() {
                 default(&mut source["serviceAccountToken"], "expirationSeconds", json!(3600));
             }
-            for item in source["downwardAPI"]["items"].as_array_mut().into_iter().flatten() {
+            for item in items(source, "/downwardAPI/items") {
                 if item["fieldRef"].is_object() {
                     default(&mut item["fieldRef"], "apiVersion", json!("v1"));
                 }
             }
             drop_nulls(source);
         }
-        for item in volume["downwardAPI"]["items"].as_array_mut().into_iter().flatten() {
+        for item in items(volume, "/downwardAPI/items") {
             if item["fieldRef"].is_object() {
                 default(&mut item["fieldRef"], "apiVersion", json!("v1"));
             }
@@ -250,7 +255,7 @@ fn service(spec: &mut Value) {
     default(spec, "type", json!("ClusterIP"));
     default(spec, "sessionAffinity", json!("None"));
     let kind = spec["type"].as_str().unwrap_or_default().to_owned();
-    for port in spec["ports"].as_array_mut().into_iter().flatten() {
+    for port in items(spec, "/ports") {
         default(port, "protocol", json!("TCP"));
         let number = port["port"].clone();
         if port["targetPort"] == json!("") || port["targetPort"] == json!(0) {
@@ -288,7 +293,7 @@ fn secret(object: &mut Value) {
 }
 
 fn webhooks(object: &mut Value) {
-    for webhook in object["webhooks"].as_array_mut().into_iter().flatten() {
+    for webhook in items(object, "/webhooks") {
         default(webhook, "failurePolicy", json!("Fail"));
         default(webhook, "matchPolicy", json!("Equivalent"));
         default(webhook, "timeoutSeconds", json!(10));
@@ -297,7 +302,7 @@ fn webhooks(object: &mut Value) {
         if webhook["clientConfig"]["service"].is_object() {
             default(&mut webhook["clientConfig"]["service"], "port", json!(443));
         }
-        for rule in webhook["rules"].as_array_mut().into_iter().flatten() {
+        for rule in items(webhook, "/rules") {
             default(rule, "scope", json!("*"));
         }
         drop_nulls(webhook);
@@ -374,7 +379,7 @@ impl Addresses {
         };
         let (base, size) = parse().ok_or_else(|| format!("`{cidr}` is not an IPv4 network between /8 and /28"))?;
         let ips = services.filter_map(|service| service["spec"]["clusterIP"].as_str()?.parse::<Ipv4Addr>().ok());
-        let used: HashSet<u32> = ips.map(u32::from).chain([base, base + size - 1]).collect();
+        let used: HashSet<u32> = ips.map(u32::from).chain([base, base + 1, base + size - 1]).collect();
         Ok(Self { base, size, used: Mutex::new(used) })
     }
 

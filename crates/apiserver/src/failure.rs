@@ -1,5 +1,7 @@
 //! What a client is told when it does not get what it asked for: a `metav1.Status`.
 
+use std::borrow::Cow;
+
 use serde_json::{Value, json};
 
 /// A request that failed. Renders as a `metav1.Status` and its HTTP status code.
@@ -9,7 +11,7 @@ pub(crate) struct Failure {
     /// The HTTP status code.
     pub(crate) code: u16,
     /// The machine's word for it, such as `NotFound`.
-    pub(crate) reason: &'static str,
+    pub(crate) reason: Cow<'static, str>,
     /// The sentence for people.
     pub(crate) message: String,
     /// `details` of the Status, or null.
@@ -25,7 +27,7 @@ pub(crate) struct Cause {
     /// Where: `spec.containers[0].name`.
     pub(crate) field: String,
     /// `FieldValueInvalid`, `FieldValueRequired`, ….
-    pub(crate) reason: &'static str,
+    pub(crate) reason: Cow<'static, str>,
     /// What is wrong.
     pub(crate) message: String,
 }
@@ -34,23 +36,31 @@ impl Cause {
     /// A field that must be there and is not.
     pub(crate) fn required(field: impl Into<String>, message: &str) -> Self {
         let message = if message.is_empty() { "Required value".into() } else { format!("Required value: {message}") };
-        Self { field: field.into(), reason: "FieldValueRequired", message }
+        Self { field: field.into(), reason: Cow::Borrowed("FieldValueRequired"), message }
     }
 
     /// A value that cannot be.
     pub(crate) fn invalid(field: impl Into<String>, value: &Value, message: &str) -> Self {
-        Self { field: field.into(), reason: "FieldValueInvalid", message: format!("Invalid value: {value}: {message}") }
+        Self {
+            field: field.into(),
+            reason: Cow::Borrowed("FieldValueInvalid"),
+            message: format!("Invalid value: {value}: {message}"),
+        }
     }
 
     /// A value that may not be.
     pub(crate) fn forbidden(field: impl Into<String>, message: &str) -> Self {
-        Self { field: field.into(), reason: "FieldValueForbidden", message: format!("Forbidden: {message}") }
+        Self {
+            field: field.into(),
+            reason: Cow::Borrowed("FieldValueForbidden"),
+            message: format!("Forbidden: {message}"),
+        }
     }
 }
 
 impl Failure {
     fn new(code: u16, reason: &'static str, message: impl Into<String>) -> Self {
-        Self { code, reason, message: message.into(), details: Value::Null }
+        Self { code, reason: Cow::Borrowed(reason), message: message.into(), details: Value::Null }
     }
 
     fn about(mut self, resource: &str, name: &str) -> Self {
@@ -225,4 +235,18 @@ pub(crate) fn success(resource: &str, name: &str, uid: &str) -> Value {
         details["group"] = json!(group);
     }
     json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details})
+}
+
+impl From<stolos_k8s::status::Status> for Failure {
+    fn from(status: stolos_k8s::status::Status) -> Self {
+        let details = status.to_value()["details"].clone();
+        Self { code: status.code, reason: Cow::Owned(status.reason), message: status.message, details }
+    }
+}
+
+impl From<stolos_k8s::status::FieldError> for Cause {
+    fn from(error: stolos_k8s::status::FieldError) -> Self {
+        let cause = error.cause();
+        Self { field: cause.field, reason: Cow::Owned(cause.reason), message: cause.message }
+    }
 }

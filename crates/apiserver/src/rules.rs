@@ -2,69 +2,62 @@
 
 use serde_json::{Map, Value, json};
 
+use stolos_k8s::lists::Shape;
+use stolos_k8s::selector::{FieldSelector, LabelSelector};
+use stolos_k8s::{patch, schema, ssa};
+
 use crate::failure::{Cause, Failure, Result};
-use crate::registry::Resource;
+use crate::registry::{Custom, Resource};
 
 /// A structural schema.
-#[derive(Debug, Clone)]
-pub(crate) struct Schema(Value);
+#[derive(Debug)]
+pub(crate) struct Schema(schema::Schema);
 
 impl Schema {
     /// Reads `openAPIV3Schema`.
     #[must_use]
-    pub(crate) fn read(schema: &Value) -> Option<Self> {
-        Some(Self(schema.clone()))
+    pub(crate) fn read(json: &Value) -> Option<Self> {
+        match schema::Schema::root(json) {
+            Ok(schema) => Some(Self(schema)),
+            Err(error) => {
+                // Definitions are checked before they are stored, so this is one of an older server.
+                tracing::warn!(%error, "a stored schema cannot be read; objects are not checked by it");
+                None
+            }
+        }
     }
 
     /// Cuts off what the schema does not know and says what that was.
-    pub(crate) fn prune(&self, _object: &mut Value) -> Vec<String> {
-        Vec::new()
+    pub(crate) fn prune(&self, object: &mut Value) -> Vec<String> {
+        self.0.prune(object)
     }
 
     /// Fills in defaults.
     pub(crate) fn default(&self, object: &mut Value) {
-        fill_defaults(&self.0, object);
+        self.0.fill_defaults(object);
     }
 
     /// What is wrong with an object.
     #[must_use]
-    pub(crate) fn validate(&self, _before: Option<&Value>, _object: &Value) -> Vec<Cause> {
-        Vec::new()
+    pub(crate) fn validate(&self, object: &Value) -> Vec<Cause> {
+        self.0.validate(object).into_iter().map(Cause::from).collect()
     }
 }
 
-fn fill_defaults(schema: &Value, value: &mut Value) {
-    match value {
-        Value::Object(map) => {
-            for (name, property) in schema["properties"].as_object().into_iter().flatten() {
-                if let Some(default) = property.get("default")
-                    && !map.contains_key(name)
-                {
-                    map.insert(name.clone(), default.clone());
-                }
-                if let Some(inner) = map.get_mut(name) {
-                    fill_defaults(property, inner);
-                }
-            }
-        }
-        Value::Array(items) => items.iter_mut().for_each(|item| fill_defaults(&schema["items"], item)),
-        _ => {}
+/// How lists and maps of a kind are merged and owned.
+fn shape(resource: &Resource) -> Shape<'_> {
+    match &resource.custom {
+        Some(Custom { schema: Some(schema), .. }) => Shape::of_schema(&schema.0),
+        Some(_) => Shape::UNKNOWN,
+        None => Shape::of(&resource.api_version(), &resource.kind),
     }
 }
 
 /// Which objects are meant.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Selection {
-    labels: Vec<LabelTerm>,
-    fields: Vec<(String, bool, String)>,
-}
-
 #[derive(Debug, Clone)]
-enum LabelTerm {
-    In(String, Vec<String>),
-    NotIn(String, Vec<String>),
-    Exists(String),
-    Absent(String),
+pub(crate) struct Selection {
+    labels: LabelSelector,
+    fields: FieldSelector,
 }
 
 impl Selection {
@@ -74,136 +67,32 @@ impl Selection {
     ///
     /// When one cannot be read, or a field cannot be selected by.
     pub(crate) fn parse(resource: &Resource, labels: &str, fields: &str) -> Result<Self> {
-        let mut selection = Self { labels: parse_labels(labels)?, fields: Vec::new() };
-        for term in fields.split(',').filter(|term| !term.is_empty()) {
-            let (field, equal, value) = if let Some((field, value)) = term.split_once("!=") {
-                (field, false, value)
-            } else if let Some((field, value)) = term.split_once("==") {
-                (field, true, value)
-            } else if let Some((field, value)) = term.split_once('=') {
-                (field, true, value)
-            } else {
-                return Err(Failure::bad_request(format!("invalid field selector: {term:?}")));
-            };
-            if !is_selectable(resource, field) {
-                return Err(Failure::bad_request(format!("field label not supported: {field}")));
-            }
-            selection.fields.push((format!("/{}", field.replace('.', "/")), equal, value.to_owned()));
+        let labels = LabelSelector::parse(labels).map_err(|error| Failure::bad_request(error.to_string()))?;
+        let fields = FieldSelector::parse(fields).map_err(|error| Failure::bad_request(error.to_string()))?;
+        let unknown = match &resource.custom {
+            None => fields.unsupported(&resource.group, &resource.kind),
+            Some(custom) => fields.terms().iter().map(|term| term.field.as_str()).find(|field| {
+                !matches!(*field, "metadata.name" | "metadata.namespace")
+                    && !custom.selectable.iter().any(|path| path.trim_start_matches('.') == *field)
+            }),
+        };
+        match unknown {
+            Some(field) => Err(Failure::bad_request(format!("field label not supported: {field}"))),
+            None => Ok(Self { labels, fields }),
         }
-        Ok(selection)
     }
 
     /// Whether nothing is left out.
     #[must_use]
     pub(crate) fn is_everything(&self) -> bool {
-        self.labels.is_empty() && self.fields.is_empty()
+        self.labels.is_everything() && self.fields.is_everything()
     }
 
     /// Whether an object is meant.
     #[must_use]
     pub(crate) fn matches(&self, object: &Value) -> bool {
-        let labels = &object["metadata"]["labels"];
-        self.labels.iter().all(|term| match term {
-            LabelTerm::In(key, values) => labels[key].as_str().is_some_and(|v| values.iter().any(|w| w == v)),
-            LabelTerm::NotIn(key, values) => labels[key].as_str().is_none_or(|v| values.iter().all(|w| w != v)),
-            LabelTerm::Exists(key) => labels[key].is_string(),
-            LabelTerm::Absent(key) => !labels[key].is_string(),
-        }) && self.fields.iter().all(|(path, equal, wanted)| {
-            let found = match object.pointer(path) {
-                Some(Value::String(text)) => text.clone(),
-                None | Some(Value::Null) => String::new(),
-                Some(other) => other.to_string(),
-            };
-            (found == *wanted) == *equal
-        })
+        self.fields.matches_object(object) && (self.labels.is_everything() || self.labels.matches_object(object))
     }
-}
-
-fn is_selectable(resource: &Resource, field: &str) -> bool {
-    if field == "metadata.name" || (field == "metadata.namespace" && resource.namespaced) {
-        return true;
-    }
-    if let Some(custom) = &resource.custom {
-        return custom.selectable.iter().any(|path| path.trim_start_matches('.') == field);
-    }
-    let fields: &[&str] = match &*resource.storage {
-        "pods" => &[
-            "spec.nodeName",
-            "spec.restartPolicy",
-            "spec.schedulerName",
-            "spec.serviceAccountName",
-            "spec.hostNetwork",
-            "status.phase",
-            "status.podIP",
-            "status.podIPs",
-            "status.nominatedNodeName",
-        ],
-        "namespaces" => &["status.phase"],
-        "nodes" => &["spec.unschedulable"],
-        "secrets" => &["type"],
-        "services" => &["spec.clusterIP", "spec.type"],
-        "replicasets.apps" | "replicationcontrollers" => &["status.replicas"],
-        "jobs.batch" => &["status.successful"],
-        "events" | "events.events.k8s.io" => &[
-            "involvedObject.kind",
-            "involvedObject.namespace",
-            "involvedObject.name",
-            "involvedObject.uid",
-            "involvedObject.apiVersion",
-            "involvedObject.resourceVersion",
-            "involvedObject.fieldPath",
-            "reason",
-            "reportingComponent",
-            "source",
-            "type",
-        ],
-        _ => &[],
-    };
-    fields.contains(&field)
-}
-
-fn parse_labels(text: &str) -> Result<Vec<LabelTerm>> {
-    let bad = |term: &str| Failure::bad_request(format!("unable to parse requirement: {term:?}"));
-    let mut terms = Vec::new();
-    let mut depth = 0;
-    let mut parts = vec![String::new()];
-    for c in text.chars() {
-        match c {
-            '(' => depth += 1,
-            ')' => depth -= 1,
-            _ => {}
-        }
-        if c == ',' && depth == 0 {
-            parts.push(String::new());
-        } else if let Some(last) = parts.last_mut() {
-            last.push(c);
-        }
-    }
-    for part in parts.iter().map(|part| part.trim()).filter(|part| !part.is_empty()) {
-        let one = |value: &str| vec![value.trim().to_owned()];
-        let set = |rest: &str| -> Result<Vec<String>> {
-            let inner = rest.trim().strip_prefix('(').and_then(|r| r.strip_suffix(')')).ok_or_else(|| bad(part))?;
-            Ok(inner.split(',').map(|v| v.trim().to_owned()).collect())
-        };
-        terms.push(if let Some((key, value)) = part.split_once("!=") {
-            LabelTerm::NotIn(key.trim().into(), one(value))
-        } else if let Some((key, value)) = part.split_once("==") {
-            LabelTerm::In(key.trim().into(), one(value))
-        } else if let Some((key, value)) = part.split_once('=') {
-            LabelTerm::In(key.trim().into(), one(value))
-        } else if let Some((key, rest)) = part.split_once(" notin ") {
-            LabelTerm::NotIn(key.trim().into(), set(rest)?)
-        } else if let Some((key, rest)) = part.split_once(" in ") {
-            LabelTerm::In(key.trim().into(), set(rest)?)
-        } else if let Some(key) = part.strip_prefix('!') {
-            LabelTerm::Absent(key.trim().into())
-        } else if part.contains([' ', '(', ')']) {
-            return Err(bad(part));
-        } else {
-            LabelTerm::Exists(part.into())
-        });
-    }
-    Ok(terms)
 }
 
 /// Whether a `LabelSelector` selects labels. An absent one selects nothing, an empty one everything.
@@ -254,36 +143,39 @@ pub(crate) enum PatchKind {
 ///
 /// When the patch does not fit.
 pub(crate) fn patch(kind: PatchKind, resource: &Resource, now: &Value, patch: &Value) -> Result<Value> {
-    let _ = resource;
-    let mut new = now.clone();
-    match kind {
-        PatchKind::Json => {
-            let patch: json_patch::Patch = serde_json::from_value(patch.clone())
-                .map_err(|error| Failure::bad_request(format!("cannot read the JSON patch: {error}")))?;
-            json_patch::patch(&mut new, &patch).map_err(|error| {
-                Failure::other(
-                    422,
-                    "Invalid",
-                    format!("the server rejected our request due to an error in our request: {error}"),
-                )
-            })?;
-        }
-        PatchKind::Merge | PatchKind::Strategic => json_patch::merge(&mut new, patch),
-    }
-    Ok(new)
+    let patched = match kind {
+        PatchKind::Json => patch::json(now, patch),
+        PatchKind::Merge => Ok(patch::merge(now, patch)),
+        PatchKind::Strategic => patch::strategic(now, patch, shape(resource)),
+    };
+    patched.map_err(|error| match error {
+        patch::PatchError::Malformed(_) => Failure::bad_request(error.to_string()),
+        patch::PatchError::DoesNotFit(_) => Failure::other(422, "Invalid", error.to_string()),
+    })
 }
 
-/// Who applies, and how.
+/// Who writes, and how.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Applier<'a> {
+pub(crate) struct Writer<'a> {
     /// The field manager.
     pub(crate) manager: &'a str,
-    /// Take fields from others.
+    /// Take fields from others, when applying.
     pub(crate) force: bool,
-    /// The subresource applied to.
+    /// The subresource written to.
     pub(crate) sub: &'a str,
     /// The time for `managedFields`.
     pub(crate) now: &'a str,
+}
+
+fn write<'a>(resource: &'a Resource, api_version: &'a str, by: Writer<'a>) -> ssa::Write<'a> {
+    ssa::Write {
+        manager: by.manager,
+        api_version,
+        subresource: by.sub,
+        now: by.now,
+        shape: shape(resource),
+        status_apart: resource.has_status,
+    }
 }
 
 /// Server-side apply.
@@ -291,23 +183,16 @@ pub(crate) struct Applier<'a> {
 /// # Errors
 ///
 /// When others own fields that would change, unless forced.
-pub(crate) fn apply(resource: &Resource, current: Option<&Value>, applied: &Value, by: Applier<'_>) -> Result<Value> {
-    let _ = (resource, by);
-    let mut new = current.cloned().unwrap_or_else(|| json!({}));
-    json_patch::merge(&mut new, applied);
-    Ok(new)
+pub(crate) fn apply(resource: &Resource, current: Option<&Value>, wanted: &Value, by: Writer<'_>) -> Result<Value> {
+    let api_version = resource.api_version();
+    ssa::apply(current, wanted, &write(resource, &api_version, by), by.force)
+        .map_err(|error| Failure::from(error.to_status()))
 }
 
 /// Keeps `managedFields` over an ordinary write.
-pub(crate) fn track_update(
-    resource: &Resource,
-    before: Option<&Value>,
-    after: &mut Value,
-    manager: &str,
-    sub: &str,
-    now: &str,
-) {
-    let _ = (resource, before, after, manager, sub, now);
+pub(crate) fn track_update(resource: &Resource, before: Option<&Value>, after: &mut Value, by: Writer<'_>) {
+    let api_version = resource.api_version();
+    *after = ssa::update(before, after, &write(resource, &api_version, by));
 }
 
 /// Whether two objects are the same but for the times in `managedFields` and the revision.
@@ -390,24 +275,6 @@ pub(crate) fn set_condition(object: &mut Value, condition: &Value) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn label_terms() {
-        let object = json!({"metadata": {"labels": {"app": "web", "tier": "front"}}});
-        let cases = [
-            ("app=web", true),
-            ("app==web,tier!=back", true),
-            ("app in (web, api),!gone", true),
-            ("app notin (web)", false),
-            ("gone", false),
-            ("tier", true),
-        ];
-        for (text, expected) in cases {
-            let selection = Selection { labels: parse_labels(text).unwrap(), fields: Vec::new() };
-            assert_eq!(selection.matches(&object), expected, "{text}");
-        }
-        assert!(parse_labels("a in b").is_err());
-    }
 
     #[test]
     fn times_and_revisions_make_no_difference() {

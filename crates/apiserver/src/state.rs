@@ -131,6 +131,12 @@ impl State {
         self.committed.load(Ordering::Acquire)
     }
 
+    /// The revision that was loaded: every change since then has been an event.
+    #[must_use]
+    pub(crate) fn loaded(&self) -> u64 {
+        self.loaded
+    }
+
     /// Whether storage still takes writes.
     #[must_use]
     pub(crate) fn is_well(&self) -> bool {

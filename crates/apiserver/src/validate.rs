@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use stolos_k8s::meta;
 
 use crate::api::Api;
+use crate::defaults;
 use crate::failure::{Cause, Failure, Result};
 use crate::registry::Resource;
 use crate::rules;
@@ -77,7 +78,7 @@ pub(crate) fn check(api: &Api, resource: &Resource, before: Option<&Value>, obje
     check_metadata(resource, before, object, &mut causes);
     if let Some(custom) = &resource.custom {
         if let Some(schema) = &custom.schema {
-            causes.extend(schema.validate(before, object));
+            causes.extend(schema.validate(object));
         }
         return causes;
     }
@@ -180,7 +181,7 @@ fn check_pod_spec(at: &str, spec: &Value, causes: &mut Vec<Cause>) {
             } else if !names.insert(name) {
                 causes.push(Cause {
                     field: format!("{at}.name"),
-                    reason: "FieldValueDuplicate",
+                    reason: "FieldValueDuplicate".into(),
                     message: format!("Duplicate value: {name:?}"),
                 });
             }
@@ -191,7 +192,7 @@ fn check_pod_spec(at: &str, spec: &Value, causes: &mut Vec<Cause>) {
                 if !volumes.contains(&&found["name"]) {
                     causes.push(Cause {
                         field: format!("{at}.volumeMounts[{mount}].name"),
-                        reason: "FieldValueNotFound",
+                        reason: "FieldValueNotFound".into(),
                         message: format!("Not found: {}", found["name"]),
                     });
                 }
@@ -213,7 +214,7 @@ fn check_pod_update(before: &Value, object: &Value, causes: &mut Vec<Cause>) {
     let essence = |pod: &Value| {
         let mut spec = pod["spec"].clone();
         for list in ["containers", "initContainers"] {
-            for container in spec[list].as_array_mut().into_iter().flatten() {
+            for container in defaults::items(spec, &format!("/{list}")) {
                 if let Some(map) = container.as_object_mut() {
                     map.remove("image");
                     map.remove("resources");
@@ -296,7 +297,7 @@ fn check_service(before: Option<&Value>, spec: &Value, causes: &mut Vec<Cause>) 
         if !names.insert(name) && !name.is_empty() {
             causes.push(Cause {
                 field: format!("spec.ports[{index}].name"),
-                reason: "FieldValueDuplicate",
+                reason: "FieldValueDuplicate".into(),
                 message: format!("Duplicate value: {name:?}"),
             });
         }
@@ -390,44 +391,10 @@ fn check_immutable_data(before: Option<&Value>, object: &Value, causes: &mut Vec
 }
 
 fn check_crd(object: &Value, causes: &mut Vec<Cause>) {
-    let spec = &object["spec"];
-    let (group, plural) =
-        (spec["group"].as_str().unwrap_or_default(), spec["names"]["plural"].as_str().unwrap_or_default());
-    for (field, value) in [("spec.group", group), ("spec.names.plural", plural)] {
-        if value.is_empty() {
-            causes.push(Cause::required(field, ""));
-        }
-    }
-    if spec["names"]["kind"].as_str().unwrap_or_default().is_empty() {
-        causes.push(Cause::required("spec.names.kind", ""));
-    }
-    let name = meta::name(object);
-    if name != format!("{plural}.{group}") {
-        causes.push(Cause::invalid("metadata.name", &json!(name), "must be spec.names.plural+\".\"+spec.group"));
-    }
-    if !matches!(spec["scope"].as_str(), Some("Namespaced" | "Cluster")) {
-        causes.push(Cause::required("spec.scope", "must be Namespaced or Cluster"));
-    }
-    let versions = spec["versions"].as_array().map(Vec::as_slice).unwrap_or_default();
-    if versions.iter().filter(|version| version["storage"] == true).count() != 1 {
-        causes.push(Cause::invalid(
-            "spec.versions",
-            &json!(null),
-            "must have exactly one version marked as storage version",
-        ));
-    }
-    for (index, version) in versions.iter().enumerate() {
-        if !version["schema"]["openAPIV3Schema"].is_object() {
-            let at = format!("spec.versions[{index}].schema.openAPIV3Schema");
-            causes.push(Cause::required(at, "schemas are required"));
-        }
-    }
-    if spec["conversion"]["strategy"] == "Webhook" {
-        causes.push(Cause::invalid(
-            "spec.conversion.strategy",
-            &json!("Webhook"),
-            "only None is supported by this server",
-        ));
+    causes.extend(stolos_k8s::schema::validate_crd(object).into_iter().map(Cause::from));
+    if object["spec"]["conversion"]["strategy"] == "Webhook" {
+        let message = "only None is supported by this server";
+        causes.push(Cause::invalid("spec.conversion.strategy", &json!("Webhook"), message));
     }
 }
 
@@ -459,5 +426,30 @@ fn check_webhooks(object: &Value, causes: &mut Vec<Cause>) {
         if client["service"].is_object() == client["url"].is_string() {
             causes.push(Cause::required(format!("{at}.clientConfig"), "exactly one of url or service is required"));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pod_that_only_loses_a_finalizer_is_not_changed() {
+        let table = crate::registry::Registry::new([]).table();
+        let pods = table.find("", "v1", "pods").unwrap();
+        let mut before = json!({"metadata": {"name": "p"}, "spec": {"containers": [{"name": "c", "image": "i:1"}]}});
+        crate::defaults::fill(pods, &mut before);
+        let mut after = before.clone();
+        crate::defaults::fill(pods, &mut after);
+        assert_eq!(before, after);
+        let mut causes = Vec::new();
+        check_pod_update(&before, &after, &mut causes);
+        assert_eq!(causes, []);
+        after["spec"]["nodeName"] = json!("n");
+        check_pod_update(&before, &after, &mut causes);
+        assert_eq!(causes, [], "a node may be given once");
+        before["spec"]["nodeName"] = json!("m");
+        check_pod_update(&before, &after, &mut causes);
+        assert_eq!(causes.len(), 1);
     }
 }

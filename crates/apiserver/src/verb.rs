@@ -213,7 +213,8 @@ pub(crate) async fn create(
         auth::check_escalation(api, resource, &how.user, &object)?;
         let allocated = defaults::allocate(api, resource, None, &mut object, how.dry_run)?;
         if !how.applied {
-            rules::track_update(resource, None, &mut object, &how.manager, "", &now);
+            let by = rules::Writer { manager: &how.manager, force: false, sub: "", now: &now };
+            rules::track_update(resource, None, &mut object, by);
         }
         object["apiVersion"] = json!(resource.stored_api_version());
         if how.dry_run {
@@ -280,7 +281,8 @@ pub(crate) async fn change(
         }
         let allocated = defaults::allocate(api, resource, Some(&before), &mut new, how.dry_run)?;
         if !how.applied {
-            rules::track_update(resource, Some(&before), &mut new, &how.manager, sub, &api.now());
+            let by = rules::Writer { manager: &how.manager, force: false, sub, now: &api.now() };
+            rules::track_update(resource, Some(&before), &mut new, by);
         }
         if rules::same(&before, &new) {
             return Ok(old);
@@ -603,7 +605,7 @@ async fn apply(api: &Arc<Api>, ask: &Ask, body: &Bytes) -> Result<Response<Body>
     let how = How { applied: true, manager: manager.to_owned(), ..How::of(ask)? };
     let place = (target.namespace.as_str(), target.name.as_str(), target.sub.as_str());
     let by = |current: Option<&Value>| {
-        rules::apply(resource, current, &applied, rules::Applier { manager, force, sub: &target.sub, now: &now })
+        rules::apply(resource, current, &applied, rules::Writer { manager, force, sub: &target.sub, now: &now })
     };
     for _ in 0..ATTEMPTS {
         let wanted_uid = meta::uid(&applied);
@@ -841,6 +843,7 @@ fn keep_metadata(resource: &Resource, before: &Value, new: &mut Value, name: &st
         };
     }
     metadata.remove("selfLink");
+    metadata.retain(|_, value| !value.is_null());
     if no_managers && let Some(managers) = old.get("managedFields") {
         metadata.insert("managedFields".into(), managers.clone());
     }

@@ -1,7 +1,9 @@
 //! The server as its users see it: kube-rs over HTTPS and inside the process.
 #![allow(clippy::unwrap_used)]
 
+mod controllers;
 mod objects;
+mod permissions;
 
 use stolos_apiserver::{Builder, Server};
 

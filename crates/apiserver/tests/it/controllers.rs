@@ -1,0 +1,180 @@
+//! What happens by itself: namespaces, accounts, garbage collection, definitions.
+
+use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod, Secret, ServiceAccount};
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::api::{DeleteParams, DynamicObject, Patch, PatchParams, PostParams, PropagationPolicy};
+use kube::discovery::ApiResource;
+use kube::{Api, ResourceExt};
+use serde_json::{Value, json};
+
+use crate::{code, eventually, https, server};
+
+fn of<T: serde::de::DeserializeOwned>(value: Value) -> T {
+    serde_json::from_value(value).unwrap()
+}
+
+fn pod(name: &str) -> Pod {
+    of(json!({"metadata": {"name": name}, "spec": {"containers": [{"name": "c", "image": "i:1"}]}}))
+}
+
+#[tokio::test]
+async fn a_namespace_begins_with_an_account_and_ends_with_all_it_holds() {
+    let server = server().await;
+    let client = server.client();
+    let namespaces: Api<Namespace> = Api::all(client.clone());
+    namespaces.create(&PostParams::default(), &of(json!({"metadata": {"name": "a"}}))).await.unwrap();
+    let pods: Api<Pod> = Api::namespaced(client.clone(), "a");
+    let made = pods.create(&PostParams::default(), &pod("p")).await.unwrap().spec.unwrap();
+    assert_eq!(made.service_account_name.as_deref(), Some("default"));
+    let mounts = made.containers[0].volume_mounts.clone().unwrap();
+    assert_eq!(mounts[0].mount_path, "/var/run/secrets/kubernetes.io/serviceaccount");
+    let maps: Api<ConfigMap> = Api::namespaced(client.clone(), "a");
+    eventually("the bundle is there", async || maps.get("kube-root-ca.crt").await.is_ok()).await;
+    maps.delete("kube-root-ca.crt", &DeleteParams::default()).await.unwrap();
+    eventually("the bundle is back", async || maps.get("kube-root-ca.crt").await.is_ok()).await;
+
+    namespaces.delete("a", &DeleteParams::default()).await.unwrap();
+    let refused = maps.create(&PostParams::default(), &of(json!({"metadata": {"name": "late"}}))).await;
+    assert!(matches!(code(refused), 403 | 404));
+    eventually("the namespace is gone", async || namespaces.get_opt("a").await.unwrap().is_none()).await;
+    assert!(pods.list(&Default::default()).await.unwrap().items.is_empty());
+    assert_eq!(code(namespaces.delete("default", &DeleteParams::default()).await.map(|_| ())), 403);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn dependents_follow_their_owners() {
+    let server = server().await;
+    let client = https(&server).await;
+    let deployments: Api<Deployment> = Api::namespaced(client.clone(), "default");
+    let sets: Api<ReplicaSet> = Api::namespaced(client.clone(), "default");
+    let pods: Api<Pod> = Api::namespaced(client.clone(), "default");
+    let spec = json!({"selector": {"matchLabels": {"a": "b"}}, "template": {"metadata": {"labels": {"a": "b"}},
+        "spec": {"containers": [{"name": "c", "image": "i:1"}]}}});
+    let owner = |kind: &str, api: &str, name: &str, uid: &str| json!([{"apiVersion": api, "kind": kind, "name": name, "uid": uid, "controller": true, "blockOwnerDeletion": true}]);
+    for (policy, left) in [
+        (Some(PropagationPolicy::Background), false),
+        (Some(PropagationPolicy::Foreground), false),
+        (Some(PropagationPolicy::Orphan), true),
+        (None, false),
+    ] {
+        let made: Deployment = of(json!({"metadata": {"name": "d"}, "spec": spec}));
+        let made = deployments.create(&PostParams::default(), &made).await.unwrap();
+        let owners = owner("Deployment", "apps/v1", "d", &made.uid().unwrap());
+        let set: ReplicaSet = of(json!({"metadata": {"name": "s", "ownerReferences": owners}, "spec": spec}));
+        let set = sets.create(&PostParams::default(), &set).await.unwrap();
+        let mut owned = pod("p");
+        owned.metadata.owner_references = of(owner("ReplicaSet", "apps/v1", "s", &set.uid().unwrap()));
+        pods.create(&PostParams::default(), &owned).await.unwrap();
+        let params = DeleteParams { propagation_policy: policy.clone(), ..Default::default() };
+        deployments.delete("d", &params).await.unwrap();
+        eventually(&format!("the owner is gone with {policy:?}"), async || {
+            deployments.get_opt("d").await.unwrap().is_none()
+        })
+        .await;
+        if left {
+            let set = sets.get("s").await.unwrap();
+            assert!(set.owner_references().is_empty(), "{policy:?}");
+            sets.delete("s", &DeleteParams::default()).await.unwrap();
+        }
+        eventually("dependents are gone", async || {
+            sets.get_opt("s").await.unwrap().is_none() && pods.get_opt("p").await.unwrap().is_none()
+        })
+        .await;
+    }
+    let mut lost = pod("lost");
+    lost.metadata.owner_references = of(owner("ReplicaSet", "apps/v1", "s", "no-such-uid"));
+    pods.create(&PostParams::default(), &lost).await.unwrap();
+    eventually("one whose owner never was goes too", async || pods.get_opt("lost").await.unwrap().is_none()).await;
+}
+
+#[tokio::test]
+async fn a_running_pod_goes_gracefully() {
+    let server = server().await;
+    let pods: Api<Pod> = Api::namespaced(server.client(), "default");
+    let mut running = pod("p");
+    running.spec.as_mut().unwrap().node_name = Some("node".into());
+    pods.create(&PostParams::default(), &running).await.unwrap();
+    pods.delete("p", &DeleteParams::default()).await.unwrap();
+    let going = pods.get("p").await.unwrap();
+    assert_eq!(going.metadata.deletion_grace_period_seconds, Some(30));
+    pods.delete("p", &DeleteParams { grace_period_seconds: Some(0), ..Default::default() }).await.unwrap();
+    assert!(pods.get_opt("p").await.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn a_secret_becomes_a_token_and_dies_with_its_account() {
+    let server = server().await;
+    let client = server.client();
+    let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), "default");
+    let secrets: Api<Secret> = Api::namespaced(client.clone(), "default");
+    accounts.create(&PostParams::default(), &of(json!({"metadata": {"name": "reader"}}))).await.unwrap();
+    let secret: Secret =
+        of(json!({"metadata": {"name": "t", "annotations": {"kubernetes.io/service-account.name": "reader"}},
+        "type": "kubernetes.io/service-account-token"}));
+    secrets.create(&PostParams::default(), &secret).await.unwrap();
+    eventually("the token is there", async || {
+        secrets.get("t").await.unwrap().data.is_some_and(|d| d.contains_key("token"))
+    })
+    .await;
+    let data = secrets.get("t").await.unwrap().data.unwrap();
+    assert_eq!(data["namespace"].0, b"default");
+    assert_eq!(data["ca.crt"].0, server.ca().as_bytes());
+    accounts.delete("reader", &DeleteParams::default()).await.unwrap();
+    eventually("the token is gone", async || secrets.get_opt("t").await.unwrap().is_none()).await;
+}
+
+fn definition() -> CustomResourceDefinition {
+    let version = |name: &str, storage: bool| {
+        json!({"name": name, "served": true, "storage": storage, "subresources": {"status": {}},
+            "schema": {"openAPIV3Schema": {"type": "object", "properties": {
+                "spec": {"type": "object", "required": ["size"], "properties": {
+                    "size": {"type": "integer", "minimum": 1},
+                    "color": {"type": "string", "default": "red", "enum": ["red", "blue"]}}},
+                "status": {"type": "object", "x-kubernetes-preserve-unknown-fields": true}}}},
+            "additionalPrinterColumns": [{"name": "Size", "type": "integer", "jsonPath": ".spec.size"}]})
+    };
+    of(json!({"metadata": {"name": "things.example.com"}, "spec": {
+        "group": "example.com", "scope": "Namespaced",
+        "names": {"plural": "things", "singular": "thing", "kind": "Thing", "shortNames": ["th"]},
+        "versions": [version("v1alpha1", false), version("v1", true)]}}))
+}
+
+fn things(client: kube::Client, version: &str) -> Api<DynamicObject> {
+    let gvk = kube::core::GroupVersionKind::gvk("example.com", version, "Thing");
+    Api::namespaced_with(client, "default", &ApiResource::from_gvk_with_plural(&gvk, "things"))
+}
+
+#[tokio::test]
+async fn a_definition_is_served_at_once_in_all_its_versions() {
+    let server = server().await;
+    let client = https(&server).await;
+    let definitions: Api<CustomResourceDefinition> = Api::all(client.clone());
+    let made = definitions.create(&PostParams::default(), &definition()).await.unwrap();
+    let conditions = made.status.unwrap().conditions.unwrap();
+    assert!(conditions.iter().any(|c| c.type_ == "Established" && c.status == "True"));
+
+    let (old, new) = (things(client.clone(), "v1alpha1"), things(client.clone(), "v1"));
+    let thing: DynamicObject = of(json!({"apiVersion": "example.com/v1alpha1", "kind": "Thing",
+        "metadata": {"name": "a"}, "spec": {"size": 3, "unknown": true}, "status": {"x": 1}}));
+    let made = old.create(&PostParams::default(), &thing).await.unwrap();
+    assert_eq!(made.types.unwrap().api_version, "example.com/v1alpha1");
+    let read = new.get("a").await.unwrap();
+    assert_eq!(read.types.unwrap().api_version, "example.com/v1");
+    assert_eq!(read.data["spec"], json!({"size": 3, "color": "red"}), "defaulted and pruned");
+    assert!(read.data.get("status").is_none());
+    assert_eq!(read.metadata.generation, Some(1));
+    let status = Patch::Merge(json!({"status": {"x": 2}}));
+    let made = new.patch_status("a", &PatchParams::default(), &status).await.unwrap();
+    assert_eq!((made.data["status"]["x"].as_i64(), made.metadata.generation), (Some(2), Some(1)));
+    for wrong in [json!({"size": 0}), json!({}), json!({"size": "many"}), json!({"size": 1, "color": "green"})] {
+        let thing: DynamicObject = of(json!({"apiVersion": "example.com/v1", "kind": "Thing",
+            "metadata": {"name": "wrong"}, "spec": wrong}));
+        assert_eq!(code(new.create(&PostParams::default(), &thing).await), 422, "{thing:?}");
+    }
+    definitions.delete("things.example.com", &DeleteParams::default()).await.unwrap();
+    eventually("the definition is gone", async || definitions.get_opt("things.example.com").await.unwrap().is_none())
+        .await;
+    assert_eq!(code(new.get("a").await), 404);
+}
