@@ -214,7 +214,7 @@ fn check_pod_update(before: &Value, object: &Value, causes: &mut Vec<Cause>) {
     let essence = |pod: &Value| {
         let mut spec = pod["spec"].clone();
         for list in ["containers", "initContainers"] {
-            for container in defaults::items(spec, &format!("/{list}")) {
+            for container in defaults::items(&mut spec, &format!("/{list}")) {
                 if let Some(map) = container.as_object_mut() {
                     map.remove("image");
                     map.remove("resources");
