@@ -1,5 +1,6 @@
 //! Makes one change. What is found by matching on the change; nothing is decided here.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use base64::Engine as _;
@@ -32,6 +33,8 @@ pub(crate) struct Hands<'a> {
     pub(crate) state: &'a State,
     /// How long one wait may take.
     pub(crate) patience: Duration,
+    /// How many writes were sent.
+    pub(crate) writes: &'a AtomicU64,
     /// Bounds the requests in flight, by cluster.
     pub(crate) room: &'a (dyn Fn(&str) -> std::sync::Arc<Semaphore> + Sync),
 }
@@ -181,6 +184,7 @@ async fn write<T, F: Future<Output = Result<T, Error>>>(
     for attempt in 1.. {
         let answer = {
             let _room = enter(hands, &cluster.name).await;
+            hands.writes.fetch_add(1, Ordering::Relaxed);
             crash::pass(crash::Point::WriteBefore);
             let answer = send().await;
             crash::pass(crash::Point::WriteAfter);

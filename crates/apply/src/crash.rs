@@ -24,11 +24,6 @@ pub(crate) fn pass(point: Point) {
     }
 }
 
-/// How many writes were sent to API servers.
-pub(crate) fn writes() -> u64 {
-    COUNTS[Point::WriteBefore as usize].load(Ordering::SeqCst)
-}
-
 fn parse(text: &str) -> Option<(Point, u64)> {
     let (point, count) = text.split_once(':')?;
     let point = match point {

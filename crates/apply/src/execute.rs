@@ -1,4 +1,5 @@
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -10,7 +11,7 @@ use tokio::sync::Semaphore;
 
 use crate::change::{Cause, Hands, make};
 use crate::journal::{Event, Journal};
-use crate::{Clusters, Error, State, crash};
+use crate::{Clusters, Error, State};
 
 /// How a plan is carried out.
 #[derive(Clone, Copy, Debug)]
@@ -137,14 +138,14 @@ pub async fn execute(
     progress: &dyn Progress,
 ) -> Result<Report, Error> {
     let started = Instant::now();
-    let writes_before = crash::writes();
+    let writes = AtomicU64::new(0);
     let journal = Journal::new(state.journal()?);
     let rooms: Mutex<BTreeMap<String, Arc<Semaphore>>> = Mutex::default();
     let room = |cluster: &str| {
         let mut rooms = rooms.lock().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(rooms.entry(cluster.to_owned()).or_insert_with(|| Arc::new(Semaphore::new(options.at_once))))
     };
-    let hands = Hands { mesh, clusters, state, patience: options.patience, room: &room };
+    let hands = Hands { mesh, clusters, state, patience: options.patience, writes: &writes, room: &room };
 
     let mut report = Report::default();
     let mut queue = Queue::new(plan);
@@ -189,7 +190,7 @@ pub async fn execute(
     }
     report.skipped.extend(queue.ready.into_iter().map(|step| step.id.clone()));
     report.skipped.extend(queue.open.into_keys().cloned());
-    report.writes = crash::writes() - writes_before;
+    report.writes = writes.load(Ordering::Relaxed);
     report.took = started.elapsed();
     Ok(report)
 }

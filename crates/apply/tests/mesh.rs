@@ -21,7 +21,7 @@ struct World {
     hands: Vec<tokio::task::JoinHandle<()>>,
     clusters: Clusters,
     state: State,
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
 }
 
 impl World {
@@ -35,7 +35,7 @@ impl World {
             servers.insert((*name).to_owned(), server);
         }
         let state = State::at(folder.path().join("state"), None);
-        Self { servers, hands, clusters: Clusters::of(clusters), state, _folder: folder }
+        Self { servers, hands, clusters: Clusters::of(clusters), state, folder }
     }
 
     async fn plan(&self, goal: Goal, mesh: &Mesh) -> Plan {
@@ -365,4 +365,58 @@ async fn a_dead_cluster_is_reported_and_the_others_go_on() {
     world.run(Goal::Apply, &mesh).await;
     assert_eq!(steps(&world.plan(Goal::Apply, &mesh).await), Vec::<String>::new());
     world.stop().await;
+}
+
+/// Kills a process of its own at many points of a run, as `kill -9` would, and lets the next one go on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_is_killed_is_finished_by_the_next() {
+    let names = ["east-1", "west-1"];
+    let world = World::of(&names).await;
+    let mesh = mesh(&names);
+    let before = world.everything().await;
+    let mut kills = 0;
+    for goal in ["apply", "teardown"] {
+        for point in ["journal", "write-before", "write-after"] {
+            for count in [1, 2, 3, 5, 8, 13, 21, 34] {
+                let child = tokio::process::Command::new(std::env::current_exe().unwrap())
+                    .args(["--exact", "child", "--ignored"])
+                    .env("STOLOS_CRASH_AT", format!("{point}:{count}"))
+                    .env("CHILD_FOLDER", world.folder.path())
+                    .env("CHILD_GOAL", goal)
+                    .kill_on_drop(true)
+                    .output();
+                let ended = tokio::time::timeout(Duration::from_secs(60), child).await.unwrap().unwrap();
+                match std::os::unix::process::ExitStatusExt::signal(&ended.status) {
+                    Some(9) => kills += 1,
+                    _ => assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr)),
+                }
+            }
+        }
+        let goal = if goal == "apply" { Goal::Apply } else { Goal::Teardown };
+        world.run(goal, &mesh).await;
+        assert_eq!(steps(&world.plan(goal, &mesh).await), Vec::<String>::new());
+    }
+    assert!(kills > 20, "{kills}");
+    assert_eq!(world.everything().await.keys().collect::<Vec<_>>(), before.keys().collect::<Vec<_>>());
+    world.stop().await;
+}
+
+/// The process that is killed.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a process of another test"]
+async fn child() {
+    let folder = std::path::PathBuf::from(std::env::var_os("CHILD_FOLDER").unwrap());
+    let goal = if std::env::var("CHILD_GOAL").unwrap() == "apply" { Goal::Apply } else { Goal::Teardown };
+    let mut clusters = vec![];
+    for name in ["east-1", "west-1"] {
+        let kubeconfig = Kubeconfig::find(Some(&folder.join(format!("{name}.kubeconfig"))), None).unwrap();
+        clusters.push(stolos_cluster::connect(&kubeconfig, name, name).await.unwrap());
+    }
+    let (clusters, state, mesh) =
+        (Clusters::of(clusters), State::at(folder.join("state"), None), mesh(&["east-1", "west-1"]));
+    let plan = goal.plan(&mesh, &observe(&mesh, &clusters, &state).await).unwrap();
+    let never = std::future::pending();
+    let report =
+        run(goal, &plan, &mesh, &clusters, &state, Options::default(), never, &stolos_apply::Silent).await.unwrap();
+    assert_eq!(report.verdict(), Verdict::Done, "{:?}", report.failed);
 }
