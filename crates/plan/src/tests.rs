@@ -115,13 +115,12 @@ impl World {
                 let root = self.root.clone().unwrap();
                 let made = root.issue_intermediate(&cluster, organization, trust_domain, validity, now).unwrap();
                 let mut secret = secret.clone();
-                secret["metadata"]["uid"] = uid.into();
                 secret["data"] = json!({
                     "ca-cert.pem": BASE64_STANDARD.encode(made.ca_cert),
                     "ca-key.pem": BASE64_STANDARD.encode(made.ca_key.expose()),
                     "cert-chain.pem": BASE64_STANDARD.encode(made.cert_chain),
                     "root-cert.pem": BASE64_STANDARD.encode(made.root_cert)});
-                self.state(&cluster).objects.put(secret);
+                self.apply_secret(&cluster, &secret, &uid);
             }
             Change::Write { objects } => {
                 for (index, object) in objects.iter().enumerate() {
@@ -130,17 +129,11 @@ impl World {
                         let key = ObjectKey::new("v1", "Namespace", None, namespace);
                         assert!(state.objects.get(&key).is_some(), "{}: no namespace {namespace}", step.id);
                     }
-                    let mut new = object.clone();
-                    let old = state.objects.get(&ObjectKey::of(object)).cloned().unwrap_or_default();
-                    let fresh = Value::from(format!("{uid}-{index}"));
-                    new["metadata"]["uid"] = old["metadata"].get("uid").cloned().unwrap_or(fresh);
-                    for kept in ["status"] {
-                        if let Some(kept_value) = old.get(kept) {
-                            new[kept] = kept_value.clone();
-                        }
+                    let old = state.objects.get(&ObjectKey::of(object));
+                    let mut new = applied(old, object);
+                    if old.is_none() {
+                        new["metadata"]["uid"] = format!("{uid}-{index}").into();
                     }
-                    new["metadata"]["managedFields"] = json!([{"manager": "stolos", "operation": "Apply",
-                        "fieldsV1": fields(object)}]);
                     state.objects.put(new);
                 }
             }
@@ -156,8 +149,7 @@ impl World {
                 let mut secret = secret.clone();
                 let text = link_kubeconfig(read, server, authority, &token);
                 secret["data"][read] = BASE64_STANDARD.encode(text).into();
-                secret["metadata"]["uid"] = uid.into();
-                self.state(&cluster).objects.put(secret);
+                self.apply_secret(&cluster, &secret, &uid);
             }
             Change::Remove { objects } => {
                 for (key, uid) in objects {
@@ -175,9 +167,9 @@ impl World {
             }
             Change::Release { object } => {
                 let state = self.state(&cluster);
-                let mut live = state.objects.get(object).unwrap().clone();
-                live["metadata"]["labels"] = json!({});
-                live["metadata"]["managedFields"] = json!([]);
+                let live = state.objects.get(object).unwrap();
+                let nothing = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": object.name}});
+                let live = applied(Some(live), &nothing);
                 state.objects.put(live);
             }
             Change::Wait { conditions } => {
@@ -186,6 +178,16 @@ impl World {
                 }
             }
         }
+    }
+
+    fn apply_secret(&mut self, cluster: &str, secret: &Value, uid: &str) {
+        let state = self.state(cluster);
+        let old = state.objects.get(&ObjectKey::of(secret));
+        let mut new = applied(old, secret);
+        if old.is_none() {
+            new["metadata"]["uid"] = uid.into();
+        }
+        state.objects.put(new);
     }
 
     fn come_true(&mut self, cluster: &str, condition: &Condition) {
@@ -228,16 +230,18 @@ impl World {
     }
 }
 
-/// As the API server would keep them, lists as a whole.
-fn fields(object: &Value) -> Value {
-    match object.as_object() {
-        None => json!({}),
-        Some(object) => {
-            let named =
-                object.iter().filter(|(name, _)| !["apiVersion", "kind", "name", "namespace"].contains(&name.as_str()));
-            Value::Object(named.map(|(name, value)| (format!("f:{name}"), fields(value))).collect())
-        }
-    }
+/// As the API server applies it.
+fn applied(live: Option<&Value>, object: &Value) -> Value {
+    let key = ObjectKey::of(object);
+    let write = stolos_k8s::ssa::Write {
+        manager: MANAGER,
+        api_version: &key.api_version,
+        subresource: "",
+        now: "2026-01-01T00:00:00Z",
+        shape: stolos_k8s::lists::Shape::of(&key.api_version, &key.kind),
+        status_apart: true,
+    };
+    stolos_k8s::ssa::apply(live, object, &write, true).unwrap()
 }
 
 fn ids(plan: &Plan) -> Vec<String> {
