@@ -19,4 +19,4 @@ pub use generated::{envoy, google, istio, xds};
 pub use message::{Mismatch, pack, pack_as, unpack};
 pub use prost;
 pub use prost_types::{self, Any};
-pub use version::{Resource, Resources, Snapshot};
+pub use version::{Change, Resource, Resources, Snapshot};

@@ -91,7 +91,8 @@ impl Resources {
                 (None, Some(_)) => Ordering::Greater,
                 // The usual case, and why two states of thousands are compared in microseconds.
                 (Some(our), Some(their)) if Arc::ptr_eq(our, their) => {
-                    (ours.next(), theirs.next());
+                    ours.next();
+                    theirs.next();
                     continue;
                 }
                 (Some(our), Some(their)) => our.name.cmp(&their.name),
@@ -172,10 +173,47 @@ impl Snapshot {
         self.get(type_url)?.get(name)
     }
 
+    /// What has changed since an earlier snapshot, in the order in which it may be acted on without a reference to
+    /// what is not there yet. A type that is there for the first time is among them, even if it is empty.
+    #[must_use]
+    pub fn changes_since(&self, before: &Self) -> Vec<Change> {
+        let nothing = Arc::default();
+        let known = message::ORDER.iter().filter_map(|of| self.types.get_key_value(*of));
+        let other = self.types.iter().filter(|(of, _)| !message::ORDER.contains(&of.as_ref()));
+        let change = |(type_url, now): (&Arc<str>, &Arc<Resources>)| {
+            let first = !before.types.contains_key(type_url);
+            let then = before.types.get(type_url).unwrap_or(&nothing);
+            if Arc::ptr_eq(then, now) {
+                return None;
+            }
+            let (mut changed, mut removed) = (Vec::new(), Vec::new());
+            for name in then.differences(now) {
+                match now.get(&name) {
+                    Some(resource) => changed.push(Arc::clone(resource)),
+                    None => removed.push(name),
+                }
+            }
+            let is_change = first || !changed.is_empty() || !removed.is_empty();
+            is_change.then(|| Change { type_url: Arc::clone(type_url), changed, removed })
+        };
+        known.chain(other).filter_map(change).collect()
+    }
+
     /// Every type with its resources.
     pub fn iter(&self) -> impl Iterator<Item = (&Arc<str>, &Arc<Resources>)> {
         self.types.iter()
     }
+}
+
+/// What has changed of one type.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Change {
+    /// The type.
+    pub type_url: Arc<str>,
+    /// What is new or another than before.
+    pub changed: Vec<Arc<Resource>>,
+    /// What is gone.
+    pub removed: Vec<Arc<str>>,
 }
 
 #[cfg(test)]
@@ -197,6 +235,25 @@ mod tests {
         assert_eq!(before.differences(&after), ["a", "b", "d"].map(Arc::from));
         assert_eq!(before.differences(&resources(&[("a", 1), ("b", 1), ("c", 1)])), [] as [Arc<str>; 0]);
         assert_eq!(Resources::default().differences(&before).len(), 3);
+    }
+
+    #[test]
+    fn changes_come_in_the_order_to_act_in() {
+        let resources =
+            |names: &[&str]| -> Resources { names.iter().map(|name| Resource::new(*name, Any::default())).collect() };
+        let before = Snapshot::new("1").with(message::CLUSTER, resources(&["a", "b"]));
+        let after = before.clone().with(message::LISTENER, resources(&[]));
+        let after = after.with(message::ENDPOINT, resources(&["a"])).with(message::CLUSTER, resources(&["b"]));
+        let shown: Vec<_> = after
+            .changes_since(&before)
+            .iter()
+            .map(|change| {
+                let kind = change.type_url.rsplit_once('.').unwrap().1;
+                format!("{kind} {} {:?}", change.changed.len(), change.removed)
+            })
+            .collect();
+        assert_eq!(shown, ["Cluster 0 [\"a\"]", "ClusterLoadAssignment 1 []", "Listener 0 []"]);
+        assert_eq!(after.changes_since(&after.clone()), []);
     }
 
     #[test]
