@@ -26,10 +26,11 @@ use crate::model::{Health, Port, Protocol, ProxyInfo, Resolution, Service, World
 /// The application protocols by which the HTTP inspector names plain HTTP.
 pub(super) const PLAIN_HTTP: [&str; 2] = ["http/1.1", "h2c"];
 
-/// The listeners for what the workload sends: `virtualOutbound`, and one per service port or address and port.
+/// The listeners for what the workload sends, one per service port or address and port; [`virtual_outbound`] hands
+/// connections to them.
 #[must_use]
 pub fn outbound(world: &World, proxy: &ProxyInfo) -> Vec<envoy::Listener> {
-    let mut listeners = vec![virtual_outbound(world, proxy)];
+    let mut listeners = Vec::new();
     // Of two services that want the same listener, the first in order gets it.
     let mut taken = BTreeSet::new();
     for service in visible(world, proxy) {
@@ -48,7 +49,7 @@ pub fn outbound(world: &World, proxy: &ProxyInfo) -> Vec<envoy::Listener> {
 }
 
 /// The services a proxy may send to.
-pub(super) fn visible<'a>(world: &'a World, proxy: &'a ProxyInfo) -> impl Iterator<Item = &'a Service> {
+pub(crate) fn visible<'a>(world: &'a World, proxy: &'a ProxyInfo) -> impl Iterator<Item = &'a Service> {
     let visible = |service: &&Service| {
         service.is_visible_in(&proxy.namespace) && !matches!(service.resolution, Resolution::Alias(_))
     };
@@ -129,7 +130,9 @@ fn listener(
     }
 }
 
-fn virtual_outbound(world: &World, proxy: &ProxyInfo) -> envoy::Listener {
+/// The listener that everything the workload sends comes to first.
+#[must_use]
+pub fn virtual_outbound(world: &World, proxy: &ProxyInfo) -> envoy::Listener {
     let chain = |name: &str, cluster: &str, matching| envoy::FilterChain {
         name: name.to_owned(),
         filter_chain_match: matching,

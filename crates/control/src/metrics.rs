@@ -1,0 +1,181 @@
+//! Figures, under the names that Istio's dashboards know.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use stolos_xds::message;
+use stolos_xds::server::Totals;
+
+use crate::state::State;
+
+/// What has been counted since the start.
+#[derive(Debug, Default)]
+pub(crate) struct Metrics {
+    pushes: AtomicU64,
+    push_micros: AtomicU64,
+    settled: AtomicU64,
+    csrs: AtomicU64,
+    issued: AtomicU64,
+    injections: AtomicU64,
+    injected: AtomicU64,
+    refusals: Mutex<BTreeMap<String, u64>>,
+}
+
+impl Metrics {
+    /// A picture has gone out to this many proxies, in this time.
+    pub(crate) fn pushed(&self, proxies: usize, took: Duration) {
+        if proxies > 0 {
+            self.pushes.fetch_add(1, Relaxed);
+            self.push_micros.fetch_add(u64::try_from(took.as_micros()).unwrap_or(u64::MAX), Relaxed);
+        }
+    }
+
+    /// A proxy has all of a picture.
+    pub(crate) fn settled(&self) {
+        self.settled.fetch_add(1, Relaxed);
+    }
+
+    /// A proxy has refused resources of this type.
+    pub(crate) fn refused(&self, type_url: &str) {
+        let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
+        *refusals.entry(short(type_url).to_owned()).or_default() += 1;
+    }
+
+    /// A certificate was asked for.
+    pub(crate) fn csr(&self) {
+        self.csrs.fetch_add(1, Relaxed);
+    }
+
+    /// A certificate was issued.
+    pub(crate) fn issued(&self) {
+        self.issued.fetch_add(1, Relaxed);
+    }
+
+    /// A pod was shown to the injector; was something added?
+    pub(crate) fn injection(&self, done: bool) {
+        self.injections.fetch_add(1, Relaxed);
+        self.injected.fetch_add(done.into(), Relaxed);
+    }
+
+    /// Everything, as Prometheus reads it.
+    #[must_use]
+    pub(crate) fn text(&self, state: &State, proxies: usize, totals: &BTreeMap<std::sync::Arc<str>, Totals>) -> String {
+        let mut text = Text(String::new());
+        let report = state.reports.borrow().clone();
+        let world = state.worlds.borrow().clone();
+        let remote = report.clusters.iter().filter(|cluster| !cluster.secret.is_empty()).count();
+
+        text.family("pilot_info", "gauge", "Version of the control plane.");
+        text.sample("pilot_info", &[("version", env!("CARGO_PKG_VERSION"))], 1);
+        text.family("istiod_managed_clusters", "gauge", "Clusters that are watched.");
+        text.sample("istiod_managed_clusters", &[("cluster_type", "local")], 1);
+        text.sample("istiod_managed_clusters", &[("cluster_type", "remote")], remote as u64);
+        text.family("istiod_remote_cluster_sync_status", "gauge", "Whether a cluster is in this state.");
+        for cluster in &report.clusters {
+            let kind = if cluster.secret.is_empty() { "local" } else { "remote" };
+            for status in ["synced", "syncing", "timeout", "closed"] {
+                let labels = [("cluster", cluster.id.as_str()), ("cluster_type", kind), ("status", status)];
+                text.sample("istiod_remote_cluster_sync_status", &labels, u64::from(cluster.status == status));
+            }
+        }
+        text.single(
+            "remote_cluster_sync_timeouts_total",
+            "counter",
+            "Remote clusters given up at start.",
+            report.timeouts,
+        );
+        text.single(
+            "remote_cluster_secret_events_total",
+            "counter",
+            "Changes by remote secrets.",
+            report.secret_events,
+        );
+        text.single("pilot_services", "gauge", "Services known.", world.services.by_host.len() as u64);
+        text.single("pilot_xds", "gauge", "Proxies connected.", proxies as u64);
+        text.family("pilot_xds_pushes", "counter", "Responses sent to proxies.");
+        for (type_url, totals) in totals {
+            text.sample("pilot_xds_pushes", &[("type", short(type_url))], totals.responses);
+        }
+        text.family("pilot_total_xds_rejects", "counter", "Responses that proxies refused.");
+        let refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        for kind in ["cds", "eds", "lds", "rds", "sds", "nds"] {
+            let count = refusals.get(kind).copied().unwrap_or_default();
+            text.sample("pilot_total_xds_rejects", &[("type", kind)], count);
+        }
+        text.single("stolos_pushes_total", "counter", "Pictures that went out.", self.pushes.load(Relaxed));
+        text.single(
+            "stolos_push_microseconds_total",
+            "counter",
+            "Time spent on translating them.",
+            self.push_micros.load(Relaxed),
+        );
+        text.single(
+            "stolos_settled_total",
+            "counter",
+            "Pictures that proxies have all of.",
+            self.settled.load(Relaxed),
+        );
+        text.single("stolos_world_version", "gauge", "The picture now.", world.version);
+        text.single(
+            "stolos_unsupported_objects",
+            "gauge",
+            "Objects not fully acted on.",
+            world.policies.findings.len() as u64,
+        );
+        text.single("citadel_server_csr_count", "counter", "Certificates asked for.", self.csrs.load(Relaxed));
+        text.single(
+            "citadel_server_success_cert_issuance_count",
+            "counter",
+            "Certificates issued.",
+            self.issued.load(Relaxed),
+        );
+        text.single(
+            "sidecar_injection_requests_total",
+            "counter",
+            "Pods shown to the injector.",
+            self.injections.load(Relaxed),
+        );
+        text.single("sidecar_injection_success_total", "counter", "Pods injected.", self.injected.load(Relaxed));
+        text.0
+    }
+}
+
+struct Text(String);
+
+impl Text {
+    fn family(&mut self, name: &str, kind: &str, help: &str) {
+        let _ = write!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}\n");
+    }
+
+    fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: u64) {
+        let labels: Vec<_> = labels.iter().map(|(key, value)| format!("{key}=\"{}\"", escaped(value))).collect();
+        let labels = if labels.is_empty() { String::new() } else { format!("{{{}}}", labels.join(",")) };
+        let _ = writeln!(self.0, "{name}{labels} {value}");
+    }
+
+    fn single(&mut self, name: &str, kind: &str, help: &str, value: u64) {
+        self.family(name, kind, help);
+        self.sample(name, &[], value);
+    }
+}
+
+fn escaped(value: &str) -> String {
+    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}
+
+/// `cds`, `eds`, … for a type URL.
+#[must_use]
+pub(crate) fn short(type_url: &str) -> &str {
+    match type_url {
+        message::CLUSTER => "cds",
+        message::ENDPOINT => "eds",
+        message::LISTENER => "lds",
+        message::ROUTE => "rds",
+        message::SECRET => "sds",
+        message::NAME_TABLE => "nds",
+        other => other,
+    }
+}

@@ -1,0 +1,691 @@
+//! Do: keeps every connected proxy at the latest picture.
+//!
+//! Proxies that would be sent the same share it: what goes out to a workload is made once per group of proxies (same
+//! cluster, network, namespace, place, …), and an endpoint change makes anew only that service's endpoints. What
+//! comes in to a workload is its own.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use futures::future::BoxFuture;
+use stolos_k8s::istio;
+use stolos_serve::Stop;
+use stolos_xds::message::{self, text_at, texts_at};
+use stolos_xds::server::{Nack, Proxy, Source};
+use stolos_xds::{Resource, Resources, Snapshot};
+use tokio::sync::watch;
+
+use crate::metrics::Metrics;
+use crate::model::{ClusterView, Labels, Locality, PodFacts, Port, ProxyInfo, ProxyKind, Resolution, Service, World};
+use crate::policy::{DestinationRule, LocalitySetting};
+use crate::sign::Authenticator;
+use crate::state::State;
+use crate::translate::endpoints::{self, Style};
+use crate::translate::{clusters, gateway, inbound, listeners, names};
+
+/// How long a proxy that connects early is held until there is something to send.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// What proxies are sent.
+pub(crate) struct Pusher {
+    state: State,
+    authenticator: Arc<Authenticator>,
+    metrics: Arc<Metrics>,
+    proxies: Mutex<BTreeMap<u64, Connected>>,
+    groups: Mutex<Groups>,
+}
+
+struct Connected {
+    info: Arc<ProxyInfo>,
+    since: SystemTime,
+    built: Built,
+    snapshots: watch::Sender<Arc<Snapshot>>,
+}
+
+/// A proxy, for the debug pages.
+#[derive(Clone)]
+pub(crate) struct Shown {
+    /// Who it is.
+    pub(crate) info: Arc<ProxyInfo>,
+    /// Since when it is connected.
+    pub(crate) since: SystemTime,
+    /// What it should have.
+    pub(crate) snapshot: Arc<Snapshot>,
+}
+
+impl Pusher {
+    /// One that sends what `state` says to whom `authenticator` lets in.
+    #[must_use]
+    pub(crate) fn new(state: State, authenticator: Arc<Authenticator>, metrics: Arc<Metrics>) -> Arc<Self> {
+        let (proxies, groups) = (Mutex::default(), Mutex::default());
+        Arc::new(Self { state, authenticator, metrics, proxies, groups })
+    }
+
+    /// Sends every new picture to every proxy, until `stop`.
+    pub(crate) async fn run(self: Arc<Self>, stop: Stop) {
+        let mut worlds = self.state.worlds.clone();
+        loop {
+            tokio::select! {
+                () = stop.asked() => return,
+                changed = worlds.changed() => if changed.is_err() { return },
+            }
+            worlds.mark_unchanged();
+            let pusher = Arc::clone(&self);
+            // Translating many proxies takes a while: not on a thread that others wait for.
+            if tokio::task::spawn_blocking(move || pusher.push()).await.is_err() {
+                tracing::error!("translating failed; proxies keep what they have");
+            }
+        }
+    }
+
+    fn push(&self) {
+        let started = Instant::now();
+        let mut groups = lock(&self.groups);
+        // The latest, read under the lock: pictures are never gone back from.
+        let world = &Arc::clone(&self.state.worlds.borrow());
+        groups.begin(world);
+        let mut proxies = lock(&self.proxies);
+        // A proxy that is gone has dropped its end.
+        proxies.retain(|_, proxy| !proxy.snapshots.is_closed());
+        for proxy in proxies.values_mut() {
+            let info = refreshed(&proxy.info, world);
+            if *info != *proxy.info {
+                proxy.info = info;
+            }
+            let (snapshot, built) = build(world, &proxy.info, &mut groups, Some(&proxy.built));
+            proxy.built = built;
+            proxy.snapshots.send_replace(snapshot);
+        }
+        groups.end();
+        self.metrics.pushed(proxies.len(), started.elapsed());
+    }
+
+    /// The connected proxies, by connection.
+    #[must_use]
+    pub(crate) fn connected(&self) -> BTreeMap<u64, Shown> {
+        let show = |(connection, proxy): (&u64, &Connected)| {
+            let snapshot = Arc::clone(&proxy.snapshots.borrow());
+            (*connection, Shown { info: Arc::clone(&proxy.info), since: proxy.since, snapshot })
+        };
+        lock(&self.proxies).iter().filter(|(_, proxy)| !proxy.snapshots.is_closed()).map(show).collect()
+    }
+}
+
+impl Source for Pusher {
+    fn connect<'a>(&'a self, proxy: &'a Proxy) -> BoxFuture<'a, Result<watch::Receiver<Arc<Snapshot>>, tonic::Status>> {
+        Box::pin(async move {
+            let info = describe(proxy)?;
+            let identity = self.authenticator.authenticate(&proxy.metadata).await?;
+            if identity.namespace != info.namespace {
+                let text = format!(
+                    "a proxy of namespace {} cannot speak for namespace {}",
+                    identity.namespace, info.namespace
+                );
+                return Err(tonic::Status::permission_denied(text));
+            }
+            if !info.account.is_empty() && identity.account != info.account {
+                let text = format!("the token is of service account {}, not of {}", identity.account, info.account);
+                return Err(tonic::Status::permission_denied(text));
+            }
+            let info = ProxyInfo { account: identity.account, ..info };
+            if tokio::time::timeout(PATIENCE, self.state.ready()).await.is_err() {
+                return Err(tonic::Status::unavailable("the control plane has not read its clusters yet"));
+            }
+            let mut groups = lock(&self.groups);
+            let world = Arc::clone(&self.state.worlds.borrow());
+            let info = refreshed(&Arc::new(info), &world);
+            groups.begin(&world);
+            let (snapshot, built) = build(&world, &info, &mut groups, None);
+            let (snapshots, receiver) = watch::channel(snapshot);
+            let connected = Connected { info, since: SystemTime::now(), built, snapshots };
+            lock(&self.proxies).insert(proxy.connection, connected);
+            drop(groups);
+            // Whatever came up while this was made is pushed after the lock is free: the proxy is registered by then.
+            Ok(receiver)
+        })
+    }
+
+    fn settled(&self, proxy: &Proxy, version: &Arc<str>) {
+        self.metrics.settled();
+        tracing::debug!(node = proxy.node.id, %version, "proxy has everything");
+    }
+
+    fn refused(&self, proxy: &Proxy, nack: &Nack) {
+        self.metrics.refused(&nack.type_url);
+        tracing::warn!(node = proxy.node.id, type_url = &*nack.type_url, message = nack.message, "proxy refused");
+    }
+}
+
+/// What a proxy says of itself.
+fn describe(proxy: &Proxy) -> Result<ProxyInfo, tonic::Status> {
+    let node = &proxy.node;
+    let parts: Vec<_> = node.id.split('~').collect();
+    let [kind, address, name, domain] = parts[..] else {
+        return Err(tonic::Status::invalid_argument(format!("`{}` is not <type>~<ip>~<pod>.<ns>~<domain>", node.id)));
+    };
+    let kind = match kind {
+        "sidecar" => ProxyKind::Sidecar,
+        "router" => ProxyKind::Router,
+        other => return Err(tonic::Status::invalid_argument(format!("proxies of type {other} are not served"))),
+    };
+    let empty = Default::default();
+    let metadata = node.metadata.as_ref().unwrap_or(&empty);
+    let text = |field: &str| text_at(metadata, &[field]).unwrap_or_default();
+    let (pod, namespace) = name.rsplit_once('.').unwrap_or((name, ""));
+    let namespace = [text("NAMESPACE"), namespace, domain.split('.').next().unwrap_or_default()]
+        .into_iter()
+        .find(|namespace| !namespace.is_empty());
+    let is_on = |value: &str| value.eq_ignore_ascii_case("true") || value == "1";
+    let locality = node.locality.as_ref().map(|locality| Locality {
+        region: locality.region.clone(),
+        zone: locality.zone.clone(),
+        subzone: locality.sub_zone.clone(),
+    });
+    Ok(ProxyInfo {
+        id: node.id.clone(),
+        kind,
+        address: address.parse().ok(),
+        name: pod.to_owned(),
+        namespace: namespace.unwrap_or_default().to_owned(),
+        cluster: text("CLUSTER_ID").into(),
+        network: text("NETWORK").into(),
+        view: text("REQUESTED_NETWORK_VIEW")
+            .split(',')
+            .map(|network| network.trim().to_owned())
+            .filter(|network| !network.is_empty())
+            .collect(),
+        account: text("SERVICE_ACCOUNT").to_owned(),
+        labels: texts_at(metadata, &["LABELS"]),
+        locality: locality.unwrap_or_default(),
+        node: text("NODE_NAME").to_owned(),
+        proxy_protocol: text("STOLOS_REDIRECT") == istio::REDIRECT_PROXY_PROTOCOL,
+        dns: is_on(text("DNS_CAPTURE")),
+        version: [text("ISTIO_VERSION"), text("STOLOS_VERSION")].concat(),
+    })
+}
+
+/// With what its pod says now: labels, node, place.
+fn refreshed(info: &Arc<ProxyInfo>, world: &World) -> Arc<ProxyInfo> {
+    let Some(pod) = pod_of(info, world) else { return Arc::clone(info) };
+    if info.labels == pod.labels && info.node == pod.node && (info.locality == pod.locality || pod.locality.is_empty())
+    {
+        return Arc::clone(info);
+    }
+    let locality = if pod.locality.is_empty() { info.locality.clone() } else { pod.locality.clone() };
+    Arc::new(ProxyInfo { labels: pod.labels.clone(), node: pod.node.clone(), locality, ..ProxyInfo::clone(info) })
+}
+
+fn pod_of<'a>(info: &ProxyInfo, world: &'a World) -> Option<&'a Arc<PodFacts>> {
+    world.cluster(&info.cluster)?.pods.get(&(info.namespace.clone(), info.name.clone()))
+}
+
+/// What a proxy's own part was made of, and what came out.
+#[derive(Clone, Default)]
+struct Built {
+    /// What it was made of.
+    from: Option<From>,
+    group: Option<Arc<Group>>,
+    own: Arc<Own>,
+    clusters: Arc<Resources>,
+    listeners: Arc<Resources>,
+}
+
+/// What comes in to a proxy depends on these.
+#[derive(Clone)]
+struct From {
+    info: Arc<ProxyInfo>,
+    pod: Option<Arc<PodFacts>>,
+    services: Option<Arc<ClusterView>>,
+    world: Arc<World>,
+}
+
+impl From {
+    fn is_same(&self, other: &Self) -> bool {
+        let same_services = match (&self.services, &other.services) {
+            (Some(a), Some(b)) => Arc::ptr_eq(&a.services, &b.services),
+            (None, None) => true,
+            _ => false,
+        };
+        same_services
+            && *self.info == *other.info
+            && self.pod == other.pod
+            && Arc::ptr_eq(&self.world.policies, &other.world.policies)
+            && Arc::ptr_eq(&self.world.settings, &other.world.settings)
+    }
+}
+
+/// A proxy's own resources.
+#[derive(Default)]
+struct Own {
+    clusters: Vec<Arc<Resource>>,
+    listeners: Vec<Arc<Resource>>,
+}
+
+fn build(
+    world: &Arc<World>,
+    info: &Arc<ProxyInfo>,
+    groups: &mut Groups,
+    before: Option<&Built>,
+) -> (Arc<Snapshot>, Built) {
+    let group = groups.of(world, info);
+    let from = From {
+        info: Arc::clone(info),
+        pod: pod_of(info, world).cloned(),
+        services: world.cluster(&info.cluster).cloned(),
+        world: Arc::clone(world),
+    };
+    let same = before.filter(|built| built.from.as_ref().is_some_and(|before| before.is_same(&from)));
+    let own = match same {
+        Some(built) => Arc::clone(&built.own),
+        None => Arc::new(own(world, info)),
+    };
+    // A part whose pieces are the same is the same `Arc`, so that the server need not look into it.
+    let reuse = same.filter(|built| {
+        built.group.as_ref().is_some_and(|old| {
+            Arc::ptr_eq(&old.clusters, &group.clusters) && Arc::ptr_eq(&old.listeners, &group.listeners)
+        })
+    });
+    let (clusters, listeners) = match reuse {
+        Some(built) => (Arc::clone(&built.clusters), Arc::clone(&built.listeners)),
+        None => (
+            Arc::new(group.clusters.iter().chain(&own.clusters).cloned().collect::<Resources>()),
+            Arc::new(group.listeners.iter().chain(&own.listeners).cloned().collect::<Resources>()),
+        ),
+    };
+    let mut snapshot = Snapshot::new(world.version.to_string())
+        .with(message::CLUSTER, Arc::clone(&clusters))
+        .with(message::ENDPOINT, Arc::clone(&group.endpoints))
+        .with(message::LISTENER, Arc::clone(&listeners))
+        .with(message::ROUTE, Arc::clone(&group.routes));
+    if let Some(names) = &group.names {
+        snapshot.set(message::NAME_TABLE, Arc::clone(names));
+    }
+    (Arc::new(snapshot), Built { from: Some(from), group: Some(group), own, clusters, listeners })
+}
+
+fn own(world: &World, info: &ProxyInfo) -> Own {
+    if info.kind == ProxyKind::Router {
+        return Own::default();
+    }
+    let clusters = clusters::fixed(info).into_iter().chain(inbound::clusters(world, info));
+    Own {
+        clusters: clusters.map(|cluster| Arc::new(Resource::of(&cluster))).collect(),
+        listeners: [listeners::virtual_outbound(world, info), inbound::listener(world, info)]
+            .iter()
+            .map(|listener| Arc::new(Resource::of(listener)))
+            .collect(),
+    }
+}
+
+/// What proxies of one group have in common, and what else they are told apart by.
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct GroupKey {
+    kind: ProxyKind,
+    cluster: Arc<str>,
+    network: Arc<str>,
+    view: BTreeSet<String>,
+    namespace: String,
+    locality: Locality,
+    dns: bool,
+    /// Where labels decide: gateways, failover by labels, rules for some workloads.
+    labels: Option<Labels>,
+    /// Where the node decides.
+    node: Option<String>,
+    /// Where the proxy is itself behind a headless service.
+    address: Option<IpAddr>,
+}
+
+/// What proxies of one group are sent.
+struct Group {
+    clusters: Arc<Vec<Arc<Resource>>>,
+    endpoints: Arc<Resources>,
+    listeners: Arc<Vec<Arc<Resource>>>,
+    routes: Arc<Resources>,
+    names: Option<Arc<Resources>>,
+    /// The endpoint resources by host: what to make anew when a host's endpoints change.
+    wanted: Arc<BTreeMap<Arc<str>, Vec<Wanted>>>,
+}
+
+/// One endpoint resource.
+#[derive(Clone)]
+struct Wanted {
+    name: String,
+    port: Port,
+    subset: String,
+    style: Style,
+    rule: Option<Arc<DestinationRule>>,
+}
+
+/// All groups at one picture.
+#[derive(Default)]
+struct Groups {
+    world: Arc<World>,
+    made: HashMap<GroupKey, Arc<Group>>,
+    before: HashMap<GroupKey, Arc<Group>>,
+    /// The hosts whose endpoints changed since the picture before; `None`: everything may have.
+    changed: Option<BTreeSet<Arc<str>>>,
+    traits: Traits,
+}
+
+/// What of a picture makes proxies differ.
+#[derive(Clone, Debug, Default)]
+struct Traits {
+    labels: bool,
+    nodes: bool,
+    headless: BTreeSet<IpAddr>,
+}
+
+impl Groups {
+    /// Goes on to a picture.
+    fn begin(&mut self, world: &Arc<World>) {
+        if Arc::ptr_eq(world, &self.world) {
+            return;
+        }
+        self.changed = changed(&self.world, world);
+        if self.changed.is_none() {
+            self.traits = traits(world);
+        }
+        self.world = Arc::clone(world);
+        self.before = std::mem::take(&mut self.made);
+    }
+
+    /// Forgets the groups that nobody is in any more.
+    fn end(&mut self) {
+        self.before.clear();
+    }
+
+    fn of(&mut self, world: &Arc<World>, info: &ProxyInfo) -> Arc<Group> {
+        let key = GroupKey {
+            kind: info.kind,
+            cluster: Arc::clone(&info.cluster),
+            network: Arc::clone(&info.network),
+            view: info.view.clone(),
+            namespace: info.namespace.clone(),
+            locality: info.locality.clone(),
+            dns: info.dns,
+            labels: (self.traits.labels || info.kind == ProxyKind::Router).then(|| info.labels.clone()),
+            node: self.traits.nodes.then(|| info.node.clone()),
+            address: info.address.filter(|address| self.traits.headless.contains(address)),
+        };
+        if let Some(made) = self.made.get(&key) {
+            return Arc::clone(made);
+        }
+        let group = match (&self.changed, self.before.get(&key)) {
+            (Some(hosts), Some(before)) => Arc::new(patch(world, info, before, hosts)),
+            _ => Arc::new(whole(world, info, self.before.get(&key).map(AsRef::as_ref))),
+        };
+        self.made.insert(key, Arc::clone(&group));
+        group
+    }
+}
+
+/// The hosts whose endpoints differ, or `None` when more than endpoints does.
+fn changed(before: &World, now: &World) -> Option<BTreeSet<Arc<str>>> {
+    let same = Arc::ptr_eq(&before.settings, &now.settings)
+        && Arc::ptr_eq(&before.services, &now.services)
+        && Arc::ptr_eq(&before.gateways, &now.gateways)
+        && Arc::ptr_eq(&before.policies, &now.policies)
+        && before.clusters.len() == now.clusters.len()
+        && before.clusters.iter().zip(&now.clusters).all(|(a, b)| a.id == b.id);
+    if !same {
+        return None;
+    }
+    let mut hosts = BTreeSet::new();
+    for (a, b) in before.clusters.iter().zip(&now.clusters).filter(|(a, b)| !Arc::ptr_eq(a, b)) {
+        for (host, endpoints) in &b.endpoints {
+            if a.endpoints.get(host).is_none_or(|have| !Arc::ptr_eq(have, endpoints)) {
+                hosts.insert(Arc::clone(host));
+            }
+        }
+        hosts.extend(a.endpoints.keys().filter(|host| !b.endpoints.contains_key(*host)).cloned());
+    }
+    // The endpoints of a headless service are listeners and names, too.
+    let headless = hosts.iter().any(|host| {
+        now.services.by_host.get(host).is_some_and(|service| service.resolution == Resolution::Passthrough)
+    });
+    (!headless).then_some(hosts)
+}
+
+fn traits(world: &World) -> Traits {
+    let by_labels = |setting: &LocalitySetting| !setting.failover_priority.is_empty();
+    let rules = &world.policies.destinations;
+    let policies = rules
+        .iter()
+        .flat_map(|rule| rule.policy.iter().chain(rule.subsets.iter().filter_map(|subset| subset.policy.as_ref())));
+    let mut policies = policies.flat_map(|policy| std::iter::once(&policy.all).chain(policy.ports.values()));
+    let services = || world.services.in_order.iter();
+    let headless = services().filter(|service| service.resolution == Resolution::Passthrough);
+    Traits {
+        labels: rules.iter().any(|rule| !rule.workloads.is_empty())
+            || policies.any(|policy| policy.locality.as_ref().is_some_and(by_labels))
+            || world.settings.locality.as_ref().is_some_and(by_labels)
+            || services().any(|service| service.distribution.is_some()),
+        nodes: services().any(|service| service.node_local || service.distribution.is_some()),
+        headless: headless
+            .flat_map(|service| world.endpoints(&service.host).filter_map(|e| e.address).collect::<Vec<_>>())
+            .collect(),
+    }
+}
+
+/// A group made from nothing; resources that came out as before are the same `Arc`s.
+fn whole(world: &World, info: &ProxyInfo, before: Option<&Group>) -> Group {
+    let (mut clusters, mut wanted) = (Vec::new(), BTreeMap::<Arc<str>, Vec<Wanted>>::new());
+    let mut add = |service: &Service, port: &Port, subset: &str, style, rule: Option<&Arc<DestinationRule>>| {
+        let cluster = clusters::outbound(world, info, service, port, subset, style, rule.map(AsRef::as_ref));
+        let Some(cluster) = cluster else { return };
+        if cluster.eds_cluster_config.is_some() {
+            wanted.entry(Arc::clone(&service.host)).or_default().push(Wanted {
+                name: cluster.name.clone(),
+                port: port.clone(),
+                subset: subset.to_owned(),
+                style,
+                rule: rule.cloned(),
+            });
+        }
+        clusters.push(Resource::of(&cluster));
+    };
+    let (built_listeners, routes) = match info.kind {
+        ProxyKind::Sidecar => {
+            let root = &world.settings.root_namespace;
+            for service in listeners::visible(world, info) {
+                let rule = world
+                    .policies
+                    .destination(root, &info.namespace, &info.labels, &service.host, &service.namespace)
+                    .map(Arc::new);
+                let subsets = rule.iter().flat_map(|rule| rule.subsets.iter().map(|subset| subset.name.as_str()));
+                let subsets: Vec<_> = std::iter::once("").chain(subsets).collect();
+                for port in &service.ports {
+                    for subset in &subsets {
+                        add(service, port, subset, Style::Client, rule.as_ref());
+                    }
+                }
+            }
+            (listeners::outbound(world, info), listeners::routes(world, info))
+        }
+        ProxyKind::Router => {
+            let mut seen = BTreeSet::new();
+            for passed in gateway::passed(world, info).into_values().flatten() {
+                if seen.insert(passed.sni()) {
+                    let rule = passed.rule.as_ref();
+                    add(passed.service, passed.port, &passed.subset, Style::Passthrough, rule);
+                }
+            }
+            (gateway::listeners(world, info), Vec::new())
+        }
+    };
+    let mut all = Resources::default();
+    for (host, wanted) in &wanted {
+        for resource in assignments(world, info, host, wanted) {
+            all.insert(resource);
+        }
+    }
+    let mut group = Group {
+        clusters: Arc::new(clusters.into_iter().map(Arc::new).collect()),
+        endpoints: Arc::new(all),
+        listeners: Arc::new(built_listeners.iter().map(|listener| Arc::new(Resource::of(listener))).collect()),
+        routes: Arc::new(Resources::of(&routes)),
+        names: info.dns.then(|| Arc::new(Resources::of([&names::table(world, info)]))),
+        wanted: Arc::new(wanted),
+    };
+    if let Some(before) = before {
+        keep(&mut group.clusters, &before.clusters);
+        keep(&mut group.endpoints, &before.endpoints);
+        keep(&mut group.listeners, &before.listeners);
+        keep(&mut group.routes, &before.routes);
+    }
+    group
+}
+
+fn keep<T: PartialEq>(now: &mut Arc<T>, before: &Arc<T>) {
+    if **now == **before {
+        *now = Arc::clone(before);
+    }
+}
+
+/// The group before, with these hosts' endpoints made anew.
+fn patch(world: &World, info: &ProxyInfo, before: &Group, hosts: &BTreeSet<Arc<str>>) -> Group {
+    let mut endpoints = Arc::clone(&before.endpoints);
+    for host in hosts {
+        let Some(wanted) = before.wanted.get(host) else { continue };
+        for resource in assignments(world, info, host, wanted) {
+            if endpoints.get(&resource.name).is_none_or(|have| have.version != resource.version) {
+                Arc::make_mut(&mut endpoints).insert(resource);
+            }
+        }
+    }
+    Group {
+        clusters: Arc::clone(&before.clusters),
+        endpoints,
+        listeners: Arc::clone(&before.listeners),
+        routes: Arc::clone(&before.routes),
+        names: before.names.clone(),
+        wanted: Arc::clone(&before.wanted),
+    }
+}
+
+fn assignments(world: &World, info: &ProxyInfo, host: &Arc<str>, wanted: &[Wanted]) -> Vec<Resource> {
+    let Some(service) = world.services.by_host.get(host) else { return Vec::new() };
+    let of = |wanted: &Wanted| {
+        let rule = wanted.rule.as_deref();
+        let groups = endpoints::select(world, info, service, &wanted.port, &wanted.subset, wanted.style, rule);
+        Resource::of(&endpoints::assignment(&wanted.name, groups))
+    };
+    wanted.iter().map(of).collect()
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A panic in the middle leaves a state that the next picture replaces.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::translate::fixture;
+
+    fn names(snapshot: &Snapshot, type_url: &str) -> Vec<String> {
+        snapshot.get(type_url).unwrap().iter().map(|resource| resource.name.to_string()).collect()
+    }
+
+    #[test]
+    fn an_endpoint_change_makes_only_that_anew() {
+        let mut world = fixture::world();
+        let info = Arc::new(fixture::proxy("c1"));
+        let mut groups = Groups::default();
+        groups.begin(&Arc::new(world.clone()));
+        let (first, built) = build(&Arc::new(world.clone()), &info, &mut groups, None);
+        assert_eq!(
+            names(&first, message::CLUSTER),
+            [
+                "BlackHoleCluster",
+                "InboundPassthroughCluster",
+                "PassthroughCluster",
+                "inbound|8080||",
+                "outbound|8080||web.shop.svc.cluster.local",
+            ]
+        );
+        assert_eq!(names(&first, message::LISTENER), ["0.0.0.0_8080", "virtualInbound", "virtualOutbound"]);
+        assert_eq!(names(&first, message::ROUTE), ["8080"]);
+        assert_eq!(names(&first, message::ENDPOINT), ["outbound|8080||web.shop.svc.cluster.local"]);
+
+        fixture::change_endpoints(&mut world, "c3", |endpoints| endpoints.truncate(1));
+        let world = Arc::new(world);
+        groups.begin(&world);
+        assert_eq!(groups.changed.as_ref().unwrap().len(), 1);
+        let (second, _) = build(&world, &info, &mut groups, Some(&built));
+        for kept in [message::CLUSTER, message::LISTENER, message::ROUTE] {
+            assert!(Arc::ptr_eq(first.get(kept).unwrap(), second.get(kept).unwrap()), "{kept}");
+        }
+        assert_ne!(first.get(message::ENDPOINT), second.get(message::ENDPOINT));
+    }
+
+    #[test]
+    fn a_picture_made_in_steps_is_the_one_made_at_once() {
+        let mut world = fixture::world();
+        let info = Arc::new(fixture::proxy("c1"));
+        let mut groups = Groups::default();
+        let mut built = None;
+        for step in 0..6usize {
+            match step % 3 {
+                0 => fixture::change_endpoints(&mut world, "c2", |e| e[0].weight += 1),
+                1 => fixture::set_gateways(&mut world, "c3", if step > 3 { &[] } else { &["3.3.3.3", "3.3.3.9"] }),
+                _ => fixture::change_service(&mut world, "c1", |s| s.ports[0].name = format!("http-{step}")),
+            }
+            let world = Arc::new(world.clone());
+            groups.begin(&world);
+            let (snapshot, now) = build(&world, &info, &mut groups, built.as_ref());
+            built = Some(now);
+            let mut fresh = Groups::default();
+            fresh.begin(&world);
+            let (at_once, _) = build(&world, &info, &mut fresh, None);
+            for type_url in [message::CLUSTER, message::ENDPOINT, message::LISTENER, message::ROUTE] {
+                assert_eq!(snapshot.get(type_url), at_once.get(type_url), "{type_url} after step {step}");
+            }
+        }
+    }
+
+    #[test]
+    fn proxies_alike_share() {
+        let world = Arc::new(fixture::world());
+        let mut groups = Groups::default();
+        groups.begin(&world);
+        let one = groups.of(&world, &fixture::proxy("c1"));
+        let other = ProxyInfo { name: "web-2".into(), ..fixture::proxy("c1") };
+        assert!(Arc::ptr_eq(&one, &groups.of(&world, &other)));
+        assert!(!Arc::ptr_eq(&one, &groups.of(&world, &fixture::proxy("c2"))), "another place");
+    }
+
+    #[test]
+    fn a_proxy_says_who_it_is() {
+        use stolos_xds::envoy::config::core::v3::Node;
+        use stolos_xds::message::{object, string, structure};
+        let node = Node {
+            id: "router~10.0.0.1~gw-1.istio-system~istio-system.svc.cluster.local".into(),
+            metadata: Some(structure([
+                ("CLUSTER_ID", string("east")),
+                ("NETWORK", string("net1")),
+                ("REQUESTED_NETWORK_VIEW", string("net1, net2")),
+                ("LABELS", object([("istio", string("eastwestgateway"))])),
+                ("STOLOS_REDIRECT", string("proxy-protocol")),
+                ("DNS_CAPTURE", string("true")),
+            ])),
+            ..Node::default()
+        };
+        let proxy = |node: Node| Proxy {
+            connection: 1,
+            node,
+            metadata: tonic::metadata::MetadataMap::new(),
+            extensions: http::Extensions::new(),
+        };
+        let info = describe(&proxy(node)).unwrap();
+        assert_eq!((info.kind, &*info.name, &*info.namespace), (ProxyKind::Router, "gw-1", "istio-system"));
+        assert_eq!(info.view.len(), 2);
+        assert!(info.proxy_protocol && info.dns);
+        for bad in ["", "sidecar~1.1.1.1", "ztunnel~10.0.0.1~a.b~b.svc.cluster.local"] {
+            let node = Node { id: bad.into(), ..Node::default() };
+            assert_eq!(describe(&proxy(node)).unwrap_err().code(), tonic::Code::InvalidArgument);
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! Publishes the roots where workloads look for them, and where the API server does.
+//!
+//! * ConfigMap `istio-ca-root-cert` in every namespace but a few; what others change in it is put back.
+//! * `caBundle` of this control plane's webhooks.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Debug;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use k8s_openapi::ByteString;
+use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::Client;
+use kube::api::{Api, Patch, PatchParams};
+use kube::runtime::watcher;
+use serde_json::json;
+use stolos_k8s::istio;
+use stolos_serve::Stop;
+
+use crate::Config;
+use crate::sign::Trust;
+use crate::state::State;
+
+/// Our name on the fields we write.
+pub(crate) const MANAGER: &str = "stolos-control";
+/// How often everything is looked at again, whatever has been seen.
+const AGAIN: Duration = Duration::from_secs(30);
+/// How soon after something failed, at first and at most.
+const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
+/// How long one write may take.
+const WRITE: Duration = Duration::from_secs(10);
+
+/// Publishes until `stop`.
+pub(crate) async fn publish(client: Client, config: Config, state: State, trust: Arc<Trust>, stop: Stop) {
+    tokio::select! {
+        () = config_maps(&client, &state, &trust) => {}
+        () = webhooks(&client, &config, &trust) => {}
+        () = stop.asked() => {}
+    }
+}
+
+async fn config_maps(client: &Client, state: &State, trust: &Trust) {
+    let mut worlds = state.worlds.clone();
+    let only = watcher::Config::default().fields(&format!("metadata.name={}", istio::ROOT_CONFIG_MAP));
+    let mut watch = std::pin::pin!(watcher(Api::<ConfigMap>::all(client.clone()), only));
+    let mut have = BTreeMap::<String, String>::new();
+    let mut listing = None::<BTreeMap<String, String>>;
+    let mut listed = false;
+    let mut refused = BTreeSet::new();
+    let mut pause = RETRY.0;
+    let mut wait = RETRY.0;
+    loop {
+        tokio::select! {
+            event = watch.next() => match event {
+                None => return,
+                Some(Ok(event)) => {
+                    let entry = |map: &ConfigMap| {
+                        let data = map.data.as_ref().and_then(|data| data.get(istio::ROOT_CERT_KEY)).cloned();
+                        let marked = map.metadata.labels.as_ref().is_some_and(|l| l.contains_key(istio::CONFIG_LABEL));
+                        let namespace = map.metadata.namespace.clone().unwrap_or_default();
+                        (namespace, data.filter(|_| marked).unwrap_or_default())
+                    };
+                    match event {
+                        watcher::Event::Init => listing = Some(BTreeMap::new()),
+                        watcher::Event::InitApply(map) => listing.get_or_insert_default().extend([entry(&map)]),
+                        watcher::Event::InitDone => (have, listed) = (listing.take().unwrap_or_default(), true),
+                        watcher::Event::Apply(map) => have.extend([entry(&map)]),
+                        watcher::Event::Delete(map) => _ = have.remove(&entry(&map).0),
+                    }
+                }
+                Some(Err(error)) => {
+                    tracing::debug!(%error, "cannot watch the published roots, trying again");
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(RETRY.1);
+                    continue;
+                }
+            },
+            changed = worlds.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(wait) => {}
+        }
+        pause = RETRY.0;
+        if !listed {
+            continue;
+        }
+        let roots = trust.roots_pem();
+        let namespaces = Arc::clone(&worlds.borrow_and_update()).clusters.first().map(|c| Arc::clone(&c.namespaces));
+        let namespaces = namespaces.unwrap_or_default();
+        let lacking = namespaces
+            .keys()
+            .filter(|namespace| !istio::NAMESPACES_WITHOUT_ROOT.contains(&namespace.as_str()))
+            .filter(|namespace| have.get(*namespace) != Some(&roots));
+        let lacking: Vec<_> = lacking.cloned().collect();
+        let writes = lacking.into_iter().map(|namespace| {
+            let roots = &roots;
+            async move {
+                let api = Api::<ConfigMap>::namespaced(client.clone(), &namespace);
+                let map = json!({"apiVersion": "v1", "kind": "ConfigMap",
+                    "metadata": {"name": istio::ROOT_CONFIG_MAP, "namespace": namespace,
+                        "labels": {istio::CONFIG_LABEL: istio::TRUE}},
+                    "data": {istio::ROOT_CERT_KEY: roots}});
+                (write(&api, istio::ROOT_CONFIG_MAP, map).await, namespace)
+            }
+        });
+        let mut failed = false;
+        let mut results = futures::stream::iter(writes).buffer_unordered(8);
+        while let Some((result, namespace)) = results.next().await {
+            match result {
+                Ok(()) => {
+                    refused.remove(&namespace);
+                    have.insert(namespace, roots.clone());
+                }
+                // A namespace that is going takes nothing new.
+                Err(error) => {
+                    failed = true;
+                    if refused.insert(namespace.clone()) {
+                        tracing::debug!(namespace, error, "cannot publish the roots, trying again");
+                    }
+                }
+            }
+        }
+        wait = if failed { (wait * 2).min(RETRY.1) } else { AGAIN };
+        if !failed {
+            wait = Duration::from_secs(2).max(RETRY.0);
+        }
+    }
+}
+
+/// Keeps the CA of our webhooks right; everything else of them is somebody else's.
+async fn webhooks(client: &Client, config: &Config, trust: &Trust) {
+    let name = istio::with_revision(istio::INJECTOR_WEBHOOK, &config.revision);
+    let api = Api::<MutatingWebhookConfiguration>::all(client.clone());
+    let only = watcher::Config::default().fields(&format!("metadata.name={name}"));
+    let mut watch = std::pin::pin!(watcher(api.clone(), only));
+    let mut seen = None::<MutatingWebhookConfiguration>;
+    let mut pause = RETRY.0;
+    loop {
+        tokio::select! {
+            event = watch.next() => match event {
+                None => return,
+                Some(Ok(watcher::Event::Apply(hook) | watcher::Event::InitApply(hook))) => seen = Some(hook),
+                Some(Ok(watcher::Event::Delete(_) | watcher::Event::Init)) => seen = None,
+                Some(Ok(watcher::Event::InitDone)) => {}
+                Some(Err(error)) => {
+                    tracing::debug!(%error, "cannot watch the webhook, trying again");
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(RETRY.1);
+                    continue;
+                }
+            },
+            // The roots may have changed.
+            () = tokio::time::sleep(Duration::from_secs(2)) => {}
+        }
+        pause = RETRY.0;
+        let Some(hook) = &seen else { continue };
+        let roots = trust.roots_pem();
+        let hooks = hook.webhooks.as_deref().unwrap_or_default();
+        let right = ByteString(roots.clone().into_bytes());
+        if hooks.iter().all(|hook| hook.client_config.ca_bundle.as_ref() == Some(&right)) {
+            continue;
+        }
+        let hooks: Vec<_> =
+            hooks.iter().map(|hook| json!({"name": hook.name, "clientConfig": {"caBundle": right}})).collect();
+        let patch = json!({"apiVersion": "admissionregistration.k8s.io/v1", "kind": "MutatingWebhookConfiguration",
+            "metadata": {"name": name}, "webhooks": hooks});
+        match write(&api, &name, patch).await {
+            Ok(()) => tracing::info!(webhook = name, "the webhook trusts this control plane"),
+            Err(error) => tracing::warn!(webhook = name, error, "cannot set the webhook's CA, trying again"),
+        }
+    }
+}
+
+async fn write<K>(api: &Api<K>, name: &str, object: serde_json::Value) -> Result<(), String>
+where
+    K: Clone + Debug + serde::de::DeserializeOwned,
+{
+    let params = PatchParams::apply(MANAGER).force();
+    match tokio::time::timeout(WRITE, api.patch(name, &params, &Patch::Apply(&object))).await {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_) => Err("no answer".to_owned()),
+    }
+}

@@ -1,0 +1,681 @@
+//! Look: watches the own cluster and every remote one, and keeps one picture of them all.
+//!
+//! Watches run in tasks of their own and send what they see, already reduced, to one writer. The writer alone holds
+//! the registries; it gathers events for a few milliseconds and then publishes a new [`World`]. Readers take the
+//! latest and never wait.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Debug;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures::StreamExt;
+use k8s_openapi::api::{core::v1 as core, discovery::v1::EndpointSlice};
+use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind};
+use kube::runtime::watcher;
+use kube::{Client, Resource, ResourceExt};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use stolos_k8s::istio;
+use stolos_serve::{Net, Stop};
+use tokio::sync::{mpsc, watch};
+use tokio_util::task::TaskTracker;
+
+use crate::Config;
+use crate::model::{Labels, PodFacts, Settings, World};
+use crate::policy::{Object, Policies};
+use crate::registry::{self, Change, Key, Registry, ServiceFacts, SliceFacts};
+use crate::remote::{Action, Kubeconfigs, Remotes};
+
+/// A new picture is published when nothing has changed for this long …
+const QUIET: Duration = Duration::from_millis(5);
+/// … or this long after the first change.
+const AT_MOST: Duration = Duration::from_millis(50);
+/// The first pause after a watch has failed, and the longest.
+const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
+/// How often gateway host names are resolved again.
+const RESOLVE_EVERY: Duration = Duration::from_secs(30);
+/// How long one such question may take.
+const RESOLVE_WITHIN: Duration = Duration::from_secs(5);
+
+/// What is known now.
+#[derive(Clone)]
+pub struct State {
+    /// The picture.
+    pub worlds: watch::Receiver<Arc<World>>,
+    /// How the looking goes.
+    pub reports: watch::Receiver<Arc<Report>>,
+    /// The settings' ConfigMap, the injector's values: data by name.
+    pub values: watch::Receiver<Arc<BTreeMap<String, String>>>,
+}
+
+impl State {
+    /// Waits until the first complete picture.
+    pub async fn ready(&self) {
+        let mut reports = self.reports.clone();
+        // An error means that the writer is gone, with the process.
+        let _ = reports.wait_for(|report| report.ready).await;
+    }
+}
+
+/// How the looking goes.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Report {
+    /// The clusters, the own one first.
+    pub clusters: Vec<ClusterReport>,
+    /// Whether there has been a complete picture.
+    pub ready: bool,
+    /// What it still waits for.
+    pub waiting: Vec<String>,
+    /// Keys of the mesh configuration that are not acted on.
+    pub unread: Vec<String>,
+    /// How many times a remote cluster was given up for start-up.
+    pub timeouts: u64,
+    /// How many times remote secrets changed something.
+    pub secret_events: u64,
+}
+
+/// How one cluster is doing.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ClusterReport {
+    /// Its ID.
+    pub id: String,
+    /// The secret it came by; empty for the own one.
+    pub secret: String,
+    /// `synced`, `syncing`, `timeout` or `closed`.
+    pub status: &'static str,
+    /// The last error of its watches, if they are failing now.
+    pub error: Option<String>,
+}
+
+enum Event {
+    Cluster {
+        id: Arc<str>,
+        generation: u64,
+        seen: Seen,
+    },
+    Secrets(Change<Kubeconfigs>),
+    Objects {
+        kind: &'static str,
+        change: Change<Object>,
+    },
+    Config(Change<BTreeMap<String, String>>),
+    Values(Change<BTreeMap<String, String>>),
+    Resolved(String, Option<Vec<IpAddr>>),
+    /// A watch of the own cluster's configuration fails.
+    Trouble(&'static str, String),
+}
+
+enum Seen {
+    Namespaces(Change<Labels>),
+    Services(Change<ServiceFacts>),
+    Slices(Change<SliceFacts>),
+    Pods(Change<PodFacts>),
+    Nodes(Change<Labels>),
+    /// A watch fails.
+    Failed(String),
+    /// It will not be tried again: its kubeconfig is refused.
+    Refused(String),
+}
+
+/// Starts to look. Everything ends with `stop`, and is one of `tasks`.
+#[must_use]
+pub fn start(config: &Config, client: Client, net: Arc<dyn Net>, stop: Stop, tasks: &TaskTracker) -> State {
+    let (events, inbox) = mpsc::channel(1024);
+    let (settings, _) = crate::settings::read(config, &BTreeMap::new());
+    let settings = Arc::new(settings);
+    let (worlds, seen_worlds) = watch::channel(Arc::new(World { settings: settings.clone(), ..World::default() }));
+    let (reports, seen_reports) = watch::channel(Arc::new(Report::default()));
+    let (values, seen_values) = watch::channel(Arc::new(BTreeMap::new()));
+
+    let watches = Watches { events, net, stop: stop.clone(), tasks: tasks.clone(), domain: settings.domain.clone() };
+    watches.config(&client, config);
+    let own_stop = stop.child();
+    watches.cluster(&client, config.cluster.as_str().into(), 0, &own_stop);
+    let own = Slot {
+        id: config.cluster.as_str().into(),
+        secret: String::new(),
+        current: Some(Run { generation: 0, registry: Registry::new(&config.cluster, true), stop: own_stop }),
+        next: None,
+        since: Instant::now(),
+        timed_out: false,
+        error: None,
+        refused: false,
+    };
+    let writer = Writer {
+        config: config.clone(),
+        remotes: Remotes::new(&config.cluster),
+        watches,
+        slots: vec![own],
+        generations: 0,
+        settings,
+        unread: Vec::new(),
+        objects: BTreeMap::new(),
+        policies: Arc::default(),
+        listed: BTreeSet::new(),
+        resolved: BTreeMap::new(),
+        asked: BTreeMap::new(),
+        ready: false,
+        timeouts: 0,
+        secret_events: 0,
+        worlds,
+        reports,
+        values,
+    };
+    tasks.spawn(writer.run(inbox, stop));
+    State { worlds: seen_worlds, reports: seen_reports, values: seen_values }
+}
+
+/// A cluster that is watched.
+struct Slot {
+    id: Arc<str>,
+    secret: String,
+    /// What is served of it.
+    current: Option<Run>,
+    /// What takes its place once it is complete.
+    next: Option<Run>,
+    since: Instant,
+    timed_out: bool,
+    error: Option<String>,
+    refused: bool,
+}
+
+struct Run {
+    generation: u64,
+    registry: Registry,
+    stop: Stop,
+}
+
+impl Slot {
+    fn is_synced(&self) -> bool {
+        self.current.as_ref().is_some_and(|run| run.registry.is_synced())
+    }
+
+    fn status(&self) -> &'static str {
+        match () {
+            () if self.refused => "closed",
+            () if self.is_synced() => "synced",
+            () if self.timed_out => "timeout",
+            () => "syncing",
+        }
+    }
+}
+
+/// The one writer.
+struct Writer {
+    config: Config,
+    remotes: Remotes,
+    watches: Watches,
+    /// The own cluster, then remote ones in the order they came.
+    slots: Vec<Slot>,
+    generations: u64,
+    settings: Arc<Settings>,
+    unread: Vec<String>,
+    objects: BTreeMap<&'static str, BTreeMap<Key, Object>>,
+    policies: Arc<Policies>,
+    listed: BTreeSet<&'static str>,
+    resolved: BTreeMap<String, Vec<IpAddr>>,
+    asked: BTreeMap<String, Instant>,
+    ready: bool,
+    timeouts: u64,
+    secret_events: u64,
+    worlds: watch::Sender<Arc<World>>,
+    reports: watch::Sender<Arc<Report>>,
+    values: watch::Sender<Arc<BTreeMap<String, String>>>,
+}
+
+const SECRETS: &str = "remote secrets";
+const CONFIG: &str = "mesh configuration";
+
+impl Writer {
+    async fn run(mut self, mut inbox: mpsc::Receiver<Event>, stop: Stop) {
+        let mut tick = tokio::time::interval(Duration::from_millis(500));
+        loop {
+            tokio::select! {
+                () = stop.asked() => return,
+                _ = tick.tick() => self.pass_time(),
+                event = inbox.recv() => {
+                    let Some(event) = event else { return };
+                    self.take(event);
+                    let first = tokio::time::Instant::now();
+                    while let Some(left) = AT_MOST.checked_sub(first.elapsed()) {
+                        match tokio::time::timeout(left.min(QUIET), inbox.recv()).await {
+                            Ok(Some(event)) => self.take(event),
+                            Ok(None) | Err(_) => break,
+                        }
+                    }
+                }
+            }
+            self.publish();
+        }
+    }
+
+    fn take(&mut self, event: Event) {
+        match event {
+            Event::Cluster { id, generation, seen } => self.see(&id, generation, seen),
+            Event::Secrets(change) => {
+                self.listed.insert(SECRETS);
+                for action in self.remotes.apply(change) {
+                    self.act(action);
+                }
+            }
+            Event::Objects { kind, change } => {
+                let all = self.objects.entry(kind).or_default();
+                let same = match change {
+                    Change::Set(key, object) => all
+                        .insert(key, object.clone())
+                        .is_some_and(|have| have.spec == object.spec && have.generation == object.generation),
+                    Change::Gone(key) => all.remove(&key).is_none(),
+                    Change::All(objects) => std::mem::replace(all, objects.clone()) == objects,
+                };
+                let first = self.listed.insert(kind);
+                if !same || first {
+                    let objects = self.objects.values().flat_map(BTreeMap::values).cloned();
+                    let policies = Policies::read(objects, &self.settings.domain);
+                    if policies != *self.policies {
+                        self.policies = Arc::new(policies);
+                    }
+                }
+            }
+            Event::Config(change) => {
+                self.listed.insert(CONFIG);
+                let data = one(change);
+                let (settings, unread) = crate::settings::read(&self.config, &data);
+                self.unread = unread;
+                if settings != *self.settings {
+                    self.settings = Arc::new(settings);
+                }
+            }
+            Event::Values(change) => {
+                let data = Arc::new(one(change));
+                self.values.send_if_modified(|have| {
+                    let changed = **have != *data;
+                    *have = data;
+                    changed
+                });
+            }
+            Event::Resolved(host, addresses) => {
+                // On an error the old addresses stay.
+                if let Some(mut addresses) = addresses {
+                    addresses.sort();
+                    self.resolved.insert(host, addresses);
+                }
+            }
+            Event::Trouble(what, error) => tracing::debug!(what, error, "a watch fails, trying again"),
+        }
+    }
+
+    fn see(&mut self, id: &str, generation: u64, seen: Seen) {
+        let Some(slot) = self.slots.iter_mut().find(|slot| &*slot.id == id) else { return };
+        let runs = [slot.current.as_mut(), slot.next.as_mut()];
+        // What a former watch still had to say is of no interest.
+        let Some(run) = runs.into_iter().flatten().find(|run| run.generation == generation) else { return };
+        if !matches!(seen, Seen::Failed(_) | Seen::Refused(_)) && slot.error.take().is_some() {
+            tracing::info!(cluster = id, "the cluster answers again");
+        }
+        match seen {
+            Seen::Namespaces(change) => run.registry.namespaces(change),
+            Seen::Services(change) => run.registry.services(change),
+            Seen::Slices(change) => run.registry.slices(change),
+            Seen::Pods(change) => run.registry.pods(change),
+            Seen::Nodes(change) => run.registry.nodes(change),
+            Seen::Failed(error) => {
+                if slot.error.is_none() {
+                    tracing::warn!(cluster = id, error, "cannot watch the cluster; what is known of it stays");
+                }
+                slot.error = Some(error);
+                return;
+            }
+            Seen::Refused(error) => {
+                tracing::warn!(cluster = id, error, "the remote secret is of no use until it changes");
+                slot.error = Some(error);
+                slot.refused = slot.current.as_ref().is_none_or(|run| run.generation == generation);
+                return;
+            }
+        }
+        if slot.next.as_ref().is_some_and(|next| next.registry.is_synced()) {
+            // The new way is complete: now the old one may go.
+            if let Some(old) = std::mem::replace(&mut slot.current, slot.next.take()) {
+                old.stop.ask();
+            }
+            slot.timed_out = false;
+        }
+    }
+
+    fn act(&mut self, action: Action) {
+        match action {
+            Action::Warn(text) => return tracing::warn!("{text}"),
+            Action::Remove { cluster } => {
+                self.slots.retain(|slot| {
+                    let stays = *slot.id != *cluster;
+                    if !stays {
+                        slot.current.iter().chain(&slot.next).for_each(|run| run.stop.ask());
+                    }
+                    stays
+                });
+                tracing::info!(cluster, "the cluster has left");
+            }
+            Action::Add { cluster, secret, kubeconfig } => {
+                let run = self.begin(&cluster, kubeconfig);
+                self.slots.push(Slot {
+                    id: cluster.as_str().into(),
+                    secret,
+                    current: Some(run),
+                    next: None,
+                    since: Instant::now(),
+                    timed_out: false,
+                    error: None,
+                    refused: false,
+                });
+                tracing::info!(cluster, "a cluster has joined");
+            }
+            Action::Replace { cluster, secret, kubeconfig } => {
+                let run = self.begin(&cluster, kubeconfig);
+                let Some(slot) = self.slots.iter_mut().find(|slot| *slot.id == *cluster) else { return };
+                slot.secret = secret;
+                slot.refused = false;
+                slot.error = None;
+                slot.since = Instant::now();
+                if slot.is_synced() {
+                    if let Some(given_up) = slot.next.replace(run) {
+                        given_up.stop.ask();
+                    }
+                } else if let Some(useless) = slot.current.replace(run) {
+                    useless.stop.ask();
+                }
+            }
+        }
+        self.secret_events += 1;
+    }
+
+    fn begin(&mut self, cluster: &str, kubeconfig: Vec<u8>) -> Run {
+        self.generations += 1;
+        let run = Run {
+            generation: self.generations,
+            registry: Registry::new(cluster, false),
+            stop: self.watches.stop.child(),
+        };
+        self.watches.remote(cluster.into(), run.generation, kubeconfig, &run.stop);
+        run
+    }
+
+    fn pass_time(&mut self) {
+        for slot in &mut self.slots {
+            if !slot.is_synced() && !slot.timed_out && slot.since.elapsed() > self.config.remote_timeout {
+                slot.timed_out = true;
+                if !slot.secret.is_empty() {
+                    self.timeouts += 1;
+                    tracing::warn!(cluster = &*slot.id, "the cluster has not been read in time; going on without it");
+                }
+            }
+        }
+        let runs = self.slots.iter().filter_map(|slot| slot.current.as_ref());
+        let wanted: BTreeSet<_> = runs.flat_map(|run| run.registry.unresolved()).collect();
+        self.asked.retain(|host, _| wanted.contains(host));
+        self.resolved.retain(|host, _| wanted.contains(host));
+        for host in wanted {
+            if self.asked.get(&host).is_none_or(|at| at.elapsed() > RESOLVE_EVERY) {
+                self.asked.insert(host.clone(), Instant::now());
+                self.watches.resolve(host);
+            }
+        }
+    }
+
+    fn publish(&mut self) {
+        let mut views = Vec::with_capacity(self.slots.len());
+        for slot in &mut self.slots {
+            if let Some(run) = slot.current.as_mut().filter(|run| run.registry.is_synced()) {
+                run.registry.resolved(&self.resolved);
+                views.push(run.registry.view(&self.settings));
+            }
+        }
+        let before = Arc::clone(&self.worlds.borrow());
+        let same = before.clusters.len() == views.len()
+            && before.clusters.iter().zip(&views).all(|(a, b)| Arc::ptr_eq(a, b))
+            && Arc::ptr_eq(&before.settings, &self.settings)
+            && Arc::ptr_eq(&before.policies, &self.policies);
+        if !same {
+            let world = World::compose(&before, Arc::clone(&self.settings), views, Arc::clone(&self.policies));
+            self.worlds.send_replace(Arc::new(world));
+        }
+        let report = Arc::new(self.report());
+        self.reports.send_if_modified(|have| {
+            let changed = *have != report;
+            *have = report;
+            changed
+        });
+    }
+
+    fn report(&mut self) -> Report {
+        let mut waiting = Vec::new();
+        let kinds = istio::KINDS.iter().map(|kind| kind.kind).chain([SECRETS, CONFIG]);
+        waiting.extend(kinds.filter(|kind| !self.listed.contains(kind)).map(str::to_owned));
+        for slot in &self.slots {
+            // A remote cluster that fails or takes too long holds nobody up.
+            let remote = !slot.secret.is_empty();
+            let given_up = remote && (slot.timed_out || slot.error.is_some() || slot.refused);
+            if !slot.is_synced() && !given_up {
+                waiting.push(format!("cluster {}", slot.id));
+            }
+        }
+        self.ready |= waiting.is_empty();
+        Report {
+            clusters: self
+                .slots
+                .iter()
+                .map(|slot| ClusterReport {
+                    id: slot.id.to_string(),
+                    secret: slot.secret.clone(),
+                    status: slot.status(),
+                    error: slot.error.clone(),
+                })
+                .collect(),
+            ready: self.ready,
+            waiting: if self.ready { Vec::new() } else { waiting },
+            unread: self.unread.clone(),
+            timeouts: self.timeouts,
+            secret_events: self.secret_events,
+        }
+    }
+}
+
+/// The data of the one ConfigMap that is watched; gone means empty.
+fn one(change: Change<BTreeMap<String, String>>) -> BTreeMap<String, String> {
+    match change {
+        Change::Set(_, data) => data,
+        Change::Gone(_) => BTreeMap::new(),
+        Change::All(all) => all.into_values().next().unwrap_or_default(),
+    }
+}
+
+/// Starts watches, which send what they see to the writer.
+#[derive(Clone)]
+struct Watches {
+    events: mpsc::Sender<Event>,
+    net: Arc<dyn Net>,
+    stop: Stop,
+    tasks: TaskTracker,
+    domain: String,
+}
+
+impl Watches {
+    /// The own cluster's configuration: Istio's kinds, remote secrets, the mesh's settings.
+    fn config(&self, client: &Client, config: &Config) {
+        for kind in istio::KINDS {
+            let gvk = GroupVersionKind::gvk(kind.group, kind.version(), kind.kind);
+            let resource = ApiResource::from_gvk_with_plural(&gvk, kind.plural);
+            let api = Api::<DynamicObject>::all_with(client.clone(), &resource);
+            let name = kind.kind;
+            let emit = move |change| Event::Objects { kind: name, change };
+            let fail = move |error| Event::Trouble(name, error);
+            self.follow(api, watcher::Config::default(), move |o| object(name, o), emit, fail, &self.stop);
+        }
+        let labels = format!("{}={}", istio::MULTI_CLUSTER_LABEL, istio::TRUE);
+        let api = Api::<core::Secret>::namespaced(client.clone(), &config.namespace);
+        let read = |secret: core::Secret| {
+            let key = (secret.metadata.namespace?, secret.metadata.name?);
+            let data = secret.data.unwrap_or_default().into_iter().map(|(id, config)| (id, config.0));
+            let text = secret.string_data.unwrap_or_default().into_iter();
+            Some((key, data.chain(text.map(|(id, config)| (id, config.into_bytes()))).collect()))
+        };
+        let fail = |error| Event::Trouble(SECRETS, error);
+        self.follow(api, watcher::Config::default().labels(&labels), read, Event::Secrets, fail, &self.stop);
+        type Emit = fn(Change<BTreeMap<String, String>>) -> Event;
+        let named: [(String, Emit); 2] = [
+            (istio::with_revision(istio::MESH_CONFIG_MAP, &config.revision), Event::Config),
+            (istio::with_revision(istio::INJECTOR_CONFIG_MAP, &config.revision), Event::Values),
+        ];
+        for (name, emit) in named {
+            let api = Api::<core::ConfigMap>::namespaced(client.clone(), &config.namespace);
+            let read = |map: core::ConfigMap| {
+                Some(((map.metadata.namespace?, map.metadata.name?), map.data.unwrap_or_default()))
+            };
+            let fail = |error| Event::Trouble(CONFIG, error);
+            let only = watcher::Config::default().fields(&format!("metadata.name={name}"));
+            self.follow(api, only, read, emit, fail, &self.stop);
+        }
+    }
+
+    /// Reads a remote secret's kubeconfig and watches the cluster it leads to.
+    fn remote(&self, id: Arc<str>, generation: u64, kubeconfig: Vec<u8>, stop: &Stop) {
+        let (watches, stop) = (self.clone(), stop.clone());
+        self.tasks.spawn(async move {
+            let client = async {
+                let text = String::from_utf8(kubeconfig).map_err(|_| "the kubeconfig is not text".to_owned())?;
+                let config = stolos_cluster::from_kubeconfig_text(&text).await.map_err(|e| e.to_string())?;
+                stolos_cluster::client(config, Arc::clone(&watches.net)).map_err(|e| e.to_string())
+            };
+            match client.await {
+                Ok(client) => watches.cluster(&client, id, generation, &stop),
+                Err(error) => {
+                    let _ = watches.events.send(Event::Cluster { id, generation, seen: Seen::Refused(error) }).await;
+                }
+            }
+        });
+    }
+
+    /// The kinds that discovery needs of every cluster.
+    fn cluster(&self, client: &Client, id: Arc<str>, generation: u64, stop: &Stop) {
+        macro_rules! follow {
+            ($kind:ty, $config:expr, $read:expr, $seen:expr) => {{
+                let (to, from) = (Arc::clone(&id), Arc::clone(&id));
+                let emit = move |change| Event::Cluster { id: Arc::clone(&to), generation, seen: $seen(change) };
+                let fail = move |error| Event::Cluster { id: Arc::clone(&from), generation, seen: Seen::Failed(error) };
+                self.follow(Api::<$kind>::all(client.clone()), $config, $read, emit, fail, stop);
+            }};
+        }
+        let all = watcher::Config::default;
+        let domain = self.domain.clone();
+        follow!(core::Namespace, all(), registry::namespace, Seen::Namespaces);
+        follow!(core::Node, all(), registry::node, Seen::Nodes);
+        follow!(core::Service, all(), move |o| registry::service(o, &domain), Seen::Services);
+        follow!(EndpointSlice, all(), registry::slice, Seen::Slices);
+        follow!(core::Pod, all().fields("status.phase!=Failed"), registry::pod, Seen::Pods);
+    }
+
+    fn resolve(&self, host: String) {
+        let watches = self.clone();
+        self.tasks.spawn(async move {
+            let found = tokio::time::timeout(RESOLVE_WITHIN, watches.net.resolve(&host)).await;
+            let addresses = match found {
+                Ok(Ok(addresses)) => Some(addresses),
+                Ok(Err(error)) => {
+                    tracing::warn!(host, %error, "cannot resolve a gateway's address");
+                    None
+                }
+                Err(_) => None,
+            };
+            let _ = watches.events.send(Event::Resolved(host, addresses)).await;
+        });
+    }
+
+    /// One watch, for ever: lists, follows, and begins again after failures, ever slower.
+    fn follow<K, F>(
+        &self,
+        api: Api<K>,
+        config: watcher::Config,
+        read: impl Fn(K) -> Option<(Key, F)> + Send + Sync + 'static,
+        emit: impl Fn(Change<F>) -> Event + Send + Sync + 'static,
+        fail: impl Fn(String) -> Event + Send + Sync + 'static,
+        stop: &Stop,
+    ) where
+        K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
+        F: Send + 'static,
+    {
+        let (events, stop) = (self.events.clone(), stop.clone());
+        self.tasks.spawn(async move {
+            let following = async {
+                let mut stream = std::pin::pin!(watcher(api, config));
+                let mut listing = BTreeMap::new();
+                let mut pause = RETRY.0;
+                while let Some(event) = stream.next().await {
+                    let change = match event {
+                        Ok(watcher::Event::Init) => {
+                            listing.clear();
+                            continue;
+                        }
+                        Ok(watcher::Event::InitApply(object)) => {
+                            listing.extend(read(object));
+                            continue;
+                        }
+                        Ok(watcher::Event::InitDone) => Change::All(std::mem::take(&mut listing)),
+                        Ok(watcher::Event::Apply(object)) => {
+                            let key = (object.namespace().unwrap_or_default(), object.name_any());
+                            read(object).map_or(Change::Gone(key), |(key, fact)| Change::Set(key, fact))
+                        }
+                        Ok(watcher::Event::Delete(object)) => {
+                            Change::Gone((object.namespace().unwrap_or_default(), object.name_any()))
+                        }
+                        Err(error) => {
+                            // A kind that the cluster does not have has no objects.
+                            let missing = is_missing(&error).then(|| emit(Change::All(BTreeMap::new())));
+                            for event in missing.into_iter().chain([fail(error.to_string())]) {
+                                if events.send(event).await.is_err() {
+                                    return;
+                                }
+                            }
+                            tokio::time::sleep(pause).await;
+                            pause = (pause * 2).min(RETRY.1);
+                            continue;
+                        }
+                    };
+                    pause = RETRY.0;
+                    if events.send(emit(change)).await.is_err() {
+                        return;
+                    }
+                }
+            };
+            tokio::select! {
+                () = following => {}
+                () = stop.asked() => {}
+            }
+        });
+    }
+}
+
+fn is_missing(error: &watcher::Error) -> bool {
+    let (watcher::Error::InitialListFailed(kube::Error::Api(status))
+    | watcher::Error::WatchStartFailed(kube::Error::Api(status))) = error
+    else {
+        return false;
+    };
+    status.code == 404
+}
+
+fn object(kind: &str, object: DynamicObject) -> Option<(Key, Object)> {
+    let metadata = object.metadata;
+    let (namespace, name) = (metadata.namespace?, metadata.name?);
+    let field = |name: &str| object.data.get(name).cloned().unwrap_or(Value::Null);
+    let read = Object {
+        kind: kind.to_owned(),
+        namespace: namespace.clone(),
+        name: name.clone(),
+        uid: metadata.uid.unwrap_or_default(),
+        generation: metadata.generation.unwrap_or_default(),
+        created: metadata.creation_timestamp.map_or(0, |time| time.0.as_second()),
+        spec: field("spec"),
+        conditions: Value::Null,
+    };
+    Some(((namespace, name), read))
+}
