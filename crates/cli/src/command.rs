@@ -7,6 +7,7 @@ pub(crate) mod explain;
 pub(crate) mod graph;
 pub(crate) mod init;
 pub(crate) mod plan;
+pub(crate) mod role;
 pub(crate) mod status;
 pub(crate) mod verify;
 
@@ -67,9 +68,17 @@ pub(crate) enum Command {
     Explain(explain::ExplainArgs),
     /// Print completions for a shell
     Completions(completions::CompletionsArgs),
+    /// Run a sidecar or a gateway, as Stolos' own image does
+    #[command(hide = true)]
+    Proxy(role::ProxyArgs),
 }
 
 impl Command {
+    /// Whether this is a container's role, whose log is all that people see of it.
+    pub(crate) fn is_role(&self) -> bool {
+        matches!(self, Self::Proxy(_))
+    }
+
     /// Does what was asked.
     pub(crate) async fn run(self, screen: &Screen, stop: &Stop) -> Result<Exit, Failure> {
         match self {
@@ -82,6 +91,7 @@ impl Command {
             Self::Graph(args) => graph::run(args, screen).await,
             Self::Cert(command) => cert::run(command, screen).await,
             Self::Explain(args) => explain::run(&args, screen),
+            Self::Proxy(args) => role::proxy(args, screen, stop).await,
             Self::Completions(args) => completions::run(&args, screen),
         }
     }

@@ -33,7 +33,7 @@ fn main() -> ExitCode {
         }
     };
     let screen = Screen::new(cli.color, cli.quiet);
-    log_to(&screen, cli.verbose);
+    log_to(&screen, cli.verbose.saturating_add(u8::from(cli.command.is_role())));
     raise_open_files();
     let exit = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => {

@@ -304,7 +304,23 @@ pub(crate) fn elapsed(time: Duration) -> String {
 #[derive(Clone)]
 pub(crate) struct LogWriter(MultiProgress);
 
+/// Standard output for parts that outlive a borrow of the screen: a container's log.
+#[derive(Clone)]
+pub(crate) struct Lines;
+
+impl Lines {
+    /// One line of data.
+    pub(crate) fn data(&self, line: &str) {
+        let mut out = io::stdout().lock();
+        let _ = writeln!(out, "{line}");
+    }
+}
+
 impl Screen {
+    pub(crate) fn lines(&self) -> Lines {
+        Lines
+    }
+
     pub(crate) fn log_writer(&self) -> LogWriter {
         LogWriter(self.multi.clone())
     }

@@ -1,0 +1,43 @@
+//! The roles that Stolos' own images run, in real containers.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use clap::Args;
+use stolos_serve::{Container, HostNet, Output, Stop};
+
+use crate::exit::Exit;
+use crate::failure::Failure;
+use crate::screen::Screen;
+
+/// `stolos proxy`
+#[derive(Args, Debug)]
+pub(crate) struct ProxyArgs {
+    /// `sidecar` or `router`, and what Istio's proxy takes besides
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    arguments: Vec<String>,
+}
+
+/// The sidecar or the gateway.
+pub(crate) async fn proxy(args: ProxyArgs, screen: &Screen, stop: &Stop) -> Result<Exit, Failure> {
+    let arguments = std::iter::once("proxy".to_owned()).chain(args.arguments).collect();
+    stolos_proxy::run(container(arguments, screen), stop.clone()).await.map_err(|error| Failure::caused(&error))?;
+    Ok(Exit::Good)
+}
+
+/// This process as the container it is.
+fn container(args: Vec<String>, screen: &Screen) -> Container {
+    let env: std::collections::BTreeMap<String, String> = std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .collect();
+    let address = env.get("INSTANCE_IP").and_then(|ip| ip.parse().ok()).unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+    let lines = screen.lines();
+    Container {
+        net: Arc::new(HostNet::new(address)),
+        root: PathBuf::from("/"),
+        env,
+        args,
+        output: Output::new(move |line| lines.data(line)),
+    }
+}
