@@ -222,21 +222,15 @@ impl Run<'_> {
     async fn expected(&self, probes: &[Probe<'_>]) -> Result<Expected, Error> {
         let mut gateways: BTreeMap<&str, BTreeSet<String>> = BTreeMap::new();
         if self.mesh.needs_gateways() {
-            let services = Resource::named("v1", "Service").map_err(|e| failed("-", e))?;
-            for cluster in self.clusters {
-                let labelled = objects::list(&cluster.client, &services, None, Some(istio::NETWORK_LABEL))
-                    .await
-                    .map_err(|e| failed(&cluster.name, e))?;
-                for service in &labelled {
-                    if let Some(network) = self
-                        .mesh
-                        .networks()
-                        .into_iter()
-                        .find(|n| stolos_k8s::meta::label(service, istio::NETWORK_LABEL) == Some(n.as_str()))
-                    {
-                        gateways.entry(network.as_str()).or_default().extend(gateway_addresses(service));
-                    }
-                }
+            for (cluster, services) in self.clusters.iter().zip(all(self.clusters.iter().map(planned_gateways)).await?)
+            {
+                let Some(member) = self.mesh.clusters.iter().find(|c| c.name.as_str() == cluster.name) else {
+                    continue;
+                };
+                gateways
+                    .entry(member.network.as_str())
+                    .or_default()
+                    .extend(services.iter().flat_map(gateway_addresses));
             }
         }
         let clusters = self.mesh.clusters.iter().filter_map(|c| {
@@ -353,10 +347,7 @@ impl Run<'_> {
         if expected.gateways.is_empty() {
             return Ok(None);
         }
-        let services = Resource::named("v1", "Service").map_err(|e| failed("-", e))?;
-        let own = objects::list(&cluster.client, &services, None, Some(istio::NETWORK_LABEL))
-            .await
-            .map_err(|e| failed(&cluster.name, e))?;
+        let own = planned_gateways(cluster).await?;
         Ok(own.iter().flat_map(gateway_addresses).next())
     }
 
@@ -465,6 +456,18 @@ impl Run<'_> {
 /// All of them side by side; the first failure ends them.
 async fn all<T, E>(futures: impl IntoIterator<Item = impl Future<Output = Result<T, E>>>) -> Result<Vec<T>, E> {
     futures::future::try_join_all(futures).await
+}
+
+/// The Services through which other networks are meant to come in: those that Stolos made; in a mesh that somebody else
+/// built, every one that a control plane takes for a gateway. Any other hop is a surprise, and shown.
+async fn planned_gateways(cluster: &Cluster) -> Result<Vec<Value>, Error> {
+    let services = Resource::named("v1", "Service").map_err(|e| failed(&cluster.name, e))?;
+    let labelled = objects::list(&cluster.client, &services, None, Some(istio::NETWORK_LABEL))
+        .await
+        .map_err(|e| failed(&cluster.name, e))?;
+    let (ours, theirs): (Vec<_>, Vec<_>) =
+        labelled.into_iter().partition(|s| stolos_k8s::meta::label(s, istio::MANAGED_BY_LABEL) == Some(istio::STOLOS));
+    Ok(if ours.is_empty() { theirs } else { ours })
 }
 
 /// `address:port` of a gateway's Service, as a control plane reads it (contract B.3).
