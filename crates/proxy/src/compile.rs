@@ -35,8 +35,8 @@ use stolos_xds::{Any, message, unpack};
 
 use crate::balance::{Endpoints, Listed, Policy};
 use crate::config::{
-    Action, Chain, Cluster, ForwardCert, Host, Http, Kind, Listener, Origin, Protocol, Routes, Service, Side, Tcp,
-    Transport,
+    Action, Chain, Cluster, ForwardCert, Host, Http, Inspect, Kind, Listener, Origin, Protocol, Routes, Service, Side,
+    Tcp, Transport,
 };
 use crate::matching::{Criteria, Range, Table};
 use crate::tls::{Clients, Downstream, Upstream};
@@ -114,8 +114,8 @@ pub(crate) fn listener(message: &listener::Listener, routes: RoutesByName<'_>) -
         bind: message.bind_to_port.unwrap_or(true),
         use_original_dst: message.use_original_dst.unwrap_or(false),
         origin: Origin::Here,
-        inspect_tls: false,
-        inspect_http: false,
+        inspect_tls: Inspect::Nothing,
+        inspect_http: Inspect::Nothing,
         patience: Duration::from_secs(5),
         lenient: message.continue_on_listener_filters_timeout,
         chains: Table::new(None),
@@ -144,7 +144,9 @@ pub(crate) fn listener(message: &listener::Listener, routes: RoutesByName<'_>) -
         let plain = criteria.transport == "raw_buffer";
         let sensitive =
             !criteria.server_names.is_empty() || !criteria.protocols.is_empty() || criteria.transport == "tls";
-        out.inspect_tls |= sensitive && !plain;
+        if sensitive && !plain && out.inspect_tls == Inspect::Nothing {
+            out.inspect_tls = Inspect::Except(Vec::new());
+        }
         let compiled = Arc::new(filter_chain(chain, &mut needed).map_err(|e| e.within(&place))?);
         table
             .add(&criteria, &compiled)
@@ -156,21 +158,23 @@ pub(crate) fn listener(message: &listener::Listener, routes: RoutesByName<'_>) -
 }
 
 fn listener_filter(out: &mut Listener, filter: &listener::ListenerFilter) -> Result<()> {
-    if filter.filter_disabled.is_some() {
-        // Istio disables inspectors on ports; inspecting all the same only costs a look at bytes that are there.
-        tracing::debug!(filter = filter.name, "filter_disabled is not looked at");
-    }
+    let except = match &filter.filter_disabled {
+        Some(predicate) => ports(predicate)?,
+        None => Vec::new(),
+    };
     let Some(listener::listener_filter::ConfigType::TypedConfig(any)) = &filter.config_type else {
         return match filter.name.as_str() {
-            "envoy.filters.listener.tls_inspector" => Ok(out.inspect_tls = true),
-            "envoy.filters.listener.http_inspector" => Ok(out.inspect_http = true),
+            "envoy.filters.listener.tls_inspector" => Ok(out.inspect_tls = Inspect::Except(except)),
+            "envoy.filters.listener.http_inspector" => Ok(out.inspect_http = Inspect::Except(except)),
             "envoy.filters.listener.original_dst" => Ok(out.origin = Origin::Kernel),
             _ => refuse("this listener filter is not supported"),
         };
     };
     match type_of(any) {
-        "envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector" => out.inspect_tls = true,
-        "envoy.extensions.filters.listener.http_inspector.v3.HttpInspector" => out.inspect_http = true,
+        "envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector" => out.inspect_tls = Inspect::Except(except),
+        "envoy.extensions.filters.listener.http_inspector.v3.HttpInspector" => {
+            out.inspect_http = Inspect::Except(except);
+        }
         "envoy.extensions.filters.listener.original_dst.v3.OriginalDst" => out.origin = Origin::Kernel,
         "envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol" => {
             let config: proxy_protocol::ProxyProtocol = open(any)?;
@@ -179,6 +183,19 @@ fn listener_filter(out: &mut Listener, filter: &listener::ListenerFilter) -> Res
         other => return refuse(format!("listener filter `{other}` is not supported")),
     }
     Ok(())
+}
+
+/// The destination ports a predicate is true for.
+fn ports(predicate: &listener::ListenerFilterChainMatchPredicate) -> Result<Vec<std::ops::Range<u16>>> {
+    use listener::listener_filter_chain_match_predicate::Rule;
+    match &predicate.rule {
+        Some(Rule::DestinationPortRange(range)) => {
+            let port = |number: i32| u16::try_from(number.clamp(0, 65_535)).unwrap_or_default();
+            Ok(vec![port(range.start)..port(range.end)])
+        }
+        Some(Rule::OrMatch(set)) => Ok(set.rules.iter().map(ports).collect::<Result<Vec<_>>>()?.concat()),
+        _ => refuse("filter_disabled can name destination ports only"),
+    }
 }
 
 fn criteria(message: Option<&listener::FilterChainMatch>) -> Result<Criteria> {

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
@@ -46,8 +47,8 @@ pub(crate) struct Listener {
     pub(crate) use_original_dst: bool,
     /// Where the original destination is read.
     pub(crate) origin: Origin,
-    pub(crate) inspect_tls: bool,
-    pub(crate) inspect_http: bool,
+    pub(crate) inspect_tls: Inspect,
+    pub(crate) inspect_http: Inspect,
     /// How long inspection may take.
     pub(crate) patience: Duration,
     /// What happens then: go on with what is known, or close.
@@ -55,6 +56,22 @@ pub(crate) struct Listener {
     pub(crate) chains: Table<Arc<Chain>>,
     /// Logs connections no chain took.
     pub(crate) log: Vec<Arc<log::Log>>,
+}
+
+/// Whether first bytes are looked at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Inspect {
+    /// They are not.
+    Nothing,
+    /// They are, except of connections to these ports.
+    Except(Vec<Range<u16>>),
+}
+
+impl Inspect {
+    /// Whether the first bytes of a connection to `port` are looked at.
+    pub(crate) fn wants(&self, port: u16) -> bool {
+        matches!(self, Self::Except(ranges) if !ranges.iter().any(|range| range.contains(&port)))
+    }
 }
 
 /// Where a listener learns a connection's original destination.

@@ -295,16 +295,18 @@ impl Opening {
 
     /// Looks at the first bytes as far as the listener asks for it.
     async fn look(&mut self, listener: &Listener) -> io::Result<Found> {
-        if !listener.inspect_tls && !listener.inspect_http {
+        let port = self.destination.port();
+        let (tls, http) = (listener.inspect_tls.wants(port), listener.inspect_http.wants(port));
+        if !tls && !http {
             return Ok(Found::Raw);
         }
         let deadline = Instant::now() + listener.patience;
         let examine = |bytes: &[u8]| {
-            let hello = if listener.inspect_tls { inspect::client_hello(bytes) } else { Look::No };
+            let hello = if tls { inspect::client_hello(bytes) } else { Look::No };
             match hello {
                 Look::Yes(hello) => (Look::Yes(Found::Tls(hello)), false),
                 Look::More => (Look::More, !bytes.is_empty()),
-                Look::No if !listener.inspect_http => (Look::No, false),
+                Look::No if !http => (Look::No, false),
                 Look::No => match inspect::http(bytes) {
                     Look::Yes(version) => (Look::Yes(Found::Http(version)), false),
                     Look::More => (Look::More, false),

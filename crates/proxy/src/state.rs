@@ -219,6 +219,11 @@ impl Store {
         }
     }
 
+    #[cfg(test)]
+    pub(crate) fn shared_for_tests(&self) -> &Shared {
+        &self.shared
+    }
+
     fn update_clusters(&mut self, changed: &[(String, Any)], removed: &[String], refused: &mut Vec<String>) {
         for (name, any) in changed {
             if self.clusters.get(name).is_some_and(|(known, _)| known == any) {
