@@ -4,6 +4,7 @@
 mod controllers;
 mod objects;
 mod permissions;
+mod streams;
 
 use stolos_apiserver::{Builder, Server};
 
