@@ -238,7 +238,8 @@ async fn wait(
         }
         if Instant::now() + pause > deadline {
             let seconds = hands.patience.as_secs();
-            return Err(Cause::TimedOut(format!("waited {seconds} s in vain for {said}")));
+            let why = what_pods_say(cluster, conditions).await;
+            return Err(Cause::TimedOut(format!("waited {seconds} s in vain for {said}{why}")));
         }
         tokio::time::sleep(pause).await;
         pause = (pause * 3 / 2).min(LONGEST_LOOK);
@@ -264,4 +265,37 @@ async fn look(hands: &Hands<'_>, cluster: &Cluster, conditions: &[Condition]) ->
         }
     }
     Ok(found)
+}
+
+/// Why pods that were waited for do not run, as far as they say so.
+async fn what_pods_say(cluster: &Cluster, conditions: &[Condition]) -> String {
+    let mut said = Vec::new();
+    for condition in conditions {
+        let Condition::Available { namespace, deployment } = condition else { continue };
+        let found =
+            objects::get(&cluster.client, &resource("apps/v1", "Deployment"), Some(namespace), deployment).await;
+        let Ok(Some(found)) = found else { continue };
+        let labels = found["spec"]["selector"]["matchLabels"].as_object();
+        let labels = labels.into_iter().flatten().filter_map(|(k, v)| Some(format!("{k}={}", v.as_str()?)));
+        let labels = labels.collect::<Vec<_>>().join(",");
+        let pods = objects::list(&cluster.client, &resource("v1", "Pod"), Some(namespace), Some(&labels)).await;
+        for pod in pods.unwrap_or_default() {
+            let containers = ["initContainerStatuses", "containerStatuses"].map(|list| pod["status"][list].as_array());
+            let waiting = containers.into_iter().flatten().flatten().map(|c| (&c["name"], &c["state"]["waiting"]));
+            for (container, waiting) in waiting.filter(|(_, waiting)| waiting.is_object()) {
+                let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+                let name = text(&pod["metadata"]["name"]);
+                let (reason, message) = (text(&waiting["reason"]), text(&waiting["message"]));
+                said.push(format!("pod {name}, container {}: {reason} {message}", text(container)));
+            }
+        }
+        // A Deployment whose pods are refused says so itself.
+        let conditions = found["status"]["conditions"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let failing = conditions.iter().filter(|c| c["type"] == "ReplicaFailure" && c["status"] == "True");
+        said.extend(failing.filter_map(|c| c["message"].as_str().map(str::to_owned)));
+    }
+    match said.is_empty() {
+        true => String::new(),
+        false => format!(" ({})", said.join("; ")),
+    }
 }

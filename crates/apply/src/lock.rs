@@ -198,7 +198,7 @@ impl Lease {
         let body = body.map(|b| b.to_string().into_bytes()).unwrap_or_default();
         let request = Request::builder().method(method).uri(kind).header("content-type", "application/json").body(body);
         let request = request
-            .map_err(|e| kube::Error::HttpError(e))
+            .map_err(kube::Error::HttpError)
             .map_err(|source| failed(stolos_cluster::Error::Request { what: describe(), source: Box::new(source) }))?;
         let after = stolos_cluster::objects::ANSWER;
         match tokio::time::timeout(after, self.cluster.client.request::<Value>(request)).await {

@@ -164,7 +164,7 @@ fn istiod(mesh: &Mesh, cluster: &Cluster) -> Vec<Value> {
         ],
         "ports": [port("https-dns", 15012), port("https-webhook", 15017), port("http-monitoring", 15014),
             port("http-debug", 8080)],
-        "readinessProbe": {"httpGet": {"path": "/ready", "port": 8080}, "initialDelaySeconds": 0, "periodSeconds": 1,
+        "readinessProbe": {"httpGet": {"path": "/ready", "port": 8080}, "periodSeconds": 1,
             "timeoutSeconds": 5},
         "resources": {"requests": {"cpu": "10m", "memory": "32Mi"}},
         "securityContext": {"allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]},
