@@ -1,10 +1,13 @@
 //! The server as its users see it: kube-rs over HTTPS and inside the process.
 #![allow(clippy::unwrap_used)]
 
+mod apply;
 mod controllers;
+mod durable;
 mod objects;
 mod permissions;
 mod streams;
+mod webhooks;
 
 use stolos_apiserver::{Builder, Server};
 

@@ -211,3 +211,26 @@ async fn a_label_that_is_no_text_is_a_bad_request() {
         other => panic!("{other:?}"),
     }
 }
+
+#[tokio::test]
+async fn reflectors_of_both_kinds_stay_true() {
+    use kube::runtime::{WatchStreamExt, reflector, watcher};
+    let server =
+        stolos_apiserver::Builder::new().bookmark_every(std::time::Duration::from_millis(20)).start().await.unwrap();
+    let maps: Api<ConfigMap> = Api::namespaced(https(&server).await, "kube-public");
+    for n in 0..3 {
+        maps.create(&PostParams::default(), &config(&format!("a{n}"))).await.unwrap();
+    }
+    for settings in [watcher::Config::default(), watcher::Config::default().streaming_lists()] {
+        let (reader, writer) = reflector::store();
+        let stream = reflector(writer, watcher(maps.clone(), settings)).applied_objects();
+        let task = tokio::spawn(stream.for_each(|event| async { drop(event.unwrap()) }));
+        reader.wait_until_ready().await.unwrap();
+        assert_eq!(reader.len(), 4);
+        maps.create(&PostParams::default(), &config("late")).await.unwrap();
+        crate::eventually("it is seen", async || reader.len() == 5).await;
+        maps.delete("late", &DeleteParams::default()).await.unwrap();
+        crate::eventually("it is seen to go", async || reader.len() == 4).await;
+        task.abort();
+    }
+}

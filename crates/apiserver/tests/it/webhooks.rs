@@ -1,0 +1,185 @@
+//! Admission webhooks, called over HTTPS.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use http_body_util::{BodyExt, Full};
+use k8s_openapi::api::admissionregistration::v1::{MutatingWebhookConfiguration, ValidatingWebhookConfiguration};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod};
+use kube::Api;
+use kube::api::{Patch, PatchParams, PostParams};
+use serde_json::{Value, json};
+use stolos_apiserver::runtime::ServiceResolver;
+use stolos_serve::listen::{self, Settings};
+use stolos_serve::{Listener, Stop};
+
+use crate::{code, server};
+
+fn of<T: serde::de::DeserializeOwned>(value: Value) -> T {
+    serde_json::from_value(value).unwrap()
+}
+
+/// Leads every Service to one address.
+struct To(std::net::SocketAddr);
+
+impl ServiceResolver for To {
+    fn dial<'a>(
+        &'a self,
+        namespace: &'a str,
+        service: &'a str,
+        port: u16,
+    ) -> BoxFuture<'a, io::Result<stolos_serve::Stream>> {
+        Box::pin(async move {
+            if (namespace, service, port) != ("hooks", "hook", 443) {
+                return Err(io::ErrorKind::ConnectionRefused.into());
+            }
+            Ok(tokio::net::TcpStream::connect(self.0).await?.into())
+        })
+    }
+}
+
+struct Hook {
+    address: std::net::SocketAddr,
+    bundle: String,
+    calls: Arc<AtomicUsize>,
+    stop: Stop,
+}
+
+impl Drop for Hook {
+    fn drop(&mut self) {
+        self.stop.ask();
+    }
+}
+
+/// A webhook that answers with `answer(request)`.
+async fn hook(answer: impl Fn(&Value) -> Value + Send + Sync + 'static) -> Hook {
+    let pair = rcgen::generate_simple_self_signed(vec!["hook.hooks.svc".to_owned()]).unwrap();
+    let key = rustls_pki_types::PrivateKeyDer::try_from(pair.signing_key.serialize_der()).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let tls = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![pair.cert.der().clone()], key)
+        .unwrap();
+    let tls = Arc::new(tls);
+    let socket = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = socket.local_addr().unwrap();
+    let (stop, calls, answer) = (Stop::new(), Arc::new(AtomicUsize::new(0)), Arc::new(answer));
+    let settings = Settings { tls: Some(Arc::new(move || Arc::clone(&tls))), ..Settings::default() };
+    let counted = Arc::clone(&calls);
+    tokio::spawn(listen::http(Listener::from(socket), settings, stop.clone(), move |_| {
+        let (answer, counted) = (Arc::clone(&answer), Arc::clone(&counted));
+        hyper::service::service_fn(move |request: http::Request<hyper::body::Incoming>| {
+            let (answer, counted) = (Arc::clone(&answer), Arc::clone(&counted));
+            async move {
+                counted.fetch_add(1, Ordering::SeqCst);
+                let body = request.into_body().collect().await?.to_bytes();
+                let review: Value = serde_json::from_slice(&body).unwrap();
+                let mut response = answer(&review["request"]);
+                response["uid"] = review["request"]["uid"].clone();
+                let answer =
+                    json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": response});
+                Ok::<_, hyper::Error>(http::Response::new(Full::new(Bytes::from(answer.to_string()))))
+            }
+        })
+    }));
+    Hook { address, bundle: STANDARD.encode(pair.cert.pem()), calls, stop }
+}
+
+fn webhook(bundle: &str, more: Value) -> Value {
+    let mut webhook = json!({"name": "a.hooks.example.com", "sideEffects": "None", "admissionReviewVersions": ["v1"],
+        "clientConfig": {"service": {"namespace": "hooks", "name": "hook", "path": "/inject"}, "caBundle": bundle},
+        "rules": [{"operations": ["CREATE"], "apiGroups": [""], "apiVersions": ["v1"], "resources": ["pods"]}]});
+    for (key, value) in more.as_object().unwrap() {
+        webhook[key] = value.clone();
+    }
+    webhook
+}
+
+fn pod(name: &str) -> Pod {
+    of(json!({"metadata": {"name": name}, "spec": {"containers": [{"name": "c", "image": "i:1"}]}}))
+}
+
+#[tokio::test]
+async fn a_webhook_adds_a_sidecar_where_a_namespace_asks_for_it() {
+    let server = server().await;
+    let hook = hook(|request| {
+        assert_eq!((request["operation"].as_str(), request["namespace"].as_str()), (Some("CREATE"), Some("mesh")));
+        assert_eq!(request["userInfo"]["groups"][0], "system:masters");
+        let patch = json!([
+            {"op": "add", "path": "/spec/containers/-", "value": {"name": "istio-proxy", "image": "p:1"}},
+            {"op": "add", "path": "/metadata/labels", "value": {"injected": "true"}}]);
+        json!({"allowed": true, "patchType": "JSONPatch", "patch": STANDARD.encode(patch.to_string())})
+    })
+    .await;
+    server.set_service_resolver(Arc::new(To(hook.address)));
+    let client = server.client();
+    let namespaces: Api<Namespace> = Api::all(client.clone());
+    let labels = json!({"istio-injection": "enabled"});
+    namespaces
+        .create(&PostParams::default(), &of(json!({"metadata": {"name": "mesh", "labels": labels}})))
+        .await
+        .unwrap();
+    let hooks: Api<MutatingWebhookConfiguration> = Api::all(client.clone());
+    let selector = json!({"namespaceSelector": {"matchLabels": labels}});
+    let config = json!({"metadata": {"name": "h"}, "webhooks": [webhook(&hook.bundle, selector)]});
+    hooks.create(&PostParams::default(), &of(config)).await.unwrap();
+
+    let outside: Api<Pod> = Api::namespaced(client.clone(), "default");
+    assert_eq!(outside.create(&PostParams::default(), &pod("p")).await.unwrap().spec.unwrap().containers.len(), 1);
+    assert_eq!(hook.calls.load(Ordering::SeqCst), 0);
+    let inside: Api<Pod> = Api::namespaced(client.clone(), "mesh");
+    let made = inside.create(&PostParams::default(), &pod("p")).await.unwrap();
+    let containers = made.spec.unwrap().containers;
+    assert_eq!(containers.len(), 2);
+    assert_eq!(containers[1].image_pull_policy.as_deref(), Some("IfNotPresent"), "defaulted after the patch");
+    let mounts = containers[1].volume_mounts.as_ref().unwrap();
+    assert!(mounts[0].name.starts_with("kube-api-access-"), "the sidecar has the account's token as well");
+
+    // A bundle that the webhook's certificate is not of.
+    let other = rcgen::generate_simple_self_signed(vec!["hook.hooks.svc".to_owned()]).unwrap();
+    let bundle = Patch::Json::<()>(of(json!([{"op": "replace", "path": "/webhooks/0/clientConfig/caBundle",
+        "value": STANDARD.encode(other.cert.pem())}])));
+    hooks.patch("h", &PatchParams::default(), &bundle).await.unwrap();
+    assert_eq!(code(inside.create(&PostParams::default(), &pod("q")).await), 500);
+    let ignore =
+        Patch::Json::<()>(of(json!([{"op": "replace", "path": "/webhooks/0/failurePolicy", "value": "Ignore"}])));
+    hooks.patch("h", &PatchParams::default(), &ignore).await.unwrap();
+    assert_eq!(inside.create(&PostParams::default(), &pod("q")).await.unwrap().spec.unwrap().containers.len(), 1);
+}
+
+#[tokio::test]
+async fn a_webhook_refuses() {
+    let server = server().await;
+    let hook = hook(|request| {
+        let bad = request["object"]["data"]["bad"].is_string();
+        json!({"allowed": !bad, "status": {"message": "it is bad", "code": 403}})
+    })
+    .await;
+    server.set_service_resolver(Arc::new(To(hook.address)));
+    let client = server.client();
+    let hooks: Api<ValidatingWebhookConfiguration> = Api::all(client.clone());
+    let rules = json!({"rules": [{"operations": ["*"], "apiGroups": ["*"], "apiVersions": ["*"], "resources": ["configmaps"]}],
+        "objectSelector": {"matchExpressions": [{"key": "free", "operator": "DoesNotExist"}]}});
+    let config = json!({"metadata": {"name": "h"}, "webhooks": [webhook(&hook.bundle, rules)]});
+    hooks.create(&PostParams::default(), &of(config)).await.unwrap();
+    let maps: Api<ConfigMap> = Api::namespaced(client, "default");
+    let map = |name: &str, data: Value, labels: Value| -> ConfigMap {
+        of(json!({"metadata": {"name": name, "labels": labels}, "data": data}))
+    };
+    maps.create(&PostParams::default(), &map("good", json!({}), json!({}))).await.unwrap();
+    match maps.create(&PostParams::default(), &map("bad", json!({"bad": ""}), json!({}))).await {
+        Err(kube::Error::Api(status)) => {
+            assert_eq!(status.code, 403);
+            assert_eq!(status.message, "admission webhook \"a.hooks.example.com\" denied the request: it is bad");
+        }
+        other => panic!("{other:?}"),
+    }
+    maps.create(&PostParams::default(), &map("free", json!({"bad": ""}), json!({"free": ""}))).await.unwrap();
+}
