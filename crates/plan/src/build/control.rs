@@ -74,27 +74,24 @@ fn access() -> Vec<Value> {
     const READ: &[&str] = &["get", "list", "watch"];
     const KINDS: &[&str] = &["networking.istio.io", "security.istio.io", "telemetry.istio.io", "extensions.istio.io"];
     let cluster_wide = json!([
-        rule(&[""], &["namespaces", "services", "endpoints", "pods", "nodes"], READ),
+        rule(&[""], &["namespaces", "services", "pods", "nodes"], READ),
         rule(&["discovery.k8s.io"], &["endpointslices"], READ),
         rule(KINDS, &["*"], READ),
         rule(KINDS, &["*/status"], &["get", "patch", "update"]),
-        rule(&["apiextensions.k8s.io"], &["customresourcedefinitions"], READ),
         rule(&["authentication.k8s.io"], &["tokenreviews"], &["create"]),
-        // The root is published in every namespace. RBAC cannot name what does not exist yet, so creating is not
+        // The root is published in every namespace, and put back where others change it. RBAC cannot name what does
+        // not exist yet, and not every API server takes a watch by name for a watch of that name, so only changing is
         // bound to the name.
-        rule(&[""], &["configmaps"], &["create"]),
-        named(rule(&[""], &["configmaps"], &["get", "list", "watch", "update", "patch"]), &["istio-ca-root-cert"]),
+        rule(&[""], &["configmaps"], &["create", "get", "list", "watch"]),
+        named(rule(&[""], &["configmaps"], &["update", "patch"]), &["istio-ca-root-cert"]),
         rule(&["admissionregistration.k8s.io"], &["mutatingwebhookconfigurations"], READ),
         named(
             rule(&["admissionregistration.k8s.io"], &["mutatingwebhookconfigurations"], &["update", "patch"]),
             &[INJECTOR]
         ),
-        rule(&["", "events.k8s.io"], &["events"], &["create", "patch", "update"]),
+        rule(&[""], &["events"], &["create", "patch"]),
     ]);
-    let in_own_namespace = json!([
-        rule(&[""], &["secrets", "configmaps"], READ),
-        rule(&["coordination.k8s.io"], &["leases"], &["get", "list", "watch", "create", "update", "patch"]),
-    ]);
+    let in_own_namespace = json!([rule(&[""], &["secrets"], READ)]);
     let labels = json!({"app": ISTIOD});
     let subject = json!([{"kind": "ServiceAccount", "name": ISTIOD, "namespace": SYSTEM}]);
     let role = |kind: &str, name: &str| json!({"apiGroup": "rbac.authorization.k8s.io", "kind": kind, "name": name});
