@@ -393,6 +393,8 @@ fn http(message: &hcm::HttpConnectionManager, denied: bool, chain: &str, needed:
         log,
         upgrades: upgrades.map(|u| u.upgrade_type.to_ascii_lowercase()).collect(),
         request_id: message.generate_request_id.unwrap_or(true),
+        normalize: message.normalize_path.unwrap_or(false),
+        merge_slashes: message.merge_slashes,
         denied,
         idle: duration(message.stream_idle_timeout.as_ref())?.unwrap_or(Duration::from_secs(300)),
     })))

@@ -124,6 +124,10 @@ pub(crate) struct Http {
     pub(crate) logged: log::Headers,
     pub(crate) upgrades: Vec<String>,
     pub(crate) request_id: bool,
+    /// Whether dot segments are resolved before routing.
+    pub(crate) normalize: bool,
+    /// Whether `//` is one slash.
+    pub(crate) merge_slashes: bool,
     /// Every request is answered 403.
     pub(crate) denied: bool,
     /// A stream on which nothing moves ends after this; zero is never.
@@ -245,7 +249,14 @@ pub(crate) struct Host {
     pub(crate) idle: Mutex<VecDeque<Idle>>,
     /// Set when the host has left the cluster: connections are no longer kept.
     pub(crate) retired: AtomicBool,
+    /// When it last gave a sign of life, and when a connection last failed, in the proxy's own milliseconds.
+    pub(crate) alive_at: AtomicU64,
+    pub(crate) dead_at: AtomicU64,
+    /// Whether somebody is finding out.
+    pub(crate) probing: AtomicBool,
     pub(crate) series: metrics::Cache,
+    /// Workloads that answered under this address: behind a gateway there are several.
+    pub(crate) peers: metrics::Peers,
     pub(crate) tcp_series: OnceLock<metrics::Connections>,
 }
 
@@ -261,13 +272,22 @@ impl Host {
             workload: metrics::Workload::default(),
             idle: Mutex::default(),
             retired: AtomicBool::new(false),
+            alive_at: AtomicU64::new(0),
+            dead_at: AtomicU64::new(0),
+            probing: AtomicBool::new(false),
             series: metrics::Cache::default(),
+            peers: metrics::Peers::default(),
             tcp_series: OnceLock::new(),
         }
     }
 
     pub(crate) fn idle(&self) -> MutexGuard<'_, VecDeque<Idle>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether connections to it are Istio's mutual TLS: its proxy is one of ours.
+    pub(crate) fn is_in_mesh(&self) -> bool {
+        matches!(&self.transport, Transport::Tls(tls) if tls.istio)
     }
 
     /// Closes what is idle, and lets nothing become idle again.

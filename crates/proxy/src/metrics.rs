@@ -5,12 +5,16 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use base64::Engine as _;
+use http::HeaderValue;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::{Family, MetricConstructor};
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
+
+use prost::Message as _;
 
 use crate::config::Service;
 
@@ -67,6 +71,54 @@ impl Workload {
         let mut next = || parts.next().unwrap_or_default();
         let (name, namespace, service, revision, cluster) = (next(), next(), next(), next(), next());
         Self { name, namespace, service, revision, cluster, ..Self::default() }
+    }
+}
+
+/// What a workload says of itself to the proxy at the other end, as Istio's proxies do.
+const SAID: [&str; 4] = ["WORKLOAD_NAME", "NAMESPACE", "CLUSTER_ID", "LABELS"];
+
+impl Workload {
+    /// Itself, as the value of `x-envoy-peer-metadata`.
+    pub(crate) fn to_header(&self) -> Option<HeaderValue> {
+        use stolos_xds::message::{object, string, structure};
+        let labels = [
+            ("app", &self.app),
+            ("version", &self.version),
+            ("service.istio.io/canonical-name", &self.service),
+            ("service.istio.io/canonical-revision", &self.revision),
+        ];
+        let labels = labels.into_iter().filter(|(_, value)| !value.is_empty());
+        let labels = object(labels.map(|(key, value)| (key, string(&**value))));
+        let [name, namespace, cluster, of_labels] = SAID;
+        let said = structure([
+            (name, string(&*self.name)),
+            (namespace, string(&*self.namespace)),
+            (cluster, string(&*self.cluster)),
+            (of_labels, labels),
+        ]);
+        let text = base64::engine::general_purpose::STANDARD.encode(said.encode_to_vec());
+        HeaderValue::from_str(&text).ok()
+    }
+
+    fn of_header(said: &HeaderValue) -> Option<Self> {
+        const LONGEST: usize = 16 * 1024;
+        let bytes = said.as_bytes();
+        let bytes = (bytes.len() <= LONGEST).then_some(bytes)?;
+        let bytes = base64::engine::general_purpose::STANDARD.decode(bytes).ok()?;
+        let said = prost_types::Struct::decode(bytes.as_slice()).ok()?;
+        let [name, namespace, cluster, of_labels] = SAID;
+        let text = |key: &str| Arc::<str>::from(stolos_xds::message::text_at(&said, &[key]).unwrap_or_default());
+        let labels = stolos_xds::message::texts_at(&said, &[of_labels]);
+        let label = |key: &str| Arc::<str>::from(labels.get(key).map(String::as_str).unwrap_or_default());
+        Some(Self {
+            name: text(name),
+            namespace: text(namespace),
+            cluster: text(cluster),
+            service: label("service.istio.io/canonical-name"),
+            revision: label("service.istio.io/canonical-revision"),
+            app: label("app"),
+            version: label("version"),
+        })
     }
 }
 
@@ -222,6 +274,36 @@ impl Cache {
     }
 }
 
+/// A workload that says who it is, and what was counted with it.
+#[derive(Debug)]
+pub(crate) struct Peer {
+    said: HeaderValue,
+    pub(crate) workload: Workload,
+    pub(crate) series: Cache,
+}
+
+/// Workloads that have said who they are, over one connection or from one address.
+#[derive(Debug, Default)]
+pub(crate) struct Peers(Mutex<Vec<Arc<Peer>>>);
+
+impl Peers {
+    /// The peer that says this of itself.
+    pub(crate) fn get(&self, said: &HeaderValue) -> Option<Arc<Peer>> {
+        const MOST: usize = 32;
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(found) = known.iter().find(|peer| peer.said == said) {
+            return Some(Arc::clone(found));
+        }
+        let workload = Workload::of_header(said)?;
+        let peer = Arc::new(Peer { said: said.clone(), workload, series: Cache::default() });
+        if known.len() >= MOST {
+            known.remove(0);
+        }
+        known.push(Arc::clone(&peer));
+        Some(peer)
+    }
+}
+
 /// All that is counted.
 pub(crate) struct Metrics {
     registry: Registry,
@@ -326,6 +408,16 @@ mod tests {
             let time = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
             assert_eq!(Timestamp(time).to_string(), expected);
         }
+    }
+
+    #[test]
+    fn what_a_workload_says_of_itself_is_understood() {
+        let workload = Workload { version: "v1".into(), ..Workload::of_endpoint("hello-v1;sample;hello;v1;west") };
+        let peers = Peers::default();
+        let said = workload.to_header().unwrap();
+        assert_eq!(peers.get(&said).unwrap().workload, workload);
+        assert!(Arc::ptr_eq(&peers.get(&said).unwrap(), &peers.get(&said).unwrap()));
+        assert!(peers.get(&HeaderValue::from_static("%%%")).is_none());
     }
 
     #[test]

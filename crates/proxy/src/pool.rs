@@ -115,6 +115,54 @@ pub(crate) async fn connect(
     tokio::time::timeout(cluster.connect_timeout, connecting).await.unwrap_or(Err(Error::Timeout))
 }
 
+/// Returns when `host` has shown that it is not there any more. A host that answers never lets it return.
+///
+/// On a network that is cut nothing fails: what was sent is simply never answered. So a host that is silent for a
+/// while is asked for a new connection; one that does not get through in time means that the old ones are dead too.
+/// However many requests wait for a host, one of them asks.
+pub(crate) async fn until_dead(shared: &Shared, cluster: &Arc<Cluster>, host: &Host, usage: Use) {
+    const LONGEST: Duration = Duration::from_secs(10);
+    let mut wait = cluster.connect_timeout / 2;
+    loop {
+        tokio::time::sleep(wait).await;
+        if !answers(shared, cluster, host, usage, wait).await {
+            return;
+        }
+        wait = (wait * 2).min(LONGEST);
+    }
+}
+
+async fn answers(shared: &Shared, cluster: &Arc<Cluster>, host: &Host, usage: Use, recent: Duration) -> bool {
+    const LOOK: Duration = Duration::from_millis(10);
+    let asked = shared.now();
+    let recent = u64::try_from(recent.as_millis()).unwrap_or(u64::MAX);
+    loop {
+        if host.alive_at.load(Ordering::Relaxed) > asked.saturating_sub(recent) {
+            return true;
+        }
+        if host.dead_at.load(Ordering::Relaxed) > asked {
+            return false;
+        }
+        if !host.probing.swap(true, Ordering::AcqRel) {
+            // Also when the one that asks gives up.
+            let _probing = Probing(host);
+            let alive = connect(shared, cluster, host, usage).await.is_ok();
+            let noted = if alive { &host.alive_at } else { &host.dead_at };
+            noted.store(shared.now().max(asked + 1), Ordering::Relaxed);
+            return alive;
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+struct Probing<'a>(&'a Host);
+
+impl Drop for Probing<'_> {
+    fn drop(&mut self) {
+        self.0.probing.store(false, Ordering::Release);
+    }
+}
+
 /// The sending half of an HTTP connection.
 pub(crate) enum Sender {
     Http1(http1::SendRequest<RequestBody>),

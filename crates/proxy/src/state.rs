@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
+use http::HeaderValue;
 use stolos_serve::{Container, Net, Output, Stop};
 use stolos_xds::envoy::config::cluster::v3::Cluster as ClusterMessage;
 use stolos_xds::envoy::config::endpoint::v3::ClusterLoadAssignment;
@@ -30,6 +31,8 @@ pub(crate) struct Shared {
     pub(crate) metrics: Metrics,
     /// Who the workload is, for labels.
     pub(crate) local: Workload,
+    /// The same, as it is said to peers.
+    pub(crate) said: Option<HeaderValue>,
     /// Given when the proxy starts to drain: connections end when it is polite.
     pub(crate) draining: Stop,
     /// Given when draining has taken long enough.
@@ -54,6 +57,7 @@ impl Shared {
             config: ArcSwap::default(),
             identity: ArcSwapOption::empty(),
             metrics: Metrics::default(),
+            said: local.to_header(),
             local,
             draining: Stop::new(),
             cut: Stop::new(),

@@ -10,7 +10,7 @@ use crate::config::{Cluster, Host, Side};
 use crate::http::Connection;
 use crate::http::body::Tee;
 use crate::log;
-use crate::metrics::{Facts, Requests, Timestamp, Workload};
+use crate::metrics::{self, Facts, Requests, Timestamp, Workload};
 use crate::pool::{self, About, Busy, Leased};
 
 /// One request and its response.
@@ -35,6 +35,8 @@ pub(crate) struct Exchange {
     pub(crate) cluster_name: String,
     pub(crate) host: Option<Arc<Host>>,
     pub(crate) about: Option<About>,
+    /// Who the proxy at the other end says it is: the client's on the way in, the server's on the way out.
+    pub(crate) peer: Option<Arc<metrics::Peer>>,
     pub(crate) route: String,
     pub(crate) attempts: u32,
     pub(crate) leased: Option<Leased>,
@@ -67,6 +69,7 @@ impl Exchange {
             cluster_name: String::new(),
             host: None,
             about: None,
+            peer: None,
             route: String::new(),
             attempts: 0,
             leased: None,
@@ -157,6 +160,7 @@ impl Exchange {
             let identity = shared.identity.load();
             let own = identity.as_ref().map(|identity| &*identity.uri).unwrap_or_default();
             let unknown = Workload::default();
+            let peer = self.peer.as_ref().map(|peer| &peer.workload);
             let service = self.cluster.as_ref().map(|cluster| cluster.service.clone()).unwrap_or_default();
             let client = connection.arrived.peer.as_ref().map(|peer| &*peer.uri);
             let host = self.about.as_ref().and_then(|about| about.peer.as_deref());
@@ -164,7 +168,7 @@ impl Exchange {
                 reporter: "source",
                 source: &shared.local,
                 source_principal: own,
-                destination: self.host.as_ref().map_or(&unknown, |host| &host.workload),
+                destination: peer.or(self.host.as_ref().map(|host| &host.workload)).unwrap_or(&unknown),
                 destination_principal: host.unwrap_or_default(),
                 service: &service,
                 protocol: if self.grpc { "grpc" } else { "http" },
@@ -176,7 +180,7 @@ impl Exchange {
                 Side::Outbound => shared.metrics.requests(&common),
                 Side::Inbound => shared.metrics.requests(&Facts {
                     reporter: "destination",
-                    source: &unknown,
+                    source: peer.unwrap_or(&unknown),
                     source_principal: client.unwrap_or_default(),
                     destination: &shared.local,
                     destination_principal: own,
@@ -188,6 +192,10 @@ impl Exchange {
         match (connection.http.side, &self.host) {
             (_, None) => find(),
             (_, Some(_)) if self.grpc => find(),
+            (Side::Outbound, Some(host)) if host.retired.load(std::sync::atomic::Ordering::Relaxed) => find(),
+            (_, Some(_)) if self.peer.is_some() => {
+                self.peer.as_ref().map_or_else(find, |peer| peer.series.get(self.code, self.flags, find))
+            }
             (Side::Outbound, Some(host)) => host.series.get(self.code, self.flags, find),
             (Side::Inbound, Some(_)) => connection.series.get(self.code, self.flags, find),
         }

@@ -11,6 +11,9 @@ pub(crate) static FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwa
 pub(crate) static CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
 pub(crate) static ATTEMPT_COUNT: HeaderName = HeaderName::from_static("x-envoy-attempt-count");
 pub(crate) static SERVICE_TIME: HeaderName = HeaderName::from_static("x-envoy-upstream-service-time");
+/// What a proxy says of its workload to the proxy at the other end, and under which name.
+pub(crate) static PEER: HeaderName = HeaderName::from_static("x-envoy-peer-metadata");
+pub(crate) static PEER_ID: HeaderName = HeaderName::from_static("x-envoy-peer-metadata-id");
 static KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 static PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 
@@ -34,6 +37,30 @@ pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap) {
     if headers.get(header::TE).is_some_and(|te| te != "trailers") {
         headers.remove(header::TE);
     }
+}
+
+/// A path without dot segments (`%2e` is a dot, a backslash is a slash); `None` when it is so already.
+pub(crate) fn normalized(path: &str, merge_slashes: bool) -> Option<String> {
+    let suspicious = path.contains("/.") || path.contains('\\') || path.contains("%2e") || path.contains("%2E");
+    let doubled = merge_slashes && path.contains("//");
+    if !suspicious && !doubled {
+        return None;
+    }
+    let dots = path.replace('\\', "/").replace("%2e", ".").replace("%2E", ".");
+    let mut kept: Vec<&str> = Vec::new();
+    let mut open = false;
+    for segment in dots.split('/').skip(1) {
+        open = matches!(segment, "." | ".." | "");
+        match segment {
+            "." => {}
+            ".." => drop(kept.pop()),
+            "" if merge_slashes => {}
+            _ => kept.push(segment),
+        }
+    }
+    // What ended in a slash, or in dots that stand for a folder, still does.
+    let end = if open && kept.last().is_some_and(|last| !last.is_empty()) { "/" } else { "" };
+    Some(format!("/{}{end}", kept.join("/")))
 }
 
 /// The protocol a request wants to go over to.
@@ -142,6 +169,25 @@ mod tests {
         ]);
         remove_hop_by_hop(&mut map);
         assert_eq!(map, headers(&[("te", "trailers"), ("host", "a")]));
+    }
+
+    #[test]
+    fn paths_lose_their_dots() {
+        for (path, merge, expected) in [
+            ("/a/b", false, None),
+            ("/a/../b", false, Some("/b")),
+            ("/a/./b/", false, Some("/a/b/")),
+            ("/../../etc", false, Some("/etc")),
+            ("/a/%2e%2E/b", false, Some("/b")),
+            ("/a\\..\\b", false, Some("/b")),
+            ("/a/..", false, Some("/")),
+            ("/a/b/..", false, Some("/a/")),
+            ("/a//b", true, Some("/a/b")),
+            ("/.well-known/x", false, Some("/.well-known/x")),
+            ("//", true, Some("/")),
+        ] {
+            assert_eq!(normalized(path, merge).as_deref(), expected, "{path}");
+        }
     }
 
     #[test]

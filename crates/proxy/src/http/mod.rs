@@ -21,7 +21,7 @@ use hyper_util::server::conn::auto;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
-use crate::config::{Cluster, Host, Http, Protocol};
+use crate::config::{Cluster, Host, Http, Protocol, Side};
 use crate::copy::{self, Traffic};
 use crate::http::body::{RequestBody, ResponseBody, Tee};
 use crate::http::exchange::Exchange;
@@ -43,6 +43,8 @@ pub(crate) struct Connection {
     pub(crate) http: Arc<Http>,
     pub(crate) arrived: Arrived,
     pub(crate) series: metrics::Cache,
+    /// Workloads that have spoken over it.
+    peers: metrics::Peers,
     client_cert: Option<HeaderValue>,
 }
 
@@ -63,6 +65,7 @@ pub(crate) async fn serve(shared: &Arc<Shared>, http: &Arc<Http>, arrived: Arriv
         http: Arc::clone(http),
         arrived,
         series: metrics::Cache::default(),
+        peers: metrics::Peers::default(),
         client_cert,
     });
     match client {
@@ -109,7 +112,7 @@ where
         }
         Some(_) => {
             let mut builder = http1::Builder::new();
-            builder.timer(TokioTimer::new()).header_read_timeout(QUIET).max_buf_size(64 * 1024).half_close(true);
+            builder.timer(TokioTimer::new()).header_read_timeout(QUIET).max_buf_size(64 * 1024);
             serve!(builder.serve_connection(io, service).with_upgrades());
         }
         None => {
@@ -134,6 +137,7 @@ async fn answer(connection: Arc<Connection>, mut request: Request<Incoming>) -> 
     let authority = authority(&parts);
     let mut exchange = Exchange::begin(&connection, &parts, authority);
     prepare(&connection, &mut parts);
+    let introduced = introduce_client(&mut exchange, &mut parts);
     exchange.keep_request(&parts.headers);
 
     if connection.http.denied {
@@ -190,6 +194,7 @@ async fn answer(connection: Arc<Connection>, mut request: Request<Incoming>) -> 
         return switched(exchange, response, client_upgrade.filter(|_| upgrade.is_some()));
     }
     headers::remove_hop_by_hop(response.headers_mut());
+    introduce_server(&mut exchange, response.headers_mut(), introduced);
     for change in changes {
         change.response(response.headers_mut());
     }
@@ -244,13 +249,26 @@ async fn send(
         let silence = if connection.http.idle.is_zero() { Duration::from_secs(3600) } else { connection.http.idle };
         limit = [limit, deadline, Some(Instant::now() + silence)].into_iter().flatten().min();
         let attempt = Attempt { shared, cluster: &cluster, host: &target, usage, attempt_count: host.attempt_count };
-        let trying = attempt.run(exchange, parts);
+        // Where silence may be answered with another host, it is looked into.
+        let watch = !last && policy.after_failure(Failure::Reset, &parts.method) && repeatable(exchange);
+        let trying = async {
+            if !watch {
+                return attempt.run(exchange, parts).await;
+            }
+            let dead = pool::until_dead(shared, &cluster, &target, usage);
+            tokio::select! {
+                biased;
+                result = attempt.run(exchange, parts) => result,
+                () = dead => Err(Failed { why: "the host no longer answers".into(), ..Failed::plain(Failure::Reset) }),
+            }
+        };
         let failed = match limit {
             Some(limit) => tokio::time::timeout_at(limit, trying).await.unwrap_or(Err(Failed::plain(Failure::Timeout))),
             None => trying.await,
         };
         let failed = match failed {
             Ok(response) => {
+                target.alive_at.store(shared.now(), std::sync::atomic::Ordering::Relaxed);
                 cluster.note(&target, Outcome::of_status(response.status().as_u16()), shared.now());
                 let again = !last && policy.after_response(response.status(), response.headers());
                 if !again || !repeatable(exchange) {
@@ -337,7 +355,12 @@ impl Attempt<'_> {
                 Ok(response) => return Ok(response),
                 Err(failed) => failed,
             };
-            if failed.failure != Failure::NotSent || !reused {
+            if failed.failure != Failure::NotSent {
+                break;
+            }
+            if !reused {
+                // It took the connection and closed it at once.
+                self.cluster.note(self.host, Outcome::GatewayError, self.shared.now());
                 break;
             }
         }
@@ -357,6 +380,12 @@ impl Attempt<'_> {
         let mut request = Request::new(body);
         *request.method_mut() = parts.method.clone();
         *request.headers_mut() = parts.headers.clone();
+        let connection = &exchange.connection;
+        if let Some(said) =
+            connection.shared.said.as_ref().filter(|_| connection.http.side == Side::Outbound && self.host.is_in_mesh())
+        {
+            request.headers_mut().insert(&headers::PEER, said.clone());
+        }
         if self.attempt_count {
             request.headers_mut().insert(&headers::ATTEMPT_COUNT, HeaderValue::from(exchange.attempts));
         }
@@ -460,6 +489,12 @@ fn prepare(connection: &Connection, parts: &mut Parts) {
         let path = parts.uri.path_and_query().cloned();
         parts.uri = path.map_or_else(|| Uri::from_static("/"), Uri::from);
     }
+    let http = &connection.http;
+    if http.normalize
+        && let Some(path) = headers::normalized(parts.uri.path(), http.merge_slashes)
+    {
+        set_path(parts, &path);
+    }
     if connection.http.request_id && !parts.headers.contains_key(&headers::REQUEST_ID) {
         let id = uuid::Uuid::new_v4().to_string();
         if let Ok(id) = HeaderValue::from_str(&id) {
@@ -480,6 +515,40 @@ fn prepare(connection: &Connection, parts: &mut Parts) {
     }
 }
 
+/// Takes from a request what the client's proxy says of itself; whether it said anything.
+///
+/// What comes in over anything but mutual TLS is not believed, and none of it reaches the application.
+fn introduce_client(exchange: &mut Exchange, parts: &mut Parts) -> bool {
+    let connection = &exchange.connection;
+    if connection.http.side == Side::Outbound {
+        return false;
+    }
+    parts.headers.remove(&headers::PEER_ID);
+    let Some(said) = parts.headers.remove(&headers::PEER) else { return false };
+    if connection.arrived.peer.is_some() {
+        exchange.peer = connection.peers.get(&said);
+    }
+    true
+}
+
+/// The same for responses: on the way out the server's is taken, on the way in ours is given to a client that asked.
+fn introduce_server(exchange: &mut Exchange, response: &mut HeaderMap, introduced: bool) {
+    let shared = &exchange.connection.shared;
+    match exchange.connection.http.side {
+        Side::Outbound => {
+            response.remove(&headers::PEER_ID);
+            let said = response.remove(&headers::PEER);
+            let host = exchange.host.as_ref().filter(|host| host.is_in_mesh());
+            exchange.peer = said.and_then(|said| host?.peers.get(&said));
+        }
+        Side::Inbound => {
+            if let (true, Some(said)) = (introduced, &shared.said) {
+                response.insert(&headers::PEER, said.clone());
+            }
+        }
+    }
+}
+
 fn rewrite(parts: &mut Parts, forward: &Forward, route: &Route) {
     if let Some(host) = &forward.host_rewrite {
         parts.headers.insert(header::HOST, host.clone());
@@ -491,9 +560,13 @@ fn rewrite(parts: &mut Parts, forward: &Forward, route: &Route) {
         }
         (None, None) => return,
     };
+    set_path(parts, &path);
+}
+
+fn set_path(parts: &mut Parts, path: &str) {
     let whole = match parts.uri.query() {
         Some(query) => format!("{path}?{query}"),
-        None => path,
+        None => path.to_owned(),
     };
     if let Ok(uri) = whole.parse() {
         parts.uri = uri;

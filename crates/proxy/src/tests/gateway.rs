@@ -17,7 +17,7 @@ use crate::inspect::tests::hello_bytes;
 const NAME: &str = "outbound_.5000_._.helloworld.sample.svc.cluster.local";
 
 /// A gateway's listener, as Istio writes it for AUTO_PASSTHROUGH.
-fn passthrough(names: &[&str]) -> listener::Listener {
+pub(super) fn passthrough(names: &[&str]) -> listener::Listener {
     let log = file_log::FileAccessLog {
         path: "/dev/stdout".into(),
         access_log_format: Some(file_log::file_access_log::AccessLogFormat::LogFormat(

@@ -278,7 +278,7 @@ struct Pod {
 
 impl Pod {
     async fn start(trust: &Trust, account: &str, application: SocketAddr) -> Self {
-        let mut sidecar = Running::start();
+        let mut sidecar = Running::start_in("west");
         sidecar.identify(trust, account);
         sidecar.put("inbound|80||", &original("inbound|80||"));
         sidecar.put("virtualInbound", &virtual_inbound(application.port()));
@@ -641,4 +641,166 @@ async fn asked_to_stop_it_finishes_what_it_has_begun() {
     assert_eq!(asking.await.unwrap(), (200, "ok".to_owned()));
     let task = std::mem::replace(&mut client.task, tokio::spawn(async {}));
     tokio::time::timeout(SOON, task).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_host_that_falls_silent_is_found_out() {
+    let trust = Trust::new();
+    let pods = [
+        Pod::start(&trust, "helloworld", application("v1").await).await,
+        Pod::start(&trust, "helloworld", application("v2").await).await,
+    ];
+    // What stands before the second pod can be shut: nothing passes then, and nothing fails.
+    let (gate, front) = (stolos_serve::Gate::open(), TcpListener::bind("127.0.0.1:0").await.unwrap());
+    let address = front.local_addr().unwrap();
+    let (shut, behind) = (Arc::clone(&gate), pods[1].address);
+    tokio::spawn(async move {
+        while let Ok((client, _)) = front.accept().await {
+            let gate = Arc::clone(&shut);
+            tokio::spawn(async move {
+                let mut client = stolos_serve::Stream::gated(client, Some(Arc::clone(&gate)));
+                let server = TcpStream::connect(behind).await?;
+                let mut server = stolos_serve::Stream::gated(server, Some(gate));
+                tokio::io::copy_bidirectional(&mut client, &mut server).await
+            });
+        }
+    });
+    let client = client_sidecar(&trust, SERVER_ID, &[pods[0].address, address]);
+    let mut senders = [client.client().await, client.client().await, client.client().await, client.client().await];
+    let mut answered = [false; 2];
+    while answered != [true; 2] {
+        for sender in &mut senders {
+            let (_, body) = ask(sender, get("/warm")).await;
+            answered[usize::from(body.starts_with("v2"))] = true;
+        }
+    }
+    gate.set_shut(true);
+    let mut slowest = Duration::ZERO;
+    for turn in 0..10 {
+        for sender in &mut senders {
+            let began = Instant::now();
+            let (status, body) = ask(sender, get(&format!("/{turn}"))).await;
+            assert!(status == 200 && body.starts_with("v1"), "{status} {body}");
+            slowest = slowest.max(began.elapsed());
+        }
+    }
+    assert!(slowest < Duration::from_millis(1500), "{slowest:?}");
+}
+
+#[tokio::test]
+async fn identity_survives_a_gateway_and_so_do_labels() {
+    let trust = Trust::new();
+    let pod = Pod::start(&trust, "helloworld", application("v1").await).await;
+    let name = "outbound_.5000_._.helloworld.sample.svc.cluster.local";
+    let mut gateway = Running::start();
+    gateway.put(name, &eds(name));
+    gateway.put(name, &endpoints(name, &[pod.address], true));
+    gateway.put("0.0.0.0_15443", &super::gateway::passthrough(&[name]));
+    let through = gateway.at(15443).await;
+    let mut client = client_sidecar(&trust, SERVER_ID, &[]);
+    let mut assignment = endpoints(CLUSTER, &[through], true);
+    // A gateway does not say who is behind it.
+    let metadata = assignment.endpoints[0].lb_endpoints[0].metadata.as_mut().unwrap();
+    metadata.filter_metadata.remove("istio");
+    client.put(CLUSTER, &assignment);
+    let mut sender = client.client().await;
+    let (status, body) = ask(&mut sender, get("/far")).await;
+    assert!(status == 200 && body.starts_with("v1"), "{status} {body}");
+    let line = client.line("id-of-/far").await;
+    assert_eq!((line["server"].as_str(), line["host"].as_str()), (Some(SERVER_ID), Some(&*through.to_string())));
+    for (proxy, reporter) in [(&client, "source"), (&pod.sidecar, "destination")] {
+        let text = proxy.store.shared_for_tests().metrics.text();
+        let line = text.lines().find(|line| line.starts_with("istio_requests_total{")).unwrap();
+        assert!(line.contains(reporter) && line.contains(r#"source_cluster="east""#), "{line}");
+        assert!(line.contains(r#"destination_cluster="west""#), "{line}");
+    }
+}
+
+#[tokio::test]
+async fn http2_passes_with_its_trailers() {
+    use hyper::client::conn::http2;
+    let trust = Trust::new();
+    let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = socket.local_addr().unwrap();
+    tokio::spawn(listen::http(Socket::from(socket), listen::Settings::default(), Stop::new(), |_| {
+        service_fn(|request: Request<Incoming>| async move {
+            let version = format!("{:?} {}", request.version(), request.uri().host().unwrap_or("-"));
+            let trailers = http::HeaderMap::from_iter([(
+                http::HeaderName::from_static("grpc-status"),
+                http::HeaderValue::from_static("0"),
+            )]);
+            let body = Full::new(Bytes::from(version)).with_trailers(async move { Some(Ok(trailers)) });
+            Ok::<_, Infallible>(Response::new(body))
+        })
+    }));
+    let options = stolos_xds::envoy::extensions::upstreams::http::v3::HttpProtocolOptions {
+        upstream_protocol_options: Some(
+            stolos_xds::envoy::extensions::upstreams::http::v3::http_protocol_options::UpstreamProtocolOptions::UseDownstreamProtocolConfig(
+                Default::default(),
+            ),
+        ),
+        ..Default::default()
+    };
+    let same = |cluster: cluster::Cluster| cluster::Cluster {
+        typed_extension_protocol_options: [(
+            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions".to_owned(),
+            pack(&options),
+        )]
+        .into(),
+        ..cluster
+    };
+    let mut pod = Pod::start(&trust, "helloworld", address).await;
+    pod.sidecar.put("inbound|80||", &same(original("inbound|80||")));
+    let mut client = client_sidecar(&trust, SERVER_ID, &[pod.address]);
+    client.put(CLUSTER, &same(service(SERVER_ID)));
+    let stream = TokioIo::new(client.redirected(VIP).await);
+    let (sender, connection) = http2::handshake(hyper_util::rt::TokioExecutor::new(), stream).await.unwrap();
+    tokio::spawn(connection);
+    let asking = (0..20).map(|turn| {
+        let mut sender = sender.clone();
+        async move {
+            let uri = format!("http://{SERVICE}/h2/{turn}");
+            let request = Request::builder().method("POST").uri(uri).body(Full::new(Bytes::from("x"))).unwrap();
+            let response = sender.send_request(request).await.unwrap();
+            response.into_body().collect().await.unwrap()
+        }
+    });
+    for collected in tokio::time::timeout(SOON, futures::future::join_all(asking)).await.unwrap() {
+        assert_eq!(collected.trailers().unwrap()["grpc-status"], "0");
+        assert_eq!(collected.to_bytes(), format!("HTTP/2.0 {SERVICE}"));
+    }
+}
+
+#[tokio::test]
+async fn bytes_of_any_protocol_are_carried_with_both_identities() {
+    let trust = Trust::new();
+    let database = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let pod = Pod::start(&trust, "helloworld", database.local_addr().unwrap()).await;
+    let mut client = client_sidecar(&trust, SERVER_ID, &[pod.address]);
+    let listener = listener::Listener {
+        name: "10.96.0.8_3306".into(),
+        address: Some(message::address("10.96.0.8", 3306)),
+        bind_to_port: Some(false),
+        filter_chains: vec![listener::FilterChain { filters: vec![bytes_to(CLUSTER)], ..Default::default() }],
+        ..Default::default()
+    };
+    client.put("10.96.0.8_3306", &listener);
+    let mut stream = client.redirected("10.96.0.8:3306").await;
+    let (mut inner, _) = database.accept().await.unwrap();
+    // The server speaks first, and the client ends first.
+    inner.write_all(b"welcome").await.unwrap();
+    let mut seven = [0; 7];
+    stream.read_exact(&mut seven).await.unwrap();
+    stream.write_all(b"bye").await.unwrap();
+    stream.shutdown().await.unwrap();
+    let mut rest = String::new();
+    inner.read_to_string(&mut rest).await.unwrap();
+    inner.write_all(b"bye bye").await.unwrap();
+    inner.shutdown().await.unwrap();
+    let mut last = String::new();
+    stream.read_to_string(&mut last).await.unwrap();
+    assert_eq!((&seven, &*rest, &*last), (b"welcome", "bye", "bye bye"));
+    let line = client.line("\"sent\":14").await;
+    assert_eq!((line["server"].as_str(), line["flags"].as_str()), (Some(SERVER_ID), Some("-")));
+    assert_eq!(pod.sidecar.line("\"sent\":14").await["client"], CLIENT_ID);
 }

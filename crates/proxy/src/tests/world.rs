@@ -61,13 +61,18 @@ pub(super) struct Running {
 
 impl Running {
     pub(super) fn start() -> Self {
+        Self::start_in("east")
+    }
+
+    /// A proxy of a workload in `cluster`.
+    pub(super) fn start_in(cluster: &str) -> Self {
         let net = Arc::new(Ports { bound: Mutex::default() });
         let lines = Arc::new(Mutex::new(Vec::new()));
         let written = Arc::clone(&lines);
         let container = Container {
             net: net.clone(),
             root: "/".into(),
-            env: BTreeMap::from([("ISTIO_META_CLUSTER_ID".into(), "east".into())]),
+            env: BTreeMap::from([("ISTIO_META_CLUSTER_ID".into(), cluster.into())]),
             args: Vec::new(),
             output: Output::new(move |line| written.lock().unwrap().push(line.to_owned())),
         };
