@@ -28,6 +28,7 @@ mod api;
 mod auth;
 mod builder;
 mod controllers;
+mod convert;
 mod defaults;
 mod discovery;
 mod failure;

@@ -156,7 +156,7 @@ pub(crate) fn encode(
         if index > 0 {
             out.push(b',');
         }
-        if form == Form::Plain && resource.version == resource.stored_version {
+        if form == Form::Plain && resource.custom.is_none() && resource.group == resource.stored_group {
             out.extend_from_slice(&object.json);
         } else {
             out.extend_from_slice(&route::render(form, resource, object));
@@ -344,7 +344,7 @@ impl Follow {
 
 fn line(kind: &str, form: Form, resource: &Resource, object: &Object) -> Bytes {
     let body = if form == Form::Table {
-        let table = table::render(resource, &[&object.value], false);
+        let table = table::render(resource, &[&object.value], true);
         Bytes::from(serde_json::to_vec(&table).unwrap_or_default())
     } else {
         route::render(form, resource, object)

@@ -18,6 +18,8 @@ pub(crate) struct Resource {
     pub(crate) group: String,
     /// The version it is asked for in.
     pub(crate) version: String,
+    /// The group its objects are stored in: its own, but for `events.k8s.io`.
+    pub(crate) stored_group: String,
     /// The version its objects are stored in.
     pub(crate) stored_version: String,
     /// The kind.
@@ -82,7 +84,7 @@ impl Resource {
     /// `v1`, `apps/v1` as stored.
     #[must_use]
     pub(crate) fn stored_api_version(&self) -> String {
-        kind::api_version(&self.group, &self.stored_version)
+        kind::api_version(&self.stored_group, &self.stored_version)
     }
 
     /// The subresource of that name.
@@ -98,6 +100,8 @@ impl Resource {
     }
 
     fn built_in(kind: &kind::Kind) -> Self {
+        // One kind in two groups, stored once.
+        let is_event = (kind.group, kind.plural) == ("events.k8s.io", "events");
         let owned = |list: &[&str]| list.iter().map(|&s| s.to_owned()).collect::<Vec<_>>();
         let subresources = kind.subresources.iter().map(|sub| Subresource {
             name: sub.name.into(),
@@ -107,6 +111,7 @@ impl Resource {
         Self {
             group: kind.group.into(),
             version: kind.version.into(),
+            stored_group: if is_event { "" } else { kind.group }.into(),
             stored_version: kind.version.into(),
             kind: kind.kind.into(),
             list_kind: format!("{}List", kind.kind),
@@ -117,7 +122,7 @@ impl Resource {
             namespaced: kind.namespaced,
             verbs: owned(kind.verbs),
             subresources: subresources.collect(),
-            storage: kind.group_resource().into(),
+            storage: if is_event { "events".into() } else { kind.group_resource().into() },
             has_status: kind.has_status(),
             has_generation: kind.has_generation(),
             custom: None,
@@ -150,7 +155,7 @@ impl Table {
     /// Some served version of a stored resource such as `deployments.apps`.
     #[must_use]
     pub(crate) fn find_stored(&self, storage: &str) -> Option<&Arc<Resource>> {
-        self.resources.values().find(|r| &*r.storage == storage)
+        self.resources.values().find(|r| &*r.storage == storage && r.group == r.stored_group)
     }
 
     /// The resources of a group and version, by name.
@@ -166,7 +171,7 @@ impl Table {
     #[must_use]
     pub(crate) fn stored(&self) -> Vec<Arc<Resource>> {
         let mut found: BTreeMap<&str, &Arc<Resource>> = BTreeMap::new();
-        for resource in self.resources.values().filter(|r| r.is_stored()) {
+        for resource in self.resources.values().filter(|r| r.is_stored() && r.group == r.stored_group) {
             found.insert(&resource.storage, resource);
         }
         found.into_values().cloned().collect()
@@ -257,6 +262,7 @@ fn custom(crd: &Value) -> Vec<Resource> {
             Resource {
                 group: group.clone(),
                 version: name,
+                stored_group: group.clone(),
                 stored_version: text(&stored["name"]),
                 kind: kind.clone(),
                 list_kind: names["listKind"].as_str().map_or_else(|| format!("{kind}List"), str::to_owned),

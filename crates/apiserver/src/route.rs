@@ -21,7 +21,7 @@ use crate::auth::{Caller, User};
 use crate::failure::{Failure, Result};
 use crate::registry::Resource;
 use crate::watch::Object;
-use crate::{auth, discovery, stream, table, verb};
+use crate::{auth, convert, discovery, stream, table, verb};
 
 /// Why a response body broke off.
 pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -30,6 +30,8 @@ pub(crate) type Body = http_body_util::combinators::UnsyncBoxBody<Bytes, BoxErro
 
 /// The largest request body.
 pub(crate) const MAX_BODY: usize = 3 << 20;
+/// How long a request body may take to arrive: it holds one of the places for requests meanwhile.
+const BODY_TIME: std::time::Duration = std::time::Duration::from_secs(30);
 
 /// What a request is aimed at, as its path and query say.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -304,7 +306,9 @@ where
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: Into<BoxError>,
 {
-    match Limited::new(body, MAX_BODY).collect().await {
+    let reading = Limited::new(body, MAX_BODY).collect();
+    let read = tokio::time::timeout(BODY_TIME, reading).await;
+    match read.map_err(|_| Failure::timeout("the body of the request did not arrive in time"))? {
         Ok(body) => Ok(body.to_bytes()),
         Err(error) if error.is::<http_body_util::LengthLimitError>() => Err(Failure::too_large(MAX_BODY)),
         Err(error) => Err(Failure::bad_request(format!("cannot read the body: {error}"))),
@@ -368,29 +372,11 @@ pub(crate) fn failed(failure: &Failure) -> Response<Body> {
     response
 }
 
-/// An object's JSON in the version it was asked for in.
-#[must_use]
-pub(crate) fn in_version(resource: &Resource, object: &Object) -> Bytes {
-    if resource.version == resource.stored_version {
-        return object.json.clone();
-    }
-    // Keys are sorted, so `apiVersion` comes first in almost every object: replace it without parsing.
-    let stored = format!("{{\"apiVersion\":\"{}\"", resource.stored_api_version());
-    if let Some(rest) = object.json.strip_prefix(stored.as_bytes()) {
-        let mut bytes = format!("{{\"apiVersion\":\"{}\"", resource.api_version()).into_bytes();
-        bytes.extend_from_slice(rest);
-        return Bytes::from(bytes);
-    }
-    let mut value = object.value.clone();
-    value["apiVersion"] = json!(resource.api_version());
-    Bytes::from(serde_json::to_vec(&value).unwrap_or_default())
-}
-
 /// One object in the form and version it was asked for in.
 #[must_use]
 pub(crate) fn render(form: Form, resource: &Resource, object: &Object) -> Bytes {
     match form {
-        Form::Plain => in_version(resource, object),
+        Form::Plain => convert::json_of(resource, object),
         Form::Metadata => Bytes::from(serde_json::to_vec(&metadata_of(&object.value)).unwrap_or_default()),
         Form::Table => {
             let table = table::render(resource, std::slice::from_ref(&&object.value), true);

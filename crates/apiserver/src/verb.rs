@@ -14,6 +14,7 @@ use stolos_k8s::meta;
 use crate::admit;
 use crate::api::Api;
 use crate::auth::{self, User};
+use crate::convert;
 use crate::defaults;
 use crate::failure::{self, Cause, Failure, Result};
 use crate::list;
@@ -72,7 +73,7 @@ pub(crate) async fn answer(api: &Arc<Api>, ask: Ask, body: Bytes) -> Result<Resp
         if ask.verb != "create" {
             return Err(Failure::method_not_allowed());
         }
-        return auth::review(api, &ask, &decode(&body)?);
+        return auth::review(api, &ask, &decode_for(&ask, &body)?);
     }
     if !ask.target.sub.is_empty() && resource.subresource(&ask.target.sub).is_none() {
         return Err(Failure::no_such_path());
@@ -100,9 +101,9 @@ pub(crate) async fn answer(api: &Arc<Api>, ask: Ask, body: Bytes) -> Result<Resp
             delete_collection(api, &ask, &options).await
         }
         ("scale", _) => scale(api, &ask, &body).await,
-        ("token", "create") => auth::token_request(api, &ask, decode(&body)?),
-        ("binding", "create") => bind(api, &ask, &decode(&body)?).await,
-        ("eviction", "create") => evict(api, &ask, &decode(&body)?).await,
+        ("token", "create") => auth::token_request(api, &ask, decode_for(&ask, &body)?),
+        ("binding", "create") => bind(api, &ask, &decode_for(&ask, &body)?).await,
+        ("eviction", "create") => evict(api, &ask, &decode_for(&ask, &body)?).await,
         _ => Err(Failure::method_not_allowed()),
     }
 }
@@ -115,6 +116,9 @@ fn get(api: &Arc<Api>, ask: &Ask) -> Result<Response<Body>> {
 }
 
 fn decode(body: &Bytes) -> Result<Value> {
+    if body.starts_with(b"k8s\0") {
+        return Err(Failure::unsupported_media_type("application/vnd.kubernetes.protobuf", "application/json"));
+    }
     if body.is_empty() {
         return Err(Failure::bad_request("the body of the request is empty"));
     }
@@ -216,7 +220,7 @@ pub(crate) async fn create(
             let by = rules::Writer { manager: &how.manager, force: false, sub: "", now: &now };
             rules::track_update(resource, None, &mut object, by);
         }
-        object["apiVersion"] = json!(resource.stored_api_version());
+        convert::to_stored(resource, &mut object);
         if how.dry_run {
             return Ok(uncommitted(object));
         }
@@ -260,7 +264,7 @@ pub(crate) async fn change(
         }
         let old = api.state.newest(&key).ok_or_else(|| Failure::not_found(&resource.storage, name))?;
         let mut before = old.value.clone();
-        before["apiVersion"] = json!(resource.api_version());
+        convert::from_stored(resource, &mut before);
         let mut new = compute(&before)?;
         check_type(resource, &mut new)?;
         keep_metadata(resource, &before, &mut new, name, namespace)?;
@@ -287,7 +291,7 @@ pub(crate) async fn change(
         if rules::same(&before, &new) {
             return Ok(old);
         }
-        new["apiVersion"] = json!(resource.stored_api_version());
+        convert::to_stored(resource, &mut new);
         if how.dry_run {
             return Ok(uncommitted(new));
         }

@@ -234,3 +234,21 @@ async fn reflectors_of_both_kinds_stay_true() {
         task.abort();
     }
 }
+
+#[tokio::test]
+async fn events_are_seen_in_both_groups() {
+    use k8s_openapi::api::{core::v1::Event as CoreEvent, events::v1::Event};
+    let server = server().await;
+    let (new, old): (Api<Event>, Api<CoreEvent>) =
+        (Api::namespaced(server.client(), "default"), Api::namespaced(server.client(), "default"));
+    let event: Event = of(
+        json!({"metadata": {"name": "e"}, "reason": "Tested", "note": "it happened", "type": "Normal",
+        "action": "Test", "regarding": {"kind": "Pod", "name": "p"}, "reportingController": "test", "eventTime": null}),
+    );
+    new.create(&PostParams::default(), &event).await.unwrap();
+    let found = old.list(&ListParams::default().fields("involvedObject.name=p")).await.unwrap();
+    assert_eq!(found.items[0].message.as_deref(), Some("it happened"));
+    let patched = new.patch("e", &PatchParams::default(), &Patch::Merge(json!({"note": "again"}))).await.unwrap();
+    assert_eq!(patched.note.as_deref(), Some("again"));
+    assert_eq!(old.get("e").await.unwrap().message.as_deref(), Some("again"));
+}
