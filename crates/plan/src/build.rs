@@ -59,6 +59,9 @@ pub fn teardown(mesh: &Mesh, observed: &Observed) -> Result<Plan, Blocked> {
     scene.preflight(&mut sketch);
     if sketch.problems.is_empty() {
         leftovers::teardown(&scene, &mut sketch);
+        if observed.state.root.is_some() {
+            sketch.note(None, format!("the root certificate stays in {}", observed.state.folder));
+        }
     }
     sketch.finish(&scene, Purpose::Teardown)
 }
@@ -444,7 +447,9 @@ fn reason(diff: &[ObjectDiff]) -> String {
         None => format!("{} does not exist", first.object),
         Some(FieldDiff { path, from, to }) => {
             let side = |side: &Option<String>| side.clone().unwrap_or_else(|| "absent".to_owned());
-            format!("{}: {path} is {}, not {}", first.object, side(from), side(to))
+            // Lines of a longer text are quoted.
+            let is = if from.as_ref().or(to.as_ref()).is_some_and(|text| text.starts_with('`')) { "has" } else { "is" };
+            format!("{}: {path} {is} {}, not {}", first.object, side(from), side(to))
         }
     };
     match diff.len() - 1 {

@@ -5,6 +5,7 @@
 //! is no longer wanted? The second is read from `managedFields`, where the API server keeps who set what.
 
 use serde_json::{Map, Value};
+use similar::{ChangeTag, TextDiff};
 
 use crate::{FieldDiff, MANAGER};
 
@@ -71,6 +72,9 @@ fn lacking(wanted: &Value, live: &Value, path: &str, keyed: bool, found: &mut Ve
             }
         }
         _ if wanted == live || (is_nothing(wanted) && is_nothing(live)) => {}
+        (Value::String(wanted), Value::String(live)) if wanted.contains('\n') && live.contains('\n') => {
+            found.push(lines_that_differ(path, live, wanted));
+        }
         _ => found.push(difference(path, live, wanted)),
     }
 }
@@ -106,6 +110,17 @@ fn element_name(item: &Value, keys: &[&str]) -> String {
 fn difference(path: &str, from: &Value, to: &Value) -> FieldDiff {
     let side = |value: &Value| (!value.is_null()).then(|| shown(value));
     FieldDiff { path: path.to_owned(), from: side(from), to: side(to) }
+}
+
+/// Of a text of many lines only those that differ.
+fn lines_that_differ(path: &str, from: &str, to: &str) -> FieldDiff {
+    let diff = TextDiff::from_lines(from, to);
+    let side = |tag: ChangeTag| {
+        let lines = diff.iter_all_changes().filter(|change| change.tag() == tag);
+        let lines: Vec<String> = lines.map(|change| change.value().trim().to_owned()).collect();
+        (!lines.is_empty()).then(|| shown(&Value::from(format!("`{}`", lines.join(" ⏎ ")))))
+    };
+    FieldDiff { path: path.to_owned(), from: side(ChangeTag::Delete), to: side(ChangeTag::Insert) }
 }
 
 fn shown(value: &Value) -> String {

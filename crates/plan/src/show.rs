@@ -55,7 +55,10 @@ impl Show {
     }
 
     fn group(self, plan: &Plan, cluster: Option<&str>, title: &str, out: &mut String) {
-        let steps: Vec<&Step> = plan.steps.iter().filter(|step| step.cluster.as_deref() == cluster).collect();
+        // Waits are of interest when there is nothing else, or when everything is asked for.
+        let waits = self.objects || plan.is_empty();
+        let of_interest = |step: &&Step| step.cluster.as_deref() == cluster && (waits || step.action != Action::Wait);
+        let steps: Vec<&Step> = plan.steps.iter().filter(of_interest).collect();
         if steps.is_empty() {
             return;
         }

@@ -86,6 +86,16 @@ fn system_namespace(scene: &Scene<'_>, sketch: &mut Sketch, cluster: &str, netwo
         wanted = ours(scene.mesh_name(), wanted);
     }
     wanted["metadata"]["labels"]["topology.istio.io/network"] = network.into();
+    let before = live.and_then(|live| live["metadata"]["labels"]["topology.istio.io/network"].as_str());
+    if let Some(before) = before.filter(|before| *before != network) {
+        sketch.note(
+            Some(cluster),
+            format!(
+                "its network changes from {before} to {network}: pods that are injected keep the old one until they are \
+                 restarted"
+            ),
+        );
+    }
     let mut after = vec![];
     if let Some(live) = live
         && live["metadata"]["deletionTimestamp"].is_string()
