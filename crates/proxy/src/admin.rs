@@ -51,8 +51,10 @@ async fn serve(shared: Arc<Shared>, port: u16, stop: Stop) {
 
 fn answer(shared: &Shared, path: &str) -> Response<Full<Bytes>> {
     let (status, kind, body) = match path {
-        "/healthz/ready" if shared.is_ready() => (StatusCode::OK, "text/plain", String::new()),
-        "/healthz/ready" => (StatusCode::SERVICE_UNAVAILABLE, "text/plain", "not ready".to_owned()),
+        "/healthz/ready" => match shared.readiness() {
+            Ok(()) => (StatusCode::OK, "text/plain", String::new()),
+            Err(missing) => (StatusCode::SERVICE_UNAVAILABLE, "text/plain", format!("not ready: {missing}\n")),
+        },
         "/stats/prometheus" | "/metrics" => {
             (StatusCode::OK, "application/openmetrics-text; version=1.0.0; charset=utf-8", shared.metrics.text())
         }

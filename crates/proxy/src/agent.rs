@@ -247,4 +247,4 @@ pub fn node_text<'a>(node: &'a Node, path: &[&str]) -> Option<&'a str> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

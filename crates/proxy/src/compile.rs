@@ -104,6 +104,9 @@ pub(crate) fn listener(message: &listener::Listener, routes: RoutesByName<'_>) -
     if !message.additional_addresses.is_empty() {
         return refuse("additional_addresses are not supported");
     }
+    if message.udp_listener_config.is_some() || message.api_listener.is_some() || message.listener_specifier.is_some() {
+        return refuse("only TCP listeners are supported");
+    }
     if message.filter_chain_matcher.is_some() || message.fcds_config.is_some() {
         return refuse("filter_chain_matcher and fcds_config are not supported");
     }
@@ -338,6 +341,18 @@ fn tcp(message: &tcp_proxy::TcpProxy, side: Side) -> Result<Tcp> {
 
 fn http(message: &hcm::HttpConnectionManager, denied: bool, chain: &str, needed: &mut Needed<'_>) -> Result<Action> {
     use hcm::http_connection_manager::{ForwardClientCertDetails, RouteSpecifier};
+    let unsupported = message.local_reply_config.is_some()
+        || message.forward_client_cert_matcher.is_some()
+        || message.strip_port_mode.is_some()
+        || message.strip_matching_host_port
+        || !message.original_ip_detection_extensions.is_empty()
+        || !message.early_header_mutation_extensions.is_empty();
+    if unsupported {
+        return refuse(
+            "local_reply_config, forward_client_cert_matcher, port stripping, original_ip_detection_extensions and \
+             early_header_mutation_extensions are not supported",
+        );
+    }
     let mut denied = denied;
     for filter in &message.http_filters {
         if filter.disabled {
@@ -602,6 +617,10 @@ pub(crate) fn cluster(message: &cluster::Cluster) -> Result<Cluster> {
     {
         return refuse("lb_subset_config, load_balancing_policy and transport_socket_matcher are not supported");
     }
+    // `upstream_bind_config` is not looked at: every connection leaves from the workload's own address.
+    if message.upstream_config.is_some() {
+        return refuse("upstream_config is not supported");
+    }
     if !message.health_checks.is_empty() || !message.filters.is_empty() {
         return refuse("active health checks and upstream filters are not supported");
     }
@@ -666,6 +685,7 @@ fn outlier(message: &cluster::OutlierDetection) -> Result<outlier::Settings> {
         base,
         most: duration(message.max_ejection_time.as_ref())?.unwrap_or(Duration::from_secs(300).max(base)),
         max_percent: message.max_ejection_percent.unwrap_or(10).min(100),
+        always_one: message.always_eject_one_host.unwrap_or(false),
     })
 }
 

@@ -53,6 +53,7 @@ pub async fn run(container: Container, stop: Stop) -> Result<(), agent::Unusable
     let judge: agent::Check = Arc::new(|type_url, resource| check(type_url, &resource.body));
     let agent = agent::start(&container, judge, agent_stop.clone())?;
     let (proxy, store) = Proxy::of(&container, follow::workload(agent.node()));
+    let _ = proxy.shared.agent.set(agent.clone());
     tokio::select! {
         () = proxy.run(stop) => {}
         () = follow::follow(&agent, store) => {}

@@ -14,8 +14,10 @@ pub(crate) struct Settings {
     pub(crate) base: Duration,
     /// But never longer than this.
     pub(crate) most: Duration,
-    /// No further host is ejected when this many percent are.
+    /// No more than this many percent are ejected at once.
     pub(crate) max_percent: u32,
+    /// One may be ejected even if it is more than that.
+    pub(crate) always_one: bool,
 }
 
 /// How an exchange with a host ended.
@@ -96,7 +98,7 @@ impl Health {
 
 /// Whether one more of `total` hosts may be ejected when `ejected` are.
 pub(crate) fn may_eject(ejected: usize, total: usize, settings: &Settings) -> bool {
-    total > 0 && ejected * 100 / total < settings.max_percent as usize
+    (ejected + 1) * 100 <= total * settings.max_percent as usize || (settings.always_one && ejected == 0)
 }
 
 #[cfg(test)]
@@ -109,6 +111,7 @@ mod tests {
         base: Duration::from_secs(10),
         most: Duration::from_secs(300),
         max_percent: 100,
+        always_one: false,
     };
 
     #[test]
@@ -141,8 +144,10 @@ mod tests {
 
     #[test]
     fn not_more_than_the_share() {
-        let tenth = Settings { max_percent: 10, ..THREE };
-        assert!(may_eject(0, 3, &tenth) && !may_eject(1, 3, &tenth) && !may_eject(0, 0, &tenth));
-        assert!(may_eject(2, 3, &THREE) && !may_eject(3, 3, &THREE));
+        let most = |max_percent, always_one| Settings { max_percent, always_one, ..THREE };
+        assert!(!may_eject(0, 3, &most(10, false)) && may_eject(0, 10, &most(10, false)));
+        assert!(may_eject(0, 3, &most(10, true)) && !may_eject(1, 3, &most(10, true)));
+        assert!(!may_eject(0, 1, &most(99, false)) && may_eject(0, 2, &most(99, false)), "the last one stays");
+        assert!(!may_eject(1, 2, &most(99, false)) && may_eject(1, 2, &most(100, false)));
     }
 }

@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -17,6 +17,7 @@ use stolos_xds::{Any, message, unpack};
 use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 
+use crate::agent::AgentHandle;
 use crate::compile::{self, Refused};
 use crate::config::{Cluster, Config, Host, Kind, Listener, Routes};
 use crate::metrics::{Metrics, Workload};
@@ -45,6 +46,8 @@ pub(crate) struct Shared {
     pub(crate) complete: AtomicBool,
     /// Whether every listener has its socket.
     pub(crate) listening: AtomicBool,
+    /// Knows why the proxy is not ready, if there is one.
+    pub(crate) agent: OnceLock<AgentHandle>,
     own: ArcSwap<HashSet<SocketAddr>>,
     started: Instant,
 }
@@ -65,6 +68,7 @@ impl Shared {
             changed: watch::Sender::new(0),
             complete: AtomicBool::new(false),
             listening: AtomicBool::new(false),
+            agent: OnceLock::new(),
             own: ArcSwap::default(),
             started: Instant::now(),
         }
@@ -84,8 +88,23 @@ impl Shared {
         self.own.store(Arc::new(addresses));
     }
 
-    pub(crate) fn is_ready(&self) -> bool {
-        self.complete.load(Ordering::Acquire) && self.listening.load(Ordering::Acquire) && !self.draining.is_asked()
+    /// Whether the proxy may take traffic.
+    ///
+    /// # Errors
+    ///
+    /// What is missing.
+    pub(crate) fn readiness(&self) -> Result<(), String> {
+        if self.draining.is_asked() {
+            return Err("draining".into());
+        }
+        if let Some(agent) = self.agent.get() {
+            agent.readiness()?;
+        }
+        match (self.complete.load(Ordering::Acquire), self.listening.load(Ordering::Acquire)) {
+            (false, _) => Err("the configuration is not complete yet".into()),
+            (_, false) => Err("a port cannot be listened on yet".into()),
+            _ => Ok(()),
+        }
     }
 
     /// The cluster of this name, with endpoints if they come soon.

@@ -2,4 +2,5 @@
 
 mod gateway;
 mod sidecar;
+mod whole;
 mod world;

@@ -34,16 +34,16 @@ impl Net for Names {
     }
 }
 
-struct ControlPlane {
-    authority: Authority,
+pub(crate) struct ControlPlane {
+    pub(crate) authority: Authority,
     lifetime: Duration,
     is_ill: AtomicBool,
     signed: AtomicU64,
-    snapshots: watch::Sender<Arc<Snapshot>>,
+    pub(crate) snapshots: watch::Sender<Arc<Snapshot>>,
 }
 
 impl ControlPlane {
-    fn new(lifetime: Duration) -> Arc<Self> {
+    pub(crate) fn new(lifetime: Duration) -> Arc<Self> {
         let now = SystemTime::now();
         let root = Authority::new_root("test", Duration::from_secs(86_400), now).unwrap();
         let certificates =
@@ -59,7 +59,7 @@ impl ControlPlane {
         })
     }
 
-    async fn serve(self: &Arc<Self>, stop: &Stop) -> u16 {
+    pub(crate) async fn serve(self: &Arc<Self>, stop: &Stop) -> u16 {
         let names = ["istiod.istio-system.svc".to_owned()];
         let serving =
             self.authority.sign_server(&names, &[], None, Duration::from_secs(3600), SystemTime::now()).unwrap();
@@ -120,7 +120,7 @@ fn write(root: &Path, file: &str, text: &str) {
     std::fs::write(path, text).unwrap();
 }
 
-fn container(root: &Path, port: u16, roots: &str) -> Container {
+pub(crate) fn container(root: &Path, port: u16, roots: &str) -> Container {
     write(root, "var/run/secrets/tokens/istio-token", "a-token\n");
     write(root, "var/run/secrets/istio/root-cert.pem", roots);
     write(root, "etc/istio/pod/labels", "app=\"sleep\"\n");

@@ -38,8 +38,8 @@ use super::world::{
 };
 use crate::inspect::tests::proxy_bytes;
 
-const SERVICE: &str = "helloworld.sample.svc.cluster.local";
-const CLUSTER: &str = "outbound|5000||helloworld.sample.svc.cluster.local";
+pub(super) const SERVICE: &str = "helloworld.sample.svc.cluster.local";
+pub(super) const CLUSTER: &str = "outbound|5000||helloworld.sample.svc.cluster.local";
 const VIP: &str = "10.96.0.7:5000";
 const SERVER_ID: &str = "spiffe://cluster.local/ns/sample/sa/helloworld";
 const CLIENT_ID: &str = "spiffe://cluster.local/ns/sample/sa/sleep";
@@ -102,7 +102,7 @@ fn common_tls(pattern: Option<matcher::string_matcher::MatchPattern>, alpn: &[&s
 }
 
 /// The cluster of the service, whose servers must be `identity`.
-fn service(identity: &str) -> cluster::Cluster {
+pub(super) fn service(identity: &str) -> cluster::Cluster {
     let context = tls::UpstreamTlsContext {
         common_tls_context: Some(common_tls(
             Some(matcher::string_matcher::MatchPattern::Exact(identity.into())),
@@ -133,7 +133,7 @@ fn service(identity: &str) -> cluster::Cluster {
     }
 }
 
-fn routes(name: &str, to: &str) -> route::RouteConfiguration {
+pub(super) fn routes(name: &str, to: &str) -> route::RouteConfiguration {
     let action = route::RouteAction {
         cluster_specifier: Some(route::route_action::ClusterSpecifier::Cluster(to.into())),
         timeout: millis(0),
@@ -197,7 +197,7 @@ fn bytes_to(name: &str) -> listener::Filter {
 }
 
 /// `virtualOutbound`.
-fn virtual_outbound() -> listener::Listener {
+pub(super) fn virtual_outbound() -> listener::Listener {
     listener::Listener {
         name: "virtualOutbound".into(),
         address: Some(message::address("0.0.0.0", 15001)),
@@ -212,7 +212,7 @@ fn virtual_outbound() -> listener::Listener {
     }
 }
 
-fn of_port(port: u16) -> listener::Listener {
+pub(super) fn of_port(port: u16) -> listener::Listener {
     let rds = hcm::Rds { route_config_name: port.to_string(), ..Default::default() };
     listener::Listener {
         name: format!("0.0.0.0_{port}"),

@@ -24,8 +24,16 @@ use crate::{Proxy, Store};
 pub(super) const SOON: Duration = Duration::from_secs(10);
 
 /// A network on the loopback in which every port is free: what is bound lies somewhere else and is found here.
+#[derive(Default)]
 pub(super) struct Ports {
     bound: Mutex<HashMap<u16, SocketAddr>>,
+}
+
+impl Ports {
+    /// Where a port has come to lie.
+    pub(super) async fn at(&self, port: u16) -> SocketAddr {
+        eventually(|| self.bound.lock().unwrap().get(&port).copied()).await
+    }
 }
 
 impl Net for Ports {
@@ -46,7 +54,7 @@ impl Net for Ports {
     }
 
     fn resolve<'a>(&'a self, host: &'a str) -> BoxFuture<'a, io::Result<Vec<IpAddr>>> {
-        Box::pin(async move { host.parse().map(|ip| vec![ip]).map_err(|_| io::ErrorKind::NotFound.into()) })
+        Box::pin(async move { Ok(vec![host.parse().unwrap_or(Ipv4Addr::LOCALHOST.into())]) })
     }
 }
 
@@ -66,7 +74,7 @@ impl Running {
 
     /// A proxy of a workload in `cluster`.
     pub(super) fn start_in(cluster: &str) -> Self {
-        let net = Arc::new(Ports { bound: Mutex::default() });
+        let net = Arc::new(Ports::default());
         let lines = Arc::new(Mutex::new(Vec::new()));
         let written = Arc::clone(&lines);
         let container = Container {
@@ -92,7 +100,7 @@ impl Running {
 
     /// Where a port has come to lie.
     pub(super) async fn at(&self, port: u16) -> SocketAddr {
-        eventually(|| self.net.bound.lock().unwrap().get(&port).copied()).await
+        self.net.at(port).await
     }
 
     pub(super) async fn dial(&self, port: u16) -> TcpStream {
