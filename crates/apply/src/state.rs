@@ -2,7 +2,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use stolos_pki::{Authority, Certificate, Secret};
@@ -23,6 +23,8 @@ const LONG: u64 = 1 << 20;
 pub struct State {
     folder: PathBuf,
     passphrase: Option<Secret>,
+    /// Opened once: behind a passphrase that takes a moment.
+    key: Mutex<Option<Secret>>,
     opened: OnceLock<Result<Arc<Authority>, String>>,
 }
 
@@ -43,7 +45,7 @@ impl State {
     /// The state in `folder`, which need not exist.
     #[must_use]
     pub fn at(folder: impl Into<PathBuf>, passphrase: Option<Secret>) -> Self {
-        Self { folder: folder.into(), passphrase, opened: OnceLock::new() }
+        Self { folder: folder.into(), passphrase, key: Mutex::new(None), opened: OnceLock::new() }
     }
 
     /// Where a mesh's state is: `flag`, else `$STOLOS_STATE`, else `stolos/<mesh>` in the XDG state folder.
@@ -75,17 +77,21 @@ impl State {
         };
         let parsed = certificate.and_then(|pem| Certificate::from_pem(&pem).map_err(|e| e.to_string()));
         let parsed = parsed.and_then(|cert| cert.check_time(now).map(|()| cert).map_err(|e| e.to_string()));
-        match parsed {
-            Err(why) => StateFacts { folder, root: None, root_refused: Some(why) },
-            Ok(certificate) => {
-                let root = RootFacts {
-                    fingerprint: certificate.fingerprint(),
-                    not_after: certificate.not_after(),
-                    key: self.authority(mesh, now).map(drop).map_err(|e| e.to_string()),
-                };
-                StateFacts { folder, root: Some(root), root_refused: None }
-            }
+        let refused = |why: String| StateFacts { folder: folder.clone(), root: None, root_refused: Some(why) };
+        let certificate = match parsed {
+            Ok(certificate) if certificate.is_ca() => certificate,
+            Ok(certificate) => return refused(format!("`{}` is not a certificate authority", certificate.subject())),
+            Err(why) => return refused(why),
+        };
+        // A key that is not at hand matters only when something must be signed; one that does not fit, always.
+        let key = self.key(mesh).map(drop);
+        if key.is_ok()
+            && let Err(Error::Root(why)) = self.authority(mesh, now)
+        {
+            return refused(why);
         }
+        let root = RootFacts { fingerprint: certificate.fingerprint(), not_after: certificate.not_after(), key };
+        StateFacts { folder, root: Some(root), root_refused: None }
     }
 
     /// The root as a signer. Its key is opened once; behind a passphrase that takes a moment.
@@ -97,15 +103,26 @@ impl State {
         let open = || -> Result<Arc<Authority>, String> {
             let said = |error: &dyn std::error::Error| crate::clusters::because(error);
             let certificate = read(&self.certificate_path(mesh)?).map_err(|e| said(&e))?;
-            let mut key = read(&self.key_path(mesh)?).map_err(|e| said(&e))?;
-            if stolos_pki::is_encrypted(&key) {
-                let passphrase = self.passphrase.as_ref().ok_or("it is behind a passphrase")?;
-                let opened = stolos_pki::decrypt_key(&key, passphrase).map_err(|e| said(&e))?;
-                key = opened.to_pem().expose().to_owned();
-            }
-            Ok(Arc::new(Authority::load(&certificate, &key, now).map_err(|e| said(&e))?))
+            let key = self.key(mesh)?;
+            Ok(Arc::new(Authority::load(&certificate, key.expose(), now).map_err(|e| said(&e))?))
         };
         self.opened.get_or_init(open).clone().map_err(Error::Root)
+    }
+
+    /// The root's key as PEM, opened.
+    fn key(&self, mesh: &Mesh) -> Result<Secret, String> {
+        let said = |error: &dyn std::error::Error| crate::clusters::because(error);
+        let key = Secret::new(read(&self.key_path(mesh)?).map_err(|e| said(&e))?);
+        if !stolos_pki::is_encrypted(key.expose()) {
+            return Ok(key);
+        }
+        let passphrase = self.passphrase.as_ref().ok_or("it is behind a passphrase")?;
+        let mut opened = self.key.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(opened) = opened.as_ref() {
+            return Ok(opened.clone());
+        }
+        let key = stolos_pki::decrypt_key(key.expose(), passphrase).map_err(|e| said(&e))?.to_pem();
+        Ok(opened.insert(key).clone())
     }
 
     /// Makes a root, unless there is one. Its key is on disk before its certificate: one without the other counts as
@@ -250,6 +267,32 @@ mod tests {
         assert_eq!(key(Some("open sesame")), Ok(()));
         assert!(key(None).unwrap_err().contains("it is behind a passphrase"));
         assert!(key(Some("guess")).unwrap_err().contains("does not open"));
+    }
+
+    #[test]
+    fn a_root_of_the_users_own_is_checked() {
+        let folder = tempfile::tempdir().unwrap();
+        let now = SystemTime::now();
+        let [one, other] = [0, 1].map(|_| Authority::new_root("theirs", 10 * DAY, now).unwrap());
+        let path = |name: &str| folder.path().join(name);
+        fs::write(path("cert.pem"), one.certificate().pem()).unwrap();
+        fs::write(path("key.pem"), one.key_pem().expose()).unwrap();
+        fs::write(path("other.pem"), other.key_pem().expose()).unwrap();
+        let leaf = one.sign_server(&["a".into()], &[], None, DAY, now).unwrap();
+        fs::write(path("leaf.pem"), leaf.chain_pem()).unwrap();
+        let facts = |certificate: &str, key: &str, now| {
+            let mut mesh = crate::run::tests::mesh(&["a"]);
+            mesh.trust.root = Root::Files { certificate: path(certificate), key: path(key) };
+            State::at(path("state"), None).facts(&mesh, now)
+        };
+        let fine = facts("cert.pem", "key.pem", now);
+        assert_eq!((fine.root.unwrap().key, fine.root_refused), (Ok(()), None));
+        let refused = |facts: StateFacts| facts.root_refused.unwrap();
+        assert!(refused(facts("cert.pem", "other.pem", now)).contains("the private key is not the key of"));
+        assert!(refused(facts("cert.pem", "key.pem", now + 11 * DAY)).contains("has expired"));
+        assert!(refused(facts("leaf.pem", "key.pem", now)).contains("is not a certificate authority"));
+        assert!(refused(facts("nowhere.pem", "key.pem", now)).contains("could not read"));
+        assert!(facts("cert.pem", "nowhere.pem", now).root.unwrap().key.is_err());
     }
 
     #[test]

@@ -137,7 +137,12 @@ fn intermediate(scene: &Scene<'_>, sketch: &mut Sketch, cluster: &str, state: &C
     }
     if let Some(Err(why)) = scene.observed.state.root.as_ref().map(|root| &root.key) {
         let text = format!("a signing certificate is needed ({because}), and the root's key cannot be used: {why}");
-        return sketch.problem("root-key", Some(cluster), text, &["give the passphrase in $STOLOS_PASSPHRASE"]);
+        return sketch.problem(
+            "root-key",
+            Some(cluster),
+            text,
+            &["give the passphrase in $STOLOS_PASSPHRASE, or bring the key back"],
+        );
     }
     if action == Action::Change {
         sketch
