@@ -23,7 +23,13 @@ use stolos_pki::{Authority, Certificate, Credentials, Roots, SpiffeId, WorkloadR
 use stolos_serve::{Container, HostNet, Listener, Net, Output, Stop, Stream};
 use stolos_xds::client::{Client, Handle, Target};
 use stolos_xds::envoy::config::core::v3::Node;
+use stolos_xds::envoy::config::core::v3::{DataSource, data_source::Specifier};
 use stolos_xds::envoy::config::endpoint::v3::{ClusterLoadAssignment, lb_endpoint::HostIdentifier};
+use stolos_xds::envoy::extensions::transport_sockets::tls::v3::{self as tls, secret};
+use stolos_xds::envoy::service::discovery::v3 as discovery;
+use stolos_xds::envoy::service::secret::v3::secret_discovery_service_server::{
+    SecretDiscoveryService, SecretDiscoveryServiceServer,
+};
 use stolos_xds::istio::v1::auth::IstioCertificateRequest;
 use stolos_xds::istio::v1::auth::istio_certificate_service_client::IstioCertificateServiceClient;
 use stolos_xds::message::{self, string, structure};
@@ -575,5 +581,251 @@ async fn a_change_arrives_soon() {
     if let Some(path) = std::env::var_os("STOLOS_TIMES") {
         std::fs::write(path, format!("{times:?}\n")).unwrap();
     }
+    world.end().await;
+}
+
+/// Services of every shape, some policy, and a gateway.
+async fn shapes(world: &World) {
+    let east = &world.east;
+    let port = |name: &str, number: u16| json!({"name": name, "port": number, "targetPort": number});
+    let many: [(&str, Value); 9] = [
+        ("http", json!({"ports": [port("http", 8000), port("http-more", 8001)]})),
+        ("same-port", json!({"ports": [port("http", 8000)]})),
+        ("grpc", json!({"ports": [port("grpc", 9000)]})),
+        ("tcp", json!({"ports": [port("tcp", 3000), port("tls", 3001), port("mysql", 3306)]})),
+        ("auto", json!({"ports": [port("web", 8000), port("other", 7000)]})),
+        ("udp", json!({"ports": [{"name": "dns", "port": 53, "protocol": "UDP"}, port("dns-tcp", 53)]})),
+        ("headless", json!({"clusterIP": "None", "ports": [port("http", 80), port("tcp", 6000), port("auto", 6001)]})),
+        ("outside", json!({"type": "ExternalName", "externalName": "http.shop.svc.cluster.local"})),
+        ("empty", json!({"ports": [port("http", 80)], "selector": {"app": "nobody"}})),
+    ];
+    for (name, mut spec) in many {
+        if spec.get("type").is_none() && spec.get("selector").is_none() {
+            spec["selector"] = json!({"app": "web"});
+        }
+        apply(east, json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name, "namespace": "shop"}, "spec": spec})).await;
+    }
+    apply(east, json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+        "metadata": {"name": "headless-1", "namespace": "shop", "labels": {istio::SERVICE_NAME_LABEL: "headless"}},
+        "addressType": "IPv4", "ports": [{"name": "http", "port": 80}, {"name": "tcp", "port": 6000}, {"name": "auto", "port": 6001}],
+        "endpoints": [{"addresses": ["10.1.0.9"], "conditions": {"ready": true}}]})).await;
+    apply(east, json!({"apiVersion": "networking.istio.io/v1", "kind": "DestinationRule", "metadata": {"name": "web", "namespace": "shop"},
+        "spec": {"host": "web", "trafficPolicy": {"outlierDetection": {"consecutive5xxErrors": 2, "interval": "1s"},
+            "loadBalancer": {"simple": "ROUND_ROBIN", "localityLbSetting": {"failover": [{"from": "r1", "to": "r2"}]}},
+            "connectionPool": {"tcp": {"connectTimeout": "2s"}}},
+            "subsets": [{"name": "v1", "labels": {"app": "web"}}]}})).await;
+    apply(east, json!({"apiVersion": "networking.istio.io/v1", "kind": "Gateway", "metadata": {"name": "cross-network-gateway", "namespace": "istio-system"},
+        "spec": {"selector": {"istio": "eastwestgateway"}, "servers": [{"port": {"number": 15443, "name": "tls", "protocol": "TLS"},
+            "tls": {"mode": "AUTO_PASSTHROUGH"}, "hosts": ["*.local"]}]}})).await;
+    for (name, mode) in [("http", "STRICT"), ("tcp", "DISABLE"), ("auto", "PERMISSIVE")] {
+        apply(east, json!({"apiVersion": "security.istio.io/v1", "kind": "PeerAuthentication", "metadata": {"name": name, "namespace": "shop"},
+            "spec": {"selector": {"matchLabels": {"app": name}}, "mtls": {"mode": mode}}})).await;
+    }
+}
+
+/// What the agent beside an Envoy does: hands it its certificate and the roots.
+struct Secrets(Credentials, String);
+
+#[tonic::async_trait]
+impl SecretDiscoveryService for Secrets {
+    type DeltaSecretsStream = futures::stream::Empty<Result<discovery::DeltaDiscoveryResponse, tonic::Status>>;
+    type StreamSecretsStream = futures::stream::BoxStream<'static, Result<discovery::DiscoveryResponse, tonic::Status>>;
+
+    async fn delta_secrets(
+        &self,
+        _: tonic::Request<tonic::Streaming<discovery::DeltaDiscoveryRequest>>,
+    ) -> Result<tonic::Response<Self::DeltaSecretsStream>, tonic::Status> {
+        Err(tonic::Status::unimplemented("whole only"))
+    }
+
+    async fn stream_secrets(
+        &self,
+        request: tonic::Request<tonic::Streaming<discovery::DiscoveryRequest>>,
+    ) -> Result<tonic::Response<Self::StreamSecretsStream>, tonic::Status> {
+        let inline = |text: String| DataSource { specifier: Some(Specifier::InlineString(text)), ..Default::default() };
+        let first = request.into_inner().message().await?.unwrap_or_default();
+        let name = first.resource_names.into_iter().next().unwrap_or_default();
+        let kind = if name == "ROOTCA" {
+            let trusted_ca = Some(inline(self.1.clone()));
+            secret::Type::ValidationContext(tls::CertificateValidationContext { trusted_ca, ..Default::default() })
+        } else {
+            secret::Type::TlsCertificate(tls::TlsCertificate {
+                certificate_chain: Some(inline(self.0.chain_pem())),
+                private_key: Some(inline(self.0.key_pem().unwrap().expose().to_owned())),
+                ..Default::default()
+            })
+        };
+        let secret = tls::Secret { name, r#type: Some(kind) };
+        let response = discovery::DiscoveryResponse {
+            version_info: "1".to_owned(),
+            nonce: "1".to_owned(),
+            type_url: message::SECRET.to_owned(),
+            resources: vec![stolos_xds::pack(&secret)],
+            ..Default::default()
+        };
+        let stream = futures::StreamExt::chain(futures::stream::iter([Ok(response)]), futures::stream::pending());
+        Ok(tonic::Response::new(Box::pin(stream)))
+    }
+
+    async fn fetch_secrets(
+        &self,
+        _: tonic::Request<discovery::DiscoveryRequest>,
+    ) -> Result<tonic::Response<discovery::DiscoveryResponse>, tonic::Status> {
+        Err(tonic::Status::unimplemented("streams only"))
+    }
+}
+
+/// Decision 34, in small: not one refusal by a real Envoy, sidecar and gateway.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs STOLOS_ENVOY=/path/to/envoy, and ports 15001, 15006 and 15443 of the machine"]
+async fn a_real_envoy_takes_everything() {
+    let envoy = std::env::var_os("STOLOS_ENVOY").expect("STOLOS_ENVOY is set");
+    let world = World::start().await;
+    shapes(&world).await;
+    let metadata = world.metadata(istio::TOKEN_AUDIENCE).await;
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("root.pem"), world.root.roots_pem()).unwrap();
+    let id = SpiffeId::new("cluster.local", "shop", "web");
+    let credentials =
+        world.root.sign_server(&[], &[], Some(&id), Duration::from_secs(3600), SystemTime::now()).unwrap();
+    let secrets = SecretDiscoveryServiceServer::new(Secrets(credentials, world.root.roots_pem().to_owned()));
+    let routes = tonic::service::Routes::new(secrets).prepare();
+    let listener = world.net.bind(0).await.unwrap();
+    let agent = listener.local_addr().unwrap().port();
+    let serve = stolos_serve::listen::http(listener, Default::default(), world.stop.child(), move |peer| {
+        stolos_xds::server::per_connection(routes.clone(), peer)
+    });
+    tokio::spawn(serve);
+    for (kind, labels) in [("sidecar", json!({"app": "web"})), ("router", json!({"istio": "eastwestgateway"}))] {
+        let name = if kind == "sidecar" { "web-0" } else { "gw-0" };
+        let header = |key: &str| json!({"key": key, "value": metadata.get(key).unwrap().to_str().unwrap()});
+        let address = |address: String, port: u16| json!({"socket_address": {"address": address, "port_value": port}});
+        let http2 = json!({"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+            "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+            "explicit_http_config": {"http2_protocol_options": {}}}});
+        let sds = address(world.net.address().to_string(), agent);
+        let endpoint = address(world.net.address().to_string(), istio::XDS_PORT);
+        let bootstrap = json!({
+            "node": {"id": format!("{kind}~10.1.0.1~{name}.shop~shop.svc.cluster.local"), "cluster": "web",
+                "metadata": {"CLUSTER_ID": "east", "NETWORK": "net1", "NAMESPACE": "shop", "LABELS": labels}},
+            "dynamic_resources": {
+                "ads_config": {"api_type": "DELTA_GRPC", "transport_api_version": "V3", "grpc_services": [{
+                    "envoy_grpc": {"cluster_name": "xds-grpc"}, "initial_metadata": [header("authorization"), header("clusterid")]}]},
+                "cds_config": {"ads": {}, "resource_api_version": "V3"}, "lds_config": {"ads": {}, "resource_api_version": "V3"}},
+            "static_resources": {"clusters": [
+                {"name": "xds-grpc", "type": "STATIC", "connect_timeout": "1s", "typed_extension_protocol_options": http2,
+                    "load_assignment": {"cluster_name": "xds-grpc", "endpoints": [{"lb_endpoints": [{"endpoint": {"address": endpoint}}]}]},
+                    "transport_socket": {"name": "envoy.transport_sockets.tls", "typed_config": {
+                        "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
+                        "sni": "istiod.istio-system.svc", "common_tls_context": {"alpn_protocols": ["h2"], "validation_context": {
+                            "trusted_ca": {"filename": folder.path().join("root.pem")}}}}}},
+                {"name": "sds-grpc", "type": "STATIC", "connect_timeout": "1s", "typed_extension_protocol_options": http2,
+                    "load_assignment": {"cluster_name": "sds-grpc", "endpoints": [{"lb_endpoints": [{"endpoint": {"address":
+                        sds}}]}]}},
+            ]},
+        });
+        let file = folder.path().join(format!("{kind}.json"));
+        std::fs::write(&file, bootstrap.to_string()).unwrap();
+        let log = folder.path().join(format!("{kind}.log"));
+        let base = if kind == "sidecar" { "71" } else { "72" };
+        let mut child = tokio::process::Command::new(&envoy)
+            .args(["-c", file.to_str().unwrap(), "-l", "warning", "--base-id", base, "--concurrency", "1"])
+            .stderr(std::fs::File::create(&log).unwrap())
+            .stdout(std::process::Stdio::null())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let begun = Instant::now();
+        loop {
+            let sync = world.json("/debug/syncz").await;
+            let rows = sync.as_array().into_iter().flatten();
+            let row = rows.clone().find(|row| row["proxy"] == format!("{name}.shop")).cloned().unwrap_or_default();
+            let log = || std::fs::read_to_string(&log).unwrap();
+            assert!(!row.to_string().contains("_error"), "{row:#}\n{}", log());
+            if row["listener_acked"].is_string() && row["settled"] == row["snapshot"] {
+                break;
+            }
+            assert!(begun.elapsed() < PATIENCE, "envoy does not have everything: {row:#}\n{}", log());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        child.kill().await.unwrap();
+    }
+    let metrics = world.page("/metrics").await;
+    for line in metrics.lines().filter(|line| line.starts_with("pilot_total_xds_rejects{")) {
+        assert!(line.ends_with(" 0"), "{line}");
+    }
+    world.end().await;
+}
+
+/// Whatever a Service looks like, it is sent, and nothing that should not be.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_shape_of_service_is_sent() {
+    let world = World::start().await;
+    shapes(&world).await;
+    let proxy = world.sidecar().await;
+    let names = |type_url: &'static str| {
+        let snapshot = proxy.snapshots().borrow().clone();
+        let names = snapshot.get(type_url).map(|all| all.iter().map(|r| r.name.to_string()).collect::<Vec<_>>());
+        names.unwrap_or_default()
+    };
+    // Kinds are watched one by one and may come in any order: wait for as many as there will be.
+    let all = [(message::CLUSTER, 32), (message::ROUTE, 7)];
+    until("all are there", || async { all.iter().all(|(of, count)| names(of).len() >= *count).then_some(()) }).await;
+    let routes = names(message::ROUTE);
+    let clusters = names(message::CLUSTER);
+    insta::assert_snapshot!(routes.join("\n"), @r"
+    80
+    8000
+    8001
+    9000
+    auto.shop.svc.cluster.local:7000
+    auto.shop.svc.cluster.local:8000
+    headless.shop.svc.cluster.local:6001
+    ");
+    insta::assert_snapshot!(clusters.join("\n"), @r"
+    BlackHoleCluster
+    InboundPassthroughCluster
+    PassthroughCluster
+    inbound|3000||
+    inbound|3001||
+    inbound|3306||
+    inbound|53||
+    inbound|6000||
+    inbound|6001||
+    inbound|7000||
+    inbound|8000||
+    inbound|8001||
+    inbound|8080||
+    inbound|80||
+    inbound|9000||
+    outbound|3000||tcp.shop.svc.cluster.local
+    outbound|3001||tcp.shop.svc.cluster.local
+    outbound|3306||tcp.shop.svc.cluster.local
+    outbound|443||kubernetes.default.svc.cluster.local
+    outbound|53||udp.shop.svc.cluster.local
+    outbound|6000||headless.shop.svc.cluster.local
+    outbound|6001||headless.shop.svc.cluster.local
+    outbound|7000||auto.shop.svc.cluster.local
+    outbound|8000||auto.shop.svc.cluster.local
+    outbound|8000||http.shop.svc.cluster.local
+    outbound|8000||same-port.shop.svc.cluster.local
+    outbound|8001||http.shop.svc.cluster.local
+    outbound|80|v1|web.shop.svc.cluster.local
+    outbound|80||empty.shop.svc.cluster.local
+    outbound|80||headless.shop.svc.cluster.local
+    outbound|80||web.shop.svc.cluster.local
+    outbound|9000||grpc.shop.svc.cluster.local
+    ");
+    let listeners: Vec<_> = names(message::LISTENER).into_iter().filter(|n| !n.starts_with("10.96.")).collect();
+    insta::assert_snapshot!(listeners.join("\n"), @r"
+    0.0.0.0_80
+    0.0.0.0_8000
+    0.0.0.0_8001
+    0.0.0.0_9000
+    10.1.0.9_6000
+    10.1.0.9_6001
+    virtualInbound
+    virtualOutbound
+    ");
     world.end().await;
 }
