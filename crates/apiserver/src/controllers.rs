@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
 use serde_json::{Value, json};
 use stolos_k8s::meta;
 
@@ -41,34 +42,46 @@ pub(crate) fn namespace_content(api: &Api, namespace: &str) -> Vec<(&'static str
     ]
 }
 
+/// How many things are done at once.
+const AT_ONCE: usize = 32;
+
 /// Runs them until the server stops.
+///
+/// What is slow (a deletion that a webhook is asked about) holds up nothing else; the same thing is never done twice
+/// at once.
 pub(crate) async fn run(api: Arc<Api>) {
     let mut feed = Feed::new(&api);
     let mut graph = Graph::default();
     let mut changed = api.state.subscribe();
     let mut todo = feed.look_at_everything(&mut graph);
+    let mut again: HashSet<Work> = HashSet::new();
+    let mut under_way: HashSet<Work> = HashSet::new();
+    let mut running = FuturesUnordered::new();
+    let mut retry = tokio::time::interval(Duration::from_millis(200));
+    retry.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
-        let done = futures::stream::iter(todo.drain().map(|work| {
+        let next: Vec<Work> = todo.iter().filter(|work| !under_way.contains(*work)).cloned().collect();
+        for work in next.into_iter().take(AT_ONCE.saturating_sub(running.len())) {
+            todo.remove(&work);
+            under_way.insert(work.clone());
             let api = Arc::clone(&api);
-            async move {
+            running.push(async move {
                 let result = work.run(&api).await;
                 (work, result)
-            }
-        }));
-        let results: Vec<_> = done.buffer_unordered(32).collect().await;
-        for (work, result) in results {
-            if let Err(failure) = result {
-                tracing::debug!(?work, %failure, "trying again");
-                todo.insert(work);
-            }
+            });
         }
-        let wait = if todo.is_empty() { Duration::from_secs(30) } else { Duration::from_millis(200) };
         tokio::select! {
             () = api.stop.asked() => return,
-            _ = changed.changed() => {}
-            () = tokio::time::sleep(wait) => {}
+            Some((work, result)) = running.next() => {
+                under_way.remove(&work);
+                if let Err(failure) = result {
+                    tracing::debug!(?work, %failure, "trying again");
+                    again.insert(work);
+                }
+            }
+            _ = changed.changed() => todo.extend(feed.look(&mut graph)),
+            _ = retry.tick(), if !again.is_empty() => todo.extend(again.drain()),
         }
-        todo.extend(feed.look(&mut graph));
     }
 }
 

@@ -17,9 +17,10 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::mpsc;
 use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::Role;
+use tokio_tungstenite::tungstenite::protocol::frame::{CloseFrame, coding::CloseCode};
+use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 
 use crate::api::Api;
 use crate::failure::{Failure, Result};
@@ -259,7 +260,9 @@ fn run(
                     return;
                 }
             }
-            let _ = sink.close().await;
+            // kubectl takes a close without a code for a failure.
+            let frame = CloseFrame { code: CloseCode::Normal, reason: Utf8Bytes::default() };
+            let _ = sink.send(Message::Close(Some(frame))).await;
         };
         let receiving = async {
             let mut to_process = to_process;
@@ -311,11 +314,19 @@ fn run(
         let to_the_end = async {
             tokio::join!(running, sending);
         };
-        tokio::select! {
-            () = to_the_end => {}
-            () = receiving => {}
-        }
+        until_closed(to_the_end, receiving).await;
     })
+}
+
+/// Goes on until the client leaves; once everything is said it gets a moment to say goodbye.
+async fn until_closed(saying: impl Future<Output = ()>, hearing: impl Future<Output = ()>) {
+    tokio::pin!(hearing);
+    tokio::select! {
+        () = saying => {
+            let _ = tokio::time::timeout(Duration::from_secs(2), hearing).await;
+        }
+        () = &mut hearing => {}
+    }
 }
 
 async fn pump(from: Option<tokio::io::DuplexStream>, channel: u8, out: &mpsc::Sender<Message>) {
@@ -368,6 +379,7 @@ fn forward(
     runtime: Arc<dyn PodRuntime>,
     upgrade: Option<OnUpgrade>,
 ) -> Result<Response<Body>> {
+    Protocol::choose(&ask.headers)?;
     let ports = ask.query.all("ports").iter().flat_map(|ports| ports.split(','));
     let ports: Vec<u16> = ports
         .map(|port| port.parse().map_err(|_| Failure::bad_request(format!("invalid port {port:?}"))))
@@ -404,7 +416,9 @@ fn forward(
                     return;
                 }
             }
-            let _ = sink.close().await;
+            // kubectl takes a close without a code for a failure.
+            let frame = CloseFrame { code: CloseCode::Normal, reason: Utf8Bytes::default() };
+            let _ = sink.send(Message::Close(Some(frame))).await;
         };
         let receiving = async {
             while let Some(Ok(message)) = source.next().await {
@@ -429,10 +443,7 @@ fn forward(
         let forwarding = async {
             tokio::join!(futures::future::join_all(connections), sending);
         };
-        tokio::select! {
-            () = forwarding => {}
-            () = receiving => {}
-        }
+        until_closed(forwarding, receiving).await;
     })
 }
 

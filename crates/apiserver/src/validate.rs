@@ -52,23 +52,52 @@ pub(crate) fn check_metadata_types(resource: &Resource, object: &Value) -> Resul
             return refuse(&format!("ObjectMeta.metadata.{field}"), &metadata[field], "string");
         }
     }
-    let maps: &[&str] = match &*resource.storage {
-        "configmaps" => &["data", "binaryData"],
-        "secrets" => &["data", "stringData"],
-        _ => &[],
-    };
-    for field in maps {
-        match &object[*field] {
-            Value::Null => {}
-            Value::Object(map) => {
-                if let Some(value) = map.values().find(|value| !value.is_string()) {
-                    return refuse(&format!("{}.{field}", resource.kind), value, "string");
-                }
-            }
-            other => return refuse(&format!("{}.{field}", resource.kind), other, "map[string]string"),
-        }
+    check_types(resource, object).map_err(|error| {
+        Failure::bad_request(format!(
+            "{kind} in version {version:?} cannot be handled as a {kind}: {error}",
+            kind = resource.kind,
+            version = resource.version,
+        ))
+    })
+}
+
+/// Whether every field of a built-in kind is of its type, by reading it as what it claims to be.
+fn check_types(resource: &Resource, object: &Value) -> Result<(), serde_json::Error> {
+    use k8s_openapi::api::{apps, autoscaling, batch, coordination, core, discovery, networking, policy, rbac};
+    use serde::Deserialize;
+
+    fn read<'a, T: Deserialize<'a>>(object: &'a Value) -> Result<(), serde_json::Error> {
+        T::deserialize(object).map(drop)
     }
-    Ok(())
+    if resource.group != resource.stored_group {
+        return read::<k8s_openapi::api::events::v1::Event>(object);
+    }
+    match &*resource.storage {
+        "configmaps" => read::<core::v1::ConfigMap>(object),
+        "endpoints" => read::<core::v1::Endpoints>(object),
+        "events" => read::<core::v1::Event>(object),
+        "namespaces" => read::<core::v1::Namespace>(object),
+        "nodes" => read::<core::v1::Node>(object),
+        "pods" => read::<core::v1::Pod>(object),
+        "secrets" => read::<core::v1::Secret>(object),
+        "serviceaccounts" => read::<core::v1::ServiceAccount>(object),
+        "services" => read::<core::v1::Service>(object),
+        "daemonsets.apps" => read::<apps::v1::DaemonSet>(object),
+        "deployments.apps" => read::<apps::v1::Deployment>(object),
+        "replicasets.apps" => read::<apps::v1::ReplicaSet>(object),
+        "statefulsets.apps" => read::<apps::v1::StatefulSet>(object),
+        "horizontalpodautoscalers.autoscaling" => read::<autoscaling::v2::HorizontalPodAutoscaler>(object),
+        "jobs.batch" => read::<batch::v1::Job>(object),
+        "leases.coordination.k8s.io" => read::<coordination::v1::Lease>(object),
+        "endpointslices.discovery.k8s.io" => read::<discovery::v1::EndpointSlice>(object),
+        "networkpolicies.networking.k8s.io" => read::<networking::v1::NetworkPolicy>(object),
+        "poddisruptionbudgets.policy" => read::<policy::v1::PodDisruptionBudget>(object),
+        "clusterroles.rbac.authorization.k8s.io" => read::<rbac::v1::ClusterRole>(object),
+        "clusterrolebindings.rbac.authorization.k8s.io" => read::<rbac::v1::ClusterRoleBinding>(object),
+        "roles.rbac.authorization.k8s.io" => read::<rbac::v1::Role>(object),
+        "rolebindings.rbac.authorization.k8s.io" => read::<rbac::v1::RoleBinding>(object),
+        _ => Ok(()),
+    }
 }
 
 /// Everything wrong with an object; nothing if it may be stored.

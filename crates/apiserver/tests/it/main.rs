@@ -4,6 +4,7 @@
 mod apply;
 mod controllers;
 mod durable;
+mod limits;
 mod objects;
 mod permissions;
 mod streams;

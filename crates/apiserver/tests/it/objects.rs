@@ -210,6 +210,11 @@ async fn a_label_that_is_no_text_is_a_bad_request() {
         }
         other => panic!("{other:?}"),
     }
+    let pod =
+        json!({"metadata": {"name": "a"}, "spec": {"nodeName": false, "containers": [{"name": "c", "image": "i"}]}});
+    let request = http::Request::post("/api/v1/namespaces/default/pods").header("content-type", "application/json");
+    let refused = server.client().request::<Value>(request.body(pod.to_string().into_bytes()).unwrap()).await;
+    assert_eq!(code(refused), 400);
 }
 
 #[tokio::test]
