@@ -305,7 +305,7 @@ pub struct Gateway {
 pub struct Gateways {
     all: Vec<Gateway>,
     by_network: BTreeMap<Arc<str>, Vec<Gateway>>,
-    by_cluster: BTreeMap<(Arc<str>, Arc<str>), Vec<Gateway>>,
+    by_cluster: BTreeMap<Arc<str>, BTreeMap<Arc<str>, Vec<Gateway>>>,
     scale: u64,
 }
 
@@ -313,13 +313,14 @@ impl Gateways {
     /// The union of these.
     pub fn new(all: impl IntoIterator<Item = Gateway>) -> Self {
         let all: Vec<_> = all.into_iter().collect::<BTreeSet<_>>().into_iter().collect();
-        let (mut by_network, mut by_cluster) = (BTreeMap::<_, Vec<_>>::new(), BTreeMap::<_, Vec<_>>::new());
+        let mut by_network = BTreeMap::<_, Vec<_>>::new();
+        let mut by_cluster = BTreeMap::<_, BTreeMap<_, Vec<_>>>::new();
         for gateway in &all {
             by_network.entry(Arc::clone(&gateway.network)).or_default().push(gateway.clone());
-            let key = (Arc::clone(&gateway.network), Arc::clone(&gateway.cluster));
-            by_cluster.entry(key).or_default().push(gateway.clone());
+            let of_network = by_cluster.entry(Arc::clone(&gateway.network)).or_default();
+            of_network.entry(Arc::clone(&gateway.cluster)).or_default().push(gateway.clone());
         }
-        let counts = by_network.values().map(Vec::len).chain(by_cluster.values().map(Vec::len));
+        let counts = by_network.values().chain(by_cluster.values().flat_map(BTreeMap::values)).map(Vec::len);
         let scale = counts.fold(1, |scale, count| lcm(scale, count as u64));
         Self { all, by_network, by_cluster, scale }
     }
@@ -333,7 +334,7 @@ impl Gateways {
     /// Those of `cluster` on `network`, or, if it has none there, those of the network.
     #[must_use]
     pub fn of(&self, network: &str, cluster: &str) -> &[Gateway] {
-        let own = self.by_cluster.iter().find(|((n, c), _)| &**n == network && &**c == cluster).map(|(_, g)| g);
+        let own = self.by_cluster.get(network).and_then(|clusters| clusters.get(cluster));
         own.or_else(|| self.by_network.get(network)).map(Vec::as_slice).unwrap_or_default()
     }
 
@@ -500,6 +501,8 @@ pub struct World {
     pub gateways: Arc<Gateways>,
     /// The policies of the own cluster.
     pub policies: Arc<Policies>,
+    /// The clusters' places in the order of their IDs.
+    by_id: Vec<usize>,
 }
 
 impl World {
@@ -511,9 +514,8 @@ impl World {
 
     /// All endpoints of a host, by cluster.
     pub fn endpoints<'a>(&'a self, host: &'a str) -> impl Iterator<Item = &'a Endpoint> {
-        let mut shards: Vec<_> = self.clusters.iter().filter_map(|c| Some((&c.id, c.endpoints.get(host)?))).collect();
-        shards.sort_by_key(|(id, _)| Arc::clone(id));
-        shards.into_iter().flat_map(|(_, endpoints)| endpoints.iter())
+        let shards = self.by_id.iter().filter_map(|at| self.clusters[*at].endpoints.get(host));
+        shards.flat_map(|endpoints| endpoints.iter())
     }
 
     /// The picture that these views, settings and policies make, reusing what is the same in `before`.
@@ -538,7 +540,9 @@ impl World {
             clusters.iter().flat_map(|c| c.gateways.iter().cloned()).chain(settings.gateways.iter().cloned()),
         );
         let gateways = if gateways == *before.gateways { Arc::clone(&before.gateways) } else { Arc::new(gateways) };
-        Self { version: before.version + 1, settings, clusters, services, gateways, policies }
+        let mut by_id: Vec<_> = (0..clusters.len()).collect();
+        by_id.sort_by(|a, b| clusters[*a].id.cmp(&clusters[*b].id));
+        Self { version: before.version + 1, settings, clusters, services, gateways, policies, by_id }
     }
 }
 

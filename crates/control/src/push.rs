@@ -657,6 +657,75 @@ mod tests {
         assert!(!Arc::ptr_eq(&one, &groups.of(&world, &fixture::proxy("c2"))), "another place");
     }
 
+    /// Time for 100 clusters, 1,000 services and 1,000 proxies: everything, then one endpoint's change. Printed.
+    #[test]
+    #[ignore = "a measurement"]
+    #[allow(clippy::print_stderr, reason = "a measurement")]
+    fn one_change_among_many() {
+        let (of_clusters, of_services, of_proxies) = (100, 1000, 1000);
+        let small = fixture::world();
+        let (service, endpoints) =
+            (small.services.by_host[fixture::HOST].clone(), &small.clusters[0].endpoints[fixture::HOST]);
+        let hosts: Vec<Arc<str>> =
+            (0..of_services).map(|n| format!("s{n}.ns{}.svc.cluster.local", n % 20).into()).collect();
+        let clusters = (0..of_clusters).map(|c| {
+            let id: Arc<str> = format!("c{c}").into();
+            let mut view = ClusterView::clone(&small.clusters[0]);
+            view.id = id.clone();
+            let services = hosts.iter().enumerate().map(|(n, host)| {
+                let service = Service {
+                    name: format!("s{n}"),
+                    namespace: format!("ns{}", n % 20),
+                    host: host.clone(),
+                    ..Service::clone(&service)
+                };
+                (host.clone(), Arc::new(service))
+            });
+            view.services = Arc::new(services.collect());
+            view.accounts = Arc::default();
+            let endpoints = hosts.iter().enumerate().filter(|(n, _)| n % 10 == c % 10).map(|(_, host)| {
+                let of = endpoints.iter().map(|e| crate::model::Endpoint { cluster: id.clone(), ..e.clone() });
+                (host.clone(), Arc::new(of.collect()))
+            });
+            view.endpoints = endpoints.collect();
+            Arc::new(view)
+        });
+        let mut world = World::compose(&World::default(), small.settings.clone(), clusters.collect(), Arc::default());
+        let proxies: Vec<_> = (0..of_proxies)
+            .map(|n| {
+                Arc::new(ProxyInfo {
+                    cluster: "c0".into(),
+                    name: format!("p{n}"),
+                    namespace: format!("ns{}", n % 20),
+                    ..fixture::proxy("c1")
+                })
+            })
+            .collect();
+        let mut groups = Groups::default();
+        let mut built: Vec<Built> = Vec::new();
+        let mut round = |world: &World, what: &str| {
+            let world = Arc::new(world.clone());
+            let begun = Instant::now();
+            groups.begin(&world);
+            let made: Vec<_> =
+                proxies.iter().enumerate().map(|(n, info)| build(&world, info, &mut groups, built.get(n)).1).collect();
+            groups.end();
+            built = made;
+            eprintln!("{what}: {:?} for {} proxies in {} groups", begun.elapsed(), proxies.len(), groups.made.len());
+        };
+        round(&world, "everything");
+        for _ in 0..3 {
+            let mut clusters = world.clusters.clone();
+            let view = Arc::make_mut(&mut clusters[7]);
+            let endpoints = view.endpoints.values_mut().next().unwrap();
+            Arc::make_mut(endpoints)[0].weight += 1;
+            let begun = Instant::now();
+            world = World::compose(&world, world.settings.clone(), clusters, world.policies.clone());
+            eprintln!("compose: {:?}", begun.elapsed());
+            round(&world, "one endpoint");
+        }
+    }
+
     #[test]
     fn a_proxy_says_who_it_is() {
         use stolos_xds::envoy::config::core::v3::Node;

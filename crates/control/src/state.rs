@@ -125,7 +125,8 @@ pub fn start(config: &Config, client: Client, net: Arc<dyn Net>, stop: Stop, tas
     let (events, inbox) = mpsc::channel(1024);
     let (settings, _) = crate::settings::read(config, &BTreeMap::new());
     let settings = Arc::new(settings);
-    let (worlds, seen_worlds) = watch::channel(Arc::new(World { settings: settings.clone(), ..World::default() }));
+    let nothing = World::compose(&World::default(), settings.clone(), Vec::new(), Arc::default());
+    let (worlds, seen_worlds) = watch::channel(Arc::new(nothing));
     let (reports, seen_reports) = watch::channel(Arc::new(Report::default()));
     let (values, seen_values) = watch::channel(Arc::new(BTreeMap::new()));
 

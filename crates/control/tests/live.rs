@@ -16,7 +16,7 @@ use kube::api::{Api, DeleteParams, DynamicObject, Patch, PatchParams, PostParams
 use kube::core::{ApiResource, GroupVersionKind};
 use serde_json::{Value, json};
 use stolos_apiserver::runtime::ServiceResolver;
-use stolos_apiserver::{Builder, Server};
+use stolos_apiserver::{Builder, Server, User};
 use stolos_cluster::objects::{self, Resource};
 use stolos_k8s::istio;
 use stolos_pki::{Authority, Certificate, Credentials, Roots, SpiffeId, WorkloadRequest};
@@ -141,7 +141,7 @@ impl World {
             args: vec!["discovery".to_owned()],
             output: Output::discard(),
         };
-        let control = tokio::spawn(stolos_control::run_with(container, east.client(), stop.clone()));
+        let control = tokio::spawn(stolos_control::run_with(container, least(&east).await, stop.clone()));
         let world = Self { east, west, net, root, stop, control, _folder: folder };
         until("ready", || async { (world.page("/ready").await == "ready\n").then_some(()) }).await;
         world
@@ -223,6 +223,53 @@ impl World {
         };
         client.start(self.stop.child())
     }
+}
+
+/// A client with the rights that the mesh's plan gives a control plane, and no others.
+async fn least(server: &Server) -> kube::Client {
+    let rule = |group: &str, resources: &[&str], verbs: &[&str]| json!({"apiGroups": [group], "resources": resources, "verbs": verbs});
+    const READ: &[&str] = &["get", "list", "watch"];
+    let mut rules = vec![
+        rule("", &["namespaces", "services", "pods", "nodes"], READ),
+        rule("discovery.k8s.io", &["endpointslices"], READ),
+        rule("authentication.k8s.io", &["tokenreviews"], &["create"]),
+        rule("", &["configmaps"], &["create", "get", "list", "watch"]),
+        rule("admissionregistration.k8s.io", &["mutatingwebhookconfigurations"], READ),
+        rule("", &["events"], &["create", "patch"]),
+    ];
+    for group in ["networking.istio.io", "security.istio.io", "telemetry.istio.io"] {
+        rules.push(rule(group, &["*"], READ));
+        rules.push(rule(group, &["*/status"], &["get", "patch", "update"]));
+    }
+    for (group, resource, name) in [
+        ("", "configmaps", "istio-ca-root-cert"),
+        ("admissionregistration.k8s.io", "mutatingwebhookconfigurations", "istio-sidecar-injector"),
+    ] {
+        let mut rule = rule(group, &[resource], &["update", "patch"]);
+        rule["resourceNames"] = json!([name]);
+        rules.push(rule);
+    }
+    let name = "istiod";
+    let (group, version) = ("rbac.authorization.k8s.io", "rbac.authorization.k8s.io/v1");
+    let subjects = json!([{"kind": "ServiceAccount", "name": name, "namespace": "istio-system"}]);
+    let role = |kind: &str| json!({"apiGroup": group, "kind": kind, "name": name});
+    let here = json!({"name": name, "namespace": "istio-system"});
+    let secrets = [rule("", &["secrets"], READ)];
+    for object in [
+        json!({"apiVersion": version, "kind": "ClusterRole", "metadata": {"name": name}, "rules": rules}),
+        json!({"apiVersion": version, "kind": "ClusterRoleBinding", "metadata": {"name": name}, "roleRef": role("ClusterRole"), "subjects": subjects}),
+        json!({"apiVersion": version, "kind": "Role", "metadata": here, "rules": secrets}),
+        json!({"apiVersion": version, "kind": "RoleBinding", "metadata": here, "roleRef": role("Role"), "subjects": subjects}),
+    ] {
+        apply(server, object).await;
+    }
+    let groups = ["system:serviceaccounts", "system:serviceaccounts:istio-system", "system:authenticated"];
+    server.client_as(User {
+        name: "system:serviceaccount:istio-system:istiod".to_owned(),
+        uid: String::new(),
+        groups: groups.map(str::to_owned).to_vec(),
+        extra: BTreeMap::new(),
+    })
 }
 
 async fn apply(server: &Server, object: Value) {

@@ -177,6 +177,7 @@ pub(super) fn http_inspector() -> envoy::ListenerFilter {
 /// The route configurations that the outbound listeners name.
 #[must_use]
 pub fn routes(world: &World, proxy: &ProxyInfo) -> Vec<route::RouteConfiguration> {
+    let aliases = aliases(world);
     let mut by_port = BTreeMap::<u16, Vec<(&Service, &Port)>>::new();
     let mut single = Vec::new();
     for service in visible(world, proxy) {
@@ -184,18 +185,47 @@ pub fn routes(world: &World, proxy: &ProxyInfo) -> Vec<route::RouteConfiguration
             if port.protocol.is_http() {
                 by_port.entry(port.number).or_default().push((service, port));
             } else if port.protocol == Protocol::Auto {
-                let hosts = vec![virtual_host(proxy, service, port, &mut BTreeSet::new(), world)];
+                let hosts = vec![virtual_host(proxy, service, port, &mut BTreeSet::new(), world, &aliases)];
                 single.push(configuration(&format!("{}:{}", service.host, port.number), hosts, world));
             }
         }
     }
     let shared = by_port.into_iter().map(|(number, services)| {
         let mut domains = BTreeSet::new();
-        let hosts =
-            services.iter().map(|(service, port)| virtual_host(proxy, service, port, &mut domains, world)).collect();
+        let hosts = services
+            .iter()
+            .map(|(service, port)| virtual_host(proxy, service, port, &mut domains, world, &aliases))
+            .collect();
         configuration(&number.to_string(), hosts, world)
     });
     shared.chain(single).collect()
+}
+
+/// Other names of hosts.
+type Aliases<'a> = BTreeMap<&'a str, Vec<&'a str>>;
+
+/// The other names of every host, followed to the service that is meant; loops lead nowhere.
+fn aliases(world: &World) -> Aliases<'_> {
+    let target = |service: &'_ Service| match &service.resolution {
+        Resolution::Alias(of) => world.services.by_host.get_key_value(of.as_str()),
+        _ => None,
+    };
+    let mut aliases = Aliases::new();
+    for service in &world.services.in_order {
+        let (mut next, mut steps) = (target(service), 0);
+        while let Some((host, found)) = next {
+            match target(found) {
+                Some(_) if steps > 16 => break,
+                None if matches!(found.resolution, Resolution::Alias(_)) => break,
+                None => {
+                    aliases.entry(&**host).or_default().push(&*service.host);
+                    break;
+                }
+                further => (next, steps) = (further, steps + 1),
+            }
+        }
+    }
+    aliases
 }
 
 fn configuration(name: &str, hosts: Vec<route::VirtualHost>, world: &World) -> route::RouteConfiguration {
@@ -240,10 +270,11 @@ fn virtual_host(
     port: &Port,
     taken: &mut BTreeSet<String>,
     world: &World,
+    aliases: &Aliases,
 ) -> route::VirtualHost {
     let cluster = clusters::name(Style::Client, port.number, "", &service.host);
     // A name that two services could have (an alias, an address used twice) belongs to the first.
-    let domains = domains(proxy, service, world).into_iter().filter(|domain| taken.insert(domain.clone()));
+    let domains = domains(proxy, service, world, aliases).into_iter().filter(|domain| taken.insert(domain.clone()));
     route::VirtualHost {
         name: format!("{}:{}", service.host, port.number),
         domains: domains.collect(),
@@ -317,7 +348,7 @@ pub(super) fn any_path() -> route::RouteMatch {
 }
 
 /// The names a request may call a service by.
-fn domains(proxy: &ProxyInfo, service: &Service, world: &World) -> Vec<String> {
+fn domains(proxy: &ProxyInfo, service: &Service, world: &World, aliases: &Aliases) -> Vec<String> {
     let (name, namespace, suffix) = (&service.name, &service.namespace, &world.settings.domain);
     let mut domains = vec![service.host.to_string(), format!("{}.", service.host)];
     let mut short = Vec::new();
@@ -333,10 +364,6 @@ fn domains(proxy: &ProxyInfo, service: &Service, world: &World) -> Vec<String> {
     } else {
         domains.extend(service.vips_for(&proxy.cluster).map(|address| address.to_string()));
     }
-    for alias in world.services.in_order.iter() {
-        if matches!(&alias.resolution, Resolution::Alias(of) if **of == *service.host) {
-            domains.push(alias.host.to_string());
-        }
-    }
+    domains.extend(aliases.get(&*service.host).into_iter().flatten().map(ToString::to_string));
     domains
 }
