@@ -118,8 +118,14 @@ impl Feed {
         }
         let mut work = HashSet::new();
         for (resource, event) in &events {
-            if event.deleted && &**resource == "services" {
-                defaults::forget(&self.api, &event.object.value);
+            if &**resource == "services"
+                && let Some(before) = &event.before
+            {
+                let kept =
+                    !event.deleted && event.object.value["spec"]["clusterIP"] == before.value["spec"]["clusterIP"];
+                if !kept {
+                    defaults::forget(&self.api, &before.value);
+                }
             }
             graph.work(&self.api, resource, &event.object.value, event.deleted, &mut work);
         }

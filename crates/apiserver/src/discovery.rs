@@ -174,7 +174,7 @@ fn aggregate(table: &Table, version: &'static str, core: bool) -> Response<Body>
                 .iter()
                 .map(|version| {
                     let found = table.of_version(group, version);
-                    let resources: Vec<Value> = found.iter().map(|resource| aggregate_resource(resource)).collect();
+                    let resources: Vec<Value> = found.iter().map(aggregate_resource).collect();
                     json!({"version": version, "freshness": "Current", "resources": resources})
                 })
                 .collect();

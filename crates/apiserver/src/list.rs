@@ -302,7 +302,7 @@ impl Follow {
                         self.pending.push_back(line);
                     }
                 }
-                self.watcher.seen(revision);
+                let revision = self.watcher.seen(revision);
                 self.pending.push_back(bookmark(&self.resource, self.form, revision, false));
             }
             Err(expired) => {

@@ -88,7 +88,9 @@ pub(crate) async fn answer(api: &Arc<Api>, ask: Ask, body: Bytes) -> Result<Resp
             }
             let object = decode_for(&ask, &body)?;
             let made = create(api, resource, &ask.target.namespace, object, &How::of(&ask)?).await?;
-            Ok(route::json_bytes(201, route::render(ask.form()?, resource, &made)))
+            let mut response = route::json_bytes(201, route::render(ask.form()?, resource, &made));
+            warn_of_rules(resource, &made.value, &mut response);
+            Ok(response)
         }
         ("" | "status" | "finalize" | "ephemeralcontainers" | "resize", "update") => update(api, &ask, &body).await,
         ("" | "status" | "ephemeralcontainers" | "resize", "patch") => patch(api, &ask, &body).await,
@@ -105,6 +107,19 @@ pub(crate) async fn answer(api: &Arc<Api>, ask: Ask, body: Bytes) -> Result<Resp
         ("binding", "create") => bind(api, &ask, &decode_for(&ask, &body)?).await,
         ("eviction", "create") => evict(api, &ask, &decode_for(&ask, &body)?).await,
         _ => Err(Failure::method_not_allowed()),
+    }
+}
+
+/// Says what of a definition is not obeyed.
+fn warn_of_rules(resource: &Resource, object: &Value, response: &mut Response<Body>) {
+    let ruled = |version: &&Value| {
+        let schema = version["schema"].get("openAPIV3Schema").and_then(rules::Schema::read);
+        schema.is_some_and(|schema| schema.has_rules())
+    };
+    let versions = object["spec"]["versions"].as_array().into_iter().flatten();
+    if &*resource.storage == CRDS && versions.into_iter().any(|version| ruled(&version)) {
+        let warning = "299 - \"x-kubernetes-validations are kept but not evaluated by this server\"";
+        response.headers_mut().insert(http::header::WARNING, http::HeaderValue::from_static(warning));
     }
 }
 
@@ -916,7 +931,7 @@ fn storage_failure(resource: &Resource, name: &str, refused: &Refused) -> Failur
         Refused::Conflict => Failure::modified(&resource.storage, name),
         Refused::Exists => Failure::already_exists(&resource.storage, name),
         Refused::Missing => Failure::not_found(&resource.storage, name),
-        Refused::Storage => Failure::internal("storage is not accepting writes"),
+        Refused::Storage => Failure::unavailable("storage is not accepting writes"),
     }
 }
 

@@ -256,9 +256,10 @@ impl Watcher {
         Ok(events)
     }
 
-    /// Says that everything up to `revision` has been seen.
-    pub(crate) fn seen(&mut self, revision: u64) {
+    /// Says that everything up to `revision` has been seen; gives the revision up to which that is really so.
+    pub(crate) fn seen(&mut self, revision: u64) -> u64 {
         self.after = self.after.max(revision);
+        self.after
     }
 }
 
