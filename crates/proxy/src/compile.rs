@@ -166,12 +166,13 @@ fn listener_filter(out: &mut Listener, filter: &listener::ListenerFilter) -> Res
         None => Vec::new(),
     };
     let Some(listener::listener_filter::ConfigType::TypedConfig(any)) = &filter.config_type else {
-        return match filter.name.as_str() {
-            "envoy.filters.listener.tls_inspector" => Ok(out.inspect_tls = Inspect::Except(except)),
-            "envoy.filters.listener.http_inspector" => Ok(out.inspect_http = Inspect::Except(except)),
-            "envoy.filters.listener.original_dst" => Ok(out.origin = Origin::Kernel),
-            _ => refuse("this listener filter is not supported"),
-        };
+        match filter.name.as_str() {
+            "envoy.filters.listener.tls_inspector" => out.inspect_tls = Inspect::Except(except),
+            "envoy.filters.listener.http_inspector" => out.inspect_http = Inspect::Except(except),
+            "envoy.filters.listener.original_dst" => out.origin = Origin::Kernel,
+            _ => return refuse("this listener filter is not supported"),
+        }
+        return Ok(());
     };
     match type_of(any) {
         "envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector" => out.inspect_tls = Inspect::Except(except),
@@ -194,7 +195,7 @@ fn ports(predicate: &listener::ListenerFilterChainMatchPredicate) -> Result<Vec<
     match &predicate.rule {
         Some(Rule::DestinationPortRange(range)) => {
             let port = |number: i32| u16::try_from(number.clamp(0, 65_535)).unwrap_or_default();
-            Ok(vec![port(range.start)..port(range.end)])
+            Ok(std::iter::once(port(range.start)..port(range.end)).collect())
         }
         Some(Rule::OrMatch(set)) => Ok(set.rules.iter().map(ports).collect::<Result<Vec<_>>>()?.concat()),
         _ => refuse("filter_disabled can name destination ports only"),
