@@ -18,6 +18,10 @@ pub(crate) fn differences(wanted: &Value, live: &Value) -> Vec<FieldDiff> {
             "apiVersion" | "kind" => {}
             "metadata" => {
                 for part in ["labels", "annotations"] {
+                    // What is not asked for may be there: others have labels and annotations of their own.
+                    if value[part].is_null() {
+                        continue;
+                    }
                     lacking(&value[part], &live["metadata"][part], &format!("metadata.{part}"), keyed, &mut found);
                 }
             }
