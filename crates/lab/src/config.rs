@@ -4,8 +4,10 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use stolos_spec::mesh::Mesh;
 
+use crate::catalogue::Catalogue;
+
 /// What a lab is to be.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct LabConfig {
     /// Its name; a mesh's, usually.
     pub name: String,
@@ -16,7 +18,9 @@ pub struct LabConfig {
     pub clusters: Vec<LabCluster>,
     /// A kubeconfig to write besides the folder's own, never over one that a lab did not write.
     pub kubeconfig: Option<PathBuf>,
-    /// Added to every API call, for benches.
+    /// The images its pods may have.
+    pub catalogue: Catalogue,
+    /// Added to every API call that comes over the network, for benches. The lab's own parts are not delayed.
     pub api_delay: Duration,
     /// Take new addresses when another lab holds the old ones.
     pub renumber: bool,
@@ -47,6 +51,7 @@ impl LabConfig {
             state: state.into(),
             clusters: Vec::new(),
             kubeconfig: None,
+            catalogue: Catalogue::default(),
             api_delay: Duration::ZERO,
             renumber: false,
         }

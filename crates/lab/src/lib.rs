@@ -6,15 +6,31 @@
 //! rights; who may dial whom is decided by [`network::World`], and workloads get their sockets from
 //! [`podnet::PodNet`].
 //!
-//! Start at [`address`] (who has which address), then [`network`], then [`podnet`].
+//! Start at [`Lab::start`]; then [`address`] (who has which address), [`network`], [`podnet`].
 
 pub mod address;
+mod cache;
+pub mod catalogue;
+mod cluster;
 mod config;
+mod delay;
 pub mod directory;
 mod error;
+mod events;
+mod fault;
+mod kubeconfig;
+mod kubelet;
+mod lab;
+mod loadbalancer;
 pub mod network;
 pub mod podnet;
+pub mod socket;
+mod state;
 pub mod userland;
+mod workload;
 
+pub use cluster::{BalancedPort, LoadBalancer};
 pub use config::{LabCluster, LabConfig};
 pub use error::Error;
+pub use fault::Fault;
+pub use lab::{ClusterStatus, Lab, LabStatus};

@@ -1,0 +1,241 @@
+//! The images a lab has: built-in stand-ins for workloads people know, and Stolos' own parts.
+
+mod bookinfo;
+mod helloworld;
+mod podinfo;
+mod web;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use futures::future::BoxFuture;
+use stolos_serve::{Container, Stop};
+
+use crate::userland::{self, Process, Sink, Source};
+
+/// What a container's main process is given.
+pub struct Launch {
+    /// Network, files, environment, arguments, log.
+    pub container: Container,
+    /// The pod's `command`, if it has one; its first word is the program.
+    pub command: Vec<String>,
+    /// The pod's name.
+    pub hostname: String,
+    /// Asked when the process is to end.
+    pub stop: Stop,
+}
+
+/// Runs a container's main process to its exit code.
+pub type Run = Arc<dyn Fn(Launch) -> BoxFuture<'static, i32> + Send + Sync>;
+
+/// An image of the catalogue.
+#[derive(Clone)]
+pub struct Image {
+    /// What it stands for, such as `helloworld`.
+    pub name: &'static str,
+    run: Run,
+}
+
+impl Image {
+    /// An image called `name` whose process is `run`.
+    pub fn new(name: &'static str, run: impl Fn(Launch) -> BoxFuture<'static, i32> + Send + Sync + 'static) -> Self {
+        Self { name, run: Arc::new(run) }
+    }
+
+    /// Runs the container: what its command says where that is a program of the userland, else the image itself.
+    pub fn run(&self, launch: Launch) -> BoxFuture<'static, i32> {
+        match launch.command.first() {
+            Some(program) if userland::knows(program) => Box::pin(typed(launch)),
+            _ => (self.run)(launch),
+        }
+    }
+}
+
+/// The images by their normalised names.
+#[derive(Clone)]
+pub struct Catalogue(BTreeMap<&'static str, Image>);
+
+impl Default for Catalogue {
+    fn default() -> Self {
+        let mut images = BTreeMap::new();
+        let v = |version| Image::new("helloworld", move |launch| Box::pin(helloworld::run(launch, version)));
+        images.insert("istio/examples-helloworld-v1", v("v1"));
+        images.insert("istio/examples-helloworld-v2", v("v2"));
+        for name in ["curlimages/curl", "curl", "busybox", "alpine", "alpine/curl"] {
+            images.insert(name, Image::new("curl", |launch| Box::pin(curl(launch))));
+        }
+        images.insert("stefanprodan/podinfo", Image::new("podinfo", |launch| Box::pin(podinfo::run(launch))));
+        images.insert("stolos/control", Image::new("control", |launch| Box::pin(control(launch))));
+        images.insert("stolos/proxy", Image::new("proxy", |launch| Box::pin(proxy(launch))));
+        for (image, kind) in bookinfo::IMAGES {
+            images.insert(image, Image::new("bookinfo", move |launch| Box::pin(bookinfo::run(launch, kind))));
+        }
+        Self(images)
+    }
+}
+
+impl Catalogue {
+    /// Adds an image, or puts another in its place. `name` is normalised: no registry `docker.io`, no tag.
+    pub fn add(&mut self, name: &'static str, image: Image) {
+        self.0.insert(name, image);
+    }
+
+    /// The image called `reference`.
+    #[must_use]
+    pub fn find(&self, reference: &str) -> Option<&Image> {
+        self.0.get(normalised(reference).as_str())
+    }
+
+    /// What there is, for whoever asked for something else.
+    #[must_use]
+    pub fn list(&self) -> String {
+        self.0.keys().copied().collect::<Vec<_>>().join(", ")
+    }
+}
+
+/// `docker.io/istio/examples-helloworld-v1:1.0@sha256:…` → `istio/examples-helloworld-v1`.
+#[must_use]
+pub fn normalised(reference: &str) -> String {
+    let name = reference.split('@').next().unwrap_or("");
+    let name = match name.rsplit_once('/') {
+        Some((path, last)) => format!("{path}/{}", last.split(':').next().unwrap_or("")),
+        None => name.split(':').next().unwrap_or("").to_owned(),
+    };
+    let mut name = name.as_str();
+    for registry in ["docker.io/", "index.docker.io/", "registry-1.docker.io/", "library/"] {
+        name = name.strip_prefix(registry).unwrap_or(name);
+    }
+    name.to_owned()
+}
+
+async fn control(launch: Launch) -> i32 {
+    let output = launch.container.output.clone();
+    ended(stolos_control::run(launch.container, launch.stop).await, &output)
+}
+
+async fn proxy(launch: Launch) -> i32 {
+    let output = launch.container.output.clone();
+    ended(stolos_proxy::run(launch.container, launch.stop).await, &output)
+}
+
+/// The exit code of one of Stolos' own roles; why it failed goes to its log, cause by cause.
+fn ended<E: std::error::Error>(result: Result<(), E>, output: &stolos_serve::Output) -> i32 {
+    let Err(error) = result else { return 0 };
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(next) = cause {
+        text += &format!(": {next}");
+        cause = next.source();
+    }
+    output.line(format!("error: {text}"));
+    1
+}
+
+/// A command that somebody wrote: `sleep infinity`, `sh -c '…'`.
+async fn typed(launch: Launch) -> i32 {
+    let Launch { container, mut command, hostname, stop } = launch;
+    command.extend(container.args.iter().cloned());
+    let log = Sink::new(LogWriter { output: container.output.clone(), line: Vec::new() });
+    let process = Process {
+        net: Arc::clone(&container.net),
+        root: container.root.clone(),
+        directory: "/".into(),
+        env: container.env.clone(),
+        hostname,
+        stdin: Source::empty(),
+        stdout: log.clone(),
+        stderr: log,
+    };
+    tokio::select! {
+        code = userland::run(command, process) => code,
+        // As if killed by SIGTERM.
+        () = stop.asked() => 143,
+    }
+}
+
+/// `curlimages/curl` without a command: its arguments are a program, or curl's own.
+async fn curl(mut launch: Launch) -> i32 {
+    launch.container.output.line("built-in stand-in for curlimages/curl");
+    launch.command = match launch.container.args.first() {
+        Some(first) if userland::knows(first) => Vec::new(),
+        _ => vec!["curl".to_owned()],
+    };
+    launch.command.append(&mut launch.container.args);
+    typed(launch).await
+}
+
+/// Turns a byte stream into log lines.
+struct LogWriter {
+    output: stolos_serve::Output,
+    line: Vec<u8>,
+}
+
+impl LogWriter {
+    /// Longer lines are cut, so that a stream without newlines stays bounded.
+    const LONGEST: usize = 16 * 1024;
+
+    fn flush_line(&mut self) {
+        self.output.line(String::from_utf8_lossy(&self.line));
+        self.line.clear();
+    }
+}
+
+impl tokio::io::AsyncWrite for LogWriter {
+    fn poll_write(
+        mut self: std::pin::Pin<&mut Self>,
+        _: &mut std::task::Context<'_>,
+        bytes: &[u8],
+    ) -> std::task::Poll<std::io::Result<usize>> {
+        for byte in bytes {
+            if *byte == b'\n' || self.line.len() >= Self::LONGEST {
+                self.flush_line();
+            }
+            if *byte != b'\n' {
+                self.line.push(*byte);
+            }
+        }
+        std::task::Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_flush(
+        self: std::pin::Pin<&mut Self>,
+        _: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<std::io::Result<()>> {
+        std::task::Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(
+        self: std::pin::Pin<&mut Self>,
+        _: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<std::io::Result<()>> {
+        std::task::Poll::Ready(Ok(()))
+    }
+}
+
+impl Drop for LogWriter {
+    fn drop(&mut self) {
+        if !self.line.is_empty() {
+            self.flush_line();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn image_names() {
+        let table = [
+            ("docker.io/istio/examples-helloworld-v1:1.0", "istio/examples-helloworld-v1"),
+            ("istio/examples-helloworld-v2", "istio/examples-helloworld-v2"),
+            ("curlimages/curl@sha256:abc", "curlimages/curl"),
+            ("curlimages/curl:8.1@sha256:abc", "curlimages/curl"),
+            ("docker.io/library/busybox:1", "busybox"),
+            ("localhost:5000/mine/app:2", "localhost:5000/mine/app"),
+        ];
+        for (written, name) in table {
+            assert_eq!(normalised(written), name, "{written}");
+        }
+    }
+}
