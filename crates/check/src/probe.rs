@@ -49,6 +49,9 @@ pub(crate) fn objects(namespace: &str) -> Vec<Value> {
                 "host": format!("{SERVER}.{namespace}.svc.cluster.local"),
                 "trafficPolicy": {
                     "loadBalancer": {"simple": "RANDOM", "localityLbSetting": {"enabled": false}},
+                    // A gateway chooses a pod for each connection, not for each request: kept ones would show the
+                    // same few pods again and again.
+                    "connectionPool": {"http": {"maxRequestsPerConnection": 1}},
                     "outlierDetection": {"consecutiveGatewayErrors": 0, "consecutive5xxErrors": 0},
                 },
             },

@@ -18,6 +18,10 @@ pub(crate) fn differences(wanted: &Value, live: &Value) -> Vec<FieldDiff> {
             "apiVersion" | "kind" => {}
             "metadata" => {
                 for part in ["labels", "annotations"] {
+                    // What is not asked for may be there: others have labels and annotations of their own.
+                    if value[part].is_null() {
+                        continue;
+                    }
                     lacking(&value[part], &live["metadata"][part], &format!("metadata.{part}"), keyed, &mut found);
                 }
             }
@@ -71,6 +75,8 @@ fn lacking(wanted: &Value, live: &Value, path: &str, keyed: bool, found: &mut Ve
                 None => found.push(difference(path, live, wanted)),
             }
         }
+        // What is not asked for may be there: somebody else's annotations, for one.
+        (Value::Null, _) => {}
         _ if wanted == live || (is_nothing(wanted) && is_nothing(live)) => {}
         (Value::String(wanted), Value::String(live)) if wanted.contains('\n') && live.contains('\n') => {
             found.push(lines_that_differ(path, live, wanted));
@@ -195,7 +201,7 @@ mod tests {
         let wanted = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "a", "labels": {"x": "1"}},
             "spec": {"ports": [{"port": 80, "protocol": "TCP"}], "selector": {}}});
         let live = json!({"apiVersion": "v1", "kind": "Service",
-            "metadata": {"name": "a", "uid": "u", "labels": {"x": "1", "theirs": "2"}},
+            "metadata": {"name": "a", "uid": "u", "labels": {"x": "1", "theirs": "2"}, "annotations": {"theirs": "3"}},
             "spec": {"clusterIP": "10.0.0.1", "ports": [{"port": 81, "protocol": "TCP"},
                 {"port": 80, "protocol": "TCP", "nodePort": 30000}]}});
         assert_eq!(lines(&wanted, &live), Vec::<String>::new());

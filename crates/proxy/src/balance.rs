@@ -88,13 +88,18 @@ impl<H: Candidate> Endpoints<H> {
         let (priority, panic) = self.priority(now, ejections, random)?;
         let group = if panic { &priority.all } else { &priority.healthy };
         let ejections = ejections && !panic;
-        let fit = |host: &Arc<H>| {
-            !(ejections && host.health().is_ejected(now)) && !tried.iter().any(|known| Arc::ptr_eq(known, host))
+        let out = |host: &Arc<H>| ejections && host.health().is_ejected(now);
+        let fit = |host: &Arc<H>| !out(host) && !tried.iter().any(|known| Arc::ptr_eq(known, host));
+        // Better another priority than the same host again; what was tried is better than nothing, what is ejected
+        // is not.
+        let elsewhere = || {
+            let mut others = self.priorities.iter().filter(|_| !tried.is_empty());
+            others.find_map(|other| other.healthy.choose(policy, &mut || 0, &fit))
         };
-        // What was tried already is better than nothing, what is ejected is not.
         group
             .choose(policy, random, &fit)
-            .or_else(|| group.choose(policy, random, &|host: &Arc<H>| !(ejections && host.health().is_ejected(now))))
+            .or_else(elsewhere)
+            .or_else(|| group.choose(policy, random, &|host: &Arc<H>| !out(host)))
     }
 
     fn priority(&self, now: u64, ejections: bool, random: &mut dyn FnMut() -> u64) -> Option<(&Priority<H>, bool)> {
@@ -137,7 +142,7 @@ struct Share {
 /// healthy, the rest spills to the next.
 fn shares(counts: &[(usize, usize)], panic_percent: u32) -> Vec<Share> {
     let percent = |healthy: usize, all: usize, factor: usize| {
-        if all == 0 { 0 } else { u32::try_from((factor * healthy / all).min(100)).unwrap_or(100) }
+        (factor * healthy).checked_div(all).map_or(0, |share| u32::try_from(share.min(100)).unwrap_or(100))
     };
     let health: Vec<u32> = counts.iter().map(|(healthy, all)| percent(*healthy, *all, 140)).collect();
     let total = health.iter().sum::<u32>().min(100);
@@ -319,6 +324,14 @@ mod tests {
             assert!(Arc::ptr_eq(&picked, &hosts[1]));
             assert!(two.pick(Policy::LeastRequest, 0, false, &hosts, &mut random).is_some());
         }
+    }
+
+    #[test]
+    fn a_second_try_goes_to_the_next_priority_rather_than_to_the_same_host() {
+        let (endpoints, hosts) = endpoints(&[(0, 1, true), (1, 1, true)], 0);
+        let tried = [Arc::clone(&hosts[0])];
+        let picked = endpoints.pick(Policy::LeastRequest, 0, false, &tried, &mut random()).unwrap();
+        assert!(Arc::ptr_eq(&picked, &hosts[1]));
     }
 
     #[test]

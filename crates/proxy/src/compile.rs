@@ -166,12 +166,13 @@ fn listener_filter(out: &mut Listener, filter: &listener::ListenerFilter) -> Res
         None => Vec::new(),
     };
     let Some(listener::listener_filter::ConfigType::TypedConfig(any)) = &filter.config_type else {
-        return match filter.name.as_str() {
-            "envoy.filters.listener.tls_inspector" => Ok(out.inspect_tls = Inspect::Except(except)),
-            "envoy.filters.listener.http_inspector" => Ok(out.inspect_http = Inspect::Except(except)),
-            "envoy.filters.listener.original_dst" => Ok(out.origin = Origin::Kernel),
-            _ => refuse("this listener filter is not supported"),
-        };
+        match filter.name.as_str() {
+            "envoy.filters.listener.tls_inspector" => out.inspect_tls = Inspect::Except(except),
+            "envoy.filters.listener.http_inspector" => out.inspect_http = Inspect::Except(except),
+            "envoy.filters.listener.original_dst" => out.origin = Origin::Kernel,
+            _ => return refuse("this listener filter is not supported"),
+        }
+        return Ok(());
     };
     match type_of(any) {
         "envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector" => out.inspect_tls = Inspect::Except(except),
@@ -194,7 +195,7 @@ fn ports(predicate: &listener::ListenerFilterChainMatchPredicate) -> Result<Vec<
     match &predicate.rule {
         Some(Rule::DestinationPortRange(range)) => {
             let port = |number: i32| u16::try_from(number.clamp(0, 65_535)).unwrap_or_default();
-            Ok(vec![port(range.start)..port(range.end)])
+            Ok(std::iter::once(port(range.start)..port(range.end)).collect())
         }
         Some(Rule::OrMatch(set)) => Ok(set.rules.iter().map(ports).collect::<Result<Vec<_>>>()?.concat()),
         _ => refuse("filter_disabled can name destination ports only"),
@@ -653,6 +654,7 @@ pub(crate) fn cluster(message: &cluster::Cluster) -> Result<Cluster> {
         transport: transport(message.transport_socket.as_ref(), &message.name).map_err(within("transport_socket"))?,
         // Envoy's default is 1024 connections.
         max_connections: most.unwrap_or(1024),
+        requests_per_connection: requests_per_connection(message)?,
         service: service(message),
         endpoints: ArcSwapOption::empty(),
         arrived: tokio::sync::Notify::new(),
@@ -689,13 +691,21 @@ fn outlier(message: &cluster::OutlierDetection) -> Result<outlier::Settings> {
     })
 }
 
+fn requests_per_connection(message: &cluster::Cluster) -> Result<Option<u32>> {
+    let named = message.typed_extension_protocol_options.get(HTTP_OPTIONS);
+    let Some(any) = named else { return Ok(None) };
+    let options: upstream_http::HttpProtocolOptions = open(any)?;
+    let most = options.common_http_protocol_options.and_then(|common| common.max_requests_per_connection);
+    Ok(most.filter(|most| *most > 0))
+}
+
+const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
+
 fn protocol(message: &cluster::Cluster) -> Result<Protocol> {
     use upstream_http::http_protocol_options::UpstreamProtocolOptions;
     use upstream_http::http_protocol_options::explicit_http_config::ProtocolConfig;
     let old = message.http2_protocol_options.is_some();
-    let Some(any) =
-        message.typed_extension_protocol_options.get("envoy.extensions.upstreams.http.v3.HttpProtocolOptions")
-    else {
+    let Some(any) = message.typed_extension_protocol_options.get(HTTP_OPTIONS) else {
         return Ok(if old { Protocol::Http2 } else { Protocol::Http1 });
     };
     let options: upstream_http::HttpProtocolOptions = open(any)?;

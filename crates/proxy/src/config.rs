@@ -179,6 +179,8 @@ pub(crate) struct Cluster {
     pub(crate) transport_matches: Vec<(BTreeMap<String, String>, Transport)>,
     pub(crate) transport: Transport,
     pub(crate) max_connections: u32,
+    /// How many requests one connection may serve; none said is no limit.
+    pub(crate) requests_per_connection: Option<u32>,
     pub(crate) service: Service,
 
     pub(crate) endpoints: ArcSwapOption<Endpoints<Host>>,

@@ -44,7 +44,7 @@ fn take(store: &mut Store, old: &Snapshot, new: &Snapshot) {
         let known = |name: &str| before.and_then(|before| before.get(name));
         let changed: Vec<_> = resources
             .iter()
-            .filter(|resource| !known(&resource.name).is_some_and(|old| old.version == resource.version))
+            .filter(|resource| known(&resource.name).is_none_or(|old| old.version != resource.version))
             .map(|resource| (resource.name.to_string(), resource.body.clone()))
             .collect();
         let gone = before.into_iter().flat_map(|before| before.iter());

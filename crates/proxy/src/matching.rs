@@ -63,10 +63,12 @@ type Protocols<T> = Vec<(String, T)>;
 type Transports<T> = Vec<(String, Protocols<T>)>;
 type Names<T> = HashMap<String, Transports<T>>;
 
+type Ranges<T> = Vec<(Option<Range>, Names<T>)>;
+
 /// The chains of a listener, compiled for look-up.
 #[derive(Debug)]
 pub(crate) struct Table<T> {
-    ports: HashMap<Option<u16>, Vec<(Option<Range>, Names<T>)>>,
+    ports: HashMap<Option<u16>, Ranges<T>>,
     default: Option<T>,
 }
 

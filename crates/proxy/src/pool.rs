@@ -187,6 +187,8 @@ impl Sender {
 pub(crate) struct About {
     pub(crate) local: Option<SocketAddr>,
     pub(crate) peer: Option<Arc<str>>,
+    /// How many more requests it may serve after this one; none said is no limit.
+    left: Option<u32>,
 }
 
 /// An HTTP connection nobody uses.
@@ -225,9 +227,12 @@ pub(crate) async fn lease(
         }
     }
     let connected = connect(shared, cluster, host, usage).await?;
-    let about = About { local: connected.local, peer: connected.peer };
+    let left = cluster.requests_per_connection.map(|most| most.saturating_sub(1));
+    let about = About { local: connected.local, peer: connected.peer, left };
     let sender = start(shared, connected.wire, connected.permit, usage).await?;
-    if let Sender::Http2(sender) = &sender {
+    if let Sender::Http2(sender) = &sender
+        && about.left != Some(0)
+    {
         // Shared at once: streams are many, the connection is one.
         let kept = Idle { sender: Sender::Http2(sender.clone()), about: about.clone(), since: Instant::now() };
         host.idle().push_back(kept);
@@ -238,7 +243,8 @@ pub(crate) async fn lease(
 /// Keeps a connection for the next request.
 pub(crate) fn give_back(host: &Host, sender: Sender, about: About) {
     // An HTTP/2 connection has been kept since it was made.
-    if matches!(sender, Sender::Http2(_)) || sender.is_closed() || host.retired.load(Ordering::Acquire) {
+    let kept = matches!(sender, Sender::Http2(_));
+    if kept || about.left == Some(0) || sender.is_closed() || host.retired.load(Ordering::Acquire) {
         return;
     }
     let mut idle = host.idle();
@@ -252,7 +258,11 @@ fn take(host: &Host, usage: Use) -> Option<Idle> {
     let mut idle = host.idle();
     idle.retain(|kept| !kept.sender.is_closed());
     let at = idle.iter().rposition(|kept| kept.sender.speaks(usage))?;
-    if let Sender::Http2(sender) = &idle[at].sender {
+    let left = idle[at].about.left.map(|left| left.saturating_sub(1));
+    idle[at].about.left = left;
+    if let Sender::Http2(sender) = &idle[at].sender
+        && left != Some(0)
+    {
         let (sender, about) = (Sender::Http2(sender.clone()), idle[at].about.clone());
         idle[at].since = Instant::now();
         return Some(Idle { sender, about, since: Instant::now() });

@@ -109,8 +109,12 @@ pub(crate) struct Downstream {
     pub(crate) peers: Peers,
     pub(crate) clients: Clients,
     pub(crate) alpn: Vec<String>,
-    made: Mutex<[Option<(u64, Arc<ServerConfig>)>; 2]>,
+    /// Without and with a common application protocol.
+    made: Mutex<[Option<Made>; 2]>,
 }
+
+/// A configuration, and the generation of the identity it was made of.
+type Made = (u64, Arc<ServerConfig>);
 
 /// Whether clients show certificates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

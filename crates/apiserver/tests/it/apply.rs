@@ -75,3 +75,87 @@ async fn what_the_server_fills_in_is_no_change() {
     let wrong = Patch::Json::<()>(serde_json::from_value(json!([{"op": "remove", "path": "/spec/nothing"}])).unwrap());
     assert_eq!(code(deployments.patch("d", &PatchParams::default(), &wrong).await), 422);
 }
+
+#[tokio::test]
+async fn a_second_apply_of_anything_writes_nothing() {
+    let server = server().await;
+    let client = https(&server).await;
+    let params = PatchParams::apply("stolos").force();
+    let labels = json!({"app.kubernetes.io/managed-by": "stolos"});
+    let meta = |name: &str| json!({"name": name, "namespace": "default", "labels": labels});
+    let rbac = "rbac.authorization.k8s.io";
+    let template = json!({"metadata": {"labels": {"app": "a"}}, "spec": {"serviceAccountName": "a", "containers": [{
+        "name": "c", "image": "i", "args": ["x"], "resources": {"requests": {"cpu": "10m", "memory": 1000}},
+        "env": [{"name": "N", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}, {"name": "V", "value": "1"}],
+        "ports": [{"containerPort": 1}, {"containerPort": 1, "protocol": "UDP"}],
+        "livenessProbe": {"tcpSocket": {"port": 1}}, "startupProbe": {"exec": {"command": ["true"]}},
+        "volumeMounts": [{"name": "t", "mountPath": "/t"}]}],
+        "volumes": [{"name": "t", "projected": {"sources": [
+            {"serviceAccountToken": {"audience": "istio-ca", "path": "istio-token"}},
+            {"downwardAPI": {"items": [{"path": "labels", "fieldRef": {"fieldPath": "metadata.labels"}}]}}]}},
+            {"name": "c", "configMap": {"name": "c"}}, {"name": "d", "downwardAPI": {"items": [
+                {"path": "labels", "fieldRef": {"fieldPath": "metadata.labels"}}]}}]}});
+    let selector = json!({"matchLabels": {"app": "a"}});
+    let mut wanted = stolos_k8s::istio::crds();
+    let things = json!([
+        {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "n", "labels": {"topology.istio.io/network": "a"}}},
+        {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": meta("a")},
+        {"apiVersion": "v1", "kind": "ConfigMap", "metadata": meta("a"), "data": {"mesh": "x: y\n"}},
+        {"apiVersion": "v1", "kind": "Secret", "metadata": meta("a"), "type": "Opaque", "stringData": {"k": "v"}},
+        {"apiVersion": "v1", "kind": "Secret", "metadata": meta("t"), "type": "kubernetes.io/service-account-token"},
+        {"apiVersion": "v1", "kind": "Service", "metadata": meta("a"), "spec": {"type": "LoadBalancer",
+            "selector": {"app": "a"}, "ports": [{"name": "tls", "port": 15443, "targetPort": 15443},
+            {"name": "dns", "port": 53, "protocol": "UDP", "targetPort": "dns"}]}},
+        {"apiVersion": "v1", "kind": "Service", "metadata": meta("h"), "spec": {"clusterIP": "None", "selector": {"app": "a"}}},
+        {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": meta("a"), "spec": {"replicas": 2, "selector": selector, "template": template}},
+        {"apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": meta("a"), "spec": {"serviceName": "a", "selector": selector, "template": template}},
+        {"apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": meta("a"), "spec": {"selector": selector, "template": template}},
+        {"apiVersion": "policy/v1", "kind": "PodDisruptionBudget", "metadata": meta("a"), "spec": {"minAvailable": 1, "selector": selector}},
+        {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": meta("a"), "spec": {"holderIdentity": "me", "leaseDurationSeconds": 15}},
+        {"apiVersion": format!("{rbac}/v1"), "kind": "ClusterRole", "metadata": {"name": "a"}, "rules": [
+            {"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list"]}]},
+        {"apiVersion": format!("{rbac}/v1"), "kind": "ClusterRoleBinding", "metadata": {"name": "a"},
+            "roleRef": {"apiGroup": rbac, "kind": "ClusterRole", "name": "a"},
+            "subjects": [{"kind": "ServiceAccount", "name": "a", "namespace": "default"}]},
+        {"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "metadata": meta("a"), "addressType": "IPv4",
+            "endpoints": [{"addresses": ["10.0.0.1"], "conditions": {"ready": true}}], "ports": [{"name": "p", "port": 1}]},
+        {"apiVersion": "admissionregistration.k8s.io/v1", "kind": "MutatingWebhookConfiguration", "metadata": {"name": "a"},
+            "webhooks": [{"name": "namespace.sidecar-injector.istio.io", "sideEffects": "None", "admissionReviewVersions": ["v1"],
+                "clientConfig": {"service": {"name": "istiod", "namespace": "nowhere", "path": "/inject"}},
+                "rules": [{"operations": ["CREATE"], "apiGroups": [""], "apiVersions": ["v1"], "resources": ["pods"]}],
+                "namespaceSelector": {"matchLabels": {"istio-injection": "enabled"}}, "failurePolicy": "Fail"}]},
+        {"apiVersion": "security.istio.io/v1", "kind": "PeerAuthentication", "metadata": meta("a"), "spec": {"mtls": {"mode": "STRICT"}}},
+        {"apiVersion": "networking.istio.io/v1", "kind": "Gateway", "metadata": meta("a"), "spec": {"selector": {"istio": "eastwestgateway"},
+            "servers": [{"port": {"number": 15443, "name": "tls", "protocol": "TLS"}, "tls": {"mode": "AUTO_PASSTHROUGH"}, "hosts": ["*.local"]}]}},
+    ]);
+    wanted.extend(things.as_array().unwrap().iter().cloned());
+    wanted.iter_mut().filter(|object| object["metadata"]["name"] == "t").for_each(|object| {
+        object["metadata"]["annotations"] = json!({"kubernetes.io/service-account.name": "a"});
+    });
+    let apply = async |object: &Value| -> kube::api::DynamicObject {
+        let types: kube::core::TypeMeta = serde_json::from_value(object.clone()).unwrap();
+        let resource = kube::discovery::ApiResource::from_gvk(&types.clone().try_into().unwrap());
+        let api: Api<kube::api::DynamicObject> = match object["metadata"]["namespace"].as_str() {
+            Some(namespace) => Api::namespaced_with(client.clone(), namespace, &resource),
+            None => Api::all_with(client.clone(), &resource),
+        };
+        let name = object["metadata"]["name"].as_str().unwrap();
+        let made = api.patch(name, &params, &Patch::Apply(object)).await;
+        made.unwrap_or_else(|error| panic!("{} {name}: {error}", types.kind))
+    };
+    for object in &wanted {
+        apply(object).await;
+    }
+    // Controllers have their say.
+    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    let mut first = Vec::new();
+    for object in &wanted {
+        first.push(apply(object).await);
+    }
+    for (object, first) in wanted.iter().zip(first) {
+        let second = apply(object).await;
+        let changed = format!("{} {}", object["kind"], object["metadata"]["name"]);
+        assert_eq!(first.resource_version(), second.resource_version(), "{changed} was written again");
+        assert_eq!(first, second);
+    }
+}

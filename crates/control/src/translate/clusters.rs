@@ -80,7 +80,7 @@ pub fn outbound(
         cluster.common_lb_config = Some(balancing(world, &policy));
     }
     if style == Style::Client {
-        cluster.typed_extension_protocol_options = protocol(port.protocol);
+        cluster.typed_extension_protocol_options = protocol(port.protocol, policy.limits.per_connection);
         secure(&mut cluster, world, proxy, service, port, subset, &policy, original);
     }
     Some(cluster)
@@ -159,7 +159,7 @@ pub fn inbound(proxy: &ProxyInfo, port: u16, protocol: Protocol, services: &[&Se
     let metadata = core::Metadata { filter_metadata: [("istio".to_owned(), metadata)].into(), ..Default::default() };
     envoy::Cluster {
         upstream_bind_config: bind(proxy),
-        typed_extension_protocol_options: self::protocol(protocol),
+        typed_extension_protocol_options: self::protocol(protocol, None),
         metadata: Some(metadata),
         ..original_destination(&istio::cluster_name(Direction::Inbound, port, "", ""))
     }
@@ -168,7 +168,7 @@ pub fn inbound(proxy: &ProxyInfo, port: u16, protocol: Protocol, services: &[&Se
 /// The clusters that every sidecar has.
 #[must_use]
 pub fn fixed(proxy: &ProxyInfo) -> Vec<envoy::Cluster> {
-    let auto = || protocol(Protocol::Auto);
+    let auto = || protocol(Protocol::Auto, None);
     vec![
         black_hole(),
         envoy::Cluster { typed_extension_protocol_options: auto(), ..original_destination(PASSTHROUGH) },
@@ -302,7 +302,7 @@ fn balancing(world: &World, policy: &PortPolicy) -> envoy::cluster::CommonLbConf
     }
 }
 
-fn protocol(protocol: Protocol) -> std::collections::BTreeMap<String, stolos_xds::Any> {
+fn protocol(protocol: Protocol, per_connection: Option<u32>) -> std::collections::BTreeMap<String, stolos_xds::Any> {
     use http::http_protocol_options::{
         ExplicitHttpConfig, UpstreamProtocolOptions, UseDownstreamHttpConfig, explicit_http_config::ProtocolConfig,
     };
@@ -320,6 +320,14 @@ fn protocol(protocol: Protocol) -> std::collections::BTreeMap<String, stolos_xds
         }),
         Protocol::Tcp | Protocol::Tls | Protocol::Udp => return Default::default(),
     };
-    let options = http::HttpProtocolOptions { upstream_protocol_options: Some(options), ..Default::default() };
+    // 0 is no limit, as in a DestinationRule.
+    let common = per_connection
+        .filter(|most| *most > 0)
+        .map(|most| core::HttpProtocolOptions { max_requests_per_connection: Some(most), ..Default::default() });
+    let options = http::HttpProtocolOptions {
+        upstream_protocol_options: Some(options),
+        common_http_protocol_options: common,
+        ..Default::default()
+    };
     [("envoy.extensions.upstreams.http.v3.HttpProtocolOptions".to_owned(), pack(&options))].into()
 }

@@ -152,7 +152,7 @@ impl Body for RequestBody {
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.0.as_ref().map_or(SizeHint::with_exact(0), |reading| reading.tee.hint.clone())
+        self.0.as_ref().map_or(SizeHint::with_exact(0), |reading| reading.tee.hint)
     }
 }
 

@@ -445,7 +445,7 @@ async fn plaintext_is_refused_where_strict_holds() {
     assert!(answer.is_empty());
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_dead_host_is_passed_over_and_left_out() {
     let trust = Trust::new();
     let pod = Pod::start(&trust, "helloworld", application("v1").await).await;
@@ -472,7 +472,7 @@ impl Running {
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stream_survives_every_change_of_configuration() {
     let trust = Trust::new();
     let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -501,7 +501,7 @@ async fn a_stream_survives_every_change_of_configuration() {
     assert_eq!(all.len(), 100);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn requests_in_flight_never_fail_while_the_configuration_changes() {
     let trust = Trust::new();
     let pods = [
@@ -716,7 +716,7 @@ async fn identity_survives_a_gateway_and_so_do_labels() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn http2_passes_with_its_trailers() {
     use hyper::client::conn::http2;
     let trust = Trust::new();
