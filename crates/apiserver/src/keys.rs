@@ -91,6 +91,7 @@ impl Keys {
     /// When a file cannot be read or written, or is not what it should be.
     pub(crate) fn load(dir: Option<&Path>, names: &[String], addresses: &[IpAddr]) -> Result<Self, Error> {
         let make = |what| move |source| Error::Certificate { what, source };
+        let mut fresh: Vec<(&str, String)> = Vec::new();
         let (ca_certificate, ca_key) = match (read(dir, "ca.crt")?, read(dir, "ca.key")?) {
             (Some(certificate), Some(key)) => (certificate, KeyPair::from_pem(&key).map_err(make("authority's key"))?),
             _ => {
@@ -100,8 +101,8 @@ impl Keys {
                 params.key_usages =
                     vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
                 let certificate = params.self_signed(&key).map_err(make("authority"))?.pem();
-                write(dir, "ca.key", &key.serialize_pem())?;
-                write(dir, "ca.crt", &certificate)?;
+                fresh.push(("ca.key", key.serialize_pem()));
+                fresh.push(("ca.crt", certificate.clone()));
                 (certificate, key)
             }
         };
@@ -111,7 +112,7 @@ impl Keys {
             Some(key) => KeyPair::from_pem(&key).map_err(make("token key"))?,
             None => {
                 let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(make("token key"))?;
-                write(dir, "sa.key", &key.serialize_pem())?;
+                fresh.push(("sa.key", key.serialize_pem()));
                 key
             }
         };
@@ -135,12 +136,15 @@ impl Keys {
             _ => {
                 let client = ExtendedKeyUsagePurpose::ClientAuth;
                 let admin = sign(&issuer, "kubernetes-admin", Some("system:masters"), &[], &[], client)?;
-                write(dir, "admin.key", &admin.key)?;
-                write(dir, "admin.crt", &admin.certificate)?;
+                fresh.push(("admin.key", admin.key.clone()));
+                fresh.push(("admin.crt", admin.certificate.clone()));
                 admin
             }
         };
         let tls = server_config(&ca_certificate, &server)?;
+        if let Some(dir) = dir {
+            write_all(dir, &fresh)?;
+        }
         Ok(Self { ca: ca_certificate, admin, tls, token_encoding, token_decoding, token_key_id, jwks, issuer })
     }
 
@@ -234,10 +238,25 @@ fn read(dir: Option<&Path>, name: &str) -> Result<Option<String>, Error> {
     }
 }
 
+/// Writes files side by side: the disk is waited for once, not once per file.
+///
+/// A key and its certificate need no order: when one of two is missing both are made anew.
+fn write_all(dir: &Path, files: &[(&str, String)]) -> Result<(), Error> {
+    std::thread::scope(|scope| {
+        let writing: Vec<_> = files.iter().map(|(name, text)| scope.spawn(|| write(dir, name, text))).collect();
+        for written in writing {
+            written.join().unwrap_or_else(|_| {
+                let source = std::io::Error::other("the writer died");
+                Err(Error::Io { what: "write files in", path: dir.to_owned(), source })
+            })?;
+        }
+        Ok(())
+    })
+}
+
 /// Writes a file in one step, so that a crash leaves the old one or the new one.
-fn write(dir: Option<&Path>, name: &str, text: &str) -> Result<(), Error> {
+fn write(dir: &Path, name: &str, text: &str) -> Result<(), Error> {
     use std::os::unix::fs::OpenOptionsExt as _;
-    let Some(dir) = dir else { return Ok(()) };
     let (path, fresh) = (dir.join(name), dir.join(format!("{name}.new")));
     let io = |what, path: &Path| {
         let path = path.to_owned();

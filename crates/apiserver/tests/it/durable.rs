@@ -115,3 +115,17 @@ async fn fifty_kills_lose_nothing_that_was_acknowledged() {
     assert!(lost.is_empty(), "{} of {} lost: {lost:?}", lost.len(), acknowledged.len());
     server.stop().await;
 }
+
+#[tokio::test]
+async fn a_server_is_ready_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut fastest = std::time::Duration::MAX;
+    for attempt in 0..5 {
+        let before = std::time::Instant::now();
+        let server = Builder::new().data_dir(dir.path().join(attempt.to_string())).start().await.unwrap();
+        fastest = fastest.min(before.elapsed());
+        server.stop().await;
+    }
+    // The target is 50 ms for a release build on an idle machine; this is neither.
+    assert!(fastest < std::time::Duration::from_secs(2), "{fastest:?}");
+}
