@@ -96,7 +96,7 @@ impl Authenticator {
     async fn review(&self, token: &str) -> Result<Identity, Status> {
         let review = TokenReview {
             spec: TokenReviewSpec {
-                token: token.to_owned().into(),
+                token: token.to_owned(),
                 audiences: Some(vec![istio::TOKEN_AUDIENCE.to_owned()]),
             },
             ..TokenReview::default()

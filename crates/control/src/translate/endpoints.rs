@@ -207,7 +207,7 @@ fn direct(endpoint: &Endpoint, address: IpAddr, weight: u32, tls: bool) -> Chose
 #[must_use]
 pub fn assignment(name: &str, groups: Vec<Group>) -> envoy::ClusterLoadAssignment {
     let endpoints = groups.into_iter().map(|group| envoy::LocalityLbEndpoints {
-        locality: (!group.locality.is_empty()).then(|| core::Locality {
+        locality: (!group.locality.is_empty()).then_some(core::Locality {
             region: group.locality.region,
             zone: group.locality.zone,
             sub_zone: group.locality.subzone,
