@@ -90,16 +90,17 @@ impl<H: Candidate> Endpoints<H> {
         let ejections = ejections && !panic;
         let out = |host: &Arc<H>| ejections && host.health().is_ejected(now);
         let fit = |host: &Arc<H>| !out(host) && !tried.iter().any(|known| Arc::ptr_eq(known, host));
+        if let Some(host) = group.choose(policy, random, &fit) {
+            return Some(host);
+        }
         // Better another priority than the same host again; what was tried is better than nothing, what is ejected
         // is not.
-        let elsewhere = || {
-            let mut others = self.priorities.iter().filter(|_| !tried.is_empty());
-            others.find_map(|other| other.healthy.choose(policy, &mut || 0, &fit))
-        };
-        group
-            .choose(policy, random, &fit)
-            .or_else(elsewhere)
-            .or_else(|| group.choose(policy, random, &|host: &Arc<H>| !out(host)))
+        for other in self.priorities.iter().filter(|_| !tried.is_empty()) {
+            if let Some(host) = other.healthy.choose(policy, random, &fit) {
+                return Some(host);
+            }
+        }
+        group.choose(policy, random, &|host: &Arc<H>| !out(host))
     }
 
     fn priority(&self, now: u64, ejections: bool, random: &mut dyn FnMut() -> u64) -> Option<(&Priority<H>, bool)> {

@@ -56,7 +56,8 @@ pub(crate) async fn plain(
         drop(head);
         one_way(near, far, &traffic.up).await
     };
-    let both = async { tokio::try_join!(up, one_way(far, near, &traffic.down)).map(|_| ()) };
+    // On the heap once, instead of in every future that it passes through: there is one per open connection.
+    let both = Box::pin(async { tokio::try_join!(up, one_way(far, near, &traffic.down)).map(|_| ()) });
     let ended = watched(both, traffic, idle).await;
     if ended.is_err() {
         // Each end learns that the other did not end in order.
@@ -93,7 +94,7 @@ where
 {
     let mut client = Counted { inner: client, read: &traffic.up };
     let mut server = Counted { inner: server, read: &traffic.down };
-    let both = async { tokio::io::copy_bidirectional(&mut client, &mut server).await.map(|_| ()) };
+    let both = Box::pin(async { tokio::io::copy_bidirectional(&mut client, &mut server).await.map(|_| ()) });
     let ended = watched(both, traffic, idle).await;
     if ended.is_err() {
         let _ = tokio::time::timeout(Duration::from_millis(100), client.inner.shutdown()).await;
@@ -102,8 +103,11 @@ where
 }
 
 /// Ends `moving` when nothing has moved for `idle`.
-async fn watched(moving: impl Future<Output = io::Result<()>>, traffic: &Traffic, idle: Duration) -> io::Result<()> {
-    tokio::pin!(moving);
+async fn watched(
+    mut moving: Pin<Box<impl Future<Output = io::Result<()>>>>,
+    traffic: &Traffic,
+    idle: Duration,
+) -> io::Result<()> {
     let mut seen = traffic.sum();
     let sleep = tokio::time::sleep(idle);
     tokio::pin!(sleep);

@@ -190,7 +190,7 @@ async fn serve(shared: &Arc<Shared>, listener: Arc<Listener>, stream: Stream, pe
         None => Client::Plain(client),
         Some(tls) => {
             let identity = shared.identity.load_full();
-            let shaking = tls.accept(client, &arrived.hello.protocols, identity.as_deref());
+            let shaking = Box::pin(tls.accept(client, &arrived.hello.protocols, identity.as_deref()));
             let stream = match tokio::time::timeout(HANDSHAKE, shaking).await {
                 Ok(Ok(stream)) => stream,
                 failed => {
@@ -209,9 +209,10 @@ async fn serve(shared: &Arc<Shared>, listener: Arc<Listener>, stream: Stream, pe
             Client::Tls(Box::new(stream))
         }
     };
+    // Each on the heap, so that a connection costs what it does and not what the other kind would.
     match &chain.action {
-        Action::Tcp(tcp) => tcp::serve(shared, tcp, arrived, client).await,
-        Action::Http(http) => http::serve(shared, http, arrived, client).await,
+        Action::Tcp(tcp) => Box::pin(tcp::serve(shared, tcp, arrived, client)).await,
+        Action::Http(http) => Box::pin(http::serve(shared, http, arrived, client)).await,
         Action::Close(why) => refused(shared, &arrived, why),
     }
 }

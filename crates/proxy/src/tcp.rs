@@ -30,7 +30,7 @@ struct Told {
 pub(crate) async fn serve(shared: &Arc<Shared>, tcp: &Tcp, arrived: Arrived, client: Client) {
     let (start, began) = (Timestamp::now(), Instant::now());
     let (traffic, mut told) = (Traffic::default(), Told::default());
-    match upstream(shared, tcp, &arrived, &mut told).await {
+    match Box::pin(upstream(shared, tcp, &arrived, &mut told)).await {
         Some((cluster, host, connected)) => {
             let _busy = Busy::with(&host);
             told.local = connected.local;
@@ -113,8 +113,8 @@ async fn carry(shared: &Shared, tcp: &Tcp, client: Client, connected: Connected,
                 let (head, client) = rewound.into_parts();
                 copy::plain(client, head, server, traffic, tcp.idle).await
             }
-            (Client::Plain(client), wire) => copy::any(client, wire, traffic, tcp.idle).await,
-            (Client::Tls(client), wire) => copy::any(client, wire, traffic, tcp.idle).await,
+            (Client::Plain(client), wire) => Box::pin(copy::any(client, wire, traffic, tcp.idle)).await,
+            (Client::Tls(client), wire) => Box::pin(copy::any(client, wire, traffic, tcp.idle)).await,
         }
     };
     let ended = tokio::select! {

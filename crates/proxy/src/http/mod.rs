@@ -87,8 +87,7 @@ where
     // The three differ in type only: serve, until the proxy drains, then politely, until it is cut.
     macro_rules! serve {
         ($connection:expr) => {{
-            let serving = $connection;
-            tokio::pin!(serving);
+            let mut serving = Box::pin($connection);
             let result = tokio::select! {
                 result = serving.as_mut() => result.map_err(|e| e.to_string()),
                 () = shared.draining.asked() => {
@@ -184,7 +183,8 @@ async fn answer(connection: Arc<Connection>, mut request: Request<Incoming>) -> 
     if !body.is_end_stream() {
         exchange.tee = Some(Tee::new(body, forward.retry.most > 0));
     }
-    let mut response = match send(&mut exchange, forward, host, &parts).await {
+    // A connection between two requests should not keep room for this.
+    let mut response = match Box::pin(send(&mut exchange, forward, host, &parts)).await {
         Ok(response) => response,
         Err(local) => return here(exchange, local),
     };
