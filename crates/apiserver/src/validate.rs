@@ -11,12 +11,53 @@ use crate::failure::{Cause, Failure, Result};
 use crate::registry::Resource;
 use crate::rules;
 
-/// The fields of `metadata` have the types they must have: a boolean label is a 400, as on Kubernetes.
+/// Reads an object as what it claims to be: every field has its type (a boolean label is a 400, as on Kubernetes), and
+/// fields that a built-in kind does not have are cut off and named.
 ///
 /// # Errors
 ///
-/// When one has not.
-pub(crate) fn check_metadata_types(resource: &Resource, object: &Value) -> Result<()> {
+/// When a field is of another type.
+pub(crate) fn read(resource: &Resource, object: &mut Value) -> Result<Vec<String>> {
+    check_metadata_types(resource, object)?;
+    let understood = understand(resource, object).map_err(|error| {
+        Failure::bad_request(format!(
+            "{kind} in version {version:?} cannot be handled as a {kind}: {error}",
+            kind = resource.kind,
+            version = resource.version,
+        ))
+    })?;
+    let mut unknown = Vec::new();
+    if let Some(understood) = understood {
+        cut_unknown(object, &understood, "", &mut unknown);
+    }
+    Ok(unknown)
+}
+
+/// Takes out of `given` what is not in `understood`, which is the same object as its type knows it.
+fn cut_unknown(given: &mut Value, understood: &Value, at: &str, unknown: &mut Vec<String>) {
+    match (given, understood) {
+        (Value::Object(given), Value::Object(understood)) => given.retain(|key, value| {
+            let at = if at.is_empty() { key.clone() } else { format!("{at}.{key}") };
+            match understood.get(key) {
+                Some(understood) => cut_unknown(value, understood, &at, unknown),
+                None if value.is_null() => {}
+                None => {
+                    unknown.push(at);
+                    return false;
+                }
+            }
+            true
+        }),
+        (Value::Array(given), Value::Array(understood)) => {
+            for (index, (given, understood)) in given.iter_mut().zip(understood).enumerate() {
+                cut_unknown(given, understood, &format!("{at}[{index}]"), unknown);
+            }
+        }
+        _ => {}
+    }
+}
+
+fn check_metadata_types(resource: &Resource, object: &Value) -> Result<()> {
     let refuse = |field: &str, found: &Value, wanted: &str| {
         let found = match found {
             Value::Bool(_) => "bool",
@@ -52,22 +93,16 @@ pub(crate) fn check_metadata_types(resource: &Resource, object: &Value) -> Resul
             return refuse(&format!("ObjectMeta.metadata.{field}"), &metadata[field], "string");
         }
     }
-    check_types(resource, object).map_err(|error| {
-        Failure::bad_request(format!(
-            "{kind} in version {version:?} cannot be handled as a {kind}: {error}",
-            kind = resource.kind,
-            version = resource.version,
-        ))
-    })
+    Ok(())
 }
 
-/// Whether every field of a built-in kind is of its type, by reading it as what it claims to be.
-fn check_types(resource: &Resource, object: &Value) -> Result<(), serde_json::Error> {
+/// The object as its type knows it; nothing for kinds without a type here.
+fn understand(resource: &Resource, object: &Value) -> Result<Option<Value>, serde_json::Error> {
     use k8s_openapi::api::{apps, autoscaling, batch, coordination, core, discovery, networking, policy, rbac};
-    use serde::Deserialize;
+    use serde::{Deserialize, Serialize};
 
-    fn read<'a, T: Deserialize<'a>>(object: &'a Value) -> Result<(), serde_json::Error> {
-        T::deserialize(object).map(drop)
+    fn read<'a, T: Deserialize<'a> + Serialize>(object: &'a Value) -> Result<Option<Value>, serde_json::Error> {
+        serde_json::to_value(T::deserialize(object)?).map(Some)
     }
     if resource.group != resource.stored_group {
         return read::<k8s_openapi::api::events::v1::Event>(object);
@@ -96,7 +131,7 @@ fn check_types(resource: &Resource, object: &Value) -> Result<(), serde_json::Er
         "clusterrolebindings.rbac.authorization.k8s.io" => read::<rbac::v1::ClusterRoleBinding>(object),
         "roles.rbac.authorization.k8s.io" => read::<rbac::v1::Role>(object),
         "rolebindings.rbac.authorization.k8s.io" => read::<rbac::v1::RoleBinding>(object),
-        _ => Ok(()),
+        _ => Ok(None),
     }
 }
 
@@ -461,6 +496,25 @@ fn check_webhooks(object: &Value, causes: &mut Vec<Cause>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn unknown_fields_are_cut_off_and_named() {
+        let table = crate::registry::Registry::new([]).table();
+        let deployments = table.find("apps", "v1", "deployments").unwrap();
+        let known = json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "a", "labels": {"x.y/z": "1"}},
+            "spec": {"replicas": 1, "selector": {"matchLabels": {"a": "b"}}, "template": {"metadata": {"labels": {"a": "b"}},
+            "spec": {"containers": [{"name": "c", "resources": {"limits": {"cpu": 1}}, "livenessProbe": {"httpGet": {"port": "x"}}}],
+            "volumes": [{"name": "v", "emptyDir": {}}], "securityContext": {}}}}, "status": {}});
+        let mut object = known.clone();
+        assert_eq!(read(deployments, &mut object).unwrap(), Vec::<String>::new());
+        object["spec"]["replcas"] = json!(3);
+        object["spec"]["template"]["spec"]["containers"][0]["imag"] = json!("i");
+        let unknown = read(deployments, &mut object).unwrap();
+        assert_eq!(unknown, ["spec.replcas", "spec.template.spec.containers[0].imag"]);
+        assert_eq!(object, known);
+        object["spec"]["replicas"] = json!("three");
+        assert_eq!(read(deployments, &mut object).unwrap_err().code, 400);
+    }
 
     #[test]
     fn a_pod_that_only_loses_a_finalizer_is_not_changed() {

@@ -160,7 +160,7 @@ pub(crate) async fn create(
     how: &How,
 ) -> Result<Arc<Object>> {
     let mut object = object;
-    check_type(resource, &mut object)?;
+    check_type(resource, &mut object, how.strict)?;
     let group = &resource.group;
     let metadata = meta::metadata_mut(&mut object);
     if resource.namespaced {
@@ -281,7 +281,7 @@ pub(crate) async fn change(
         let mut before = old.value.clone();
         convert::from_stored(resource, &mut before);
         let mut new = compute(&before)?;
-        check_type(resource, &mut new)?;
+        check_type(resource, &mut new, how.strict)?;
         keep_metadata(resource, &before, &mut new, name, namespace)?;
         let mut new = merge_part(resource, sub, &before, new)?;
         shape(resource, &mut new, how)?;
@@ -606,7 +606,11 @@ async fn apply(api: &Arc<Api>, ask: &Ask, body: &Bytes) -> Result<Response<Body>
         Failure::bad_request(format!("error decoding the applied configuration (JSON is understood here): {failure}"))
     })?;
     let mut applied = applied;
-    check_type(resource, &mut applied)?;
+    let strict = How::of(ask)?.strict;
+    check_type(resource, &mut applied, strict)?;
+    if let Some(schema) = resource.custom.as_ref().and_then(|custom| custom.schema.as_ref()) {
+        refuse_unknown(strict, &schema.prune(&mut applied))?;
+    }
     if applied["metadata"]["managedFields"].as_array().is_some_and(|list| !list.is_empty()) {
         return Err(Failure::bad_request("metadata.managedFields must be nil"));
     }
@@ -765,7 +769,7 @@ async fn evict(api: &Arc<Api>, ask: &Ask, eviction: &Value) -> Result<Response<B
 }
 
 /// The object says what it is, and it is what it was sent as.
-fn check_type(resource: &Resource, object: &mut Value) -> Result<()> {
+fn check_type(resource: &Resource, object: &mut Value, strict: bool) -> Result<()> {
     if !object.is_object() {
         return Err(Failure::bad_request("the body of the request is not an object"));
     }
@@ -786,7 +790,15 @@ fn check_type(resource: &Resource, object: &mut Value) -> Result<()> {
     if object["metadata"].is_null() {
         object["metadata"] = json!({});
     }
-    validate::check_metadata_types(resource, object)
+    refuse_unknown(strict, &validate::read(resource, object)?)
+}
+
+fn refuse_unknown(strict: bool, unknown: &[String]) -> Result<()> {
+    if !strict || unknown.is_empty() {
+        return Ok(());
+    }
+    let said: Vec<_> = unknown.iter().map(|path| format!("unknown field {path:?}")).collect();
+    Err(Failure::bad_request(format!("strict decoding error: {}", said.join(", "))))
 }
 
 fn check_namespace(api: &Api, resource: &Resource, namespace: &str) -> Result<()> {
@@ -808,11 +820,7 @@ fn check_namespace(api: &Api, resource: &Resource, namespace: &str) -> Result<()
 fn shape(resource: &Resource, object: &mut Value, how: &How) -> Result<()> {
     if let Some(custom) = &resource.custom {
         if let Some(schema) = &custom.schema {
-            let unknown = schema.prune(object);
-            if how.strict && !unknown.is_empty() {
-                let said: Vec<_> = unknown.iter().map(|path| format!("unknown field {path:?}")).collect();
-                return Err(Failure::bad_request(format!("strict decoding error: {}", said.join(", "))));
-            }
+            refuse_unknown(how.strict, &schema.prune(object))?;
             schema.default(object);
         }
     } else {
