@@ -61,6 +61,18 @@ pub(crate) fn proxy_v2(bytes: &[u8]) -> Look<Proxied> {
     }
 }
 
+/// Writes a PROXY v2 header. Addresses of two families are the sender's mistake and give a header without any.
+pub(crate) fn proxy_v2_header(source: SocketAddr, destination: SocketAddr) -> Vec<u8> {
+    let ports = [source.port().to_be_bytes(), destination.port().to_be_bytes()].concat();
+    let (kind, family, addresses) = match (source.ip(), destination.ip()) {
+        (IpAddr::V4(source), IpAddr::V4(destination)) => (0x21, 0x11, [source.octets(), destination.octets()].concat()),
+        (IpAddr::V6(source), IpAddr::V6(destination)) => (0x21, 0x21, [source.octets(), destination.octets()].concat()),
+        _ => return [&SIGNATURE[..], &[0x20, 0, 0, 0]].concat(),
+    };
+    let length = if family == 0x11 { 12_u8 } else { 36 };
+    [&SIGNATURE[..], &[kind, family, 0, length], &addresses, &ports].concat()
+}
+
 /// What a ClientHello says.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Hello {
@@ -269,18 +281,8 @@ pub(crate) mod tests {
         }
     }
 
-    /// A PROXY v2 header for IPv4, as the lab's kubelet writes it.
     pub(crate) fn proxy_bytes(source: &str, destination: &str) -> Vec<u8> {
-        let (source, destination): (SocketAddr, SocketAddr) = (source.parse().unwrap(), destination.parse().unwrap());
-        let octets = |address: SocketAddr| match address.ip() {
-            IpAddr::V4(four) => four.octets().to_vec(),
-            IpAddr::V6(six) => six.octets().to_vec(),
-        };
-        let family = if source.is_ipv4() { 0x11 } else { 0x21 };
-        let ports = [source.port().to_be_bytes(), destination.port().to_be_bytes()].concat();
-        let body = [octets(source), octets(destination), ports].concat();
-        let length = u16::try_from(body.len()).unwrap().to_be_bytes();
-        [&SIGNATURE[..], &[0x21, family], &length, &body].concat()
+        proxy_v2_header(source.parse().unwrap(), destination.parse().unwrap())
     }
 
     #[test]

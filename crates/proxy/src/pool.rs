@@ -11,11 +11,12 @@ use std::time::{Duration, Instant};
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use stolos_serve::Stream;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio_rustls::client::TlsStream;
 
 use crate::config::{Cluster, Host, Transport};
 use crate::http::body::RequestBody;
+use crate::inspect;
 use crate::state::Shared;
 use crate::tls::{Peer, Use};
 
@@ -102,7 +103,7 @@ pub(crate) async fn connect(
     }
     let permit = Permit::take(cluster).ok_or(Error::Overflow)?;
     let connecting = async {
-        let stream = shared.net.dial(host.address).await.map_err(Error::Dial)?;
+        let stream = dial(shared, host).await.map_err(Error::Dial)?;
         let local = stream.local_addr().ok();
         let Transport::Tls(tls) = &host.transport else {
             return Ok(Connected { wire: Wire::Plain(stream), local, peer: None, permit });
@@ -113,6 +114,22 @@ pub(crate) async fn connect(
         Ok(Connected { wire: Wire::Tls(Box::new(tls)), local, peer, permit })
     };
     tokio::time::timeout(cluster.connect_timeout, connecting).await.unwrap_or(Err(Error::Timeout))
+}
+
+/// A connection to `host`; mutual TLS with the workload itself comes in as anybody's does.
+///
+/// Where packets are redirected the kernel sees to that. Where headers tell of redirection, what the proxy dials at
+/// its own workload is past the redirection, so it has to knock at the right door itself.
+async fn dial(shared: &Shared, host: &Host) -> io::Result<Stream> {
+    const INBOUND: u16 = 15006;
+    let itself = host.address.ip() == shared.net.address();
+    if !(shared.by_header && itself && matches!(host.transport, Transport::Tls(_))) {
+        return shared.net.dial(host.address).await;
+    }
+    let mut stream = shared.net.dial(SocketAddr::new(host.address.ip(), INBOUND)).await?;
+    let header = inspect::proxy_v2_header(stream.local_addr()?, host.address);
+    stream.write_all(&header).await?;
+    Ok(stream)
 }
 
 /// Returns when `host` has shown that it is not there any more. A host that answers never lets it return.

@@ -40,6 +40,8 @@ pub(crate) struct Shared {
     pub(crate) cut: Stop,
     /// Every connection and every upstream connection.
     pub(crate) tasks: TaskTracker,
+    /// Whether redirection is told by PROXY headers.
+    pub(crate) by_header: bool,
     /// Counts the changes of listeners.
     pub(crate) changed: watch::Sender<u64>,
     /// Whether all that was asked for has come.
@@ -65,6 +67,7 @@ impl Shared {
             draining: Stop::new(),
             cut: Stop::new(),
             tasks: TaskTracker::new(),
+            by_header: container.var("ISTIO_META_STOLOS_REDIRECT") == Some("proxy-protocol"),
             changed: watch::Sender::new(0),
             complete: AtomicBool::new(false),
             listening: AtomicBool::new(false),

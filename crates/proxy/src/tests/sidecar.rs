@@ -322,13 +322,17 @@ impl Running {
 fn client_sidecar(trust: &Trust, identity: &str, addresses: &[SocketAddr]) -> Running {
     let mut sidecar = Running::start();
     sidecar.identify(trust, "sleep");
+    outbound(&mut sidecar, identity, addresses);
+    sidecar
+}
+
+fn outbound(sidecar: &mut Running, identity: &str, addresses: &[SocketAddr]) {
     sidecar.put(CLUSTER, &service(identity));
     sidecar.put(CLUSTER, &endpoints(CLUSTER, addresses, true));
     sidecar.put("PassthroughCluster", &original("PassthroughCluster"));
     sidecar.put("virtualOutbound", &virtual_outbound());
     sidecar.put("0.0.0.0_5000", &of_port(5000));
     sidecar.put("5000", &routes("5000", CLUSTER));
-    sidecar
 }
 
 /// An application that says its name, what it was asked and by whom.
@@ -803,4 +807,18 @@ async fn bytes_of_any_protocol_are_carried_with_both_identities() {
     let line = client.line("\"sent\":14").await;
     assert_eq!((line["server"].as_str(), line["flags"].as_str()), (Some(SERVER_ID), Some("-")));
     assert_eq!(pod.sidecar.line("\"sent\":14").await["client"], CLIENT_ID);
+}
+
+#[tokio::test]
+async fn a_workload_that_calls_itself_comes_in_as_anybody() {
+    let trust = Trust::new();
+    let application = application("v1").await;
+    let mut sidecar = Running::start_with(&[("ISTIO_META_STOLOS_REDIRECT", "proxy-protocol")]);
+    sidecar.identify(&trust, "helloworld");
+    sidecar.put("inbound|80||", &original("inbound|80||"));
+    sidecar.put("virtualInbound", &virtual_inbound(application.port()));
+    outbound(&mut sidecar, SERVER_ID, &[application]);
+    sidecar.at(15006).await;
+    let (status, body) = ask(&mut sidecar.client().await, get("/self")).await;
+    assert!(status == 200 && body.ends_with(&format!("URI={SERVER_ID}")), "{status} {body}");
 }

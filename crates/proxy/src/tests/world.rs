@@ -1,6 +1,6 @@
 //! A network, a proxy in it, and resources as a control plane would write them.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
@@ -42,6 +42,8 @@ impl Net for Ports {
     }
 
     fn dial(&self, to: SocketAddr) -> BoxFuture<'_, io::Result<Stream>> {
+        let lies = self.bound.lock().unwrap().get(&to.port()).copied();
+        let to = lies.filter(|lies| lies.ip() == to.ip()).unwrap_or(to);
         Box::pin(async move { Ok(Stream::from(TcpStream::connect(to).await?)) })
     }
 
@@ -74,13 +76,17 @@ impl Running {
 
     /// A proxy of a workload in `cluster`.
     pub(super) fn start_in(cluster: &str) -> Self {
+        Self::start_with(&[("ISTIO_META_CLUSTER_ID", cluster)])
+    }
+
+    pub(super) fn start_with(env: &[(&str, &str)]) -> Self {
         let net = Arc::new(Ports::default());
         let lines = Arc::new(Mutex::new(Vec::new()));
         let written = Arc::clone(&lines);
         let container = Container {
             net: net.clone(),
             root: "/".into(),
-            env: BTreeMap::from([("ISTIO_META_CLUSTER_ID".into(), cluster.into())]),
+            env: env.iter().map(|(key, value)| ((*key).into(), (*value).into())).collect(),
             args: Vec::new(),
             output: Output::new(move |line| written.lock().unwrap().push(line.to_owned())),
         };
