@@ -3,9 +3,11 @@
 pub(crate) mod apply;
 pub(crate) mod cert;
 pub(crate) mod completions;
+pub(crate) mod demo;
 pub(crate) mod explain;
 pub(crate) mod graph;
 pub(crate) mod init;
+pub(crate) mod lab;
 pub(crate) mod plan;
 pub(crate) mod role;
 pub(crate) mod status;
@@ -47,6 +49,11 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    /// Build a mesh over three clusters in this process, and prove it
+    Demo(demo::DemoArgs),
+    /// Run whole clusters in one process
+    #[command(subcommand)]
+    Lab(lab::LabCommand),
     /// Write a mesh file from kubeconfig contexts
     Init(init::InitArgs),
     /// Say what would change in which cluster, and what that would touch
@@ -68,6 +75,9 @@ pub(crate) enum Command {
     Explain(explain::ExplainArgs),
     /// Print completions for a shell
     Completions(completions::CompletionsArgs),
+    /// Run a control plane, as Stolos' own image does
+    #[command(hide = true)]
+    Control(role::ControlArgs),
     /// Run a sidecar or a gateway, as Stolos' own image does
     #[command(hide = true)]
     Proxy(role::ProxyArgs),
@@ -76,12 +86,14 @@ pub(crate) enum Command {
 impl Command {
     /// Whether this is a container's role, whose log is all that people see of it.
     pub(crate) fn is_role(&self) -> bool {
-        matches!(self, Self::Proxy(_))
+        matches!(self, Self::Control(_) | Self::Proxy(_))
     }
 
     /// Does what was asked.
     pub(crate) async fn run(self, screen: &Screen, stop: &Stop) -> Result<Exit, Failure> {
         match self {
+            Self::Demo(args) => demo::run(args, screen, stop).await,
+            Self::Lab(command) => lab::run(command, screen, stop).await,
             Self::Init(args) => init::run(args, screen),
             Self::Plan(args) => plan::run(args, screen, stop).await,
             Self::Apply(args) => apply::apply(args, screen, stop).await,
@@ -91,6 +103,7 @@ impl Command {
             Self::Graph(args) => graph::run(args, screen).await,
             Self::Cert(command) => cert::run(command, screen).await,
             Self::Explain(args) => explain::run(&args, screen),
+            Self::Control(args) => role::control(args, screen, stop).await,
             Self::Proxy(args) => role::proxy(args, screen, stop).await,
             Self::Completions(args) => completions::run(&args, screen),
         }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use stolos_cluster::{Cluster, Kubeconfig, connect};
-use stolos_spec::{Mesh, Origin, Sample, SourceText};
+use stolos_spec::{Mesh, Origin, Reading, Sample, SourceText};
 
 use crate::failure::Failure;
 use crate::screen::{Output, Screen};
@@ -81,6 +81,17 @@ impl From<SampleName> for Sample {
 impl MeshArgs {
     /// Reads the mesh, and says what it warns of.
     pub(crate) fn read(&self, screen: &Screen) -> Result<Mesh, Failure> {
+        let reading = self.reading(screen)?;
+        reading.warnings.iter().for_each(|warning| screen.warning(warning));
+        Ok(reading.mesh)
+    }
+
+    /// Reads the mesh where only its name matters.
+    pub(crate) fn read_quietly(&self, screen: &Screen) -> Result<Mesh, Failure> {
+        self.reading(screen).map(|reading| reading.mesh)
+    }
+
+    fn reading(&self, screen: &Screen) -> Result<Reading, Failure> {
         let path = self.path()?;
         let file = source(&path)?;
         let base = match (&self.base, stolos_spec::recognise(&file)) {
@@ -94,16 +105,15 @@ impl MeshArgs {
             },
             (None, _) => None,
         };
-        let reading = stolos_spec::read(&file, base.as_ref())?;
-        reading.warnings.iter().for_each(|warning| screen.warning(warning));
-        let mut mesh = reading.mesh;
+        let mut reading = stolos_spec::read(&file, base.as_ref())?;
+        let mesh = &mut reading.mesh;
         // setup-mesh.sh took the organization from the environment; a topology.yaml has no place for it.
         if mesh.origin == Origin::Topology
             && let Some(organization) = std::env::var("ORG_NAME").ok().filter(|o| !o.trim().is_empty())
         {
             mesh.trust.organization = organization;
         }
-        Ok(mesh)
+        Ok(reading)
     }
 
     fn path(&self) -> Result<PathBuf, Failure> {

@@ -5,7 +5,9 @@
 mod command;
 mod exit;
 mod failure;
+mod folder;
 mod input;
+mod lab;
 mod root;
 mod screen;
 mod view;

@@ -104,6 +104,11 @@ impl Screen {
         self.color_out
     }
 
+    /// Whether progress is redrawn in place.
+    pub(crate) fn is_live(&self) -> bool {
+        self.live
+    }
+
     /// Data, as it is. A reader that has gone away is not an error.
     pub(crate) fn data(&self, text: &str) {
         self.multi.suspend(|| {

@@ -1,6 +1,7 @@
 //! Reports as people read them.
 
 use comfy_table::{Cell, CellAlignment, Table, presets};
+use serde_json::Value;
 use stolos_check::{Pair, StatusReport, Verdict, VerifyReport};
 
 use crate::failure::plainly;
@@ -257,6 +258,60 @@ pub(crate) fn certificates(report: &StatusReport) -> String {
         }
     }
     lines(&certificates)
+}
+
+/// What is in a lab.
+pub(crate) fn lab(screen: &Screen, status: &Value) -> String {
+    let text = |value: &Value| value.as_str().unwrap_or("-").to_owned();
+    let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+    let mut clusters = table(&["cluster", "context", "network", "server", "pods", "state"]);
+    let mut balancers = table(&["cluster", "service", "address", "ports"]);
+    let mut moved = false;
+    for cluster in list(&status["clusters"]) {
+        let state = match (cluster["running"].as_bool(), cluster["cutOff"].as_bool()) {
+            (Some(false), _) => screen.data_tone(Tone::Bad, "killed"),
+            (_, Some(true)) => screen.data_tone(Tone::Warn, "cut off"),
+            _ => screen.data_tone(Tone::Good, "running"),
+        };
+        clusters.add_row(vec![
+            Cell::new(text(&cluster["name"])),
+            Cell::new(text(&cluster["context"])),
+            Cell::new(text(&cluster["network"])),
+            Cell::new(text(&cluster["server"])),
+            Cell::new(&cluster["pods"]).set_alignment(CellAlignment::Right),
+            Cell::new(state),
+        ]);
+        for balancer in list(&cluster["loadBalancers"]) {
+            let ports = list(&balancer["ports"]);
+            let ports = ports.iter().map(|port| match (port["port"].as_u64(), port["socket"].as_u64()) {
+                (Some(port), Some(socket)) if port != socket => {
+                    moved = true;
+                    format!("{port} (at {socket})")
+                }
+                (port, _) => port.unwrap_or_default().to_string(),
+            });
+            balancers.add_row(vec![
+                text(&cluster["name"]),
+                format!("{}/{}", text(&balancer["namespace"]), text(&balancer["service"])),
+                text(&balancer["address"]),
+                ports.collect::<Vec<_>>().join(" "),
+            ]);
+        }
+    }
+    let mut out = format!("Lab {} (process {})\n\n{}", text(&status["name"]), status["pid"], lines(&clusters));
+    if !balancers.is_empty() {
+        out += &format!("\n{}", lines(&balancers));
+    }
+    if moved {
+        out +=
+            "\nPorts below 1024 need rights that a lab does not ask for: their sockets are where the brackets say.\n";
+    }
+    for refusal in list(&status["refusals"]) {
+        let (from, to) = (text(&refusal["from"]), text(&refusal["to"]));
+        out +=
+            &format!("{} connections from {from} to {to} refused: no way between their networks\n", refusal["count"]);
+    }
+    out
 }
 
 #[cfg(test)]

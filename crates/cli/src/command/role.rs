@@ -19,10 +19,25 @@ pub(crate) struct ProxyArgs {
     arguments: Vec<String>,
 }
 
+/// `stolos control`
+#[derive(Args, Debug)]
+pub(crate) struct ControlArgs {
+    /// What Istio's control plane takes
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    arguments: Vec<String>,
+}
+
 /// The sidecar or the gateway.
 pub(crate) async fn proxy(args: ProxyArgs, screen: &Screen, stop: &Stop) -> Result<Exit, Failure> {
     let arguments = std::iter::once("proxy".to_owned()).chain(args.arguments).collect();
     stolos_proxy::run(container(arguments, screen), stop.clone()).await.map_err(|error| Failure::caused(&error))?;
+    Ok(Exit::Good)
+}
+
+/// The control plane of one cluster.
+pub(crate) async fn control(args: ControlArgs, screen: &Screen, stop: &Stop) -> Result<Exit, Failure> {
+    let arguments = std::iter::once("control".to_owned()).chain(args.arguments).collect();
+    stolos_control::run(container(arguments, screen), stop.clone()).await.map_err(|error| Failure::caused(&error))?;
     Ok(Exit::Good)
 }
 

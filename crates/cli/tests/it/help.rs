@@ -11,6 +11,8 @@ fn help_names_every_command_that_is_built() {
     Usage: stolos [OPTIONS] <COMMAND>
 
     Commands:
+      demo         Build a mesh over three clusters in this process, and prove it
+      lab          Run whole clusters in one process
       init         Write a mesh file from kubeconfig contexts
       plan         Say what would change in which cluster, and what that would touch
       apply        Make the clusters one mesh

@@ -1,8 +1,10 @@
 //! The binary as people use it: what it prints, where, and how it ends.
 
+mod demo;
 mod files;
 mod help;
 mod init;
+mod lab;
 mod plan;
 
 use std::ffi::OsStr;

@@ -1,0 +1,495 @@
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use clap::{Args, Subcommand};
+use stolos_lab::{Fault, Lab, LabConfig, socket};
+use stolos_serve::Stop;
+use stolos_spec::{MeshName, from_contexts, mesh_yaml};
+use tokio::io::AsyncBufReadExt as _;
+
+use crate::exit::Exit;
+use crate::failure::Failure;
+use crate::input::{MeshArgs, OutputArgs, StateArgs};
+use crate::screen::{Screen, Tone, count, elapsed};
+
+/// `stolos lab`
+#[derive(Debug, Subcommand)]
+pub(crate) enum LabCommand {
+    /// Start clusters in one process: those a mesh file names, or so many
+    Up(UpArgs),
+    /// End a lab; what is in its folder stays for the next time
+    Down(DownArgs),
+    /// Say what is in a lab
+    Status(StatusArgs),
+    /// Print how to reach a lab
+    Env(EnvArgs),
+    /// Break something, or mend it
+    #[command(subcommand)]
+    Fault(FaultCommand),
+}
+
+/// `stolos lab up`
+#[derive(Args, Debug)]
+pub(crate) struct UpArgs {
+    #[command(flatten)]
+    mesh: MeshArgs,
+
+    /// So many clusters, instead of those of a mesh file
+    #[arg(long, value_name = "N", conflicts_with = "base", value_parser = clap::value_parser!(u16).range(1..=1000))]
+    clusters: Option<u16>,
+
+    /// On so many networks
+    #[arg(long, value_name = "N", default_value_t = 1, requires = "clusters", value_parser = clap::value_parser!(u16).range(1..=1000))]
+    networks: u16,
+
+    /// Let it go on in the background once it is up
+    #[arg(long)]
+    detach: bool,
+
+    /// This is the process in the background
+    #[arg(long, hide = true)]
+    detached: bool,
+
+    /// A kubeconfig to write besides the lab's own; never one that is somebody else's
+    #[arg(long, value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+
+    /// Take new addresses where another lab holds the old ones
+    #[arg(long)]
+    renumber: bool,
+}
+
+/// Which lab.
+#[derive(Args, Debug)]
+pub(crate) struct WhichArgs {
+    /// The mesh file the lab was started from
+    #[arg(short, long, value_name = "FILE", env = "STOLOS_FILE")]
+    file: Option<PathBuf>,
+
+    #[command(flatten)]
+    state: StateArgs,
+}
+
+/// `stolos lab down`
+#[derive(Args, Debug)]
+pub(crate) struct DownArgs {
+    #[command(flatten)]
+    which: WhichArgs,
+
+    /// How long to wait for its end, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    timeout: u64,
+}
+
+/// `stolos lab status`
+#[derive(Args, Debug)]
+pub(crate) struct StatusArgs {
+    #[command(flatten)]
+    which: WhichArgs,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+/// `stolos lab env`
+#[derive(Args, Debug)]
+pub(crate) struct EnvArgs {
+    #[command(flatten)]
+    which: WhichArgs,
+}
+
+/// `stolos lab fault`
+#[derive(Debug, Subcommand)]
+pub(crate) enum FaultCommand {
+    /// Kill a cluster, a pod, or a cluster's east-west gateway
+    Kill(KillArgs),
+    /// Start a killed cluster again
+    Start(ClusterOfLab),
+    /// Cut a cluster or a network off from the others: connections hang, nothing is refused
+    Partition(PartitionArgs),
+    /// End partitions
+    Heal(HealArgs),
+}
+
+/// `stolos lab fault kill`
+#[derive(Args, Debug)]
+pub(crate) struct KillArgs {
+    /// The cluster
+    cluster: String,
+
+    /// Only this pod of it, as `namespace/name`
+    #[arg(long, value_name = "NAMESPACE/NAME", conflicts_with = "gateway")]
+    pod: Option<String>,
+
+    /// Only its east-west gateway
+    #[arg(long)]
+    gateway: bool,
+
+    #[command(flatten)]
+    which: WhichArgs,
+}
+
+/// A cluster of a lab.
+#[derive(Args, Debug)]
+pub(crate) struct ClusterOfLab {
+    /// The cluster
+    cluster: String,
+    #[command(flatten)]
+    which: WhichArgs,
+}
+
+/// `stolos lab fault partition`
+#[derive(Args, Debug)]
+pub(crate) struct PartitionArgs {
+    /// Clusters or networks
+    #[arg(required = true, value_name = "CLUSTER|NETWORK")]
+    what: Vec<String>,
+    #[command(flatten)]
+    which: WhichArgs,
+}
+
+/// `stolos lab fault heal`
+#[derive(Args, Debug)]
+pub(crate) struct HealArgs {
+    /// Clusters or networks; all there are where none is named
+    #[arg(value_name = "CLUSTER|NETWORK")]
+    what: Vec<String>,
+    #[command(flatten)]
+    which: WhichArgs,
+}
+
+pub(crate) async fn run(command: LabCommand, screen: &Screen, stop: &Stop) -> Result<Exit, Failure> {
+    match command {
+        LabCommand::Up(args) if args.detach => detach(args, screen, stop).await,
+        LabCommand::Up(args) => up(args, screen, stop).await,
+        LabCommand::Down(args) => down(args, screen).await,
+        LabCommand::Status(args) => status(args, screen).await,
+        LabCommand::Env(args) => env(&args, screen),
+        LabCommand::Fault(command) => fault(command, screen).await,
+    }
+}
+
+impl UpArgs {
+    /// What the lab is to be.
+    fn config(&self, screen: &Screen) -> Result<LabConfig, Failure> {
+        crate::lab::supported()?;
+        let mut config = match self.clusters {
+            Some(clusters) => {
+                LabConfig::with_counts(self.mesh.state.folder("lab")?, clusters.into(), self.networks.into())
+            }
+            None => {
+                let mesh = self.mesh.read(screen)?;
+                let state = self.mesh.state(&mesh)?;
+                let mut config = LabConfig::from_mesh(&mesh, state);
+                // A ristioctl file says where its clusters' kubeconfig is to be found: there it will be.
+                config.kubeconfig = mesh.clusters.iter().find_map(|c| c.kubeconfig.clone());
+                config
+            }
+        };
+        if let Some(kubeconfig) = self.kubeconfig.clone().or_else(one_of_the_environment) {
+            config.kubeconfig = Some(kubeconfig);
+        }
+        config.renumber = self.renumber;
+        Ok(config)
+    }
+}
+
+/// The file that `$KUBECONFIG` names, if it names one.
+fn one_of_the_environment() -> Option<PathBuf> {
+    let variable = std::env::var_os("KUBECONFIG").filter(|v| !v.is_empty())?;
+    let mut files = std::env::split_paths(&variable);
+    files.next().filter(|_| files.next().is_none())
+}
+
+async fn up(args: UpArgs, screen: &Screen, stop: &Stop) -> Result<Exit, Failure> {
+    if args.detached {
+        // Away from the terminal: its Ctrl-C and its end are not ours.
+        let _ = rustix::process::setsid();
+    }
+    let config = args.config(screen)?;
+    let mesh_file = args.clusters.map(|_| mesh_file(&config)).transpose()?;
+    let began = Instant::now();
+    screen.heading(format!("Starting {}", count(config.clusters.len(), "cluster")));
+    let lab = tokio::select! {
+        lab = Lab::start(config) => lab?,
+        () = stop.asked() => return Err(Failure::interrupted()),
+    };
+    screen.line(format!("  {} up after {}", screen.progress_tone(Tone::Good, "✓"), elapsed(began.elapsed())));
+    if args.detached {
+        screen.data(READY);
+    } else {
+        let status = serde_json::to_value(lab.status().await).map_err(|e| Failure::caused(&e))?;
+        screen.data(&crate::view::lab(screen, &status));
+        if let Some(file) = mesh_file {
+            screen.line(format!("a mesh of these clusters: stolos apply -f {}", file.display()));
+        }
+        screen.data(&export(&lab.kubeconfig()));
+        screen.line("The lab stays up until Ctrl-C.");
+    }
+    let live = live(&lab, screen);
+    tokio::select! {
+        () = stop.asked() => {}
+        () = lab.asked_down() => {}
+        () = live => {}
+    }
+    screen.line("Stopping the lab; what is in its folder stays");
+    lab.stop().await;
+    Ok(Exit::Good)
+}
+
+/// What goes on in the lab, on one line of a terminal, until it is dropped.
+async fn live(lab: &Lab, screen: &Screen) {
+    if !screen.is_live() {
+        return std::future::pending().await;
+    }
+    let progress = screen.progress(None);
+    progress.begin("live", "");
+    loop {
+        let status = lab.status().await;
+        let running = status.clusters.iter().filter(|c| c.running).count();
+        let cut = status.clusters.iter().filter(|c| c.cut_off).count();
+        let pods: usize = status.clusters.iter().map(|c| c.pods).sum();
+        let refused: u64 = status.refusals.iter().map(|r| r.count).sum();
+        let mut text = format!("{} running, {}, {refused} refused", count(running, "cluster"), count(pods, "pod"));
+        if cut > 0 {
+            text += &format!(", {cut} cut off");
+        }
+        progress.note("live", &text);
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+}
+
+/// A mesh of the lab's clusters, for whoever has no file of their own.
+fn mesh_file(config: &LabConfig) -> Result<PathBuf, Failure> {
+    let contexts: Vec<_> = config.clusters.iter().map(|c| (c.context.clone(), Some(c.network.clone()))).collect();
+    let name = MeshName::parse(&config.name).map_err(|e| Failure::caused(&e))?;
+    let mut mesh = from_contexts(&name, &contexts)?.mesh;
+    for (cluster, of_lab) in mesh.clusters.iter_mut().zip(&config.clusters) {
+        cluster.region.clone_from(&of_lab.region);
+        cluster.zone.clone_from(&of_lab.zone);
+    }
+    let path = config.state.join("mesh.yaml");
+    let written = std::fs::create_dir_all(&config.state).and_then(|()| std::fs::write(&path, mesh_yaml(&mesh)));
+    written.map_err(|e| Failure::caused(&e).while_doing(format!("could not write {}", path.display())))?;
+    Ok(path)
+}
+
+/// What the process in the background says when it is up.
+const READY: &str = "ready";
+/// How long a lab may take to come up.
+const UP: Duration = Duration::from_secs(120);
+
+/// Starts the same command again in the background, and waits until it is up.
+async fn detach(args: UpArgs, screen: &Screen, stop: &Stop) -> Result<Exit, Failure> {
+    let config = args.config(screen)?;
+    let wanted = |e: std::io::Error| Failure::caused(&e).while_doing("could not start a lab in the background");
+    std::fs::create_dir_all(&config.state).map_err(wanted)?;
+    let log_path = config.state.join("lab.log");
+    let log = std::fs::OpenOptions::new().create(true).append(true).open(&log_path).map_err(wanted)?;
+    let before = log.metadata().map_err(wanted)?.len();
+    let arguments = std::env::args_os().skip(1).map(|a| if a == "--detach" { "--detached".into() } else { a });
+    let mut child = tokio::process::Command::new(std::env::current_exe().map_err(wanted)?)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(log)
+        .spawn()
+        .map_err(wanted)?;
+    let mut lines = child.stdout.take().map(|out| tokio::io::BufReader::new(out).lines());
+    let ready = async {
+        match &mut lines {
+            Some(lines) => lines.next_line().await.ok().flatten().is_some_and(|line| line == READY),
+            None => false,
+        }
+    };
+    screen.line(format!("Starting {} in the background", count(config.clusters.len(), "cluster")));
+    let failure = tokio::select! {
+        ready = ready => match ready {
+            true => None,
+            false => Some(Failure::new("the lab did not start")),
+        },
+        () = tokio::time::sleep(UP) => {
+            Some(Failure::new(format!("the lab is not up after {}", elapsed(UP))).exit_with(Exit::TimedOut))
+        }
+        () = stop.asked() => Some(Failure::interrupted()),
+    };
+    if let Some(failure) = failure {
+        let _ = child.start_kill();
+        let _ = child.wait().await;
+        return Err(match said_since(&log_path, before) {
+            said if said.is_empty() => failure,
+            said => failure.because(said),
+        }
+        .hint(format!("its log is {}", log_path.display())));
+    }
+    let kubeconfig = config.state.join("kubeconfig");
+    screen.line(format!(
+        "  {} up, with process {}",
+        screen.progress_tone(Tone::Good, "✓"),
+        child.id().unwrap_or_default()
+    ));
+    screen.line(format!("  `stolos lab down --state {}` ends it", config.state.display()));
+    if args.clusters.is_some() {
+        screen
+            .line(format!("  a mesh of these clusters: stolos apply -f {}", config.state.join("mesh.yaml").display()));
+    }
+    screen.data(&export(&kubeconfig));
+    Ok(Exit::Good)
+}
+
+/// The last words of the process in the background.
+fn said_since(log: &Path, before: u64) -> String {
+    use std::io::Seek as _;
+    let mut text = String::new();
+    let read = std::fs::File::open(log).and_then(|mut file| {
+        file.seek(std::io::SeekFrom::Start(before))?;
+        file.take(64 * 1024).read_to_string(&mut text)
+    });
+    if read.is_err() {
+        return String::new();
+    }
+    let from = text.find("error:").unwrap_or_default();
+    text[from..].trim().trim_start_matches("error:").trim_start().to_owned()
+}
+
+fn export(kubeconfig: &Path) -> String {
+    format!("export KUBECONFIG={}", quoted(kubeconfig))
+}
+
+/// As a POSIX shell reads it.
+fn quoted(path: &Path) -> String {
+    let text = path.display().to_string();
+    let plain = text.chars().all(|c| c.is_ascii_alphanumeric() || "/._-+@:,".contains(c));
+    if plain { text } else { format!("'{}'", text.replace('\'', "'\\''")) }
+}
+
+impl WhichArgs {
+    /// The lab's folder: named, or the mesh file's, or the one of the only lab there is.
+    fn folder(&self, screen: &Screen) -> Result<PathBuf, Failure> {
+        if self.state.state.is_some() {
+            return self.state.folder("lab");
+        }
+        if let Some(file) = &self.file {
+            let mesh = MeshArgs { file: Some(file.clone()), base: None, state: self.state.clone() };
+            return mesh.state(&mesh.read_quietly(screen)?);
+        }
+        let beside = self.state.folder("lab")?;
+        let meshes = beside.parent().map(std::fs::read_dir);
+        let labs: Vec<_> = match meshes {
+            Some(Ok(folders)) => {
+                folders.filter_map(|f| Some(f.ok()?.path())).filter(|f| f.join("lab.json").is_file()).collect()
+            }
+            _ => Vec::new(),
+        };
+        let running: Vec<_> = labs.iter().filter(|lab| is_held(lab)).collect();
+        match (running.as_slice(), labs.as_slice()) {
+            ([one], _) => Ok((*one).clone()),
+            ([], [one]) => Ok(one.clone()),
+            ([], []) => Err(Failure::new("there is no lab").hint("`stolos lab up -f FILE --detach` starts one")),
+            (several, _) => {
+                let list: Vec<_> = several.iter().map(|l| format!("  --state {}", l.display())).collect();
+                let what = if several.is_empty() {
+                    "no lab runs, and there is more than one folder of one"
+                } else {
+                    "more than one lab runs"
+                };
+                Err(Failure::new(what)
+                    .hint(format!("name the mesh file with `-f FILE`, or one of\n{}", list.join("\n"))))
+            }
+        }
+    }
+}
+
+/// Whether a process holds the lab's folder.
+fn is_held(folder: &Path) -> bool {
+    let Ok(lock) = std::fs::File::open(folder.join("lab.lock")) else { return false };
+    matches!(lock.try_lock_shared(), Err(std::fs::TryLockError::WouldBlock))
+}
+
+async fn down(args: DownArgs, screen: &Screen) -> Result<Exit, Failure> {
+    let folder = args.which.folder(screen)?;
+    if !is_held(&folder) {
+        screen.line(format!("no lab runs in {}", folder.display()));
+        return Ok(Exit::Good);
+    }
+    screen.line(format!("Ending the lab in {}", folder.display()));
+    socket::down(&folder).await?;
+    let patience = Duration::from_secs(args.timeout);
+    let ended = async {
+        while is_held(&folder) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(patience, ended).await.map_err(|_| {
+        Failure::new(format!("the lab has not ended after {}", elapsed(patience))).exit_with(Exit::TimedOut)
+    })?;
+    screen.line("it has ended; what is in its folder stays for the next time");
+    Ok(Exit::Good)
+}
+
+async fn status(args: StatusArgs, screen: &Screen) -> Result<Exit, Failure> {
+    let folder = args.which.folder(screen)?;
+    let status = socket::status(&folder).await?;
+    match args.output.output {
+        output if output.is_document() => screen.document(output, &status)?,
+        _ => screen.data(&crate::view::lab(screen, &status)),
+    }
+    Ok(Exit::Good)
+}
+
+fn env(args: &EnvArgs, screen: &Screen) -> Result<Exit, Failure> {
+    let folder = args.which.folder(screen)?;
+    let kubeconfig = folder.join("kubeconfig");
+    if !kubeconfig.is_file() {
+        return Err(Failure::new(format!("no lab was ever up in {}", folder.display()))
+            .hint("`stolos lab up -f FILE --detach` starts one"));
+    }
+    if !is_held(&folder) {
+        screen.say("warning: this lab does not run at the moment");
+    }
+    screen.data(&export(&kubeconfig));
+    Ok(Exit::Good)
+}
+
+async fn fault(command: FaultCommand, screen: &Screen) -> Result<Exit, Failure> {
+    let (which, faults) = match command {
+        FaultCommand::Kill(args) => {
+            let cluster = args.cluster;
+            let fault = match (args.pod, args.gateway) {
+                (Some(pod), _) => {
+                    let (namespace, pod) = pod.split_once('/').unwrap_or(("default", &pod));
+                    Fault::KillPod { cluster, namespace: namespace.to_owned(), pod: pod.to_owned() }
+                }
+                (None, true) => Fault::KillGateway { cluster },
+                (None, false) => Fault::KillCluster { cluster },
+            };
+            (args.which, vec![fault])
+        }
+        FaultCommand::Start(args) => (args.which, vec![Fault::Start { cluster: args.cluster }]),
+        FaultCommand::Partition(args) => {
+            (args.which, args.what.into_iter().map(|what| Fault::Partition { what }).collect())
+        }
+        FaultCommand::Heal(args) if args.what.is_empty() => (args.which, vec![Fault::Heal { what: None }]),
+        FaultCommand::Heal(args) => {
+            (args.which, args.what.into_iter().map(|what| Fault::Heal { what: Some(what) }).collect())
+        }
+    };
+    let folder = which.folder(screen)?;
+    for fault in faults {
+        let said = match &fault {
+            Fault::KillPod { cluster, namespace, pod } => format!("killed pod {namespace}/{pod} of {cluster}"),
+            Fault::KillGateway { cluster } => format!("killed the east-west gateway of {cluster}"),
+            Fault::KillCluster { cluster } => {
+                format!("killed {cluster}; `stolos lab fault start {cluster}` brings it back")
+            }
+            Fault::Start { cluster } => format!("{cluster} runs again"),
+            Fault::Partition { what } => format!("{what} is cut off; `stolos lab fault heal {what}` ends it"),
+            Fault::Heal { what: Some(what) } => format!("{what} is connected again"),
+            Fault::Heal { what: None } => "all are connected again".to_owned(),
+        };
+        socket::fault(&folder, fault).await?;
+        screen.line(said);
+    }
+    Ok(Exit::Good)
+}
