@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
@@ -21,6 +22,7 @@ use crate::catalogue::Catalogue;
 use crate::directory::{Directories, Directory};
 use crate::error::Error;
 use crate::events::{self, Recorder};
+use crate::kubelet::pod::AskOnDrop;
 use crate::kubelet::{Door, Kubelet, Resolver};
 use crate::loadbalancer::Balancer;
 use crate::network::World;
@@ -43,6 +45,8 @@ pub(crate) struct Shared {
     pub(crate) balancer: Balancer,
     pub(crate) catalogue: Catalogue,
     pub(crate) digest: Digest,
+    /// Set before `stop` where the cluster is to end at once, without farewells.
+    pub(crate) killed: AtomicBool,
     pub(crate) stop: Stop,
 }
 
@@ -168,6 +172,8 @@ pub(crate) struct Cluster {
     pub(crate) kubelet: Arc<Kubelet>,
     pub(crate) server: Server,
     tasks: TaskTracker,
+    /// A cluster that is dropped ends too, if unobserved.
+    _ends: AskOnDrop,
 }
 
 impl Cluster {
@@ -234,6 +240,7 @@ impl Cluster {
             events: recorder,
             catalogue: catalogue.clone(),
             digest: Digest,
+            killed: AtomicBool::new(false),
             stop: stop.clone(),
         });
         let ready = tokio::time::timeout(Duration::from_secs(30), shared.caches.ready()).await;
@@ -248,7 +255,14 @@ impl Cluster {
         tasks.spawn(keep_directory(Arc::clone(&shared)));
         tasks.spawn(Arc::clone(&kubelet).run());
         workload::start(&shared, &tasks);
-        Ok(Self { shared, kubelet, server, tasks })
+        let ends = AskOnDrop(stop);
+        Ok(Self { shared, kubelet, server, tasks, _ends: ends })
+    }
+
+    /// As if the machine had lost power: nothing says goodbye.
+    pub(crate) async fn kill(self) {
+        self.shared.killed.store(true, Ordering::Release);
+        self.stop().await;
     }
 
     /// Stops everything; what is in storage stays.

@@ -295,7 +295,7 @@ impl Inner {
                     slot.running.take()
                 };
                 if let Some(running) = running {
-                    running.stop().await;
+                    running.kill().await;
                 }
             }
             Fault::Start { cluster } => {

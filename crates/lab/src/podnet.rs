@@ -91,6 +91,12 @@ impl PodSockets {
         self.address
     }
 
+    /// Whether this pod's applications are redirected through a sidecar at all.
+    #[must_use]
+    pub fn is_redirected(&self) -> bool {
+        self.redirect
+    }
+
     /// Whether connections to `port` go through the sidecar.
     #[must_use]
     pub fn redirects(&self, port: u16) -> bool {

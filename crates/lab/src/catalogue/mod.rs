@@ -145,6 +145,7 @@ async fn typed(launch: Launch) -> i32 {
         stdin: Source::empty(),
         stdout: log.clone(),
         stderr: log,
+        interrupt: None,
     };
     tokio::select! {
         code = userland::run(command, process) => code,

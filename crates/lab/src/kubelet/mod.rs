@@ -75,6 +75,7 @@ impl Kubelet {
 
     /// Starts what is placed on the node and tells running pods what became of them.
     pub(crate) async fn run(self: Arc<Self>) {
+        self.sweep();
         self.poke.notify_one();
         loop {
             tokio::select! {
@@ -82,6 +83,15 @@ impl Kubelet {
                 () = self.shared.stop.asked() => return,
             }
             self.look();
+        }
+    }
+
+    /// Removes the folders of pods that went while nobody looked.
+    fn sweep(&self) {
+        let known: BTreeSet<_> = self.shared.caches.pods.list().iter().filter_map(|pod| pod.uid()).collect();
+        let folders = std::fs::read_dir(self.shared.folder.join("pods")).into_iter().flatten().flatten();
+        for folder in folders.filter(|f| !known.contains(f.file_name().to_string_lossy().as_ref())) {
+            let _ = std::fs::remove_dir_all(folder.path());
         }
     }
 
@@ -233,13 +243,26 @@ impl PodRuntime for Door {
             let mut process = run
                 .process(&container.container)
                 .ok_or_else(|| RuntimeError::BadRequest(format!("container {} is not running", container.container)))?;
-            process.stdin = streams.stdin.map_or_else(Source::empty, Source::new);
-            process.stdout = streams.stdout.map_or_else(Sink::null, Sink::new);
-            process.stderr = match streams.stderr {
-                Some(stderr) => Sink::new(stderr),
-                None if streams.tty => process.stdout.clone(),
-                None => Sink::null(),
-            };
+            let mut keeping: BoxFuture<'static, ()> = Box::pin(std::future::pending());
+            match (streams.tty, streams.stdin, streams.stdout) {
+                (true, Some(stdin), Some(stdout)) => {
+                    let (terminal, work) = userland::open_terminal(stdin, stdout);
+                    keeping = Box::pin(work);
+                    process.stdin = terminal.stdin;
+                    process.stdout = terminal.stdout.clone();
+                    process.stderr = terminal.stdout;
+                    process.interrupt = Some(terminal.interrupt);
+                }
+                (_, stdin, stdout) => {
+                    process.stdin = stdin.map_or_else(Source::empty, Source::new);
+                    process.stdout = stdout.map_or_else(Sink::null, Sink::new);
+                    process.stderr = match streams.stderr {
+                        Some(stderr) => Sink::new(stderr),
+                        None if streams.tty => process.stdout.clone(),
+                        None => Sink::null(),
+                    };
+                }
+            }
             let program = command.first().cloned().unwrap_or_default();
             if !userland::knows(&program) {
                 let text = format!(
@@ -249,7 +272,20 @@ impl PodRuntime for Door {
                 let _ = process.stderr.write(text.as_bytes()).await;
                 return Ok(Exit { code: userland::NOT_FOUND });
             }
-            Ok(Exit { code: userland::run(command, process).await })
+            // A shell that somebody types into handles Ctrl-C itself; any other program ends by it.
+            let interrupt = process.interrupt.clone().filter(|_| command.len() > 1);
+            let interrupted = async {
+                match interrupt {
+                    Some(interrupt) => interrupt.notified().await,
+                    None => std::future::pending().await,
+                }
+            };
+            let code = tokio::select! {
+                code = userland::run(command, process) => code,
+                () = interrupted => 130,
+                () = keeping => 129,
+            };
+            Ok(Exit { code })
         })
     }
 

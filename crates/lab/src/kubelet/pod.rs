@@ -153,6 +153,7 @@ impl PodRun {
             stdin: crate::userland::Source::empty(),
             stdout: crate::userland::Sink::null(),
             stderr: crate::userland::Sink::null(),
+            interrupt: None,
         }))
     }
 
@@ -255,9 +256,12 @@ pub(crate) async fn run(kubelet: Arc<Kubelet>, run: Arc<PodRun>, pod: Arc<Pod>) 
             () = stop.asked() => {}
         }
     }
-    soft.ask();
-    // A cluster that stops gives its pods a moment, not their full grace.
-    let patience = grace.unwrap_or(Duration::from_millis(500));
+    if !shared.killed.load(std::sync::atomic::Ordering::Acquire) {
+        soft.ask();
+    }
+    // A cluster that stops gives its pods a moment, not their full grace; one that is killed gives them none.
+    let killed = shared.killed.load(std::sync::atomic::Ordering::Acquire);
+    let patience = grace.unwrap_or(if killed { Duration::ZERO } else { Duration::from_millis(500) });
     let ending = async { while life.tasks.join_next().await.is_some() {} };
     let _ = tokio::time::timeout(patience, ending).await;
     life.tasks.shutdown().await;
@@ -539,7 +543,7 @@ fn prepare(
     let root = volumes::root(pod, container, &run.folder)?;
     let sidecar = container.name == SIDECAR;
     let net = if sidecar { run.sockets.proxy() } else { run.sockets.application() };
-    if sidecar {
+    if sidecar && run.sockets.is_redirected() {
         env.insert("ISTIO_META_STOLOS_REDIRECT".to_owned(), "proxy-protocol".to_owned());
     }
     let words = |list: &Option<Vec<String>>| list.iter().flatten().map(|w| expand(w, &env)).collect::<Vec<_>>();
@@ -567,6 +571,8 @@ async fn incarnation(
     stop: &Stop,
     soft: &Stop,
 ) -> i32 {
+    // However this life ends, even by being dropped: whatever the process left running ends with it.
+    let _ends = AskOnDrop(stop.clone());
     let name = container.name.as_str();
     let since = Timestamp::now();
     let has = |probe: &Option<Probe>| probe.is_some();
@@ -609,8 +615,6 @@ async fn incarnation(
             ended((&mut process).await)
         }
     };
-    // Whatever the process left running ends with this, even where it was killed.
-    stop.ask();
     run.change(name, |view| {
         view.log.end();
         view.state = State::Ended { code, reason, message, since, until: Timestamp::now() };
@@ -619,6 +623,15 @@ async fn incarnation(
         view.world = None;
     });
     code
+}
+
+/// Asks when it is dropped.
+pub(crate) struct AskOnDrop(pub(crate) Stop);
+
+impl Drop for AskOnDrop {
+    fn drop(&mut self) {
+        self.0.ask();
+    }
 }
 
 fn shared_event(kubelet: &Kubelet, pod: &Pod, reason: &'static str, message: String) {

@@ -6,6 +6,7 @@
 mod curl;
 mod glob;
 mod shell;
+mod terminal;
 mod tools;
 
 use std::collections::BTreeMap;
@@ -16,7 +17,9 @@ use std::sync::Arc;
 use futures::future::BoxFuture;
 use stolos_serve::Net;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, Notify};
+
+pub use terminal::{Terminal, open as open_terminal};
 
 /// Exit code of a command nobody has.
 pub const NOT_FOUND: i32 = 127;
@@ -44,6 +47,8 @@ pub struct Process {
     pub stdout: Sink,
     /// Standard error.
     pub stderr: Sink,
+    /// Given at every Ctrl-C, where there is a terminal.
+    pub interrupt: Option<Arc<Notify>>,
 }
 
 impl Process {
@@ -115,12 +120,16 @@ impl Source {
 
 /// Where a program writes to. Clones share the stream, which ends when the last is gone.
 #[derive(Clone)]
-pub struct Sink(Arc<Mutex<Box<dyn AsyncWrite + Send + Unpin>>>);
+pub struct Sink {
+    stream: Arc<Mutex<Box<dyn AsyncWrite + Send + Unpin>>>,
+    /// Whether it is a terminal, where a line ends with a carriage return too.
+    cooked: bool,
+}
 
 impl Sink {
     /// Writes to `stream`.
     pub fn new(stream: impl AsyncWrite + Send + Unpin + 'static) -> Self {
-        Self(Arc::new(Mutex::new(Box::new(stream))))
+        Self { stream: Arc::new(Mutex::new(Box::new(stream))), cooked: false }
     }
 
     /// Forgets what is written.
@@ -129,14 +138,28 @@ impl Sink {
         Self::new(tokio::io::sink())
     }
 
+    /// The same stream as a terminal.
+    fn cooked(&self) -> Self {
+        Self { stream: Arc::clone(&self.stream), cooked: true }
+    }
+
     /// Writes all of `bytes`.
     ///
     /// # Errors
     ///
     /// When the reader is gone.
     pub async fn write(&self, bytes: &[u8]) -> io::Result<()> {
-        let mut stream = self.0.lock().await;
-        stream.write_all(bytes).await?;
+        let mut stream = self.stream.lock().await;
+        if self.cooked {
+            let lines = bytes.split_inclusive(|byte| *byte == b'\n');
+            let text = lines.flat_map(|line| match line.strip_suffix(b"\n") {
+                Some(line) => [line, b"\r\n"],
+                None => [line, b""],
+            });
+            stream.write_all(&text.collect::<Vec<_>>().concat()).await?;
+        } else {
+            stream.write_all(bytes).await?;
+        }
         stream.flush().await
     }
 }

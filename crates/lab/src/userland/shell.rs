@@ -19,6 +19,8 @@ use tokio::task::JoinSet;
 
 use super::{BROKEN_PIPE, MAX_TEXT, NOT_FOUND, Process, Sink, Source, glob, pipe, tools};
 
+/// Exit code of what Ctrl-C ended (128 + SIGINT).
+const INTERRUPTED: i32 = 130;
 /// How deep functions, substitutions and `eval` may call each other: each level is polled on the same stack.
 const MAX_DEPTH: u32 = 20;
 
@@ -144,24 +146,52 @@ impl Shell {
         self.ended(flow)
     }
 
-    /// Commands from standard input, one line (or as many as a command needs) at a time.
+    /// Commands from standard input, one line (or as many as a command needs) at a time. At a terminal each is asked
+    /// for, and Ctrl-C ends the one that runs.
     async fn interactive(&mut self) -> i32 {
+        const LONGEST: usize = 64 * 1024;
+        let interrupt = self.process.interrupt.clone();
         let mut pending = String::new();
         loop {
-            let line = match self.process.stdin.read_line().await {
-                Ok(Some(line)) => line,
-                Ok(None) | Err(_) => {
-                    return if pending.trim().is_empty() { self.status } else { self.script(&pending).await };
+            if interrupt.is_some() {
+                let prompt = if pending.is_empty() {
+                    format!("{} # ", self.process.directory.display())
+                } else {
+                    "> ".to_owned()
+                };
+                let _ = self.process.stdout.write(prompt.as_bytes()).await;
+            }
+            let stdin = self.process.stdin.clone();
+            let line = tokio::select! {
+                line = stdin.read_line() => line,
+                () = interrupted(interrupt.as_ref()) => {
+                    pending.clear();
+                    self.status = INTERRUPTED;
+                    continue;
                 }
+            };
+            let Ok(Some(line)) = line else {
+                if interrupt.is_some() {
+                    let _ = self.process.stdout.write(b"\n").await;
+                }
+                return if pending.trim().is_empty() { self.status } else { self.script(&pending).await };
             };
             pending += &line;
             pending.push('\n');
-            if line.trim() == "" && pending.trim().is_empty() || parse(&pending).is_err() && pending.len() < 64 * 1024 {
+            if pending.trim().is_empty() {
+                pending.clear();
+                continue;
+            }
+            if parse(&pending).is_err_and(|problem| problem.contains("end of input")) && pending.len() < LONGEST {
                 continue;
             }
             let text = std::mem::take(&mut pending);
-            match self.text(&text).await {
-                Err(Jump::Exit(code)) => return code,
+            let flow = tokio::select! {
+                flow = self.text(&text) => flow,
+                () = interrupted(interrupt.as_ref()) => Ok(INTERRUPTED),
+            };
+            match flow {
+                Err(Jump::Exit(code)) if interrupt.is_none() || text_exits(&text) => return code,
                 flow => {
                     self.ended(flow);
                 }
@@ -1223,6 +1253,19 @@ impl Shell {
         }
         value
     }
+}
+
+/// Waits for Ctrl-C; without a terminal, for ever.
+async fn interrupted(interrupt: Option<&std::sync::Arc<tokio::sync::Notify>>) {
+    match interrupt {
+        Some(interrupt) => interrupt.notified().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Whether somebody at a terminal means to leave: a mistake ends a script, but not a terminal's shell.
+fn text_exits(text: &str) -> bool {
+    text.split(|c: char| c.is_whitespace() || ";&|".contains(c)).any(|word| matches!(word, "exit" | "exec"))
 }
 
 fn calculate(operator: &BinaryOperator, left: i64, right: i64) -> Result<i64, String> {

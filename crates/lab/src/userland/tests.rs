@@ -23,6 +23,7 @@ async fn with_input(text: &str, input: &str) -> (String, String, i32) {
         stdin: Source::new(std::io::Cursor::new(input.as_bytes().to_vec())),
         stdout: out.0,
         stderr: err.0,
+        interrupt: None,
     };
     let running = run(vec!["sh".into(), "-c".into(), text.into()], process);
     let all = async { futures::join!(running, out.1.read_all(), err.1.read_all()) };
@@ -222,4 +223,42 @@ async fn curl_speaks_like_curl() {
     }
     let (_, err, _) = shell(&format!("curl -vs {at}/hello")).await;
     assert!(err.contains("> GET /hello HTTP/1.1\n") && err.contains("< HTTP/1.1 200 OK"), "{err}");
+}
+
+#[tokio::test]
+async fn a_terminal_edits_echoes_and_interrupts() {
+    let (mut keys, far) = tokio::io::duplex(1024);
+    let (screen, mut near) = tokio::io::duplex(64 * 1024);
+    let (terminal, work) = open_terminal(far, screen);
+    let process = Process {
+        net: Arc::new(HostNet::default()),
+        root: std::env::temp_dir(),
+        directory: "/".into(),
+        env: BTreeMap::new(),
+        hostname: "pod-1".to_owned(),
+        stdin: terminal.stdin,
+        stdout: terminal.stdout.clone(),
+        stderr: terminal.stdout,
+        interrupt: Some(terminal.interrupt),
+    };
+    let shell = async {
+        tokio::select! {
+            code = run(vec!["sh".into()], process) => code,
+            () = work => -1,
+        }
+    };
+    let typing = async {
+        keys.write_all(b"echo hex\x7fy\r").await.unwrap();
+        keys.write_all(b"sleep 1000\r").await.unwrap();
+        // Once the shell has begun to sleep.
+        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+        keys.write_all(b"\x03echo $?\rbad(\rexit 4\r").await.unwrap();
+    };
+    let both = async { futures::join!(shell, typing).0 };
+    let code = tokio::time::timeout(std::time::Duration::from_secs(20), both).await.expect("no terminal may hang");
+    let mut shown = String::new();
+    near.read_to_string(&mut shown).await.unwrap();
+    assert_eq!(code, 4, "{shown}");
+    assert!(shown.contains("echo hex\x08 \x08y\r\n") && shown.contains("hey\r\n"), "{shown:?}");
+    assert!(shown.contains("^C\r\n") && shown.contains("130\r\n"), "{shown:?}");
 }
