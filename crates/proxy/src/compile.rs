@@ -336,7 +336,7 @@ fn tcp(message: &tcp_proxy::TcpProxy, side: Side) -> Result<Tcp> {
         log: access_logs(&message.access_log)?,
         // Zero switches the limit off in Envoy; a day is as good and bounded.
         idle: if idle.is_zero() { Duration::from_secs(86_400) } else { idle },
-        attempts: message.max_connect_attempts.unwrap_or(1).clamp(1, 10),
+        attempts: message.max_connect_attempts.map(|most| most.clamp(1, 10)),
     })
 }
 

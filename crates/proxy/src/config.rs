@@ -162,7 +162,8 @@ pub(crate) struct Tcp {
     pub(crate) clusters: Vec<(String, u32)>,
     pub(crate) log: Vec<Arc<log::Log>>,
     pub(crate) idle: Duration,
-    pub(crate) attempts: u32,
+    /// How often a connection is tried; unsaid, a few times, each on another host.
+    pub(crate) attempts: Option<u32>,
 }
 
 /// A set of hosts that serve the same thing, and how they are reached.

@@ -119,7 +119,9 @@ impl Shared {
         } else if let Kind::Dns(names) = &cluster.kind
             && cluster.names_are_old(self.now())
         {
-            self.resolve(&cluster, names).await;
+            // One looks, the others go on with what there is.
+            cluster.resolved_at.store(self.now(), Ordering::Relaxed);
+            let _ = tokio::time::timeout(SOON, self.resolve(&cluster, names)).await;
         }
         Some(cluster)
     }

@@ -14,6 +14,10 @@ use crate::state::Shared;
 use crate::tls::Use;
 use crate::{balance, log};
 
+/// How many hosts are asked for a connection when nothing is said of it. Envoy asks one; but nothing has been sent yet,
+/// so asking another one can do no harm, and behind a gateway it is the difference between a dead pod and a failure.
+const ELSEWHERE: u32 = 3;
+
 /// What is told of a connection when it has ended.
 #[derive(Default)]
 struct Told {
@@ -83,6 +87,10 @@ async fn upstream(
             told.flags = "UH";
             return None;
         };
+        if tcp.attempts.is_none() && tried.iter().any(|known| Arc::ptr_eq(known, &host)) {
+            // Everybody has been asked.
+            return None;
+        }
         told.host = Arc::clone(&host.text);
         told.attempts += 1;
         match pool::connect(shared, &cluster, &host, Use::Tcp).await {
@@ -97,7 +105,7 @@ async fn upstream(
                 told.flags = if matches!(error, pool::Error::Overflow) { "UO" } else { "UF" };
                 cluster.note(&host, Outcome::GatewayError, shared.now());
                 tried.push(host);
-                if told.attempts >= tcp.attempts {
+                if told.attempts >= tcp.attempts.unwrap_or(ELSEWHERE) {
                     return None;
                 }
             }

@@ -163,6 +163,27 @@ async fn a_running_connection_survives_the_end_of_its_chain() {
 }
 
 #[tokio::test]
+async fn a_dead_pod_behind_it_is_passed_over() {
+    let (mut gateway, server) = gateway().await;
+    let dead = [super::world::nobody().await, super::world::nobody().await];
+    gateway.put(NAME, &endpoints(NAME, &[dead[0], server.local_addr().unwrap(), dead[1]], false));
+    for _ in 0..10 {
+        let mut client = gateway.dial(15443).await;
+        client.write_all(&hello_bytes(NAME, &["istio"])).await.unwrap();
+        let (mut inner, _) = server.accept().await.unwrap();
+        inner.write_all(b"!").await.unwrap();
+        assert_eq!(client.read_u8().await.unwrap(), b'!');
+    }
+    // With nobody alive it ends soon.
+    gateway.put(NAME, &endpoints(NAME, &dead, false));
+    let mut client = gateway.dial(15443).await;
+    client.write_all(&hello_bytes(NAME, &["istio"])).await.unwrap();
+    let mut rest = Vec::new();
+    let _ = client.read_to_end(&mut rest).await;
+    assert_eq!(gateway.line("\"UF\"").await["sni"], NAME);
+}
+
+#[tokio::test]
 async fn a_name_without_endpoints_is_closed_and_flagged() {
     let (mut gateway, _server) = gateway().await;
     gateway.put(NAME, &endpoints(NAME, &[], false));
