@@ -1,5 +1,12 @@
 //! Istio's own objects, read into plain values; and what of them is not acted on.
 //!
+//! | Kind | What is acted on |
+//! |---|---|
+//! | PeerAuthentication | all of it |
+//! | DestinationRule | host, subsets, exportTo, workloadSelector; load balancing (simple), localityLbSetting, outlierDetection, connect timeout and limits, TLS modes DISABLE and ISTIO_MUTUAL; per port |
+//! | Gateway | servers with tls.mode AUTO_PASSTHROUGH |
+//! | VirtualService | HTTP routes of workloads' requests to Services: matches on path, method, headers, port; weights, timeouts, retries, rewrites, direct responses |
+//!
 //! Nothing is ignored silently: every kind and field that this control plane does not act on becomes a [`Finding`],
 //! and a *security* object that it cannot fully obey closes the workloads it applies to (decision 29).
 
@@ -76,6 +83,8 @@ pub struct Policies {
     pub peers: Vec<PeerAuthentication>,
     /// Gateways.
     pub gateways: Vec<GatewayConfig>,
+    /// VirtualServices, for what workloads send.
+    pub virtual_services: Vec<VirtualService>,
     /// Workloads that refuse everything, because a security object cannot be obeyed.
     pub closed: Vec<Applies>,
     /// What is not acted on.
@@ -112,6 +121,9 @@ impl Policies {
                     self.closed.push(policy.applies.clone());
                 }
                 self.peers.push(policy);
+            }
+            "VirtualService" => {
+                self.virtual_services.extend(VirtualService::read(object, spec, domain, &mut fields));
             }
             "Gateway" => {
                 self.gateways.push(GatewayConfig::read(object, spec, &mut fields));
@@ -167,6 +179,17 @@ impl Policies {
             oldest.and_then(|p| p.mode)
         };
         of(namespace).or_else(|| of(root)).unwrap_or(Mtls::Permissive)
+    }
+
+    /// How requests of a client in `namespace` to `host` are routed: by the oldest that names it, else by the most
+    /// general pattern that covers it.
+    #[must_use]
+    pub fn virtual_service(&self, namespace: &str, host: &str) -> Option<&VirtualService> {
+        let seen = |vs: &&VirtualService| exported(&vs.export_to, &vs.namespace, namespace);
+        let exact = self.virtual_services.iter().filter(seen).find(|vs| vs.hosts.iter().any(|own| own == host));
+        exact.or_else(|| {
+            self.virtual_services.iter().filter(seen).find(|vs| vs.hosts.iter().any(|own| host_matches(own, host)))
+        })
     }
 
     /// Whether a workload refuses everything.
@@ -339,6 +362,260 @@ impl GatewayConfig {
         }
         let selector = spec.get("selector").map(labels).unwrap_or_default();
         Self { namespace: object.namespace.clone(), name: object.name.clone(), selector, passthrough }
+    }
+}
+
+/// A VirtualService, as far as it says how workloads' requests are routed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct VirtualService {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// The hosts it is for.
+    pub hosts: Vec<String>,
+    /// Which namespaces see it.
+    pub export_to: BTreeSet<String>,
+    /// The first that matches decides.
+    pub http: Vec<HttpRule>,
+}
+
+/// What happens to some requests.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct HttpRule {
+    /// Its name.
+    pub name: String,
+    /// Which requests; empty is all.
+    pub matches: Vec<HttpMatch>,
+    /// Where they go.
+    pub to: Vec<Destination>,
+    /// The answer they get instead.
+    pub respond: Option<(u16, String)>,
+    /// How long they may take; none is without limit.
+    pub timeout: Option<Duration>,
+    /// How often they are tried again, if not as usual.
+    pub retries: Option<Retries>,
+    /// What replaces the matched part of the path.
+    pub rewrite_path: Option<String>,
+    /// What replaces the host.
+    pub rewrite_host: Option<String>,
+}
+
+/// A part of the requests to a host.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Destination {
+    /// The host.
+    pub host: String,
+    /// The subset, or the empty name.
+    pub subset: String,
+    /// Its port, if it has several.
+    pub port: Option<u16>,
+    /// Its share.
+    pub weight: u32,
+}
+
+/// Retries of one rule.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Retries {
+    /// How often.
+    pub attempts: u32,
+    /// How long each may take.
+    pub per_try: Option<Duration>,
+    /// When; empty is as usual.
+    pub on: Vec<String>,
+    /// Which answers.
+    pub statuses: Vec<u32>,
+}
+
+/// Which requests; all of it must hold.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct HttpMatch {
+    /// The path.
+    pub uri: Option<TextMatch>,
+    /// Whether the case of the path does not count.
+    pub ignore_case: bool,
+    /// Headers, the method among them as `:method`.
+    pub headers: Vec<(String, TextMatch)>,
+    /// The service's port.
+    pub port: Option<u16>,
+}
+
+/// How a text must be.
+#[derive(Clone, Debug, PartialEq)]
+pub enum TextMatch {
+    /// This.
+    Exact(String),
+    /// Beginning so.
+    Prefix(String),
+    /// Such.
+    Regex(String),
+    /// There.
+    Present,
+}
+
+impl TextMatch {
+    fn read(value: &Value) -> Option<Self> {
+        let Some((how, text)) = value.as_object()?.iter().next() else { return Some(Self::Present) };
+        let text = text.as_str()?.to_owned();
+        match how.as_str() {
+            "exact" => Some(Self::Exact(text)),
+            "prefix" => Some(Self::Prefix(text)),
+            "regex" => Some(Self::Regex(text)),
+            _ => None,
+        }
+    }
+}
+
+/// The conditions under which a request may be sent again, of those that proxies know.
+const RETRY_ON: &[&str] = &[
+    "connect-failure",
+    "reset-before-request",
+    "reset",
+    "refused-stream",
+    "gateway-error",
+    "5xx",
+    "retriable-4xx",
+    "retriable-status-codes",
+    "cancelled",
+    "deadline-exceeded",
+    "resource-exhausted",
+    "internal",
+    "unavailable",
+];
+
+impl VirtualService {
+    /// None when it says nothing about what workloads send.
+    fn read(object: &Object, spec: &Map<String, Value>, domain: &str, left: &mut Vec<String>) -> Option<Self> {
+        known(spec, "", &["hosts", "gateways", "http", "exportTo"], left);
+        let gateways = texts(spec, "gateways");
+        left.extend(gateways.iter().filter(|name| *name != "mesh").map(|name| format!("gateways: {name}")));
+        if !(gateways.is_empty() || gateways.iter().any(|name| name == "mesh")) {
+            return None;
+        }
+        let full = |host: &str| {
+            let short = !host.contains('.') && host != "*";
+            if short { format!("{host}.{}.svc.{domain}", object.namespace) } else { host.to_owned() }
+        };
+        let suffix = format!(".svc.{domain}");
+        let (hosts, others): (Vec<_>, Vec<_>) =
+            texts(spec, "hosts").iter().map(|host| full(host)).partition(|host| host.ends_with(&suffix));
+        left.extend(others.into_iter().map(|host| format!("hosts: {host} (only those of Services are)")));
+        let rules = list(spec, "http").iter().enumerate();
+        let http =
+            rules.filter_map(|(at, rule)| HttpRule::read(rule.as_object()?, &format!("http[{at}]"), &full, left));
+        let http = http.collect();
+        Some(Self {
+            namespace: object.namespace.clone(),
+            name: object.name.clone(),
+            hosts,
+            export_to: texts(spec, "exportTo").into_iter().collect(),
+            http,
+        })
+    }
+}
+
+impl HttpRule {
+    /// None when it would match or do something else than it says.
+    fn read(
+        map: &Map<String, Value>,
+        path: &str,
+        full: &dyn Fn(&str) -> String,
+        left: &mut Vec<String>,
+    ) -> Option<Self> {
+        known(map, path, &["name", "match", "route", "timeout", "retries", "rewrite", "directResponse"], left);
+        let written = list(map, "match");
+        let matches: Vec<_> = written
+            .iter()
+            .enumerate()
+            .filter_map(|(at, value)| HttpMatch::read(value.as_object()?, &format!("{path}.match[{at}]"), left))
+            .collect();
+        let mut to = Vec::new();
+        for (at, route) in list(map, "route").iter().enumerate() {
+            let (Some(route), path) = (route.as_object(), format!("{path}.route[{at}]")) else { continue };
+            known(route, &path, &["destination", "weight"], left);
+            let Some(destination) = route.get("destination").and_then(Value::as_object) else { continue };
+            known(destination, &format!("{path}.destination"), &["host", "subset", "port"], left);
+            let port = destination.get("port").and_then(|port| port.get("number")).and_then(Value::as_u64);
+            to.push(Destination {
+                host: full(text(destination, "host").unwrap_or_default()),
+                subset: text(destination, "subset").unwrap_or_default().to_owned(),
+                port: port.and_then(|port| u16::try_from(port).ok()),
+                weight: number(route, "weight").unwrap_or_default(),
+            });
+        }
+        let respond = map.get("directResponse").and_then(|response| {
+            let status = response.get("status").and_then(Value::as_u64).and_then(|s| u16::try_from(s).ok())?;
+            let body = response.pointer("/body/string").and_then(Value::as_str).unwrap_or_default();
+            Some((status, body.to_owned()))
+        });
+        let rewrite = map.get("rewrite").and_then(Value::as_object);
+        if let Some(rewrite) = rewrite {
+            known(rewrite, &format!("{path}.rewrite"), &["uri", "authority"], left);
+        }
+        // A rule whose every match is beyond us must not become one that matches everything.
+        let lost = !written.is_empty() && matches.is_empty();
+        if lost || (to.is_empty() && respond.is_none()) {
+            return None;
+        }
+        let of_rewrite = |name: &str| rewrite.and_then(|rewrite| text(rewrite, name)).map(str::to_owned);
+        Some(Self {
+            name: text(map, "name").unwrap_or_default().to_owned(),
+            matches,
+            to,
+            respond,
+            timeout: text(map, "timeout").and_then(duration),
+            retries: map.get("retries").and_then(Value::as_object).map(|r| Retries::read(r, path, left)),
+            rewrite_path: of_rewrite("uri"),
+            rewrite_host: of_rewrite("authority"),
+        })
+    }
+}
+
+impl HttpMatch {
+    /// None when it has a condition that is not understood: fewer requests match rather than more.
+    fn read(map: &Map<String, Value>, path: &str, left: &mut Vec<String>) -> Option<Self> {
+        let before = left.len();
+        known(map, path, &["name", "uri", "ignoreUriCase", "method", "headers", "port"], left);
+        let mut read = |field: &str, value: &Value| {
+            let found = TextMatch::read(value);
+            if found.is_none() {
+                left.push(format!("{path}.{field}"));
+            }
+            found
+        };
+        let uri = map.get("uri").and_then(|value| read("uri", value));
+        let mut headers = Vec::new();
+        for (name, value) in map.get("headers").and_then(Value::as_object).into_iter().flatten() {
+            headers.extend(read("headers", value).map(|how| (name.to_ascii_lowercase(), how)));
+        }
+        headers
+            .extend(map.get("method").and_then(|value| read("method", value)).map(|how| (":method".to_owned(), how)));
+        (left.len() == before).then(|| Self {
+            uri,
+            ignore_case: map.get("ignoreUriCase").and_then(Value::as_bool).unwrap_or(false),
+            headers,
+            port: number(map, "port").and_then(|port| u16::try_from(port).ok()),
+        })
+    }
+}
+
+impl Retries {
+    fn read(map: &Map<String, Value>, path: &str, left: &mut Vec<String>) -> Self {
+        let path = format!("{path}.retries");
+        known(map, &path, &["attempts", "perTryTimeout", "retryOn"], left);
+        let (mut on, mut statuses) = (Vec::new(), Vec::new());
+        for condition in text(map, "retryOn").unwrap_or_default().split(',').map(str::trim).filter(|c| !c.is_empty()) {
+            match condition.parse() {
+                Ok(status) => statuses.push(status),
+                Err(_) if RETRY_ON.contains(&condition) => on.push(condition.to_owned()),
+                Err(_) => left.push(format!("{path}.retryOn: {condition}")),
+            }
+        }
+        if !statuses.is_empty() && !on.iter().any(|condition| condition == "retriable-status-codes") {
+            on.push("retriable-status-codes".to_owned());
+        }
+        let attempts = number(map, "attempts").unwrap_or_default();
+        Self { attempts, per_try: text(map, "perTryTimeout").and_then(duration), on, statuses }
     }
 }
 
@@ -816,7 +1093,17 @@ mod tests {
                 peer("a", "odd", 1, json!({"mtls": {"mode": "MAYBE"}, "selector": {"matchLabels": {"app": "x"}}})),
                 object("AuthorizationPolicy", "b", "deny", 2, json!({"selector": {"matchLabels": {"app": "y"}}})),
                 object("AuthorizationPolicy", "b", "audit", 3, json!({"action": "AUDIT"})),
-                object("VirtualService", "c", "vs", 4, json!({"hosts": ["x"]})),
+                object(
+                    "VirtualService",
+                    "c",
+                    "vs",
+                    4,
+                    json!({"hosts": ["x", "y.example.com"], "gateways": ["mesh", "in"], "http": [
+                    {"match": [{"sourceLabels": {}}], "route": [{"destination": {"host": "x"}}]},
+                    {"mirror": {}, "retries": {"attempts": 1, "retryOn": "503,odd"}, "route": [{"destination": {"host": "x"}}]},
+                    {"redirect": {}}]}),
+                ),
+                object("Sidecar", "c", "sidecar", 4, json!({})),
                 object(
                     "DestinationRule",
                     "c",
@@ -834,11 +1121,15 @@ mod tests {
         assert!(!closed("a", "y") && !closed("b", "x") && !closed("c", "x"));
         let findings: Vec<_> =
             policies.findings.iter().map(|f| format!("{} {}: {}", f.kind, f.name, f.message())).collect();
+        let vs = policies.virtual_service("anywhere", "x.c.svc.cluster.local").unwrap();
+        assert_eq!(vs.http.len(), 1, "what would match or do something else is left out");
+        assert_eq!(vs.http[0].retries.as_ref().unwrap().statuses, [503]);
         insta::assert_snapshot!(findings.join("\n"), @r"
         PeerAuthentication odd: not supported by this control plane: mtls.mode: MAYBE; because it cannot be fully obeyed, the workloads it applies to refuse all connections
         AuthorizationPolicy deny: the kind AuthorizationPolicy is not supported by this control plane; because it cannot be fully obeyed, the workloads it applies to refuse all connections
         AuthorizationPolicy audit: the kind AuthorizationPolicy is not supported by this control plane
-        VirtualService vs: the kind VirtualService is not supported by this control plane
+        Sidecar sidecar: the kind Sidecar is not supported by this control plane
+        VirtualService vs: not supported by this control plane: gateways: in, hosts: y.example.com (only those of Services are), http[0].match[0].sourceLabels, http[1].mirror, http[1].retries.retryOn: odd, http[2].redirect
         DestinationRule dr: not supported by this control plane: trafficPolicy.tunnel, trafficPolicy.loadBalancer.consistentHash
         Gateway ingress: not supported by this control plane: servers[0] (only tls.mode AUTO_PASSTHROUGH is)
         ");

@@ -95,10 +95,7 @@ impl Authenticator {
 
     async fn review(&self, token: &str) -> Result<Identity, Status> {
         let review = TokenReview {
-            spec: TokenReviewSpec {
-                token: token.to_owned(),
-                audiences: Some(vec![istio::TOKEN_AUDIENCE.to_owned()]),
-            },
+            spec: TokenReviewSpec { token: token.to_owned(), audiences: Some(vec![istio::TOKEN_AUDIENCE.to_owned()]) },
             ..TokenReview::default()
         };
         let params = PostParams::default();

@@ -22,6 +22,7 @@ use super::clusters::{self, BLACK_HOLE, PASSTHROUGH};
 use super::endpoints::Style;
 use super::parts::{ads, duration, http_filter, http_manager, listener_filter, tcp_proxy};
 use crate::model::{Health, Port, Protocol, ProxyInfo, Resolution, Service, World};
+use crate::policy::{Destination, HttpMatch, HttpRule, TextMatch};
 
 /// The application protocols by which the HTTP inspector names plain HTTP.
 pub(super) const PLAIN_HTTP: [&str; 2] = ["http/1.1", "h2c"];
@@ -272,33 +273,138 @@ fn virtual_host(
     world: &World,
     aliases: &Aliases,
 ) -> route::VirtualHost {
-    let cluster = clusters::name(Style::Client, port.number, "", &service.host);
+    let routes = match world.policies.virtual_service(&proxy.namespace, &service.host) {
+        // No rule about HTTP: as if it were not there.
+        Some(rules) if !rules.http.is_empty() => rules.http.iter().flat_map(|rule| ruled(world, rule, port)).collect(),
+        _ => {
+            let cluster = clusters::name(Style::Client, port.number, "", &service.host);
+            default_routes("default", any_path(), to_cluster(&cluster))
+        }
+    };
     // A name that two services could have (an alias, an address used twice) belongs to the first.
     let domains = domains(proxy, service, world, aliases).into_iter().filter(|domain| taken.insert(domain.clone()));
     route::VirtualHost {
         name: format!("{}:{}", service.host, port.number),
         domains: domains.collect(),
-        routes: default_routes(&cluster),
+        routes,
         include_request_attempt_count: true,
         ..Default::default()
     }
 }
 
-/// To one cluster, with the retries of decision 6. What is safe to repeat is also repeated when the connection broke
-/// before the first byte of a response.
-fn default_routes(cluster: &str) -> Vec<route::Route> {
-    let to = |name: &str, retry_on: &str, headers| route::Route {
-        name: name.to_owned(),
-        r#match: Some(route::RouteMatch { headers, ..any_path() }),
-        action: Some(route::route::Action::Route(route::RouteAction {
-            // No limit, as in Istio.
-            timeout: Some(duration(Duration::ZERO)),
-            retry_policy: Some(retry(retry_on)),
-            ..to_cluster(cluster)
-        })),
-        ..Default::default()
+/// To where an action leads, with the retries of decision 6. What is safe to repeat is also repeated when the
+/// connection broke before the first byte of a response.
+fn default_routes(name: &str, matching: route::RouteMatch, action: route::RouteAction) -> Vec<route::Route> {
+    let to = |retry_on: &str, headers: Vec<route::HeaderMatcher>| {
+        let mut matching = matching.clone();
+        matching.headers.extend(headers);
+        let policy = Some(retry(retry_on));
+        // No limit, as in Istio, unless somebody set one.
+        let timeout = action.timeout.or(Some(duration(Duration::ZERO)));
+        let action = route::RouteAction { timeout, retry_policy: policy, ..action.clone() };
+        one_route(name, matching, route::route::Action::Route(action))
     };
-    vec![to("default", RETRY_ALWAYS, vec![idempotent(true)]), to("default", RETRY_IDEMPOTENT, Vec::new())]
+    vec![to(RETRY_ALWAYS, vec![idempotent(true)]), to(RETRY_IDEMPOTENT, Vec::new())]
+}
+
+fn one_route(name: &str, matching: route::RouteMatch, action: route::route::Action) -> route::Route {
+    route::Route { name: name.to_owned(), r#match: Some(matching), action: Some(action), ..Default::default() }
+}
+
+/// The routes of one rule of a VirtualService, for a service port (Istio 1.30, section 13).
+fn ruled(world: &World, rule: &HttpRule, port: &Port) -> Vec<route::Route> {
+    use route::route_action::{ClusterSpecifier, HostRewriteSpecifier};
+    let mut action = route::RouteAction { timeout: rule.timeout.map(duration), ..Default::default() };
+    let name = |to: &Destination| {
+        let service = world.services.by_host.get(to.host.as_str());
+        let only = service.filter(|service| service.ports.len() == 1).map(|service| service.ports[0].number);
+        clusters::name(Style::Client, to.port.or(only).unwrap_or(port.number), &to.subset, &to.host)
+    };
+    let weighted: Vec<_> = rule.to.iter().filter(|to| to.weight > 0).collect();
+    action.cluster_specifier = match (&rule.to[..], &weighted[..]) {
+        ([], _) => None,
+        ([one], _) => Some(ClusterSpecifier::Cluster(name(one))),
+        (_, [one]) => Some(ClusterSpecifier::Cluster(name(one))),
+        ([first, ..], []) => Some(ClusterSpecifier::Cluster(name(first))),
+        (_, several) => {
+            let clusters = several.iter().map(|to| route::weighted_cluster::ClusterWeight {
+                name: name(to),
+                weight: Some(to.weight),
+                ..Default::default()
+            });
+            Some(ClusterSpecifier::WeightedClusters(route::WeightedCluster {
+                clusters: clusters.collect(),
+                ..Default::default()
+            }))
+        }
+    };
+    action.host_rewrite_specifier = rule.rewrite_host.clone().map(HostRewriteSpecifier::HostRewriteLiteral);
+    let label = if rule.name.is_empty() { "default" } else { &rule.name };
+    let all = [HttpMatch::default()];
+    let matches = if rule.matches.is_empty() { &all[..] } else { &rule.matches };
+    let of_port = matches.iter().filter(|matching| matching.port.is_none_or(|number| number == port.number));
+    let mut routes = Vec::new();
+    for wanted in of_port {
+        let matching = matching(wanted);
+        if let Some((status, body)) = &rule.respond {
+            let specifier = Some(core::data_source::Specifier::InlineString(body.clone()));
+            let body = (!body.is_empty()).then_some(core::DataSource { specifier, ..Default::default() });
+            let response = route::DirectResponseAction { status: (*status).into(), body, ..Default::default() };
+            routes.push(one_route(label, matching, route::route::Action::DirectResponse(response)));
+            continue;
+        }
+        let mut action = action.clone();
+        // The part that a pattern matched has no fixed length: it is not replaced.
+        if !matches!(wanted.uri, Some(TextMatch::Regex(_))) {
+            action.prefix_rewrite = rule.rewrite_path.clone().unwrap_or_default();
+        }
+        match &rule.retries {
+            None => routes.extend(default_routes(label, matching, action)),
+            Some(retries) => {
+                let timeout = action.timeout.or(Some(duration(Duration::ZERO)));
+                let on = if retries.on.is_empty() { RETRY_ALWAYS.to_owned() } else { retries.on.join(",") };
+                let policy = (retries.attempts > 0).then(|| route::RetryPolicy {
+                    num_retries: Some(retries.attempts),
+                    per_try_timeout: retries.per_try.map(duration),
+                    retriable_status_codes: retries.statuses.clone(),
+                    ..retry(&on)
+                });
+                let action = route::RouteAction { timeout, retry_policy: policy, ..action };
+                routes.push(one_route(label, matching, route::route::Action::Route(action)));
+            }
+        }
+    }
+    routes
+}
+
+fn matching(wanted: &HttpMatch) -> route::RouteMatch {
+    use route::header_matcher::HeaderMatchSpecifier;
+    use route::route_match::PathSpecifier;
+    let regex = |regex: &String| RegexMatcher { regex: regex.clone(), ..Default::default() };
+    let path = match &wanted.uri {
+        None | Some(TextMatch::Present) => PathSpecifier::Prefix("/".to_owned()),
+        Some(TextMatch::Exact(path)) => PathSpecifier::Path(path.clone()),
+        Some(TextMatch::Prefix(path)) => PathSpecifier::Prefix(path.clone()),
+        Some(TextMatch::Regex(path)) => PathSpecifier::SafeRegex(regex(path)),
+    };
+    let headers = wanted.headers.iter().map(|(name, how)| {
+        let pattern = |pattern| {
+            HeaderMatchSpecifier::StringMatch(StringMatcher { match_pattern: Some(pattern), ..Default::default() })
+        };
+        let specifier = match how {
+            TextMatch::Present => HeaderMatchSpecifier::PresentMatch(true),
+            TextMatch::Exact(text) => pattern(MatchPattern::Exact(text.clone())),
+            TextMatch::Prefix(text) => pattern(MatchPattern::Prefix(text.clone())),
+            TextMatch::Regex(text) => pattern(MatchPattern::SafeRegex(regex(text))),
+        };
+        route::HeaderMatcher { name: name.clone(), header_match_specifier: Some(specifier), ..Default::default() }
+    });
+    route::RouteMatch {
+        path_specifier: Some(path),
+        case_sensitive: wanted.ignore_case.then_some(false),
+        headers: headers.collect(),
+        ..Default::default()
+    }
 }
 
 /// When any request is sent again: it was never received.
@@ -366,4 +472,89 @@ fn domains(proxy: &ProxyInfo, service: &Service, world: &World, aliases: &Aliase
     }
     domains.extend(aliases.get(&*service.host).into_iter().flatten().map(ToString::to_string));
     domains
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::{Object, Policies};
+    use crate::translate::fixture;
+    use serde_json::json;
+
+    /// The routes to the service, one line each.
+    fn lines(world: &World) -> Vec<String> {
+        let all = routes(world, &fixture::proxy("c1"));
+        let host = &all.iter().find(|routes| routes.name == "8080").unwrap().virtual_hosts[0];
+        let line = |route: &route::Route| {
+            let matching = route.r#match.as_ref().unwrap();
+            let path = match matching.path_specifier.as_ref().unwrap() {
+                route::route_match::PathSpecifier::Prefix(path) => format!("{path}*"),
+                route::route_match::PathSpecifier::Path(path) => path.clone(),
+                other => format!("{other:?}"),
+            };
+            let headers: Vec<_> = matching
+                .headers
+                .iter()
+                .map(|header| format!("{}{}", if header.invert_match { "!" } else { "" }, header.name))
+                .collect();
+            let action = match route.action.as_ref().unwrap() {
+                route::route::Action::Route(action) => {
+                    let to = match action.cluster_specifier.as_ref().unwrap() {
+                        route::route_action::ClusterSpecifier::Cluster(name) => name.clone(),
+                        route::route_action::ClusterSpecifier::WeightedClusters(several) => {
+                            let one = |c: &route::weighted_cluster::ClusterWeight| {
+                                format!("{}%{}", c.weight.unwrap(), c.name)
+                            };
+                            several.clusters.iter().map(one).collect::<Vec<_>>().join(" + ")
+                        }
+                        other => format!("{other:?}"),
+                    };
+                    let retry = action.retry_policy.as_ref();
+                    let retry =
+                        retry.map_or("never".to_owned(), |r| format!("{}x {}", r.num_retries.unwrap(), r.retry_on));
+                    let seconds = action.timeout.as_ref().unwrap().seconds;
+                    format!("{to} within {seconds} s, again {retry}{}", action.prefix_rewrite)
+                }
+                route::route::Action::DirectResponse(response) => format!("answer {}", response.status),
+                other => format!("{other:?}"),
+            };
+            format!("{} {path} [{}] -> {action}", route.name, headers.join(","))
+        };
+        host.routes.iter().map(line).collect()
+    }
+
+    #[test]
+    fn requests_go_where_rules_say() {
+        let mut world = fixture::world();
+        insta::assert_snapshot!(lines(&world).join("\n"), @r"
+        default /* [!:method] -> outbound|8080||web.shop.svc.cluster.local within 0 s, again 2x connect-failure,refused-stream,reset-before-request
+        default /* [] -> outbound|8080||web.shop.svc.cluster.local within 0 s, again 2x connect-failure,refused-stream,reset-before-request,reset,unavailable,cancelled
+        ");
+        let spec = json!({"hosts": ["web"], "http": [
+            {"name": "health", "match": [{"uri": {"exact": "/health"}}], "directResponse": {"status": 200}},
+            {"name": "canary", "match": [{"headers": {"x-canary": {"exact": "yes"}}, "uri": {"prefix": "/api"}}, {"port": 9999}],
+                "route": [{"destination": {"host": "web", "subset": "v2"}}], "timeout": "3s", "retries": {"attempts": 0}},
+            {"route": [{"destination": {"host": "web", "subset": "v1"}, "weight": 90},
+                {"destination": {"host": "web.shop.svc.cluster.local", "subset": "v2"}, "weight": 10},
+                {"destination": {"host": "other.ns.svc.cluster.local", "port": {"number": 7}}, "weight": 0}],
+                "retries": {"attempts": 5, "retryOn": "5xx,429"}}]});
+        let object = Object {
+            kind: "VirtualService".into(),
+            namespace: fixture::NAMESPACE.into(),
+            name: "web".into(),
+            uid: String::new(),
+            generation: 1,
+            created: 1,
+            spec,
+            conditions: serde_json::Value::Null,
+        };
+        let policies = Policies::read([object], "cluster.local");
+        assert_eq!(policies.findings, []);
+        fixture::set_policies(&mut world, policies);
+        insta::assert_snapshot!(lines(&world).join("\n"), @r"
+        health /health [] -> answer 200
+        canary /api* [x-canary] -> outbound|8080|v2|web.shop.svc.cluster.local within 3 s, again never
+        default /* [] -> 90%outbound|8080|v1|web.shop.svc.cluster.local + 10%outbound|8080|v2|web.shop.svc.cluster.local within 0 s, again 5x 5xx,retriable-status-codes
+        ");
+    }
 }
