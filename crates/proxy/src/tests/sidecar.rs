@@ -822,3 +822,32 @@ async fn a_workload_that_calls_itself_comes_in_as_anybody() {
     let (status, body) = ask(&mut sidecar.client().await, get("/self")).await;
     assert!(status == 200 && body.ends_with(&format!("URI={SERVER_ID}")), "{status} {body}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_that_dies_under_load_fails_no_idempotent_request() {
+    let trust = Trust::new();
+    let alive = Pod::start(&trust, "helloworld", application("v1").await).await;
+    let dying = Pod::start(&trust, "helloworld", application("v2").await).await;
+    let client = client_sidecar(&trust, SERVER_ID, &[alive.address, dying.address]);
+    let done = Arc::new(AtomicUsize::new(0));
+    let mut asking = Vec::new();
+    for worker in 0..4 {
+        let (mut sender, done) = (client.client().await, Arc::clone(&done));
+        asking.push(tokio::spawn(async move {
+            let (mut failed, mut slowest) = (0, Duration::ZERO);
+            for turn in 0..60 {
+                let began = Instant::now();
+                failed += usize::from(ask(&mut sender, get(&format!("/{worker}/{turn}"))).await.0 != 200);
+                slowest = slowest.max(began.elapsed());
+                done.fetch_add(1, Ordering::Relaxed);
+            }
+            (failed, slowest)
+        }));
+    }
+    eventually(|| (done.load(Ordering::Relaxed) >= 40).then_some(())).await;
+    drop(dying);
+    for one in asking {
+        let (failed, slowest) = one.await.unwrap();
+        assert!(failed == 0 && slowest < Duration::from_millis(1500), "{failed} failed, slowest {slowest:?}");
+    }
+}
