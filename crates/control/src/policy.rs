@@ -34,8 +34,6 @@ pub struct Object {
     pub created: i64,
     /// Its spec.
     pub spec: Value,
-    /// Its status conditions, to see whether a report is needed.
-    pub conditions: Value,
 }
 
 /// What of an object is not acted on.
@@ -1043,7 +1041,6 @@ mod tests {
             generation: 1,
             created,
             spec,
-            conditions: Value::Null,
         }
     }
 

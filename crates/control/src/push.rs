@@ -18,8 +18,10 @@ use stolos_xds::{Resource, Resources, Snapshot};
 use tokio::sync::watch;
 
 use crate::metrics::Metrics;
-use crate::model::{ClusterView, Labels, Locality, PodFacts, Port, ProxyInfo, ProxyKind, Resolution, Service, World};
-use crate::policy::{DestinationRule, LocalitySetting};
+use crate::model::{
+    ClusterView, Labels, Locality, PodFacts, Port, ProxyInfo, ProxyKind, Resolution, Service, Settings, World,
+};
+use crate::policy::{DestinationRule, LocalitySetting, Policies};
 use crate::sign::Authenticator;
 use crate::state::State;
 use crate::translate::endpoints::{self, Style};
@@ -344,8 +346,19 @@ struct Group {
     listeners: Arc<Vec<Arc<Resource>>>,
     routes: Arc<Resources>,
     names: Option<Arc<Resources>>,
-    /// The endpoint resources by host: what to make anew when a host's endpoints change.
-    wanted: Arc<BTreeMap<Arc<str>, Vec<Wanted>>>,
+    /// What it is made of, by host.
+    parts: Arc<BTreeMap<Arc<str>, Arc<Part>>>,
+    /// What all of it was made by.
+    settings: Arc<Settings>,
+    policies: Arc<Policies>,
+}
+
+/// What a group gets of one service.
+struct Part {
+    service: Arc<Service>,
+    clusters: Vec<Arc<Resource>>,
+    /// Its endpoint resources: what to make anew when its endpoints change.
+    wanted: Vec<Wanted>,
 }
 
 /// One endpoint resource.
@@ -364,8 +377,12 @@ struct Groups {
     world: Arc<World>,
     made: HashMap<GroupKey, Arc<Group>>,
     before: HashMap<GroupKey, Arc<Group>>,
-    /// The hosts whose endpoints changed since the picture before; `None`: everything may have.
-    changed: Option<BTreeSet<Arc<str>>>,
+    /// The hosts whose endpoints changed since the picture before.
+    moved: BTreeSet<Arc<str>>,
+    /// Whether nothing else did.
+    only_endpoints: bool,
+    /// Whether gateways are the same.
+    same_gateways: bool,
     traits: Traits,
 }
 
@@ -383,8 +400,20 @@ impl Groups {
         if Arc::ptr_eq(world, &self.world) {
             return;
         }
-        self.changed = changed(&self.world, world);
-        if self.changed.is_none() {
+        let before = &self.world;
+        self.moved = moved(before, world);
+        self.same_gateways = Arc::ptr_eq(&before.gateways, &world.gateways);
+        // The endpoints of a headless service are listeners and names, too.
+        let headless = self.moved.iter().any(|host| {
+            let service = world.services.by_host.get(host);
+            service.is_some_and(|service| service.resolution == Resolution::Passthrough)
+        });
+        self.only_endpoints = !headless
+            && self.same_gateways
+            && Arc::ptr_eq(&before.settings, &world.settings)
+            && Arc::ptr_eq(&before.services, &world.services)
+            && Arc::ptr_eq(&before.policies, &world.policies);
+        if !self.only_endpoints {
             self.traits = traits(world);
         }
         self.world = Arc::clone(world);
@@ -412,40 +441,42 @@ impl Groups {
         if let Some(made) = self.made.get(&key) {
             return Arc::clone(made);
         }
-        let group = match (&self.changed, self.before.get(&key)) {
-            (Some(hosts), Some(before)) => Arc::new(patch(world, info, before, hosts)),
-            _ => Arc::new(whole(world, info, self.before.get(&key).map(AsRef::as_ref))),
+        let group = match self.before.get(&key) {
+            Some(before) if self.only_endpoints => Arc::new(patch(world, info, before, &self.moved)),
+            before => {
+                // What cannot have changed is not made again.
+                let moved = self.same_gateways.then_some(&self.moved);
+                Arc::new(whole(world, info, before.map(|before| (before.as_ref(), moved))))
+            }
         };
         self.made.insert(key, Arc::clone(&group));
         group
     }
 }
 
-/// The hosts whose endpoints differ, or `None` when more than endpoints does.
-fn changed(before: &World, now: &World) -> Option<BTreeSet<Arc<str>>> {
-    let same = Arc::ptr_eq(&before.settings, &now.settings)
-        && Arc::ptr_eq(&before.services, &now.services)
-        && Arc::ptr_eq(&before.gateways, &now.gateways)
-        && Arc::ptr_eq(&before.policies, &now.policies)
-        && before.clusters.len() == now.clusters.len()
-        && before.clusters.iter().zip(&now.clusters).all(|(a, b)| a.id == b.id);
-    if !same {
-        return None;
-    }
+/// The hosts whose endpoints differ.
+fn moved(before: &World, now: &World) -> BTreeSet<Arc<str>> {
+    let by_id = |world: &World| -> BTreeMap<Arc<str>, Arc<ClusterView>> {
+        world.clusters.iter().map(|cluster| (Arc::clone(&cluster.id), Arc::clone(cluster))).collect()
+    };
+    let (before, now) = (by_id(before), by_id(now));
     let mut hosts = BTreeSet::new();
-    for (a, b) in before.clusters.iter().zip(&now.clusters).filter(|(a, b)| !Arc::ptr_eq(a, b)) {
-        for (host, endpoints) in &b.endpoints {
-            if a.endpoints.get(host).is_none_or(|have| !Arc::ptr_eq(have, endpoints)) {
-                hosts.insert(Arc::clone(host));
+    for (id, b) in &now {
+        match before.get(id) {
+            Some(a) if Arc::ptr_eq(a, b) => {}
+            Some(a) => {
+                let differs = |(host, endpoints): &(&Arc<str>, &Arc<Vec<_>>)| {
+                    a.endpoints.get(*host).is_none_or(|have| !Arc::ptr_eq(have, endpoints))
+                };
+                hosts.extend(b.endpoints.iter().filter(differs).map(|(host, _)| Arc::clone(host)));
+                hosts.extend(a.endpoints.keys().filter(|host| !b.endpoints.contains_key(*host)).cloned());
             }
+            None => hosts.extend(b.endpoints.keys().cloned()),
         }
-        hosts.extend(a.endpoints.keys().filter(|host| !b.endpoints.contains_key(*host)).cloned());
     }
-    // The endpoints of a headless service are listeners and names, too.
-    let headless = hosts.iter().any(|host| {
-        now.services.by_host.get(host).is_some_and(|service| service.resolution == Resolution::Passthrough)
-    });
-    (!headless).then_some(hosts)
+    let gone = before.iter().filter(|(id, _)| !now.contains_key(*id));
+    hosts.extend(gone.flat_map(|(_, cluster)| cluster.endpoints.keys().cloned()));
+    hosts
 }
 
 fn traits(world: &World) -> Traits {
@@ -469,73 +500,108 @@ fn traits(world: &World) -> Traits {
     }
 }
 
-/// A group made from nothing; resources that came out as before are the same `Arc`s.
-fn whole(world: &World, info: &ProxyInfo, before: Option<&Group>) -> Group {
-    let (mut clusters, mut wanted) = (Vec::new(), BTreeMap::<Arc<str>, Vec<Wanted>>::new());
-    let mut add = |service: &Service, port: &Port, subset: &str, style, rule: Option<&Arc<DestinationRule>>| {
-        let cluster = clusters::outbound(world, info, service, port, subset, style, rule.map(AsRef::as_ref));
-        let Some(cluster) = cluster else { return };
-        if cluster.eds_cluster_config.is_some() {
-            wanted.entry(Arc::clone(&service.host)).or_default().push(Wanted {
-                name: cluster.name.clone(),
-                port: port.clone(),
-                subset: subset.to_owned(),
-                style,
-                rule: rule.cloned(),
-            });
-        }
-        clusters.push(Resource::of(&cluster));
-    };
-    let (built_listeners, routes) = match info.kind {
-        ProxyKind::Sidecar => {
-            let root = &world.settings.root_namespace;
-            for service in listeners::visible(world, info) {
-                let rule = world
-                    .policies
-                    .destination(root, &info.namespace, &info.labels, &service.host, &service.namespace)
-                    .map(Arc::new);
-                let subsets = rule.iter().flat_map(|rule| rule.subsets.iter().map(|subset| subset.name.as_str()));
-                let subsets: Vec<_> = std::iter::once("").chain(subsets).collect();
-                for port in &service.ports {
-                    for subset in &subsets {
-                        add(service, port, subset, Style::Client, rule.as_ref());
-                    }
-                }
-            }
-            (listeners::outbound(world, info), listeners::routes(world, info))
-        }
-        ProxyKind::Router => {
-            let mut seen = BTreeSet::new();
-            for passed in gateway::passed(world, info).into_values().flatten() {
-                if seen.insert(passed.sni()) {
-                    let rule = passed.rule.as_ref();
-                    add(passed.service, passed.port, &passed.subset, Style::Passthrough, rule);
-                }
-            }
-            (gateway::listeners(world, info), Vec::new())
-        }
-    };
+/// A group made anew. What is the same as before is taken from there: a service's clusters where the service and all
+/// policies are, its endpoints where it is known, besides, which hosts have moved, and this one has not.
+fn whole(world: &World, info: &ProxyInfo, before: Option<(&Group, Option<&BTreeSet<Arc<str>>>)>) -> Group {
+    let comparable = before.filter(|(group, _)| {
+        Arc::ptr_eq(&group.settings, &world.settings) && Arc::ptr_eq(&group.policies, &world.policies)
+    });
+    let mut parts = BTreeMap::new();
     let mut all = Resources::default();
-    for (host, wanted) in &wanted {
-        for resource in assignments(world, info, host, wanted) {
-            all.insert(resource);
+    let wishes = match info.kind {
+        ProxyKind::Sidecar => wishes_of_sidecar(world, info),
+        ProxyKind::Router => wishes_of_router(world, info),
+    };
+    for (service, wishes) in wishes {
+        let host = &service.host;
+        let known = comparable.and_then(|(group, moved)| Some((group, group.parts.get(host)?, moved)));
+        // What a headless service's clusters are depends on its endpoints.
+        let known = known.filter(|(_, part, _)| {
+            Arc::ptr_eq(&part.service, service) && service.resolution != Resolution::Passthrough
+        });
+        let part = match known {
+            Some((_, part, _)) => Arc::clone(part),
+            None => Arc::new(part(world, info, service, wishes)),
+        };
+        let unmoved = known.filter(|(_, _, moved)| moved.is_some_and(|moved| !moved.contains(host)));
+        let same = unmoved.and_then(|(group, ..)| {
+            part.wanted.iter().map(|wanted| group.endpoints.get(&wanted.name).cloned()).collect::<Option<Vec<_>>>()
+        });
+        match same {
+            Some(same) => same.into_iter().for_each(|resource| all.insert(resource)),
+            None => assignments(world, info, host, &part.wanted).into_iter().for_each(|made| all.insert(made)),
         }
+        parts.insert(Arc::clone(host), part);
     }
+    let (built_listeners, routes) = match info.kind {
+        ProxyKind::Sidecar => (listeners::outbound(world, info), listeners::routes(world, info)),
+        ProxyKind::Router => (gateway::listeners(world, info), Vec::new()),
+    };
     let mut group = Group {
-        clusters: Arc::new(clusters.into_iter().map(Arc::new).collect()),
+        clusters: Arc::new(parts.values().flat_map(|part| part.clusters.iter().cloned()).collect()),
         endpoints: Arc::new(all),
         listeners: Arc::new(built_listeners.iter().map(|listener| Arc::new(Resource::of(listener))).collect()),
         routes: Arc::new(Resources::of(&routes)),
         names: info.dns.then(|| Arc::new(Resources::of([&names::table(world, info)]))),
-        wanted: Arc::new(wanted),
+        parts: Arc::new(parts),
+        settings: Arc::clone(&world.settings),
+        policies: Arc::clone(&world.policies),
     };
-    if let Some(before) = before {
+    if let Some((before, _)) = before {
         keep(&mut group.clusters, &before.clusters);
         keep(&mut group.endpoints, &before.endpoints);
         keep(&mut group.listeners, &before.listeners);
         keep(&mut group.routes, &before.routes);
     }
     group
+}
+
+/// What of a service somebody wants: port, subset, in which form, and the rule for it.
+type Wish = (Port, String, Style, Option<Arc<DestinationRule>>);
+
+fn wishes_of_sidecar<'a>(world: &'a World, info: &'a ProxyInfo) -> Vec<(&'a Arc<Service>, Vec<Wish>)> {
+    let root = &world.settings.root_namespace;
+    let of = |service: &'a Arc<Service>| {
+        let rule = world
+            .policies
+            .destination(root, &info.namespace, &info.labels, &service.host, &service.namespace)
+            .map(Arc::new);
+        let subsets = rule.iter().flat_map(|rule| rule.subsets.iter().map(|subset| subset.name.clone()));
+        let subsets: Vec<_> = std::iter::once(String::new()).chain(subsets).collect();
+        let of_port = |port: &Port| {
+            let of_subset = |subset: &String| (port.clone(), subset.clone(), Style::Client, rule.clone());
+            subsets.iter().map(of_subset).collect::<Vec<_>>()
+        };
+        (service, service.ports.iter().flat_map(of_port).collect())
+    };
+    listeners::visible(world, info).map(of).collect()
+}
+
+fn wishes_of_router<'a>(world: &'a World, info: &'a ProxyInfo) -> Vec<(&'a Arc<Service>, Vec<Wish>)> {
+    let mut by_host = BTreeMap::<&Arc<str>, (&Arc<Service>, Vec<Wish>)>::new();
+    let mut seen = BTreeSet::new();
+    for passed in gateway::passed(world, info).into_values().flatten() {
+        if seen.insert(passed.sni())
+            && let Some((host, service)) = world.services.by_host.get_key_value(&passed.service.host)
+        {
+            let wish = (passed.port.clone(), passed.subset, Style::Passthrough, passed.rule);
+            by_host.entry(host).or_insert_with(|| (service, Vec::new())).1.push(wish);
+        }
+    }
+    by_host.into_values().collect()
+}
+
+fn part(world: &World, info: &ProxyInfo, service: &Arc<Service>, wishes: Vec<Wish>) -> Part {
+    let mut part = Part { service: Arc::clone(service), clusters: Vec::new(), wanted: Vec::new() };
+    for (port, subset, style, rule) in wishes {
+        let cluster = clusters::outbound(world, info, service, &port, &subset, style, rule.as_deref());
+        let Some(cluster) = cluster else { continue };
+        if cluster.eds_cluster_config.is_some() {
+            part.wanted.push(Wanted { name: cluster.name.clone(), port, subset, style, rule });
+        }
+        part.clusters.push(Arc::new(Resource::of(&cluster)));
+    }
+    part
 }
 
 fn keep<T: PartialEq>(now: &mut Arc<T>, before: &Arc<T>) {
@@ -548,8 +614,8 @@ fn keep<T: PartialEq>(now: &mut Arc<T>, before: &Arc<T>) {
 fn patch(world: &World, info: &ProxyInfo, before: &Group, hosts: &BTreeSet<Arc<str>>) -> Group {
     let mut endpoints = Arc::clone(&before.endpoints);
     for host in hosts {
-        let Some(wanted) = before.wanted.get(host) else { continue };
-        for resource in assignments(world, info, host, wanted) {
+        let Some(part) = before.parts.get(host) else { continue };
+        for resource in assignments(world, info, host, &part.wanted) {
             if endpoints.get(&resource.name).is_none_or(|have| have.version != resource.version) {
                 Arc::make_mut(&mut endpoints).insert(resource);
             }
@@ -561,7 +627,9 @@ fn patch(world: &World, info: &ProxyInfo, before: &Group, hosts: &BTreeSet<Arc<s
         listeners: Arc::clone(&before.listeners),
         routes: Arc::clone(&before.routes),
         names: before.names.clone(),
-        wanted: Arc::clone(&before.wanted),
+        parts: Arc::clone(&before.parts),
+        settings: Arc::clone(&before.settings),
+        policies: Arc::clone(&before.policies),
     }
 }
 
@@ -613,7 +681,7 @@ mod tests {
         fixture::change_endpoints(&mut world, "c3", |endpoints| endpoints.truncate(1));
         let world = Arc::new(world);
         groups.begin(&world);
-        assert_eq!(groups.changed.as_ref().unwrap().len(), 1);
+        assert_eq!((groups.moved.len(), groups.only_endpoints), (1, true));
         let (second, _) = build(&world, &info, &mut groups, Some(&built));
         for kept in [message::CLUSTER, message::LISTENER, message::ROUTE] {
             assert!(Arc::ptr_eq(first.get(kept).unwrap(), second.get(kept).unwrap()), "{kept}");
@@ -630,7 +698,8 @@ mod tests {
         for step in 0..6usize {
             match step % 3 {
                 0 => fixture::change_endpoints(&mut world, "c2", |e| e[0].weight += 1),
-                1 => fixture::set_gateways(&mut world, "c3", if step > 3 { &[] } else { &["3.3.3.3", "3.3.3.9"] }),
+                1 if step > 3 => fixture::change(&mut world, "c2", |view| view.endpoints.clear()),
+                1 => fixture::set_gateways(&mut world, "c3", &["3.3.3.3", "3.3.3.9"]),
                 _ => fixture::change_service(&mut world, "c1", |s| s.ports[0].name = format!("http-{step}")),
             }
             let world = Arc::new(world.clone());
@@ -724,6 +793,13 @@ mod tests {
             eprintln!("compose: {:?}", begun.elapsed());
             round(&world, "one endpoint");
         }
+        let mut clusters = world.clusters.clone();
+        let view = Arc::make_mut(&mut clusters[7]);
+        Arc::make_mut(Arc::make_mut(&mut view.services).values_mut().next().unwrap())
+            .accounts
+            .insert("spiffe://x".into());
+        world = World::compose(&world, world.settings.clone(), clusters, world.policies.clone());
+        round(&world, "one service");
     }
 
     #[test]

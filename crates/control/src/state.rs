@@ -667,7 +667,6 @@ fn is_missing(error: &watcher::Error) -> bool {
 fn object(kind: &str, object: DynamicObject) -> Option<(Key, Object)> {
     let metadata = object.metadata;
     let (namespace, name) = (metadata.namespace?, metadata.name?);
-    let field = |name: &str| object.data.get(name).cloned().unwrap_or(Value::Null);
     let read = Object {
         kind: kind.to_owned(),
         namespace: namespace.clone(),
@@ -675,8 +674,7 @@ fn object(kind: &str, object: DynamicObject) -> Option<(Key, Object)> {
         uid: metadata.uid.unwrap_or_default(),
         generation: metadata.generation.unwrap_or_default(),
         created: metadata.creation_timestamp.map_or(0, |time| time.0.as_second()),
-        spec: field("spec"),
-        conditions: Value::Null,
+        spec: object.data.get("spec").cloned().unwrap_or(Value::Null),
     };
     Some(((namespace, name), read))
 }

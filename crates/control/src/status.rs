@@ -26,14 +26,16 @@ const RETRY: Duration = Duration::from_secs(5);
 pub(crate) async fn report(client: Client, config: Config, state: State, stop: Stop) {
     let reporting = async {
         let mut worlds = state.worlds.clone();
-        let mut said = BTreeMap::<String, (i64, String)>::new();
+        let mut said = BTreeMap::<String, (i64, String, Finding)>::new();
         let mut unread = BTreeSet::new();
         loop {
             let findings = std::sync::Arc::clone(&worlds.borrow_and_update().policies).findings.clone();
             let mut failed = false;
             for finding in &findings {
-                let now = (finding.generation, finding.message());
-                if said.get(&finding.uid) == Some(&now) {
+                let message = finding.message();
+                let same =
+                    said.get(&finding.uid).is_some_and(|(at, have, _)| (*at, have) == (finding.generation, &message));
+                if same {
                     continue;
                 }
                 tracing::warn!(
@@ -44,7 +46,7 @@ pub(crate) async fn report(client: Client, config: Config, state: State, stop: S
                     finding.message()
                 );
                 match tell(&client, &config, finding).await {
-                    Ok(()) => _ = said.insert(finding.uid.clone(), now),
+                    Ok(()) => _ = said.insert(finding.uid.clone(), (finding.generation, message, finding.clone())),
                     Err(error) => {
                         failed = true;
                         tracing::debug!(error, "cannot report what is not supported, trying again");
@@ -54,7 +56,11 @@ pub(crate) async fn report(client: Client, config: Config, state: State, stop: S
             let gone: Vec<_> =
                 said.keys().filter(|uid| findings.iter().all(|finding| finding.uid != **uid)).cloned().collect();
             for uid in gone {
-                said.remove(&uid);
+                // It has been mended, or is gone altogether.
+                let Some((_, _, finding)) = said.remove(&uid) else { continue };
+                if let Err(error) = condition(&client, &finding, None).await {
+                    tracing::debug!(error, "cannot take a report back");
+                }
             }
             for key in &state.reports.borrow().unread {
                 if unread.insert(key.clone()) {
@@ -112,12 +118,19 @@ async fn tell(client: &Client, config: &Config, finding: &Finding) -> Result<(),
         Err(Failed::Api(409)) => {}
         Err(error) => return Err(error.to_string()),
     }
+    condition(client, finding, Some(finding.message())).await
+}
+
+/// Sets the object's condition: what is not supported, or that all of it is.
+async fn condition(client: &Client, finding: &Finding, trouble: Option<String>) -> Result<(), String> {
+    let Some(kind) = istio::kind(&finding.kind) else { return Ok(()) };
     let gvk = GroupVersionKind::gvk(kind.group, kind.version(), kind.kind);
     let resource = ApiResource::from_gvk_with_plural(&gvk, kind.plural);
     let api = Api::<DynamicObject>::namespaced_with(client.clone(), &finding.namespace, &resource);
-    let status = json!({"status": {"observedGeneration": finding.generation.to_string(), "conditions": [{
-        "type": "Reconciled", "status": "False", "reason": "NotSupported", "message": finding.message(),
-        "lastTransitionTime": now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+    let (status, reason) = if trouble.is_some() { ("False", "NotSupported") } else { ("True", "Supported") };
+    let status = json!({"status": {"conditions": [{
+        "type": "Reconciled", "status": status, "reason": reason, "message": trouble.unwrap_or_default(),
+        "lastTransitionTime": jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
     }]}});
     let params = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
     match bounded(api.patch_status(&finding.name, &params, &Patch::Merge(&status))).await {

@@ -596,6 +596,9 @@ async fn what_cannot_be_obeyed_is_said_and_closes() {
     .await;
     assert_eq!(event.type_.as_deref(), Some("Warning"));
 
+    let mild = json!({"spec": {"action": "AUDIT"}});
+    policies.patch("rules", &PatchParams::default(), &Patch::Merge(&mild)).await.unwrap();
+    until("open again", || async { chains().filter(|names| names.len() > 2) }).await;
     policies.delete("rules", &DeleteParams::default()).await.unwrap();
     until("open again", || async { chains().filter(|names| names.len() > 2) }).await;
     world.end().await;

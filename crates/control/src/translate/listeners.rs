@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use stolos_k8s::istio;
@@ -39,10 +40,10 @@ pub fn outbound(world: &World, proxy: &ProxyInfo) -> Vec<envoy::Listener> {
             if port.protocol == Protocol::Udp {
                 continue;
             }
-            for (address, listener) in of_port(world, proxy, service, port) {
-                if taken.insert((address, port.number)) {
-                    listeners.push(listener);
-                }
+            let mut places = places(world, proxy, service, port);
+            places.retain(|address| taken.insert((*address, port.number)));
+            if !places.is_empty() {
+                listeners.extend(of_port(world, service, port, &places));
             }
         }
     }
@@ -50,37 +51,40 @@ pub fn outbound(world: &World, proxy: &ProxyInfo) -> Vec<envoy::Listener> {
 }
 
 /// The services a proxy may send to.
-pub(crate) fn visible<'a>(world: &'a World, proxy: &'a ProxyInfo) -> impl Iterator<Item = &'a Service> {
-    let visible = |service: &&Service| {
+pub(crate) fn visible<'a>(world: &'a World, proxy: &'a ProxyInfo) -> impl Iterator<Item = &'a Arc<Service>> {
+    let visible = |service: &&Arc<Service>| {
         service.is_visible_in(&proxy.namespace) && !matches!(service.resolution, Resolution::Alias(_))
     };
-    world.services.in_order.iter().map(AsRef::as_ref).filter(visible)
+    world.services.in_order.iter().filter(visible)
 }
 
 const ANY: IpAddr = IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED);
 
-/// The listeners of one service port, each with its address.
-fn of_port(world: &World, proxy: &ProxyInfo, service: &Service, port: &Port) -> Vec<(IpAddr, envoy::Listener)> {
+/// The addresses that a service port is listened for at.
+fn places(world: &World, proxy: &ProxyInfo, service: &Service, port: &Port) -> Vec<IpAddr> {
     if port.protocol.is_http() {
-        let chain = envoy::FilterChain {
-            filters: vec![http_filter_for(world, &port.number.to_string())],
-            ..Default::default()
-        };
-        return vec![(ANY, listener(ANY, port.number, vec![chain], Vec::new()))];
+        return vec![ANY];
     }
-    let addresses: Vec<IpAddr> = if service.resolution == Resolution::Passthrough {
+    if service.resolution == Resolution::Passthrough {
         // One per pod; not for the proxy's own.
-        world
+        return world
             .endpoints(&service.host)
             .filter(|endpoint| endpoint.port_name == port.name && endpoint.health != Health::Terminating)
             .filter_map(|endpoint| endpoint.address)
             .filter(|address| Some(*address) != proxy.address)
-            .collect()
-    } else {
-        service.vips_for(&proxy.cluster).collect()
-    };
-    let addresses =
-        if addresses.is_empty() && service.resolution != Resolution::Passthrough { vec![ANY] } else { addresses };
+            .collect();
+    }
+    let addresses: Vec<_> = service.vips_for(&proxy.cluster).collect();
+    if addresses.is_empty() { vec![ANY] } else { addresses }
+}
+
+/// The listeners of one service port, at these addresses.
+fn of_port(world: &World, service: &Service, port: &Port, places: &[IpAddr]) -> Vec<envoy::Listener> {
+    if port.protocol.is_http() {
+        let filters = vec![http_filter_for(world, &port.number.to_string())];
+        let chain = envoy::FilterChain { filters, ..Default::default() };
+        return places.iter().map(|at| listener(*at, port.number, vec![chain.clone()], Vec::new())).collect();
+    }
     let cluster = clusters::name(Style::Client, port.number, "", &service.host);
     let bytes =
         envoy::FilterChain { filters: vec![tcp_proxy(&cluster, &cluster, &world.settings)], ..Default::default() };
@@ -100,8 +104,7 @@ fn of_port(world: &World, proxy: &ProxyInfo, service: &Service, port: &Port) -> 
     } else {
         (vec![bytes], Vec::new())
     };
-    let of = |address| (address, listener(address, port.number, chains.clone(), inspectors.clone()));
-    addresses.into_iter().map(of).collect()
+    places.iter().map(|at| listener(*at, port.number, chains.clone(), inspectors.clone())).collect()
 }
 
 fn http_filter_for(world: &World, routes: &str) -> envoy::Filter {
@@ -546,7 +549,6 @@ mod tests {
             generation: 1,
             created: 1,
             spec,
-            conditions: serde_json::Value::Null,
         };
         let policies = Policies::read([object], "cluster.local");
         assert_eq!(policies.findings, []);
