@@ -16,8 +16,8 @@ pub struct LabConfig {
     /// Its clusters, in order. A restart may add clusters; those of the folder that are not named stay as they are
     /// on disk and are not started.
     pub clusters: Vec<LabCluster>,
-    /// A kubeconfig to write besides the folder's own, never over one that a lab did not write.
-    pub kubeconfig: Option<PathBuf>,
+    /// Kubeconfigs to write besides the folder's own, never over one that a lab did not write.
+    pub kubeconfigs: Vec<PathBuf>,
     /// The images its pods may have.
     pub catalogue: Catalogue,
     /// Added to every API call that comes over the network, for benches. The lab's own parts are not delayed.
@@ -50,7 +50,7 @@ impl LabConfig {
             name: name.into(),
             state: state.into(),
             clusters: Vec::new(),
-            kubeconfig: None,
+            kubeconfigs: Vec::new(),
             catalogue: Catalogue::default(),
             api_delay: Duration::ZERO,
             renumber: false,

@@ -151,10 +151,10 @@ impl Lab {
         });
         let text = inner.kubeconfig().await;
         crate::state::put(&inner.folder.path().join("kubeconfig"), text.as_bytes())?;
-        if let Some(path) = &config.kubeconfig
-            && !kubeconfig::write_beside(path, &text)?
-        {
-            tracing::warn!(path = %path.display(), "left alone: this kubeconfig was not written by a lab");
+        for path in &config.kubeconfigs {
+            if !kubeconfig::write_beside(path, &text)? {
+                tracing::warn!(path = %path.display(), "left alone: this kubeconfig was not written by a lab");
+            }
         }
         let listener = socket::listen(inner.folder.path())?;
         let control =

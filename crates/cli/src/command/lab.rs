@@ -59,6 +59,10 @@ pub(crate) struct UpArgs {
     /// Take new addresses where another lab holds the old ones
     #[arg(long)]
     renumber: bool,
+
+    /// Added to every API call, in milliseconds: how distant clusters feel
+    #[arg(long, value_name = "MS", default_value_t = 0, value_parser = clap::value_parser!(u64).range(0..=60_000))]
+    api_delay: u64,
 }
 
 /// Which lab.
@@ -183,14 +187,15 @@ impl UpArgs {
                 let state = self.mesh.state(&mesh)?;
                 let mut config = LabConfig::from_mesh(&mesh, state);
                 // A ristioctl file says where its clusters' kubeconfig is to be found: there it will be.
-                config.kubeconfig = mesh.clusters.iter().find_map(|c| c.kubeconfig.clone());
+                config.kubeconfigs.extend(mesh.clusters.iter().filter_map(|c| c.kubeconfig.clone()));
                 config
             }
         };
-        if let Some(kubeconfig) = self.kubeconfig.clone().or_else(one_of_the_environment) {
-            config.kubeconfig = Some(kubeconfig);
-        }
+        config.kubeconfigs.extend(self.kubeconfig.clone().or_else(one_of_the_environment));
+        config.kubeconfigs.sort();
+        config.kubeconfigs.dedup();
         config.renumber = self.renumber;
+        config.api_delay = Duration::from_millis(self.api_delay);
         Ok(config)
     }
 }
@@ -209,6 +214,7 @@ async fn up(args: UpArgs, screen: &Screen, stop: &Stop) -> Result<Exit, Failure>
     }
     let config = args.config(screen)?;
     let mesh_file = args.clusters.map(|_| mesh_file(&config)).transpose()?;
+    let kubeconfigs = config.kubeconfigs.clone();
     let began = Instant::now();
     screen.heading(format!("Starting {}", count(config.clusters.len(), "cluster")));
     let lab = tokio::select! {
@@ -224,6 +230,7 @@ async fn up(args: UpArgs, screen: &Screen, stop: &Stop) -> Result<Exit, Failure>
         if let Some(file) = mesh_file {
             screen.line(format!("a mesh of these clusters: stolos apply -f {}", file.display()));
         }
+        say_left_alone(&kubeconfigs, screen);
         screen.data(&export(&lab.kubeconfig()));
         screen.line("The lab stays up until Ctrl-C.");
     }
@@ -334,8 +341,18 @@ async fn detach(args: UpArgs, screen: &Screen, stop: &Stop) -> Result<Exit, Fail
         screen
             .line(format!("  a mesh of these clusters: stolos apply -f {}", config.state.join("mesh.yaml").display()));
     }
+    say_left_alone(&config.kubeconfigs, screen);
     screen.data(&export(&kubeconfig));
     Ok(Exit::Good)
+}
+
+/// Says which kubeconfigs were not written, since a lab did not make them.
+fn say_left_alone(kubeconfigs: &[PathBuf], screen: &Screen) {
+    let ours =
+        |path: &Path| std::fs::read_to_string(path).is_ok_and(|text| text.starts_with("# Written by stolos lab"));
+    for path in kubeconfigs.iter().filter(|path| !ours(path)) {
+        screen.say(&format!("warning: {} is left alone, as no lab has written it", path.display()));
+    }
 }
 
 /// The last words of the process in the background.

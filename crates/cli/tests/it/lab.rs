@@ -5,14 +5,14 @@ use serde_json::Value;
 use crate::{Desk, Run};
 
 /// A desk whose lab goes down with it, also when a test fails.
-struct LabDesk(Desk);
+pub(crate) struct LabDesk(pub(crate) Desk);
 
 impl LabDesk {
-    fn run(&self, args: &[&str]) -> Run {
+    pub(crate) fn run(&self, args: &[&str]) -> Run {
         self.0.finish(&mut self.command(args))
     }
 
-    fn command(&self, args: &[&str]) -> std::process::Command {
+    pub(crate) fn command(&self, args: &[&str]) -> std::process::Command {
         let mut command = self.0.command();
         command
             .args(args)
@@ -21,13 +21,13 @@ impl LabDesk {
         command
     }
 
-    fn good(&self, args: &[&str]) -> Run {
+    pub(crate) fn good(&self, args: &[&str]) -> Run {
         let run = self.run(args);
         assert_eq!(run.code, Some(0), "{args:?}: {}", run.shown());
         run
     }
 
-    fn json(&self, args: &[&str]) -> Value {
+    pub(crate) fn json(&self, args: &[&str]) -> Value {
         let run = self.run(args);
         serde_json::from_str(&run.out).unwrap_or_else(|e| panic!("{args:?}: {e}: {}", run.shown()))
     }
@@ -39,20 +39,16 @@ impl Drop for LabDesk {
     }
 }
 
-const TOPOLOGY: &str = "mesh_id: mymeshname
-contexts:
-  context-east-1:
-    network: network-east
-  context-east-2:
-    network: network-east
-  context-west-1:
-    network: network-west
-";
+/// The other systems' own files, unmodified.
+const TOPOLOGY: &str = include_str!("../../../spec/tests/inputs/setup-mesh/topology.yaml");
+const BASE: &str = include_str!("../../../spec/tests/inputs/setup-mesh/base.yaml");
+const RISTIOCTL: &str = include_str!("../../../spec/tests/inputs/ristioctl/mesh.yaml");
 
 #[test]
 fn a_topology_becomes_a_lab_and_a_mesh_and_nothing_again() {
     let desk = LabDesk(Desk::new());
     desk.0.write("topology.yaml", TOPOLOGY);
+    desk.0.write("base.yaml", BASE);
     let up = desk.good(&["lab", "up", "--detach"]);
     assert_eq!(up.out, "export KUBECONFIG=[FOLDER]/state/kubeconfig\n", "{}", up.shown());
     assert!(desk.0.read("config").starts_with("# Written by stolos lab"), "$KUBECONFIG is written too");
@@ -62,7 +58,8 @@ fn a_topology_becomes_a_lab_and_a_mesh_and_nothing_again() {
     let second = desk.run(&["lab", "up", "--detach"]);
     assert!(second.code == Some(1) && second.err.contains("is running already"), "{}", second.shown());
 
-    let before = objects(&desk);
+    let contexts = ["context-east-1", "context-east-2", "context-west-1"];
+    let before = objects(&desk, &contexts);
     let applied = desk.good(&["apply", "--samples"]);
     assert!(applied.out.contains("✓ done:"), "{}", applied.shown());
     let again = desk.good(&["apply", "--samples"]);
@@ -84,7 +81,7 @@ fn a_topology_becomes_a_lab_and_a_mesh_and_nothing_again() {
     let refused = desk.run(&["teardown"]);
     assert!(refused.code == Some(1) && refused.err.contains("nobody can be asked"), "{}", refused.shown());
     desk.good(&["teardown", "--yes"]);
-    assert_eq!(objects(&desk), before, "what was there before is there again, and nothing else");
+    assert_eq!(objects(&desk, &contexts), before, "what was there before is there again, and nothing else");
 
     desk.good(&["lab", "down"]);
     assert_eq!(desk.run(&["lab", "status"]).code, Some(1));
@@ -100,14 +97,30 @@ fn so_many_clusters_come_without_a_file() {
     desk.good(&["lab", "down"]);
 }
 
+#[test]
+fn a_ristioctl_file_becomes_a_lab_and_a_mesh() {
+    let desk = LabDesk(Desk::new());
+    desk.0.write("mesh.yaml", RISTIOCTL);
+    desk.good(&["lab", "up", "--detach"]);
+    // The file says where its clusters' kubeconfig is: there it is, and nothing else is needed.
+    assert!(desk.0.read("kubeconfig-istio-demo.yaml").starts_with("# Written by stolos lab"));
+    let applied = desk.good(&["apply"]);
+    assert!(applied.out.contains("the file wishes for Istio 1.18.0"), "{}", applied.shown());
+    let report = desk.json(&["verify", "-o", "json"]);
+    assert_eq!(report["verdict"], "pass", "{report:#}");
+    assert!(report["pairs"][1]["gateway"].is_string(), "each cluster has a network of its own: {report:#}");
+    desk.good(&["teardown", "--yes"]);
+    desk.good(&["lab", "down"]);
+}
+
 /// The names of all objects but events and Leases, in every cluster.
-fn objects(desk: &LabDesk) -> Vec<String> {
+pub(crate) fn objects(desk: &LabDesk, contexts: &[&str]) -> Vec<String> {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {
         let file = desk.0.path().join("config");
         let kubeconfig = stolos_cluster::Kubeconfig::find(Some(&file), None).unwrap();
         let mut found = Vec::new();
-        for context in ["context-east-1", "context-east-2", "context-west-1"] {
+        for context in contexts {
             let cluster = stolos_cluster::connect(&kubeconfig, context, context).await.unwrap();
             found.extend(listed(context, cluster.client).await);
         }
