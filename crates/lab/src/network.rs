@@ -242,13 +242,13 @@ impl World {
             let socket = bound(client)?;
             let source = v4(socket.local_addr()?)?;
             let plan = self.approach(to);
-            let vouched = Vouched { world: Arc::clone(self), pair: (source, plan.socket) };
-            if !lock(&self.vouched).insert(vouched.pair) && tried < 8 {
-                // Another live connection has the very same pair: the drop of this guard must not take its voucher.
-                std::mem::forget(vouched);
+            let pair = (source, plan.socket);
+            // Another live connection may have the very same pair: its voucher is not ours to take away.
+            if !lock(&self.vouched).insert(pair) && tried < 8 {
                 tried += 1;
                 continue;
             }
+            let vouched = Vouched { world: Arc::clone(self), pair };
             return Ok((plan.connect(socket, source, None).await?, vouched));
         }
     }

@@ -43,6 +43,8 @@ pub(crate) struct PodRun {
     /// The pod as the API server has it; `None` when it is gone from there.
     latest: watch::Sender<Option<Arc<Pod>>>,
     dirty: Notify,
+    /// Counts changes of containers, for those who wait for one.
+    changes: watch::Sender<u64>,
     /// Counts the times all containers were killed by a fault.
     kills: watch::Sender<u64>,
 }
@@ -115,6 +117,7 @@ impl PodRun {
             containers: Mutex::new(containers),
             latest: watch::Sender::new(Some(Arc::clone(pod))),
             dirty: Notify::new(),
+            changes: watch::Sender::new(0),
             kills: watch::Sender::new(0),
         })
     }
@@ -185,6 +188,7 @@ impl PodRun {
         if let Some(view) = self.containers().get_mut(container) {
             change(view);
         }
+        self.changes.send_modify(|count| *count += 1);
         self.dirty.notify_one();
     }
 
@@ -321,9 +325,7 @@ impl Life {
             let life = self.container(container);
             if beside {
                 self.tasks.spawn(life);
-                while !run.is(&name, |view| view.started) {
-                    run_changed(&run).await;
-                }
+                wait_until(&run, &name, |view| view.started).await;
             } else {
                 // Boxed: its state would make every pod's future large for the few that have one.
                 Box::pin(life).await;
@@ -339,11 +341,7 @@ impl Life {
             self.tasks.spawn(life);
         }
         if waits {
-            let ready = async {
-                while !run.is(SIDECAR, |view| view.ready) {
-                    run_changed(&run).await;
-                }
-            };
+            let ready = wait_until(&run, SIDECAR, |view| view.ready);
             let _ = tokio::time::timeout(SIDECAR_FIRST, ready).await;
         }
         for container in rest {
@@ -399,9 +397,15 @@ fn about<'a>(kubelet: &Kubelet, run: &PodRun, pod: &'a Pod) -> About<'a> {
     About { pod, ip: run.sockets.address().to_string(), host_ip: kubelet.shared.subnet.node(0).to_string() }
 }
 
-/// Waits until something about the pod may be different; for waits of this file alone.
-async fn run_changed(_: &PodRun) {
-    tokio::time::sleep(Duration::from_millis(10)).await;
+/// Waits until the answer about a container is yes.
+async fn wait_until(run: &PodRun, container: &str, question: impl Fn(&View) -> bool) {
+    let mut changes = run.changes.subscribe();
+    loop {
+        changes.mark_unchanged();
+        if run.is(container, &question) || changes.changed().await.is_err() {
+            return;
+        }
+    }
 }
 
 /// Writes changed Secrets, ConfigMaps, labels and tokens into the pod's volumes.

@@ -888,10 +888,8 @@ async fn seq(arguments: Vec<String>, process: Process) -> i32 {
     let mut out = String::new();
     while if step > 0 { number <= last } else { number >= last } {
         out += &format!("{number}\n");
-        if out.len() > 8192 {
-            if say(&process, &std::mem::take(&mut out)).await != 0 {
-                return BROKEN_PIPE;
-            }
+        if out.len() > 8192 && say(&process, &std::mem::take(&mut out)).await != 0 {
+            return BROKEN_PIPE;
         }
         number = number.saturating_add(step);
     }

@@ -262,7 +262,6 @@ fn replica_set(deployment: &Deployment, hash: &str, revision: i64, replicas: i32
         min_ready_seconds: spec.min_ready_seconds,
         selector,
         template: Some(template),
-        ..Default::default()
     };
     set
 }
