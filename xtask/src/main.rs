@@ -1,5 +1,6 @@
 //! Repository chores, run as `cargo xtask <chore>`.
 
+mod bench;
 mod ci;
 mod xds;
 
@@ -10,8 +11,9 @@ fn main() -> Result<()> {
     match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["xds"] => xds::write(),
         ["xds", "--check"] => xds::check(),
+        ["bench"] => bench::bench(),
         ["judge-demo", report] => ci::judge_demo(report.as_ref()),
         ["test-programs"] => ci::test_programs(),
-        _ => bail!("usage: cargo xtask xds [--check] | judge-demo REPORT | test-programs"),
+        _ => bail!("usage: cargo xtask bench | xds [--check] | judge-demo REPORT | test-programs"),
     }
 }
