@@ -93,7 +93,7 @@ enum Event {
     Cluster {
         id: Arc<str>,
         generation: u64,
-        seen: Seen,
+        seen: Box<Seen>,
     },
     Secrets(Change<Kubeconfigs>),
     Objects {
@@ -254,7 +254,7 @@ impl Writer {
 
     fn take(&mut self, event: Event) {
         match event {
-            Event::Cluster { id, generation, seen } => self.see(&id, generation, seen),
+            Event::Cluster { id, generation, seen } => self.see(&id, generation, *seen),
             Event::Secrets(change) => {
                 self.listed.insert(SECRETS);
                 for action in self.remotes.apply(change) {
@@ -550,7 +550,10 @@ impl Watches {
             match client.await {
                 Ok(client) => watches.cluster(&client, id, generation, &stop),
                 Err(error) => {
-                    let _ = watches.events.send(Event::Cluster { id, generation, seen: Seen::Refused(error) }).await;
+                    let _ = watches
+                        .events
+                        .send(Event::Cluster { id, generation, seen: Box::new(Seen::Refused(error)) })
+                        .await;
                 }
             }
         });
@@ -561,8 +564,13 @@ impl Watches {
         macro_rules! follow {
             ($kind:ty, $config:expr, $read:expr, $seen:expr) => {{
                 let (to, from) = (Arc::clone(&id), Arc::clone(&id));
-                let emit = move |change| Event::Cluster { id: Arc::clone(&to), generation, seen: $seen(change) };
-                let fail = move |error| Event::Cluster { id: Arc::clone(&from), generation, seen: Seen::Failed(error) };
+                let emit =
+                    move |change| Event::Cluster { id: Arc::clone(&to), generation, seen: Box::new($seen(change)) };
+                let fail = move |error| Event::Cluster {
+                    id: Arc::clone(&from),
+                    generation,
+                    seen: Box::new(Seen::Failed(error)),
+                };
                 self.follow(Api::<$kind>::all(client.clone()), $config, $read, emit, fail, stop);
             }};
         }
