@@ -88,25 +88,25 @@ pub fn mesh_yaml(mesh: &Mesh) -> String {
     }
     text.push_str("  clusters:\n");
     for cluster in &mesh.clusters {
-        let _ = write!(text, "    - name: {}\n", scalar(cluster.name.as_str()));
+        let _ = writeln!(text, "    - name: {}", scalar(cluster.name.as_str()));
         if cluster.context != cluster.name.as_str() {
-            let _ = write!(text, "      context: {}\n", scalar(&cluster.context));
+            let _ = writeln!(text, "      context: {}", scalar(&cluster.context));
         }
         if let Some(kubeconfig) = &cluster.kubeconfig {
-            let _ = write!(text, "      kubeconfig: {}\n", scalar(&kubeconfig.to_string_lossy()));
+            let _ = writeln!(text, "      kubeconfig: {}", scalar(&kubeconfig.to_string_lossy()));
         }
-        let _ = write!(text, "      network: {}\n", scalar(cluster.network.as_str()));
+        let _ = writeln!(text, "      network: {}", scalar(cluster.network.as_str()));
         for (key, value) in [("region", &cluster.region), ("zone", &cluster.zone)] {
             if let Some(value) = value {
-                let _ = write!(text, "      {key}: {}\n", scalar(value));
+                let _ = writeln!(text, "      {key}: {}", scalar(value));
             }
         }
         if let Role::Remote { primary } = &cluster.role {
-            let _ = write!(text, "      controlPlane: {{primary: {}}}\n", scalar(primary.as_str()));
+            let _ = writeln!(text, "      controlPlane: {{primary: {}}}", scalar(primary.as_str()));
         }
         match &cluster.api {
             Some(Api::Server(server)) => {
-                let _ = write!(text, "      api: {{server: {}}}\n", scalar(server));
+                let _ = writeln!(text, "      api: {{server: {}}}", scalar(server));
             }
             Some(Api::Tunnel) => text.push_str("      api: {via: tunnel}\n"),
             None => {}
@@ -117,7 +117,7 @@ pub fn mesh_yaml(mesh: &Mesh) -> String {
     }
     if mesh.expose != ["*.local"] {
         let hosts: Vec<_> = mesh.expose.iter().map(|host| scalar(host)).collect();
-        let _ = write!(text, "  expose: [{}]\n", hosts.join(", "));
+        let _ = writeln!(text, "  expose: [{}]", hosts.join(", "));
     }
     if !mesh.samples.is_empty() {
         let name = |sample: &Sample| match sample {
@@ -125,7 +125,7 @@ pub fn mesh_yaml(mesh: &Mesh) -> String {
             Sample::Sleep => "sleep",
             Sample::Bookinfo => "bookinfo",
         };
-        let _ = write!(text, "  samples: [{}]\n", mesh.samples.iter().map(name).collect::<Vec<_>>().join(", "));
+        let _ = writeln!(text, "  samples: [{}]", mesh.samples.iter().map(name).collect::<Vec<_>>().join(", "));
     }
     text
 }

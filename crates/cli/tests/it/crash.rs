@@ -25,6 +25,7 @@ fn killed_after_a_write_is_answered() {
     sweep("write-after", &[1, 27]);
 }
 
+#[expect(clippy::print_stderr, reason = "the number of kills is part of the proof")]
 fn sweep(point: &str, some: &[u32]) {
     let all = std::env::var("STOLOS_SWEEP").is_ok_and(|v| v == "all");
     let counts: Box<dyn Iterator<Item = u32>> = if all { Box::new(1..) } else { Box::new(some.iter().copied()) };

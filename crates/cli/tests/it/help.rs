@@ -100,3 +100,107 @@ fn findings_are_explained_by_id() {
     hint: `stolos explain no-root`
     "#);
 }
+
+#[test]
+fn every_flag_of_apply_and_lab_up_says_what_it_does() {
+    let desk = Desk::new();
+    insta::assert_snapshot!(desk.run(["apply", "--help"]).out, @r#"
+    Make the clusters one mesh
+
+    Usage: stolos apply [OPTIONS]
+
+    Options:
+      -f, --file <FILE>
+              The mesh: a `Mesh` document, a topology.yaml (with its base.yaml beside it), or a
+              ristioctl file; `-` is standard input
+              
+              [env: STOLOS_FILE=]
+
+      -v, --verbose...
+              Say more about what is going on; twice for even more
+
+          --base <FILE>
+              Helm values to lay over what Stolos computes
+
+      -q, --quiet
+              Print no progress
+
+          --color <WHEN>
+              Whether to colour
+              
+              [default: auto]
+
+          --state <DIR>
+              The state folder: root key and journal [default: ~/.local/state/stolos/MESH]
+              
+              [env: STOLOS_STATE=]
+
+          --kubeconfig <FILE>
+              The kubeconfig to find the contexts in [default: the mesh file's own, $KUBECONFIG,
+              ~/.kube/config]
+
+          --passphrase-file <FILE>
+              A file whose first line is the passphrase of the root's key [default: $STOLOS_PASSPHRASE]
+
+          --samples[=<NAMES>]
+              Install samples along: `helloworld,sleep` where no names are given
+
+              Possible values:
+              - helloworld: A service in every cluster that says which version answered
+              - sleep:      A client in every cluster
+              - bookinfo:   Istio's book shop
+
+          --dry-run
+              Only say what would be done; exits with 2 if there is anything
+
+      -y, --yes
+              Do not ask before something is removed
+
+          --timeout <SECONDS>
+              How long one wait may take, in seconds
+              
+              [default: 120]
+
+      -o, --output <FORMAT>
+              How data is printed
+
+              Possible values:
+              - table: For people
+              - wide:  For people with wide screens
+              - json:  One JSON document
+              - yaml:  One YAML document
+              
+              [default: table]
+
+      -h, --help
+              Print help (see a summary with '-h')
+
+      -V, --version
+              Print version
+    "#);
+    insta::assert_snapshot!(desk.run(["lab", "up", "--help"]).out, @r#"
+    Start clusters in one process: those a mesh file names, or so many
+
+    Usage: stolos lab up [OPTIONS]
+
+    Options:
+      -f, --file <FILE>        The mesh: a `Mesh` document, a topology.yaml (with its base.yaml beside
+                               it), or a ristioctl file; `-` is standard input [env: STOLOS_FILE=]
+      -v, --verbose...         Say more about what is going on; twice for even more
+          --base <FILE>        Helm values to lay over what Stolos computes
+      -q, --quiet              Print no progress
+          --color <WHEN>       Whether to colour [default: auto]
+          --state <DIR>        The state folder: root key and journal [default:
+                               ~/.local/state/stolos/MESH] [env: STOLOS_STATE=]
+          --clusters <N>       So many clusters, instead of those of a mesh file
+          --networks <N>       On so many networks [default: 1]
+          --detach             Let it go on in the background once it is up
+          --kubeconfig <FILE>  A kubeconfig to write besides the lab's own; never one that is somebody
+                               else's
+          --renumber           Take new addresses where another lab holds the old ones
+          --api-delay <MS>     Added to every API call, in milliseconds: how distant clusters feel
+                               [default: 0]
+      -h, --help               Print help
+      -V, --version            Print version
+    "#);
+}

@@ -49,6 +49,44 @@ async fn a_plan_for_empty_clusters_adds_everything_and_writes_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_plan_reads_like_a_list_of_reasons() {
+    let desk = Desk::new();
+    let servers = servers(&desk, &["a"]).await;
+    desk.write("mesh.yaml", "{name: my, clusters: [a]}");
+    let run = desk.run(["plan", "--kubeconfig", "config"]);
+    insta::with_settings!({filters => vec![(r"127\.0\.0\.1:\d+", "[ADDRESS]"), (r"v1\.\d+\.\d+\S*", "[KUBERNETES]"), (r"and \d+ more", "and [N] more")]}, {
+        insta::assert_snapshot!(run.shown(), @r#"
+        exit 2
+        --- stdout
+        Mesh my, engine stolos [VERSION]
+          a  https://[ADDRESS]  network, Kubernetes [KUBERNETES]
+
+        state folder
+          + trust/root  [FOLDER]/.local/state/stolos/my has no root certificate yet
+
+        a
+          + trust/a/namespace     Namespace istio-system does not exist
+          + trust/a/cacerts       Secret istio-system/cacerts does not exist
+          + control/a/crds        CustomResourceDefinition gateways.networking.istio.io does not exist (and [N] more)
+          + control/a/access      ServiceAccount istio-system/istiod does not exist (and [N] more)
+          + control/a/config      ConfigMap istio-system/istio does not exist (and [N] more)
+          + control/a/istiod      Deployment istio-system/istiod does not exist (and [N] more)
+          + control/a/injector    MutatingWebhookConfiguration istio-sidecar-injector does not exist
+          + control/a/mtls        PeerAuthentication istio-system/default does not exist
+          + control/a/membership  ConfigMap istio-system/stolos-mesh does not exist
+          + links/a/reader        ServiceAccount istio-system/istio-reader-service-account does not exist (and [N] more)
+
+        Plan: 11 to add, 0 to change, 0 to remove.
+        --- stderr
+        Looking at 1 cluster
+        "#);
+    });
+    for server in servers {
+        server.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_wait_that_ends_badly_is_a_timeout_and_says_what_was_missing() {
     let desk = Desk::new();
     let servers = servers(&desk, &["a"]).await;
