@@ -190,6 +190,7 @@ mod tests {
             }],
             certificates: vec![],
             peers: vec![],
+            not_supported: None,
             measured_at: String::new(),
             age_ms: 0,
         }

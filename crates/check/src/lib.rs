@@ -7,6 +7,7 @@
 //! Nothing is changed but what [`verify()`] brings along and takes away again. What the numbers mean is decided in
 //! `judge`, which is pure.
 
+mod exec;
 mod graph;
 mod judge;
 mod probe;

@@ -13,6 +13,7 @@ use stolos_k8s::{istio, meta};
 use stolos_pki::Certificate;
 use stolos_spec::Mesh;
 
+use crate::exec;
 use crate::verify::gateway_addresses;
 
 /// A cluster that has not answered by then is reported as unreachable.
@@ -60,8 +61,10 @@ pub struct ClusterStatus {
     pub gateways: Vec<GatewayStatus>,
     /// Certificates and tokens, soonest expiry first.
     pub certificates: Vec<CertificateStatus>,
-    /// The clusters whose credentials it holds.
+    /// The other clusters, as its control plane knows them.
     pub peers: Vec<PeerStatus>,
+    /// What its control plane does not act on, in its own words. Null where it was not asked or did not answer.
+    pub not_supported: Option<Vec<String>>,
     /// When this was read, RFC 3339.
     pub measured_at: String,
     /// How long ago that was when the report was made.
@@ -120,6 +123,9 @@ pub struct PeerStatus {
     pub expected: bool,
     /// Whether a credential for it is there.
     pub credential: bool,
+    /// What the control plane says of its connection: `synced`, `syncing`, `timeout` or `closed`, as Istio's
+    /// `clusterz`. Null where it was not asked or does not know the cluster.
+    pub sync: Option<String>,
 }
 
 /// A service of the mesh.
@@ -177,6 +183,10 @@ struct Seen {
     secrets: Vec<Value>,
     services: Vec<Value>,
     slices: Vec<Value>,
+    /// `clusterz` of the control plane.
+    clusterz: Option<Value>,
+    /// What the control plane does not act on.
+    unsupported: Option<Value>,
 }
 
 impl Seen {
@@ -196,14 +206,20 @@ impl Seen {
             })
         };
         let system = Some(istio::SYSTEM_NAMESPACE);
-        let (version, namespace, deployments, secrets, services, slices) = futures::try_join!(
+        let (version, namespace, deployments, secrets, services, slices, pods) = futures::try_join!(
             version,
             namespace,
             list("apps/v1", "Deployment", system),
             list("v1", "Secret", system),
             list("v1", "Service", None),
             list("discovery.k8s.io/v1", "EndpointSlice", None),
+            list("v1", "Pod", system),
         )?;
+        let istiod = pods.iter().find(|p| meta::label(p, istio::APP_LABEL) == Some(istio::ISTIOD)).map(meta::name);
+        let (clusterz, unsupported) = match istiod {
+            Some(pod) => futures::join!(page(client, pod, "clusterz"), page(client, pod, "unsupported")),
+            None => (None, None),
+        };
         Ok(Self {
             version: version.git_version,
             network: namespace.as_ref().and_then(|n| meta::label(n, istio::NETWORK_LABEL)).map(ToOwned::to_owned),
@@ -211,6 +227,8 @@ impl Seen {
             secrets,
             services,
             slices,
+            clusterz,
+            unsupported,
         })
     }
 
@@ -269,8 +287,23 @@ fn cluster_status(
         gateways: read.map(gateways).unwrap_or_default(),
         certificates: read.map(|s| certificates(s, made)).unwrap_or_default(),
         peers,
+        not_supported: read.and_then(|s| s.unsupported.as_ref()).map(not_supported),
         measured_at: rfc3339(at),
         age_ms: made.duration_since(at).map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX)),
+    }
+}
+
+/// A debug page of the control plane, asked for from inside its own pod: it answers nobody else.
+async fn page(client: &kube::Client, pod: &str, name: &str) -> Option<Value> {
+    let url = format!("http://localhost:{}/debug/{name}", istio::DEBUG_PORT);
+    let command = ["curl", "-sS", "-m", "3", &url];
+    let patience = Duration::from_secs(5);
+    match exec::output(client, istio::SYSTEM_NAMESPACE, pod, "discovery", &command, patience).await {
+        Ok(text) => serde_json::from_str(&text).ok(),
+        Err(error) => {
+            tracing::debug!(pod, name, %error, "the control plane did not answer");
+            None
+        }
     }
 }
 
@@ -342,14 +375,29 @@ fn peers(mesh: &Mesh, of: &stolos_spec::Cluster, seen: &Seen) -> Vec<PeerStatus>
         .collect();
     let expected: BTreeSet<String> =
         mesh.clusters.iter().filter(|c| c.name != of.name).map(|c| c.name.to_string()).collect();
+    let sync = |cluster: &str| {
+        let clusters = seen.clusterz.as_ref()?.as_array()?;
+        let known = clusters.iter().find(|c| c["id"] == cluster)?;
+        known["syncStatus"].as_str().map(ToOwned::to_owned)
+    };
     expected
         .union(&held)
         .map(|cluster| PeerStatus {
             cluster: cluster.clone(),
             expected: expected.contains(cluster),
             credential: held.contains(cluster),
+            sync: sync(cluster),
         })
         .collect()
+}
+
+fn not_supported(page: &Value) -> Vec<String> {
+    let objects = page["objects"].as_array().into_iter().flatten().map(|finding| {
+        let text = |key: &str| finding[key].as_str().unwrap_or_default();
+        format!("{} {}/{}: {}", text("kind"), text("namespace"), text("name"), text("message"))
+    });
+    let unread = page["meshConfig"].as_array().into_iter().flatten().filter_map(Value::as_str);
+    objects.chain(unread.map(|key| format!("mesh configuration: `{key}` is not acted on"))).collect()
 }
 
 fn keys(secret: &Value) -> Vec<String> {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use futures::future::join_all;
 use k8s_openapi::api::core::v1::{Namespace, Pod};
-use kube::api::{Api, AttachParams, ListParams, LogParams};
+use kube::api::{Api, ListParams, LogParams};
 use rand::RngExt as _;
 use serde_json::Value;
 use stolos_cluster::Cluster;
@@ -14,8 +14,8 @@ use stolos_k8s::istio;
 use stolos_pki::{Roots, SpiffeId};
 use stolos_serve::Stop;
 use stolos_spec::Mesh;
-use tokio::io::AsyncReadExt;
 
+use crate::exec::{self, Failed};
 use crate::judge::{Expected, ExpectedCluster, Request, pairs, requests_per_caller};
 use crate::probe::{self, CLIENT, OUTSIDER, PORT, SERVER};
 use crate::refuse::{foreign_root, plaintext};
@@ -406,24 +406,15 @@ impl Run<'_> {
     /// Runs a script in a client pod and returns what it printed.
     async fn exec(&self, probe: &Probe<'_>, pod: &str, script: &str) -> Result<String, Error> {
         let cluster = &probe.cluster.name;
-        let pods: Api<Pod> = Api::namespaced(probe.cluster.client.clone(), &self.namespace);
-        let params = AttachParams::default().container("curl").stdin(false).stdout(true).stderr(false);
-        let run = async {
-            let mut process = pods
-                .exec(pod, ["sh", "-c", script], &params)
-                .await
-                .map_err(|e| Error::Exec { cluster: cluster.clone(), source: Box::new(e) })?;
-            let mut output = String::new();
-            if let Some(mut stdout) = process.stdout() {
-                let read = stdout.read_to_string(&mut output).await;
-                read.map_err(|e| Error::Client { cluster: cluster.clone(), why: e.to_string() })?;
-            }
-            Ok(output)
-        };
         // Every curl of a script is bounded by itself; this bounds a client that hangs altogether.
         let patience = Duration::from_secs(120);
-        tokio::time::timeout(patience, run).await.unwrap_or_else(|_| {
-            Err(Error::Client { cluster: cluster.clone(), why: format!("no end after {} s", patience.as_secs()) })
+        let command = ["sh", "-c", script];
+        exec::output(&probe.cluster.client, &self.namespace, pod, "curl", &command, patience).await.map_err(|failed| {
+            let cluster = cluster.clone();
+            match failed {
+                Failed::Start(source) => Error::Exec { cluster, source },
+                other => Error::Client { cluster, why: other.to_string() },
+            }
         })
     }
 

@@ -2,7 +2,7 @@
 
 use comfy_table::{Cell, CellAlignment, Table, presets};
 use serde_json::Value;
-use stolos_check::{Pair, StatusReport, Verdict, VerifyReport};
+use stolos_check::{Pair, PeerStatus, StatusReport, Verdict, VerifyReport};
 
 use crate::failure::plainly;
 use crate::screen::{Output, Screen, Tone};
@@ -191,9 +191,19 @@ pub(crate) fn status(screen: &Screen, report: &StatusReport, output: Output) -> 
                 addresses => format!("{} ({} ready)", addresses.join(" "), g.ready),
             })
             .collect();
-        let held = cluster.peers.iter().filter(|p| p.expected && p.credential).count();
+        let asked = cluster.peers.iter().any(|p| p.sync.is_some());
+        let synced = |p: &&PeerStatus| p.expected && p.credential && p.sync.as_deref() == Some("synced");
+        let held = |p: &&PeerStatus| p.expected && p.credential;
+        // Where the control plane was not asked, a credential says nothing of a connection.
+        let peers = match asked {
+            true => format!("{}/", cluster.peers.iter().filter(synced).count()),
+            false => format!("{} held/", cluster.peers.iter().filter(held).count()),
+        };
         let expected = cluster.peers.iter().filter(|p| p.expected).count();
         for peer in &cluster.peers {
+            if let Some(state) = peer.sync.as_deref().filter(|state| *state != "synced") {
+                notes.push(format!("{}: the connection to `{}` is `{state}`", cluster.name, peer.cluster));
+            }
             match (peer.expected, peer.credential) {
                 (true, false) => notes.push(format!("{}: holds no credential for `{}`", cluster.name, peer.cluster)),
                 (false, true) => notes.push(format!(
@@ -203,13 +213,16 @@ pub(crate) fn status(screen: &Screen, report: &StatusReport, output: Output) -> 
                 _ => {}
             }
         }
+        for words in cluster.not_supported.iter().flatten() {
+            notes.push(format!("{}: {words}", cluster.name));
+        }
         let expires = cluster.certificates.iter().filter_map(|c| Some((c.days_left?, &c.what))).min();
         let mut row = vec![
             Cell::new(&cluster.name),
             Cell::new(&cluster.network),
             Cell::new(control),
             Cell::new(if gateways.is_empty() { "-".to_owned() } else { gateways.join(", ") }),
-            Cell::new(format!("{held}/{expected}")),
+            Cell::new(format!("{peers}{expected}")),
             Cell::new(expires.map_or("-".to_owned(), |(days, what)| format!("{days} d ({what})"))),
             Cell::new(format!("{} ms", cluster.age_ms)),
         ];
