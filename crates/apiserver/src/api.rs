@@ -47,7 +47,7 @@ pub(crate) struct Api {
     /// All objects.
     pub(crate) state: Arc<State>,
     /// All resources.
-    pub(crate) registry: Registry,
+    pub(crate) registry: Arc<Registry>,
     /// Keys and certificates.
     pub(crate) keys: Keys,
     /// The embedder's choices.
@@ -73,8 +73,13 @@ impl Api {
         addresses: Addresses,
         stop: Stop,
     ) -> Arc<Self> {
-        let crds = state.cache(CRDS).list("");
-        let registry = Registry::new(crds.iter().map(|object| &object.value));
+        let registry = Arc::new(Registry::new([]));
+        // What is served is what is stored.
+        let served = Arc::clone(&registry);
+        state.follow(CRDS, move |state| {
+            let crds = state.cache(CRDS).list("");
+            served.replace(crds.iter().map(|object| &object.value));
+        });
         let slots = Semaphore::new(settings.in_flight);
         Arc::new(Self {
             state,
@@ -112,12 +117,6 @@ impl Api {
             self.metrics.refused.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
             Failure::too_many_requests("The server is handling too many requests, please try again later.")
         })
-    }
-
-    /// Serves what the stored CustomResourceDefinitions say.
-    pub(crate) fn refresh_registry(&self) {
-        let crds = self.state.cache(CRDS).list("");
-        self.registry.replace(crds.iter().map(|object| &object.value));
     }
 
     /// Who runs pods, if anybody does.

@@ -9,7 +9,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, RwLock, mpsc};
+use std::sync::{Arc, Mutex, OnceLock, RwLock, mpsc};
 
 use bytes::Bytes;
 use serde_json::Value;
@@ -66,6 +66,13 @@ pub(crate) struct State {
     window: Window,
     writer: Mutex<Option<std::thread::JoinHandle<()>>>,
     changed: tokio::sync::watch::Sender<u64>,
+    follower: OnceLock<Follower>,
+}
+
+/// Who derives something from the objects of one resource.
+struct Follower {
+    resource: &'static str,
+    follow: Box<dyn Fn(&State) + Send + Sync>,
 }
 
 /// Accepted changes that are not durable yet.
@@ -114,6 +121,7 @@ impl State {
             window,
             writer: Mutex::new(None),
             changed: tokio::sync::watch::channel(revision).0,
+            follower: OnceLock::new(),
         });
         let writer = Arc::downgrade(&state);
         let thread = std::thread::Builder::new()
@@ -141,6 +149,14 @@ impl State {
     #[must_use]
     pub(crate) fn is_well(&self) -> bool {
         !self.stopped.load(Ordering::Acquire)
+    }
+
+    /// Calls `follow` after each durable change of a resource, before anybody hears of it. It is the writer who calls, so
+    /// the last call has seen the last change, and it does not matter whether the one who asked for it is still there.
+    pub(crate) fn follow(&self, resource: &'static str, follow: impl Fn(&Self) + Send + Sync + 'static) {
+        follow(self);
+        let first = self.follower.set(Follower { resource, follow: Box::new(follow) });
+        debug_assert!(first.is_ok(), "there is one follower");
     }
 
     /// Wakes at every durable change of anything.
@@ -272,6 +288,8 @@ impl State {
     fn publish(&self, changes: Vec<(Change, Event)>) {
         let Some(last) = changes.last().map(|(change, _)| change.revision) else { return };
         let mut touched: Vec<(Arc<Cache>, u64)> = Vec::new();
+        let follower = self.follower.get();
+        let followed = follower.filter(|f| changes.iter().any(|(change, _)| *change.key.resource == *f.resource));
         let mut done = Vec::with_capacity(changes.len());
         for (change, event) in changes {
             let cache = self.cache(&change.key.resource);
@@ -282,6 +300,9 @@ impl State {
                 None => touched.push((cache, change.revision)),
             }
             done.push((key, change.revision));
+        }
+        if let Some(follower) = followed {
+            (follower.follow)(self);
         }
         self.committed.store(last, Ordering::Release);
         let mut head = lock(&self.head);

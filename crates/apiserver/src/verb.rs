@@ -240,10 +240,7 @@ pub(crate) async fn create(
             return Ok(uncommitted(object));
         }
         match api.state.commit(Write { key, expect: Expect::Absent, value: Some(object) }).await {
-            Ok(made) => {
-                wrote(api, resource);
-                return Ok(made);
-            }
+            Ok(made) => return Ok(made),
             Err(refused) => {
                 defaults::release(api, allocated.as_deref());
                 match refused {
@@ -315,10 +312,7 @@ pub(crate) async fn change(
         // An object that only waited for its last finalizer goes with it; its last state is the answer.
         let write = if finished { Write { value: None, ..write } } else { write };
         match api.state.commit(write).await {
-            Ok(made) => {
-                wrote(api, resource);
-                return Ok(made);
-            }
+            Ok(made) => return Ok(made),
             Err(Refused::Conflict) => defaults::release(api, allocated.as_deref()),
             Err(Refused::Missing) => return Err(Failure::not_found(&resource.storage, name)),
             Err(refused) => return Err(storage_failure(resource, name, &refused)),
@@ -412,7 +406,6 @@ pub(crate) async fn delete(
         let gone = value.is_none();
         match api.state.commit(Write { key: key.clone(), expect: Expect::Revision(old.revision), value }).await {
             Ok(object) => {
-                wrote(api, resource);
                 return Ok(if gone { Deleted::Gone(object) } else { Deleted::Going(object) });
             }
             Err(Refused::Conflict) => {}
@@ -919,13 +912,6 @@ fn is_finished(resource: &Resource, object: &Value) -> bool {
         "pods" => object["metadata"]["deletionGracePeriodSeconds"].as_i64().unwrap_or(0) == 0,
         "namespaces" => object["spec"]["finalizers"].as_array().is_none_or(Vec::is_empty),
         _ => true,
-    }
-}
-
-/// After a write: what is derived from objects follows at once.
-fn wrote(api: &Arc<Api>, resource: &Resource) {
-    if &*resource.storage == CRDS {
-        api.refresh_registry();
     }
 }
 

@@ -56,6 +56,18 @@ pub(crate) fn objects(namespace: &str) -> Vec<Value> {
                 },
             },
         }),
+        // A second try elsewhere would hide that the first one failed, and why.
+        json!({
+            "apiVersion": "networking.istio.io/v1", "kind": "VirtualService",
+            "metadata": {"name": SERVER, "namespace": namespace},
+            "spec": {
+                "hosts": [format!("{SERVER}.{namespace}.svc.cluster.local")],
+                "http": [{
+                    "route": [{"destination": {"host": format!("{SERVER}.{namespace}.svc.cluster.local")}}],
+                    "retries": {"attempts": 0},
+                }],
+            },
+        }),
         deployment(
             namespace,
             SERVER,

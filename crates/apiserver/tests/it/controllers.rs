@@ -178,3 +178,39 @@ async fn a_definition_is_served_at_once_in_all_its_versions() {
         .await;
     assert_eq!(code(new.get("a").await), 404);
 }
+
+/// Who asks for a definition may be gone before the answer, and many may ask at once: what is stored is served.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_definition_is_served_although_its_maker_is_gone() {
+    let server = server().await;
+    let definition = |n: usize| {
+        let mut definition = serde_json::to_value(definition()).unwrap();
+        let kind = format!("Made{n}");
+        let plural = format!("{}s", kind.to_lowercase());
+        definition["spec"]["names"] = serde_json::json!({"kind": kind, "plural": plural});
+        definition["metadata"]["name"] = format!("{plural}.{}", definition["spec"]["group"].as_str().unwrap()).into();
+        serde_json::from_value::<CustomResourceDefinition>(definition).unwrap()
+    };
+    let made = (0..40).map(|n| {
+        let (server, definition) = (&server, definition(n));
+        async move {
+            // A connection of its own, which ends with its request, sooner or later.
+            let definitions: Api<CustomResourceDefinition> = Api::all(https(server).await);
+            let patience = std::time::Duration::from_millis(n as u64);
+            let _ = tokio::time::timeout(patience, definitions.create(&PostParams::default(), &definition)).await;
+        }
+    });
+    futures::future::join_all(made).await;
+    let definitions: Api<CustomResourceDefinition> = Api::all(server.client());
+    // Nothing is under way any more once this one is there, for writes are in order.
+    definitions.create(&PostParams::default(), &definition(99)).await.unwrap();
+    let stored = definitions.list(&Default::default()).await.unwrap().items;
+    assert!(!stored.is_empty());
+    for definition in stored {
+        let spec = &definition.spec;
+        let kind = kube::core::GroupVersionKind::gvk(&spec.group, &spec.versions[0].name, &spec.names.kind);
+        let resource = kube::core::ApiResource::from_gvk_with_plural(&kind, &spec.names.plural);
+        let objects: Api<kube::core::DynamicObject> = Api::all_with(server.client(), &resource);
+        assert!(objects.list(&Default::default()).await.is_ok(), "{} is stored and not served", spec.names.kind);
+    }
+}

@@ -1,0 +1,15 @@
+//! What the project promises, walked through with the real binary: a lab in a process of its own beside commands in
+//! processes of theirs, each journey with folders, addresses and a mesh of its own.
+//!
+//! `STOLOS_SWEEP=all` lets the crash sweep die at every single point instead of a sample of them.
+
+mod crash_sweep;
+mod faults;
+mod join_and_leave;
+mod lists;
+mod ristioctl;
+mod setup_mesh;
+mod side_by_side;
+mod tampering;
+mod traffic;
+mod world;
