@@ -1,7 +1,8 @@
 //! What the project promises, walked through with the real binary: a lab in a process of its own beside commands in
 //! processes of theirs, each journey with folders, addresses and a mesh of its own.
 //!
-//! `STOLOS_SWEEP=all` lets the crash sweep die at every single point instead of a sample of them.
+//! `STOLOS_SWEEP=all` lets the crash sweep die at every single point instead of a sample of them;
+//! `STOLOS_JOURNEYS_TRACE=1` with `--nocapture` shows every command with its end and its time.
 
 mod crash_sweep;
 mod faults;
