@@ -194,12 +194,13 @@ pub(crate) fn status(screen: &Screen, report: &StatusReport, output: Output) -> 
         let asked = cluster.peers.iter().any(|p| p.sync.is_some());
         let synced = |p: &&PeerStatus| p.expected && p.credential && p.sync.as_deref() == Some("synced");
         let held = |p: &&PeerStatus| p.expected && p.credential;
-        // Where the control plane was not asked, a credential says nothing of a connection.
-        let peers = match asked {
-            true => format!("{}/", cluster.peers.iter().filter(synced).count()),
-            false => format!("{} held/", cluster.peers.iter().filter(held).count()),
-        };
         let expected = cluster.peers.iter().filter(|p| p.expected).count();
+        let peers = match cluster.unreachable {
+            Some(_) => "-".to_owned(),
+            None if asked => format!("{}/{expected}", cluster.peers.iter().filter(synced).count()),
+            // Where the control plane was not asked, a credential says nothing of a connection.
+            None => format!("{} held/{expected}", cluster.peers.iter().filter(held).count()),
+        };
         for peer in &cluster.peers {
             if let Some(state) = peer.sync.as_deref().filter(|state| *state != "synced") {
                 notes.push(format!("{}: the connection to `{}` is `{state}`", cluster.name, peer.cluster));
@@ -222,7 +223,7 @@ pub(crate) fn status(screen: &Screen, report: &StatusReport, output: Output) -> 
             Cell::new(&cluster.network),
             Cell::new(control),
             Cell::new(if gateways.is_empty() { "-".to_owned() } else { gateways.join(", ") }),
-            Cell::new(format!("{peers}{expected}")),
+            Cell::new(peers),
             Cell::new(expires.map_or("-".to_owned(), |(days, what)| format!("{days} d ({what})"))),
             Cell::new(format!("{} ms", cluster.age_ms)),
         ];

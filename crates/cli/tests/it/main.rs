@@ -1,6 +1,5 @@
 //! The binary as people use it: what it prints, where, and how it ends.
 
-mod crash;
 mod demo;
 mod files;
 mod help;
