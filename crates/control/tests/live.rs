@@ -388,10 +388,14 @@ async fn endpoints_follow_clusters_and_pods() {
     // A cluster joins …
     apply(&world.east, remote_secret("istio-remote-secret-west", &[("west", &world.west)])).await;
     reaches(&proxy, &["10.1.0.1:8080", "10.2.0.1:8080"]).await;
-    let clusters = world.json("/debug/clusterz").await;
+    // Its endpoints may be sent a moment before the last of its kinds has been listed.
+    let clusters = until("west is synced", || async {
+        let clusters = world.json("/debug/clusterz").await;
+        (clusters[1]["syncStatus"] == "synced").then_some(clusters)
+    })
+    .await;
     assert_eq!(clusters[1]["id"], "west");
     assert_eq!(clusters[1]["secretName"], "istio-system/istio-remote-secret-west");
-    assert_eq!(clusters[1]["syncStatus"], "synced");
 
     // … its pods come and go …
     pods(&world.west, &["10.2.0.1", "10.2.0.2"]).await;
