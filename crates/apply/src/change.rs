@@ -10,7 +10,10 @@ use http::Request;
 use serde_json::{Value, json};
 use stolos_cluster::objects;
 use stolos_cluster::{Cluster, Error};
-use stolos_plan::{Change, Condition, MANAGER, ObjectKey, Objects, READER, SYSTEM, Step, link_kubeconfig, peer_secret};
+use stolos_plan::{
+    Change, Condition, MANAGER, ObjectKey, Objects, READER_SERVICE_ACCOUNT, SYSTEM_NAMESPACE, Step, link_kubeconfig,
+    peer_secret,
+};
 use stolos_spec::Mesh;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
@@ -153,14 +156,15 @@ async fn token(hands: &Hands<'_>, reader: &str, read: &str, seconds: u64) -> Res
     let secret = peer_secret(reader);
     let found = {
         let _room = enter(hands, read).await;
-        objects::get(&cluster.client, &resource("v1", "Secret"), Some(SYSTEM), &secret).await?
+        objects::get(&cluster.client, &resource("v1", "Secret"), Some(SYSTEM_NAMESPACE), &secret).await?
     };
-    let found = found.ok_or_else(|| format!("Secret {SYSTEM}/{secret} is not there in {read}"))?;
+    let found = found.ok_or_else(|| format!("Secret {SYSTEM_NAMESPACE}/{secret} is not there in {read}"))?;
     let body = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {
         "audiences": [], "expirationSeconds": seconds,
         "boundObjectRef": {"apiVersion": "v1", "kind": "Secret", "name": secret, "uid": found["metadata"]["uid"]}}});
-    let path = stolos_k8s::kind::path("", "v1", "serviceaccounts", Some(SYSTEM), Some(READER));
-    let what = || format!("request a token of {SYSTEM}/{READER}");
+    let path =
+        stolos_k8s::kind::path("", "v1", "serviceaccounts", Some(SYSTEM_NAMESPACE), Some(READER_SERVICE_ACCOUNT));
+    let what = || format!("request a token of {SYSTEM_NAMESPACE}/{READER_SERVICE_ACCOUNT}");
     let send = || async {
         let failed = |source| Error::Request { what: what(), source: Box::new(source) };
         let request = Request::post(format!("{path}/token")).header("content-type", "application/json");

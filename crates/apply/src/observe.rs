@@ -5,7 +5,9 @@ use futures::stream::{self, StreamExt as _};
 use serde_json::Value;
 use stolos_cluster::objects::{self, Resource};
 use stolos_cluster::{Cluster, Error};
-use stolos_plan::{ClusterState, ObjectKey, Observed, Remembered, SAMPLE_NAMESPACE, SYSTEM, Sight, Unreadable};
+use stolos_plan::{
+    ClusterState, ObjectKey, Observed, Remembered, SAMPLE_NAMESPACE, SYSTEM_NAMESPACE, Sight, Unreadable,
+};
 use stolos_spec::Mesh;
 
 use crate::clusters::because;
@@ -17,7 +19,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const AT_ONCE: usize = 16;
 
 /// Namespaces that a mesh makes.
-const NAMESPACES: [&str; 3] = [SYSTEM, SAMPLE_NAMESPACE, "bookinfo"];
+const NAMESPACES: [&str; 3] = [SYSTEM_NAMESPACE, SAMPLE_NAMESPACE, "bookinfo"];
 
 /// What is listed in those: what a mesh is made of, and what else a person may have put there.
 const INSIDE: [(&str, &str); 16] = [

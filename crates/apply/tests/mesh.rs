@@ -3,7 +3,7 @@
 
 #![allow(clippy::print_stderr, reason = "a test says what went wrong")]
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
@@ -15,8 +15,8 @@ use stolos_apiserver::{Builder, Server};
 use stolos_apply::{Clusters, Goal, Lock, News, Options, Report, State, Verdict, observe, run};
 use stolos_cluster::Kubeconfig;
 use stolos_cluster::objects::{self, Resource};
-use stolos_plan::{Action, Plan, SYSTEM};
-use stolos_spec::*;
+use stolos_plan::{Action, Plan, SYSTEM_NAMESPACE};
+use stolos_spec::{Mesh, SourceText, read};
 
 struct World {
     servers: BTreeMap<String, Server>,
@@ -133,11 +133,11 @@ impl Hand {
     }
 
     async fn control(&self) -> Result<(), kube::Error> {
-        let deployments = self.within("apps/v1", "Deployment", "deployments", SYSTEM);
+        let deployments = self.within("apps/v1", "Deployment", "deployments", SYSTEM_NAMESPACE);
         if deployments.get_opt("istiod").await?.is_none() {
             return Ok(());
         }
-        let Some(cacerts) = self.within("v1", "Secret", "secrets", SYSTEM).get_opt("cacerts").await? else {
+        let Some(cacerts) = self.within("v1", "Secret", "secrets", SYSTEM_NAMESPACE).get_opt("cacerts").await? else {
             return Ok(());
         };
         let root = cacerts.data["data"]["root-cert.pem"].as_str().unwrap_or_default().to_owned();
@@ -204,32 +204,20 @@ impl Hand {
 }
 
 fn mesh(names: &[&str]) -> Mesh {
-    let day = Duration::from_secs(86_400);
-    let cluster = |name: &&str| Cluster {
-        name: ClusterName::parse(name).unwrap(),
-        context: (*name).to_owned(),
-        kubeconfig: None,
-        network: NetworkName::parse(if name.starts_with("west") { "network-west" } else { "network-east" }).unwrap(),
-        region: None,
-        zone: None,
-        role: Role::Primary,
-        api: None,
+    let cluster = |name: &&str| {
+        let network = if name.starts_with("west") { "network-west" } else { "network-east" };
+        json!({"name": name, "context": name, "network": network})
     };
-    Mesh {
-        name: MeshName::parse("mymesh").unwrap(),
-        trust: Trust {
-            domain: "cluster.local".into(),
-            organization: "example.com".into(),
-            root: Root::SelfSigned { validity: 3650 * day },
-            intermediates: IntermediateTrust { validity: 730 * day, renew_before: 30 * day },
+    let document = json!({
+        "apiVersion": "stolos.dev/v1alpha1", "kind": "Mesh", "metadata": {"name": "mymesh"},
+        "spec": {
+            "trust": {"organization": "example.com"},
+            "controlPlane": {"engine": "stolos"},
+            "clusters": names.iter().map(cluster).collect::<Vec<_>>(),
+            "samples": ["helloworld", "sleep"],
         },
-        control_plane: ControlPlane { engine: Engine::Stolos, version: None, values: json!({}) },
-        clusters: names.iter().map(cluster).collect(),
-        mtls: Mtls::Strict,
-        expose: vec!["*.local".into()],
-        samples: BTreeSet::from([Sample::Helloworld, Sample::Sleep]),
-        origin: Origin::Mesh,
-    }
+    });
+    read(&SourceText { path: "mesh.yaml".into(), text: document.to_string() }, None).unwrap().mesh
 }
 
 fn steps(plan: &Plan) -> Vec<String> {
@@ -255,7 +243,8 @@ async fn a_mesh_is_built_once_and_torn_down_to_what_was_there() {
         plural: "secrets".into(),
         namespaced: true,
     };
-    let secret = objects::get(&east, &secrets, Some(SYSTEM), "istio-remote-secret-west-1").await.unwrap().unwrap();
+    let secret =
+        objects::get(&east, &secrets, Some(SYSTEM_NAMESPACE), "istio-remote-secret-west-1").await.unwrap().unwrap();
     let remote = stolos_k8s::istio::parse_remote_secret(&secret).unwrap();
     let config = stolos_cluster::from_kubeconfig_text(&remote["west-1"]).await.unwrap();
     let reader = stolos_cluster::client(config, std::sync::Arc::new(stolos_serve::HostNet::default())).unwrap();
@@ -263,7 +252,7 @@ async fn a_mesh_is_built_once_and_torn_down_to_what_was_there() {
         stolos_cluster::objects::Resource { kind: "Service".into(), plural: "services".into(), ..secrets.clone() };
     let listed = objects::list(&reader, &services, None, None).await.unwrap();
     assert!(listed.iter().any(|s| s["metadata"]["name"] == "istio-eastwestgateway"));
-    let refused = objects::list(&reader, &secrets, Some(SYSTEM), None).await.unwrap_err();
+    let refused = objects::list(&reader, &secrets, Some(SYSTEM_NAMESPACE), None).await.unwrap_err();
     assert_eq!(refused.status().unwrap().code, 403);
 
     // A second run writes nothing at all.
@@ -292,7 +281,8 @@ async fn a_cluster_joins_leaves_and_loses_its_access() {
     let secrets =
         Resource { api_version: "v1".into(), kind: "Secret".into(), plural: "secrets".into(), namespaced: true };
     let west = world.servers["west-2"].client();
-    let secret = objects::get(&west, &secrets, Some(SYSTEM), "istio-remote-secret-east-1").await.unwrap().unwrap();
+    let secret =
+        objects::get(&west, &secrets, Some(SYSTEM_NAMESPACE), "istio-remote-secret-east-1").await.unwrap().unwrap();
     let remote = stolos_k8s::istio::parse_remote_secret(&secret).unwrap();
     let config = stolos_cluster::from_kubeconfig_text(&remote["east-1"]).await.unwrap();
     let reader = stolos_cluster::client(config, std::sync::Arc::new(stolos_serve::HostNet::default())).unwrap();

@@ -17,7 +17,7 @@ use stolos_spec::{Cluster, Engine, Mesh, Origin, Role};
 
 use crate::compare::differences;
 use crate::graph::{Draft, Work, ordered};
-use crate::object::{MEMBERSHIP, SYSTEM, is_touched, mesh_of};
+use crate::object::{MEMBERSHIP, SYSTEM_NAMESPACE, is_touched, mesh_of};
 use crate::{
     Action, Blast, Change, ClusterState, Condition, FieldDiff, Leftover, Member, Note, ObjectDiff, ObjectKey, Observed,
     Plan, Purpose, Sight, VERSION,
@@ -156,7 +156,7 @@ pub struct Remembered {
 /// The clusters that `state` remembers as members of the mesh called `mesh`.
 #[must_use]
 pub fn remembered(mesh: &str, state: &ClusterState) -> Vec<Remembered> {
-    let key = ObjectKey::new("v1", "ConfigMap", Some(SYSTEM), MEMBERSHIP);
+    let key = ObjectKey::new("v1", "ConfigMap", Some(SYSTEM_NAMESPACE), MEMBERSHIP);
     let Some(object) = state.objects.get(&key).filter(|o| mesh_of(o) == Some(mesh)) else { return vec![] };
     object["data"]["members"].as_str().and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default()
 }

@@ -20,8 +20,8 @@ mod tests;
 pub use build::{Blocked, Problem, Remembered, plan, remembered, teardown};
 pub use graph::{Blast, Leftover, Member, Note, Plan, Purpose, Summary};
 pub use object::{
-    CACERTS, MANAGED_BY_LABEL, MANAGER, MEMBERSHIP, MESH_LABEL, READER, ROOT_CONFIGMAP, SAMPLE_NAMESPACE, SYSTEM,
-    is_owned, link_kubeconfig, ours, peer_secret, remote_secret_name, secret_text,
+    CACERTS_SECRET, MANAGED_BY_LABEL, MANAGER, MEMBERSHIP, MESH_LABEL, READER_SERVICE_ACCOUNT, ROOT_CONFIG_MAP,
+    SAMPLE_NAMESPACE, SYSTEM_NAMESPACE, is_owned, link_kubeconfig, ours, peer_secret, remote_secret_name, secret_text,
 };
 pub use observed::{ClusterState, Objects, Observed, RootFacts, Sight, StateFacts, Unreadable};
 pub use show::Show;

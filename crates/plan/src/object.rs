@@ -4,25 +4,16 @@ use base64::Engine as _;
 use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD};
 use serde_json::{Value, json};
 use stolos_k8s::istio::RemoteSecret;
+pub use stolos_k8s::istio::{
+    CACERTS_SECRET, MANAGED_BY_LABEL, MESH_LABEL, READER_SERVICE_ACCOUNT, ROOT_CONFIG_MAP, SYSTEM_NAMESPACE,
+};
 
 /// The field manager of every server-side apply.
 pub const MANAGER: &str = "stolos";
-/// Carried by every object that Stolos makes.
-pub const MANAGED_BY_LABEL: &str = "app.kubernetes.io/managed-by";
-/// Carried by every object that Stolos makes; its value is the mesh ID.
-pub const MESH_LABEL: &str = "stolos.dev/mesh";
 /// The ConfigMap, in each cluster, that remembers which clusters the mesh is made of.
 pub const MEMBERSHIP: &str = "stolos-mesh";
 /// Where the samples run.
 pub const SAMPLE_NAMESPACE: &str = "sample";
-/// The namespace of the control plane.
-pub const SYSTEM: &str = "istio-system";
-/// The Secret of the signing certificate.
-pub const CACERTS: &str = "cacerts";
-/// The ConfigMap in which a control plane publishes the root in effect.
-pub const ROOT_CONFIGMAP: &str = "istio-ca-root-cert";
-/// The service account whose token peers read with.
-pub const READER: &str = "istio-reader-service-account";
 
 /// `object` with the labels that say whose it is.
 #[must_use]
@@ -75,7 +66,7 @@ pub fn secret_text(secret: &Value, key: &str) -> Option<String> {
 #[must_use]
 pub fn link_kubeconfig(cluster: &str, server: &str, authority: &str, token: &str) -> String {
     let remote = RemoteSecret {
-        namespace: SYSTEM.to_owned(),
+        namespace: SYSTEM_NAMESPACE.to_owned(),
         cluster: cluster.to_owned(),
         server: server.to_owned(),
         ca_pem: authority.to_owned(),

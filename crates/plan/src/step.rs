@@ -324,11 +324,11 @@ fn webhook_key(name: &str) -> ObjectKey {
 }
 
 fn published_key(namespace: &str) -> ObjectKey {
-    ObjectKey::new("v1", "ConfigMap", Some(namespace), object::ROOT_CONFIGMAP)
+    ObjectKey::new("v1", "ConfigMap", Some(namespace), object::ROOT_CONFIG_MAP)
 }
 
 fn cacerts_key(namespace: &str) -> ObjectKey {
-    ObjectKey::new("v1", "Secret", Some(namespace), object::CACERTS)
+    ObjectKey::new("v1", "Secret", Some(namespace), object::CACERTS_SECRET)
 }
 
 /// Where an object is.

@@ -8,41 +8,25 @@ use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use stolos_pki::Authority;
-use stolos_spec::{
-    Cluster, ClusterName, ControlPlane, Engine, IntermediateTrust, Mesh, MeshName, Mtls, NetworkName, Origin, Role,
-    Root, Sample, Trust,
-};
+use stolos_spec::{Mesh, Mtls, Sample, SourceText, read};
 
 use crate::*;
 
 const DAY: Duration = Duration::from_secs(86_400);
 
 fn mesh(clusters: &[(&str, &str)]) -> Mesh {
-    let cluster = |(name, network): &(&str, &str)| Cluster {
-        name: ClusterName::parse(name).unwrap(),
-        context: format!("context-{name}"),
-        kubeconfig: None,
-        network: NetworkName::parse(network).unwrap(),
-        region: None,
-        zone: None,
-        role: Role::Primary,
-        api: None,
+    let cluster = |(name, network): &(&str, &str)| {
+        json!({"name": name, "context": format!("context-{name}"), "network": network})
     };
-    Mesh {
-        name: MeshName::parse("mymesh").unwrap(),
-        trust: Trust {
-            domain: "cluster.local".into(),
-            organization: "mymesh.example.com".into(),
-            root: Root::SelfSigned { validity: 3650 * DAY },
-            intermediates: IntermediateTrust { validity: 730 * DAY, renew_before: 30 * DAY },
+    let document = json!({
+        "apiVersion": "stolos.dev/v1alpha1", "kind": "Mesh", "metadata": {"name": "mymesh"},
+        "spec": {
+            "trust": {"organization": "mymesh.example.com"},
+            "clusters": clusters.iter().map(cluster).collect::<Vec<_>>(),
+            "samples": ["helloworld", "sleep"],
         },
-        control_plane: ControlPlane { engine: Engine::Auto, version: None, values: json!({}) },
-        clusters: clusters.iter().map(cluster).collect(),
-        mtls: Mtls::Strict,
-        expose: vec!["*.local".into()],
-        samples: BTreeSet::from([Sample::Helloworld, Sample::Sleep]),
-        origin: Origin::Mesh,
-    }
+    });
+    read(&SourceText { path: "mesh.yaml".into(), text: document.to_string() }, None).unwrap().mesh
 }
 
 fn three() -> Mesh {
@@ -138,8 +122,8 @@ impl World {
                 }
             }
             Change::Link { read, server, authority, token_seconds, secret } => {
-                let bound = ObjectKey::new("v1", "Secret", Some(SYSTEM), &peer_secret(&cluster));
-                let account = ObjectKey::new("v1", "ServiceAccount", Some(SYSTEM), READER);
+                let bound = ObjectKey::new("v1", "Secret", Some(SYSTEM_NAMESPACE), &peer_secret(&cluster));
+                let account = ObjectKey::new("v1", "ServiceAccount", Some(SYSTEM_NAMESPACE), READER_SERVICE_ACCOUNT);
                 let objects = &self.state(read).objects;
                 let issued = now.duration_since(UNIX_EPOCH).unwrap().as_secs();
                 let claims = json!({"iat": issued, "exp": issued + token_seconds, "kubernetes.io": {
@@ -156,7 +140,7 @@ impl World {
                     let state = self.state(&cluster);
                     let Some(gone) = state.objects.remove(key) else { continue };
                     assert_eq!(gone["metadata"]["uid"], **uid, "{key}");
-                    assert!(is_owned("mymesh", &gone) || key.name == ROOT_CONFIGMAP, "{key} is not ours");
+                    assert!(is_owned("mymesh", &gone) || key.name == ROOT_CONFIG_MAP, "{key} is not ours");
                     if key.kind == "Namespace" {
                         let inside: Vec<_> = state.objects.iter().map(|(k, _)| k.clone()).collect();
                         for inside in inside.iter().filter(|k| k.namespace.as_ref() == Some(&key.name)) {
@@ -212,9 +196,9 @@ impl World {
             }
             (Condition::RootPublished { .. }, _) => {
                 let root = secret_text(state.objects.get(&keys[1]).unwrap(), "root-cert.pem").unwrap();
-                for namespace in [SYSTEM, "kube-system"] {
+                for namespace in [SYSTEM_NAMESPACE, "kube-system"] {
                     state.objects.put(json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {
-                        "name": ROOT_CONFIGMAP, "namespace": namespace, "uid": uid,
+                        "name": ROOT_CONFIG_MAP, "namespace": namespace, "uid": uid,
                         "labels": {"istio.io/config": "true"}}, "data": {"root-cert.pem": root}}));
                 }
                 return;
@@ -386,7 +370,7 @@ fn a_revoked_credential_is_replaced() {
     let mut world = World::new(&["a", "b"]);
     let mesh = mesh(&[("a", "n"), ("b", "n")]);
     world.run(&plan(&mesh, &world.observed).unwrap());
-    let key = ObjectKey::new("v1", "Secret", Some(SYSTEM), "stolos-peer-b");
+    let key = ObjectKey::new("v1", "Secret", Some(SYSTEM_NAMESPACE), "stolos-peer-b");
     world.state("a").objects.remove(&key);
     let again = plan(&mesh, &world.observed).unwrap();
     assert_eq!(ids(&again), ["+ links/a/peers", "~ links/b/a"]);
@@ -418,7 +402,7 @@ fn what_blocks_is_said_all_at_once() {
     let mut no_key = world.clone();
     no_key.observed.state.root.as_mut().unwrap().key = Err("no passphrase".into());
     assert_eq!(said(&no_key, &mesh), Vec::<String>::new());
-    let secret = ObjectKey::new("v1", "Secret", Some(SYSTEM), CACERTS);
+    let secret = ObjectKey::new("v1", "Secret", Some(SYSTEM_NAMESPACE), CACERTS_SECRET);
     no_key.state("a").objects.remove(&secret);
     assert_eq!(said(&no_key, &mesh), ["root-key"]);
 
@@ -540,7 +524,7 @@ fn what_is_in_a_namespace_that_goes_is_made_again_after_it_went() {
     let mut world = World::new(&["a"]);
     let mesh = mesh(&[("a", "n")]);
     world.run(&plan(&mesh, &world.observed).unwrap());
-    let key = ObjectKey::new("v1", "Namespace", None, SYSTEM);
+    let key = ObjectKey::new("v1", "Namespace", None, SYSTEM_NAMESPACE);
     let mut going = world.state("a").objects.get(&key).unwrap().clone();
     going["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z".into();
     world.state("a").objects.put(going);

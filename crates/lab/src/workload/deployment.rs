@@ -1,41 +1,27 @@
 //! Deployments: which ReplicaSets there are, and how large each is.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
-use futures::StreamExt;
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::ResourceExt;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
 
-use super::{AT_ONCE, Trouble, controller, gone, is_code, owned_by, short_hash};
+use super::{Trouble, by_controller, each, gone, is_code, owned_by, short_hash};
 use crate::cluster::Shared;
 
 const HASH: &str = "pod-template-hash";
 const REVISION: &str = "deployment.kubernetes.io/revision";
 
 pub(super) async fn reconcile(shared: Arc<Shared>) -> Result<(), Trouble> {
-    let mut owned: HashMap<String, Vec<Arc<ReplicaSet>>> = HashMap::new();
-    for set in shared.caches.replicasets.list() {
-        if let Some(owner) = controller(set.as_ref()) {
-            owned.entry(owner.to_owned()).or_default().push(set);
-        }
-    }
-    let work = shared.caches.deployments.list().into_iter().filter(|d| d.metadata.deletion_timestamp.is_none());
-    let work: Vec<_> = work
-        .map(|deployment| {
-            let sets = deployment.uid().and_then(|uid| owned.remove(&uid)).unwrap_or_default();
-            carry_out(&shared, deployment, sets)
-        })
-        .collect();
-    let mut results = futures::stream::iter(work).buffer_unordered(AT_ONCE);
-    let mut trouble = Ok(());
-    while let Some(result) = results.next().await {
-        trouble = trouble.and(result);
-    }
-    trouble
+    let mut owned = by_controller(shared.caches.replicasets.list());
+    let deployments = shared.caches.deployments.list().into_iter().filter(|d| d.metadata.deletion_timestamp.is_none());
+    let work = deployments.map(|deployment| {
+        let sets = deployment.uid().and_then(|uid| owned.remove(&uid)).unwrap_or_default();
+        carry_out(&shared, deployment, sets)
+    });
+    each(work).await
 }
 
 async fn carry_out(shared: &Shared, deployment: Arc<Deployment>, sets: Vec<Arc<ReplicaSet>>) -> Result<(), Trouble> {

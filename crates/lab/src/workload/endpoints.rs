@@ -3,14 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use futures::StreamExt;
 use k8s_openapi::api::core::v1::{Endpoints, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::ResourceExt;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
 
-use super::{AT_ONCE, Trouble, condition, gone, is_code, owned_by, short_hash};
+use super::{Trouble, condition, each, gone, is_code, owned_by, short_hash};
 use crate::cluster::Shared;
 use crate::directory::numeric;
 
@@ -45,12 +44,7 @@ pub(super) async fn reconcile(shared: Arc<Shared>) -> Result<(), Trouble> {
         let existing = slices.remove(&key).unwrap_or_default();
         work.push(carry_out(&shared, service, groups, existing));
     }
-    let mut results = futures::stream::iter(work).buffer_unordered(AT_ONCE);
-    let mut trouble = Ok(());
-    while let Some(result) = results.next().await {
-        trouble = trouble.and(result);
-    }
-    trouble
+    each(work.into_iter()).await
 }
 
 /// Pods that have the same numbers behind the Service's target ports.

@@ -10,10 +10,12 @@ mod node;
 mod replicaset;
 mod scheduler;
 
+use std::collections::HashMap;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::StreamExt;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::ResourceExt;
@@ -94,6 +96,27 @@ async fn forever<F>(
             }
         }
     }
+}
+
+/// Carries out all of `work`, some of it at once. The first trouble is told when the rest is done.
+async fn each(work: impl Iterator<Item = impl Future<Output = Result<(), Trouble>>>) -> Result<(), Trouble> {
+    let mut results = futures::stream::iter(work).buffer_unordered(AT_ONCE);
+    let mut trouble = Ok(());
+    while let Some(result) = results.next().await {
+        trouble = trouble.and(result);
+    }
+    trouble
+}
+
+/// `objects` by the UID of the controller that owns them.
+fn by_controller<K: ResourceExt>(objects: Vec<Arc<K>>) -> HashMap<String, Vec<Arc<K>>> {
+    let mut owned: HashMap<_, Vec<_>> = HashMap::new();
+    for object in objects {
+        if let Some(owner) = controller(object.as_ref()) {
+            owned.entry(owner.to_owned()).or_default().push(object);
+        }
+    }
+    owned
 }
 
 /// The UID of the controller that owns an object.

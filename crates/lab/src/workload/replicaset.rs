@@ -1,6 +1,5 @@
 //! ReplicaSets: as many pods as wanted.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use futures::StreamExt;
@@ -10,29 +9,17 @@ use kube::ResourceExt;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
 
-use super::{AT_ONCE, Trouble, condition, controller, gone, is_active, is_code, owned_by};
+use super::{AT_ONCE, Trouble, by_controller, condition, each, gone, is_active, is_code, owned_by};
 use crate::cluster::Shared;
 
 pub(super) async fn reconcile(shared: Arc<Shared>) -> Result<(), Trouble> {
-    let mut owned: HashMap<String, Vec<Arc<Pod>>> = HashMap::new();
-    for pod in shared.caches.pods.list() {
-        if let Some(owner) = controller(pod.as_ref()) {
-            owned.entry(owner.to_owned()).or_default().push(pod);
-        }
-    }
+    let mut owned = by_controller(shared.caches.pods.list());
     let sets = shared.caches.replicasets.list().into_iter().filter(|s| s.metadata.deletion_timestamp.is_none());
-    let work: Vec<_> = sets
-        .map(|set| {
-            let pods = set.uid().and_then(|uid| owned.remove(&uid)).unwrap_or_default();
-            carry_out(&shared, set, pods)
-        })
-        .collect();
-    let mut results = futures::stream::iter(work).buffer_unordered(AT_ONCE);
-    let mut trouble = Ok(());
-    while let Some(result) = results.next().await {
-        trouble = trouble.and(result);
-    }
-    trouble
+    let work = sets.map(|set| {
+        let pods = set.uid().and_then(|uid| owned.remove(&uid)).unwrap_or_default();
+        carry_out(&shared, set, pods)
+    });
+    each(work).await
 }
 
 async fn carry_out(shared: &Shared, set: Arc<ReplicaSet>, pods: Vec<Arc<Pod>>) -> Result<(), Trouble> {

@@ -2,13 +2,12 @@
 
 use std::sync::Arc;
 
-use futures::StreamExt;
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 use kube::api::{Api, Patch, PatchParams};
 use serde_json::json;
 
-use super::{AT_ONCE, Trouble, is_code};
+use super::{Trouble, each, is_code};
 use crate::cluster::Shared;
 
 pub(super) async fn reconcile(shared: Arc<Shared>) -> Result<(), Trouble> {
@@ -19,13 +18,7 @@ pub(super) async fn reconcile(shared: Arc<Shared>) -> Result<(), Trouble> {
             && spec.is_some_and(|s| s.scheduling_gates.as_ref().is_none_or(Vec::is_empty))
             && spec.is_some_and(|s| s.scheduler_name.as_deref().is_none_or(|name| name == "default-scheduler"))
     });
-    let work: Vec<_> = waiting.map(|pod| place(&shared, pod)).collect();
-    let mut results = futures::stream::iter(work).buffer_unordered(AT_ONCE);
-    let mut trouble = Ok(());
-    while let Some(result) = results.next().await {
-        trouble = trouble.and(result);
-    }
-    trouble
+    each(waiting.map(|pod| place(&shared, pod))).await
 }
 
 async fn place(shared: &Shared, pod: Arc<Pod>) -> Result<(), Trouble> {

@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 use stolos_spec::{Cluster, Mesh, Mtls};
 
 use super::{Remembered, Scene, Sketch, id};
-use crate::object::{MEMBERSHIP, SYSTEM, mesh_of, ours};
+use crate::object::{MEMBERSHIP, SYSTEM_NAMESPACE, mesh_of, ours};
 use crate::{ClusterState, Condition, ObjectKey, VERSION};
 
 /// Deployment, Service and service account.
@@ -37,9 +37,9 @@ pub(super) fn steps(scene: &Scene<'_>, sketch: &mut Sketch) {
         let before = vec![id("trust", name, "namespace"), here("crds-served")];
         sketch.write(name, state, here("mtls"), before, vec![strict]);
         let until = vec![
-            Condition::Available { namespace: SYSTEM.to_owned(), deployment: ISTIOD.to_owned() },
+            Condition::Available { namespace: SYSTEM_NAMESPACE.to_owned(), deployment: ISTIOD.to_owned() },
             Condition::Trusted { webhook: INJECTOR.to_owned() },
-            Condition::RootPublished { namespace: SYSTEM.to_owned() },
+            Condition::RootPublished { namespace: SYSTEM_NAMESPACE.to_owned() },
         ];
         sketch.wait(name, state, here("ready"), ["istiod", "injector"].map(here).to_vec(), until);
         membership(scene, sketch, name, state);
@@ -93,19 +93,19 @@ fn access() -> Vec<Value> {
     ]);
     let in_own_namespace = json!([rule(&[""], &["secrets"], READ)]);
     let labels = json!({"app": ISTIOD});
-    let subject = json!([{"kind": "ServiceAccount", "name": ISTIOD, "namespace": SYSTEM}]);
+    let subject = json!([{"kind": "ServiceAccount", "name": ISTIOD, "namespace": SYSTEM_NAMESPACE}]);
     let role = |kind: &str, name: &str| json!({"apiGroup": "rbac.authorization.k8s.io", "kind": kind, "name": name});
     vec![
         json!({"apiVersion": "v1", "kind": "ServiceAccount",
-            "metadata": {"name": ISTIOD, "namespace": SYSTEM, "labels": labels}}),
+            "metadata": {"name": ISTIOD, "namespace": SYSTEM_NAMESPACE, "labels": labels}}),
         json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole",
             "metadata": {"name": ROLE, "labels": labels}, "rules": cluster_wide}),
         json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding",
             "metadata": {"name": ROLE, "labels": labels}, "roleRef": role("ClusterRole", ROLE), "subjects": subject}),
         json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role",
-            "metadata": {"name": ISTIOD, "namespace": SYSTEM, "labels": labels}, "rules": in_own_namespace}),
+            "metadata": {"name": ISTIOD, "namespace": SYSTEM_NAMESPACE, "labels": labels}, "rules": in_own_namespace}),
         json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding",
-            "metadata": {"name": ISTIOD, "namespace": SYSTEM, "labels": labels},
+            "metadata": {"name": ISTIOD, "namespace": SYSTEM_NAMESPACE, "labels": labels},
             "roleRef": role("Role", ISTIOD), "subjects": subject}),
     ]
 }
@@ -115,7 +115,7 @@ fn config(mesh: &Mesh, cluster: &Cluster) -> Vec<Value> {
         "global": {
             "hub": "stolos",
             "tag": VERSION,
-            "istioNamespace": SYSTEM,
+            "istioNamespace": SYSTEM_NAMESPACE,
             "meshID": mesh.name.as_str(),
             "multiCluster": {"clusterName": cluster.name.as_str()},
             "network": cluster.network.as_str(),
@@ -127,13 +127,13 @@ fn config(mesh: &Mesh, cluster: &Cluster) -> Vec<Value> {
     // The strings come from a mesh file whose names are DNS labels; the domain is quoted because it need not be.
     let settings = format!(
         "accessLogEncoding: JSON\naccessLogFile: /dev/stdout\ndefaultConfig:\n  discoveryAddress: \
-         istiod.{SYSTEM}.svc:15012\n  meshId: {}\nrootNamespace: {SYSTEM}\ntrustDomain: {}\n",
+         istiod.{SYSTEM_NAMESPACE}.svc:15012\n  meshId: {}\nrootNamespace: {SYSTEM_NAMESPACE}\ntrustDomain: {}\n",
         mesh.name,
         Value::from(mesh.trust.domain.as_str())
     );
     let config_map = |name: &str, key: &str, text: String| {
         json!({"apiVersion": "v1", "kind": "ConfigMap",
-            "metadata": {"name": name, "namespace": SYSTEM, "labels": {"istio.io/rev": "default"}}, "data": {key: text}})
+            "metadata": {"name": name, "namespace": SYSTEM_NAMESPACE, "labels": {"istio.io/rev": "default"}}, "data": {key: text}})
     };
     vec![config_map("istio", "mesh", settings), config_map(INJECTOR, "values", format!("{values:#}"))]
 }
@@ -171,7 +171,7 @@ fn istiod(mesh: &Mesh, cluster: &Cluster) -> Vec<Value> {
     let service_port = |name: &str, port: u16, target: u16| json!({"name": name, "port": port, "targetPort": target, "protocol": "TCP"});
     vec![
         json!({"apiVersion": "apps/v1", "kind": "Deployment",
-        "metadata": {"name": ISTIOD, "namespace": SYSTEM, "labels": labels},
+        "metadata": {"name": ISTIOD, "namespace": SYSTEM_NAMESPACE, "labels": labels},
         "spec": {
             "replicas": 1,
             "selector": {"matchLabels": {"app": ISTIOD, "istio.io/rev": "default"}},
@@ -183,7 +183,7 @@ fn istiod(mesh: &Mesh, cluster: &Cluster) -> Vec<Value> {
             }},
         }}),
         json!({"apiVersion": "v1", "kind": "Service",
-            "metadata": {"name": ISTIOD, "namespace": SYSTEM, "labels": labels},
+            "metadata": {"name": ISTIOD, "namespace": SYSTEM_NAMESPACE, "labels": labels},
             "spec": {"selector": {"app": ISTIOD, "istio": "pilot"}, "ports": [
                 service_port("https-dns", 15012, 15012), service_port("https-webhook", 443, 15017),
                 service_port("http-monitoring", 15014, 15014)]}}),
@@ -210,7 +210,7 @@ fn injector() -> Value {
         json!({
             "name": format!("{name}sidecar-injector.istio.io"),
             "admissionReviewVersions": ["v1"],
-            "clientConfig": {"service": {"name": ISTIOD, "namespace": SYSTEM, "path": "/inject", "port": 443}},
+            "clientConfig": {"service": {"name": ISTIOD, "namespace": SYSTEM_NAMESPACE, "path": "/inject", "port": 443}},
             "failurePolicy": "Fail",
             "reinvocationPolicy": "Never",
             "sideEffects": "None",
@@ -240,7 +240,7 @@ fn mtls(mesh: &Mesh) -> Value {
         Mtls::Permissive => "PERMISSIVE",
     };
     json!({"apiVersion": "security.istio.io/v1", "kind": "PeerAuthentication",
-        "metadata": {"name": "default", "namespace": SYSTEM, "labels": {}}, "spec": {"mtls": {"mode": mode}}})
+        "metadata": {"name": "default", "namespace": SYSTEM_NAMESPACE, "labels": {}}, "spec": {"mtls": {"mode": mode}}})
 }
 
 /// Remembers who is in the mesh. A cluster that left is forgotten only after its traces are gone, so that a run that
@@ -259,7 +259,7 @@ fn membership(scene: &Scene<'_>, sketch: &mut Sketch, name: &str, state: &Cluste
     }
     let text = serde_json::to_string_pretty(&members).unwrap_or_default();
     let object = json!({"apiVersion": "v1", "kind": "ConfigMap",
-        "metadata": {"name": MEMBERSHIP, "namespace": SYSTEM, "labels": {}},
+        "metadata": {"name": MEMBERSHIP, "namespace": SYSTEM_NAMESPACE, "labels": {}},
         "data": {"mesh": scene.mesh_name(), "members": text}});
     sketch.write(name, state, id("control", name, "membership"), after, vec![ours(scene.mesh_name(), object)]);
 }

@@ -5,7 +5,7 @@ use stolos_spec::{Cluster, Mesh};
 
 use super::{Scene, Sketch, id};
 use crate::Condition;
-use crate::object::{SYSTEM, ours};
+use crate::object::{SYSTEM_NAMESPACE, ours};
 
 /// Deployment, Service and service account.
 pub(super) const GATEWAY: &str = "istio-eastwestgateway";
@@ -28,8 +28,8 @@ pub(super) fn steps(scene: &Scene<'_>, sketch: &mut Sketch) {
         let objects = workload(cluster).into_iter().map(|object| ours(scene.mesh_name(), object)).collect();
         sketch.write(name, state, here("eastwest"), vec![id("control", name, "ready")], objects);
         let until = vec![
-            Condition::Available { namespace: SYSTEM.to_owned(), deployment: GATEWAY.to_owned() },
-            Condition::Addressed { namespace: SYSTEM.to_owned(), service: GATEWAY.to_owned() },
+            Condition::Available { namespace: SYSTEM_NAMESPACE.to_owned(), deployment: GATEWAY.to_owned() },
+            Condition::Addressed { namespace: SYSTEM_NAMESPACE.to_owned(), service: GATEWAY.to_owned() },
         ];
         sketch.wait(name, state, here("ready"), ["expose", "address", "eastwest"].map(here).to_vec(), until);
     }
@@ -45,9 +45,9 @@ fn workload(cluster: &Cluster) -> Vec<Value> {
     let port = |name: &str, number: u16| json!({"name": name, "containerPort": number, "protocol": "TCP"});
     vec![
         json!({"apiVersion": "v1", "kind": "ServiceAccount",
-            "metadata": {"name": GATEWAY, "namespace": SYSTEM, "labels": labels(cluster)}}),
+            "metadata": {"name": GATEWAY, "namespace": SYSTEM_NAMESPACE, "labels": labels(cluster)}}),
         json!({"apiVersion": "apps/v1", "kind": "Deployment",
-        "metadata": {"name": GATEWAY, "namespace": SYSTEM, "labels": labels(cluster)},
+        "metadata": {"name": GATEWAY, "namespace": SYSTEM_NAMESPACE, "labels": labels(cluster)},
         "spec": {
             "replicas": 1,
             "selector": {"matchLabels": {"app": GATEWAY, "istio": "eastwestgateway"}},
@@ -74,14 +74,14 @@ fn workload(cluster: &Cluster) -> Vec<Value> {
 fn service(cluster: &Cluster) -> Value {
     let port = |name: &str, number: u16| json!({"name": name, "port": number, "targetPort": number, "protocol": "TCP"});
     json!({"apiVersion": "v1", "kind": "Service",
-        "metadata": {"name": GATEWAY, "namespace": SYSTEM, "labels": labels(cluster)},
+        "metadata": {"name": GATEWAY, "namespace": SYSTEM_NAMESPACE, "labels": labels(cluster)},
         "spec": {"type": "LoadBalancer", "selector": {"app": GATEWAY, "istio": "eastwestgateway"},
             "ports": [port("status-port", 15021), port("tls", 15443)]}})
 }
 
 fn expose(mesh: &Mesh) -> Value {
     json!({"apiVersion": "networking.istio.io/v1", "kind": "Gateway",
-        "metadata": {"name": "cross-network-gateway", "namespace": SYSTEM, "labels": {}},
+        "metadata": {"name": "cross-network-gateway", "namespace": SYSTEM_NAMESPACE, "labels": {}},
         "spec": {"selector": {"istio": "eastwestgateway"}, "servers": [{
             "port": {"number": 15443, "name": "tls", "protocol": "TLS"},
             "tls": {"mode": "AUTO_PASSTHROUGH"},

@@ -12,8 +12,8 @@ use super::gateways::GATEWAY;
 use super::{Scene, Sketch, id};
 use crate::graph::Work;
 use crate::object::{
-    CACERTS, MANAGED_BY_LABEL, MANAGER, MEMBERSHIP, ROOT_CONFIGMAP, SYSTEM, is_owned, is_touched, mesh_of, peer_secret,
-    remote_secret_name, secret_text,
+    CACERTS_SECRET, MANAGED_BY_LABEL, MANAGER, MEMBERSHIP, ROOT_CONFIG_MAP, SYSTEM_NAMESPACE, is_owned, is_touched,
+    mesh_of, peer_secret, remote_secret_name, secret_text,
 };
 use crate::{Action, Change, ClusterState, Condition, ObjectDiff, ObjectKey, Sight};
 
@@ -61,11 +61,11 @@ fn departure(scene: &Scene<'_>, sketch: &mut Sketch, former: &str) {
     for (cluster, state) in &scene.live {
         let name = cluster.name.as_str();
         let owned = |key: &ObjectKey| state.objects.get(key).filter(|o| is_owned(scene.mesh_name(), o));
-        let secret = ObjectKey::new("v1", "Secret", Some(SYSTEM), &remote_secret_name(former));
+        let secret = ObjectKey::new("v1", "Secret", Some(SYSTEM_NAMESPACE), &remote_secret_name(former));
         sketch.want(name, secret.clone());
         sketch.remove(name, forget(name), vec![], owned(&secret).into_iter().collect(), because.clone());
 
-        let credential = ObjectKey::new("v1", "Secret", Some(SYSTEM), &peer_secret(former));
+        let credential = ObjectKey::new("v1", "Secret", Some(SYSTEM_NAMESPACE), &peer_secret(former));
         sketch.want(name, credential.clone());
         let found = owned(&credential);
         if found.is_some() {
@@ -113,7 +113,7 @@ fn lost_endpoints(scene: &Scene<'_>, sketch: &mut Sketch, former: &str, state: &
         };
         slices.filter_map(service).collect()
     };
-    let local = |namespace: &str| ["kube-system", SYSTEM].contains(&namespace);
+    let local = |namespace: &str| ["kube-system", SYSTEM_NAMESPACE].contains(&namespace);
     for (namespace, name) in backed(state) {
         if local(&namespace) || (namespace == "default" && name == "kubernetes") {
             continue;
@@ -144,7 +144,7 @@ fn unwanted(scene: &Scene<'_>, sketch: &mut Sketch, cluster: &str, state: &Clust
         .map(|(key, object)| (key.clone(), object.clone()))
         .collect();
     for (key, object) in &found {
-        let in_system = key.namespace.as_deref().is_none_or(|n| n == SYSTEM) && key.kind != "Namespace";
+        let in_system = key.namespace.as_deref().is_none_or(|n| n == SYSTEM_NAMESPACE) && key.kind != "Namespace";
         if !in_system || key.kind == "CustomResourceDefinition" {
             samples |= !in_system;
             continue;
@@ -211,13 +211,14 @@ fn dismantle(scene: &Scene<'_>, sketch: &mut Sketch, cluster: &str, state: &Clus
         if name == "istiod" {
             // A control plane that is still there would write what is being removed.
             let gone = |app: &str| Condition::NoPods {
-                namespace: SYSTEM.to_owned(),
+                namespace: SYSTEM_NAMESPACE.to_owned(),
                 labels: BTreeMap::from([("app".to_owned(), app.to_owned())]),
             };
-            let deployment =
-                |name: &str| Condition::Gone { object: ObjectKey::new("apps/v1", "Deployment", Some(SYSTEM), name) };
+            let deployment = |name: &str| Condition::Gone {
+                object: ObjectKey::new("apps/v1", "Deployment", Some(SYSTEM_NAMESPACE), name),
+            };
             let ours = |name: &str| {
-                let key = ObjectKey::new("apps/v1", "Deployment", Some(SYSTEM), name);
+                let key = ObjectKey::new("apps/v1", "Deployment", Some(SYSTEM_NAMESPACE), name);
                 state.objects.get(&key).is_none_or(|live| is_owned(mesh, live))
             };
             let apps = [ISTIOD, GATEWAY].into_iter().filter(|app| ours(app));
@@ -237,9 +238,9 @@ fn dismantle(scene: &Scene<'_>, sketch: &mut Sketch, cluster: &str, state: &Clus
 /// the mesh, which goes last where its namespace stays.
 fn release(scene: &Scene<'_>, sketch: &mut Sketch, cluster: &str, state: &ClusterState, because: &str) {
     let here = |what: &str| id("teardown", cluster, what);
-    let membership = ObjectKey::new("v1", "ConfigMap", Some(SYSTEM), MEMBERSHIP);
+    let membership = ObjectKey::new("v1", "ConfigMap", Some(SYSTEM_NAMESPACE), MEMBERSHIP);
     let members = state.objects.get(&membership).filter(|o| is_owned(scene.mesh_name(), o));
-    let system = ObjectKey::new("v1", "Namespace", None, SYSTEM);
+    let system = ObjectKey::new("v1", "Namespace", None, SYSTEM_NAMESPACE);
     let live = state.objects.get(&system);
     // In a namespace of ours it goes along with it, at the very last moment.
     let goes_along = sketch.drafts.iter().any(|draft| {
@@ -307,7 +308,7 @@ fn because_of(foreign: &[String]) -> Option<String> {
 /// In which step of a teardown an object goes.
 fn stage(key: &ObjectKey, object: &Value) -> &'static str {
     let labelled = |name: &str| object["metadata"]["labels"][name].is_string();
-    let in_system = key.namespace.as_deref() == Some(SYSTEM);
+    let in_system = key.namespace.as_deref() == Some(SYSTEM_NAMESPACE);
     match key.kind.as_str() {
         "Namespace" => "namespaces",
         "CustomResourceDefinition" => "crds",
@@ -342,7 +343,7 @@ fn is_ours_or_derived(mesh: &str, key: &ObjectKey, object: &Value) -> bool {
         "ServiceAccount" => key.name == "default",
         "ConfigMap" => {
             let elected = key.name.starts_with("istio-") && key.name.ends_with("-election");
-            ["kube-root-ca.crt", ROOT_CONFIGMAP, "istio-leader"].contains(&key.name.as_str()) || elected
+            ["kube-root-ca.crt", ROOT_CONFIG_MAP, "istio-leader"].contains(&key.name.as_str()) || elected
         }
         "Secret" => object["type"] == "kubernetes.io/service-account-token",
         _ => owners,
@@ -352,12 +353,12 @@ fn is_ours_or_derived(mesh: &str, key: &ObjectKey, object: &Value) -> bool {
 /// The root that our control plane published, in whatever namespace. It carries no labels of ours, so it is known by
 /// name and by what is in it: the root that this mesh's signing certificate chains to.
 fn is_published_root(scene: &Scene<'_>, state: &ClusterState, key: &ObjectKey, object: &Value) -> bool {
-    if key.kind != "ConfigMap" || key.name != ROOT_CONFIGMAP {
+    if key.kind != "ConfigMap" || key.name != ROOT_CONFIG_MAP {
         return false;
     }
     let Some(published) = object["data"]["root-cert.pem"].as_str() else { return false };
     let fingerprint = |pem: &str| stolos_pki::Certificate::from_pem(pem).ok().map(|c| c.fingerprint());
-    let cacerts = state.objects.get(&ObjectKey::new("v1", "Secret", Some(SYSTEM), CACERTS));
+    let cacerts = state.objects.get(&ObjectKey::new("v1", "Secret", Some(SYSTEM_NAMESPACE), CACERTS_SECRET));
     let intended = cacerts.filter(|s| is_owned(scene.mesh_name(), s)).and_then(|s| secret_text(s, "root-cert.pem"));
     let intended = intended.and_then(|pem| fingerprint(&pem));
     let folder = scene.observed.state.root.as_ref().map(|root| root.fingerprint.clone());

@@ -7,7 +7,8 @@ use super::{Scene, Sketch, id};
 use crate::compare::differences;
 use crate::graph::Work;
 use crate::object::{
-    READER, SYSTEM, claims, link_kubeconfig, mesh_of, ours, peer_secret, remote_secret_name, secret_text, token_in,
+    READER_SERVICE_ACCOUNT, SYSTEM_NAMESPACE, claims, link_kubeconfig, mesh_of, ours, peer_secret, remote_secret_name,
+    secret_text, token_in,
 };
 use crate::{Action, Change, ClusterState, ObjectDiff, ObjectKey};
 
@@ -39,7 +40,7 @@ fn reader(scene: &Scene<'_>, sketch: &mut Sketch, read: &Cluster, state: &Cluste
     const READ: [&str; 3] = ["get", "list", "watch"];
     let objects = vec![
         own(json!({"apiVersion": "v1", "kind": "ServiceAccount",
-            "metadata": {"name": READER, "namespace": SYSTEM, "labels": {"app": "istio-reader"}}})),
+            "metadata": {"name": READER_SERVICE_ACCOUNT, "namespace": SYSTEM_NAMESPACE, "labels": {"app": "istio-reader"}}})),
         own(json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole",
             "metadata": {"name": ROLE, "labels": {"app": "istio-reader"}},
             "rules": [
@@ -48,7 +49,7 @@ fn reader(scene: &Scene<'_>, sketch: &mut Sketch, read: &Cluster, state: &Cluste
         own(json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding",
             "metadata": {"name": ROLE, "labels": {"app": "istio-reader"}},
             "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": ROLE},
-            "subjects": [{"kind": "ServiceAccount", "name": READER, "namespace": SYSTEM}]})),
+            "subjects": [{"kind": "ServiceAccount", "name": READER_SERVICE_ACCOUNT, "namespace": SYSTEM_NAMESPACE}]})),
     ];
     sketch.write(name, state, id("links", name, "reader"), after(), objects);
     // One for each peer, reachable or not: deleting it revokes that peer's tokens and nobody else's.
@@ -56,7 +57,7 @@ fn reader(scene: &Scene<'_>, sketch: &mut Sketch, read: &Cluster, state: &Cluste
     let objects: Vec<_> = peers
         .map(|peer| {
             own(json!({"apiVersion": "v1", "kind": "Secret", "type": "Opaque",
-                "metadata": {"name": peer_secret(peer.name.as_str()), "namespace": SYSTEM, "labels": {},
+                "metadata": {"name": peer_secret(peer.name.as_str()), "namespace": SYSTEM_NAMESPACE, "labels": {},
                     "annotations": {"stolos.dev/peer": peer.name.as_str()}}}))
         })
         .collect();
@@ -81,7 +82,7 @@ fn link(
     let mut secret = ours(
         scene.mesh_name(),
         json!({"apiVersion": "v1", "kind": "Secret", "type": "Opaque",
-            "metadata": {"name": key.name, "namespace": SYSTEM, "labels": {"istio/multiCluster": "true"},
+            "metadata": {"name": key.name, "namespace": SYSTEM_NAMESPACE, "labels": {"istio/multiCluster": "true"},
                 "annotations": {"networking.istio.io/cluster": read.name.as_str()}}}),
     );
     let live = state.objects.get(&key);
@@ -154,14 +155,14 @@ fn outdated(
         return Some(format!("the address or the authority of {read_name} has changed"));
     }
     let uid = |kind: &str, name: &str| {
-        let object = read_state.objects.get(&ObjectKey::new("v1", kind, Some(SYSTEM), name))?;
+        let object = read_state.objects.get(&ObjectKey::new("v1", kind, Some(SYSTEM_NAMESPACE), name))?;
         object["metadata"]["uid"].as_str().map(str::to_owned)
     };
     let bound = uid("Secret", &peer_secret(into.name.as_str()));
     if bound.is_none() || claims.bound_to.is_some_and(|there| Some(there) != bound) {
         return Some(format!("what the token for {read_name} is bound to is no more"));
     }
-    let account = uid("ServiceAccount", READER);
+    let account = uid("ServiceAccount", READER_SERVICE_ACCOUNT);
     if account.is_none() || claims.account.is_some_and(|there| Some(there) != account) {
         return Some(format!("the service account behind the token for {read_name} is no more"));
     }
@@ -179,9 +180,12 @@ fn outdated(
 }
 
 fn is_running(state: &ClusterState) -> bool {
-    state.objects.get(&ObjectKey::new("apps/v1", "Deployment", Some(SYSTEM), super::control::ISTIOD)).is_some()
+    state
+        .objects
+        .get(&ObjectKey::new("apps/v1", "Deployment", Some(SYSTEM_NAMESPACE), super::control::ISTIOD))
+        .is_some()
 }
 
 fn remote_key(read: &Cluster) -> ObjectKey {
-    ObjectKey::new("v1", "Secret", Some(SYSTEM), &remote_secret_name(read.name.as_str()))
+    ObjectKey::new("v1", "Secret", Some(SYSTEM_NAMESPACE), &remote_secret_name(read.name.as_str()))
 }

@@ -9,7 +9,7 @@ use stolos_spec::Root;
 use super::{Scene, Sketch, id};
 use crate::compare::differences;
 use crate::graph::Work;
-use crate::object::{CACERTS, SYSTEM, mesh_of, namespace, ours, secret_text};
+use crate::object::{CACERTS_SECRET, SYSTEM_NAMESPACE, mesh_of, namespace, ours, secret_text};
 use crate::{Action, Change, ClusterState, Condition, ObjectDiff, ObjectKey};
 
 const KEYS: [&str; 4] = ["ca-cert.pem", "ca-key.pem", "cert-chain.pem", "root-cert.pem"];
@@ -79,9 +79,9 @@ const WAYS_TO_A_ROOT: [&str; 2] = [
 /// The namespace with its network. One that somebody else made gets the network label and nothing more, so that it is
 /// never ours to delete.
 fn system_namespace(scene: &Scene<'_>, sketch: &mut Sketch, cluster: &str, network: &str, state: &ClusterState) {
-    let key = ObjectKey::new("v1", "Namespace", None, SYSTEM);
+    let key = ObjectKey::new("v1", "Namespace", None, SYSTEM_NAMESPACE);
     let live = state.objects.get(&key);
-    let mut wanted = namespace(SYSTEM);
+    let mut wanted = namespace(SYSTEM_NAMESPACE);
     if live.is_none_or(|live| mesh_of(live).is_some()) {
         wanted = ours(scene.mesh_name(), wanted);
     }
@@ -118,7 +118,7 @@ fn intermediate(scene: &Scene<'_>, sketch: &mut Sketch, cluster: &str, state: &C
     let secret = ours(
         scene.mesh_name(),
         json!({"apiVersion": "v1", "kind": "Secret", "type": "Opaque",
-            "metadata": {"name": CACERTS, "namespace": SYSTEM, "labels": {}}}),
+            "metadata": {"name": CACERTS_SECRET, "namespace": SYSTEM_NAMESPACE, "labels": {}}}),
     );
     sketch.want(cluster, key.clone());
     let live = state.objects.get(&key);
@@ -179,7 +179,7 @@ fn judge(scene: &Scene<'_>, live: &Value) -> Verdict {
     let Some(certs) = ca_certs(live) else {
         return Verdict::Wrong {
             id: "cacerts-incomplete",
-            text: format!("Secret {SYSTEM}/{CACERTS} lacks some of {}", KEYS.join(", ")),
+            text: format!("Secret {SYSTEM_NAMESPACE}/{CACERTS_SECRET} lacks some of {}", KEYS.join(", ")),
             ways: &["complete it, or delete it to have it issued"],
         };
     };
@@ -189,7 +189,7 @@ fn judge(scene: &Scene<'_>, live: &Value) -> Verdict {
         Err(why) => {
             return Verdict::Wrong {
                 id: "cacerts-refused",
-                text: format!("Secret {SYSTEM}/{CACERTS} cannot be used: {why}"),
+                text: format!("Secret {SYSTEM_NAMESPACE}/{CACERTS_SECRET} cannot be used: {why}"),
                 ways: &["delete it to have it issued anew"],
             };
         }
@@ -225,7 +225,7 @@ fn renewal(facts: &CaFacts, scene: &Scene<'_>) -> Option<String> {
 }
 
 fn cacerts_key() -> ObjectKey {
-    ObjectKey::new("v1", "Secret", Some(SYSTEM), CACERTS)
+    ObjectKey::new("v1", "Secret", Some(SYSTEM_NAMESPACE), CACERTS_SECRET)
 }
 
 fn ca_certs(secret: &Value) -> Option<CaCerts> {
