@@ -2,6 +2,7 @@
 
 mod bench;
 mod ci;
+mod protobuf;
 mod xds;
 
 use anyhow::{Result, bail};
@@ -11,9 +12,11 @@ fn main() -> Result<()> {
     match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["xds"] => xds::write(),
         ["xds", "--check"] => xds::check(),
+        ["protobuf"] => protobuf::write(),
+        ["protobuf", "--check"] => protobuf::check(),
         ["bench"] => bench::bench(),
         ["judge-demo", report] => ci::judge_demo(report.as_ref()),
         ["test-programs"] => ci::test_programs(),
-        _ => bail!("usage: cargo xtask bench | xds [--check] | judge-demo REPORT | test-programs"),
+        _ => bail!("usage: cargo xtask bench | xds [--check] | protobuf [--check] | judge-demo REPORT | test-programs"),
     }
 }

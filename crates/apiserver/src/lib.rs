@@ -34,6 +34,7 @@ mod discovery;
 mod failure;
 mod keys;
 mod list;
+pub mod protobuf;
 mod registry;
 mod route;
 mod rules;

@@ -233,6 +233,7 @@ pub(crate) fn watch(api: &Arc<Api>, ask: &Ask) -> Result<Response<Body>> {
     let headers = response.headers_mut();
     headers.insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static("application/json"));
     headers.insert(http::header::CACHE_CONTROL, http::HeaderValue::from_static("no-cache, private"));
+    response.extensions_mut().insert(route::Events);
     Ok(response)
 }
 

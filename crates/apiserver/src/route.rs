@@ -21,12 +21,16 @@ use crate::auth::{Caller, User};
 use crate::failure::{Failure, Result};
 use crate::registry::Resource;
 use crate::watch::Object;
-use crate::{auth, convert, discovery, stream, table, verb};
+use crate::{auth, convert, discovery, protobuf, stream, table, verb};
 
 /// Why a response body broke off.
 pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 /// The body of every response.
 pub(crate) type Body = http_body_util::combinators::UnsyncBoxBody<Bytes, BoxError>;
+
+/// Marks a response whose body is the events of a watch, each a line of JSON.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Events;
 
 /// The largest request body.
 pub(crate) const MAX_BODY: usize = 3 << 20;
@@ -249,19 +253,25 @@ impl Form {
 }
 
 /// Answers one request. Never fails: whatever goes wrong becomes an answer.
-pub(crate) async fn handle<B>(api: Arc<Api>, caller: Caller, request: Request<B>) -> Result<Response<Body>, Infallible>
+pub(crate) async fn handle<B>(
+    api: Arc<Api>,
+    caller: Caller,
+    mut request: Request<B>,
+) -> Result<Response<Body>, Infallible>
 where
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: Into<BoxError>,
 {
+    let in_protobuf = protobuf::answer::instead_of_json(request.headers_mut());
     api.metrics.requests.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     let answer = answer(&api, &caller, request).await;
-    Ok(answer.unwrap_or_else(|failure| {
+    let response = answer.unwrap_or_else(|failure| {
         if failure.code >= 500 {
             tracing::warn!(code = failure.code, message = failure.message, "request failed");
         }
         failed(&failure)
-    }))
+    });
+    Ok(if in_protobuf { protobuf::answer::translate(response).await } else { response })
 }
 
 async fn answer<B>(api: &Arc<Api>, caller: &Caller, mut request: Request<B>) -> Result<Response<Body>>
@@ -291,13 +301,14 @@ where
         target.namespace.clear();
     }
     let resource = Arc::clone(resource);
-    let ask = Ask { user, verb, target, resource, query, headers: request.headers().clone() };
+    let mut ask = Ask { user, verb, target, resource, query, headers: request.headers().clone() };
     if stream::is_stream(&ask) {
         let upgrade = request.extensions_mut().remove::<hyper::upgrade::OnUpgrade>();
         return stream::answer(api, ask, upgrade).await;
     }
     let _slot = if ask.verb == "watch" { None } else { Some(api.slot()?) };
     let body = read_body(request.into_body()).await?;
+    let body = protobuf::body(&mut ask, body)?;
     verb::answer(api, ask, body).await
 }
 

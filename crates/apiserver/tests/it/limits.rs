@@ -45,7 +45,7 @@ async fn a_body_that_is_no_json_is_refused_kindly() {
         ("application/json", b"[]", 400),
         ("application/json", b"", 400),
         ("application/yaml", b"a: b", 415),
-        ("application/vnd.kubernetes.protobuf", b"k8s\0", 415),
+        ("application/vnd.kubernetes.protobuf", b"k8s\0", 400),
     ] {
         let request = http::Request::post("/api/v1/namespaces/default/configmaps").header("content-type", media);
         let refused = server.client().request::<ConfigMap>(request.body(body.to_vec()).unwrap()).await;

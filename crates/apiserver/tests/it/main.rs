@@ -7,6 +7,7 @@ mod durable;
 mod limits;
 mod objects;
 mod permissions;
+mod protobuf;
 mod streams;
 mod webhooks;
 
