@@ -2,6 +2,7 @@
 
 mod bench;
 mod ci;
+mod openapi;
 mod protobuf;
 mod xds;
 
@@ -15,8 +16,11 @@ fn main() -> Result<()> {
         ["protobuf"] => protobuf::write(),
         ["protobuf", "--check"] => protobuf::check(),
         ["bench"] => bench::bench(),
+        ["openapi"] => openapi::write(),
         ["judge-demo", report] => ci::judge_demo(report.as_ref()),
         ["test-programs"] => ci::test_programs(),
-        _ => bail!("usage: cargo xtask bench | xds [--check] | protobuf [--check] | judge-demo REPORT | test-programs"),
+        _ => bail!(
+            "usage: cargo xtask bench | xds [--check] | protobuf [--check] | openapi | judge-demo REPORT | test-programs"
+        ),
     }
 }

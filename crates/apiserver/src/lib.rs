@@ -45,6 +45,7 @@ mod stream;
 mod table;
 mod validate;
 mod verb;
+mod warning;
 mod watch;
 
 pub use auth::User;

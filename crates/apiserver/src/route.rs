@@ -21,7 +21,7 @@ use crate::auth::{Caller, User};
 use crate::failure::{Failure, Result};
 use crate::registry::Resource;
 use crate::watch::Object;
-use crate::{auth, convert, discovery, protobuf, stream, table, verb};
+use crate::{auth, convert, discovery, protobuf, stream, table, verb, warning};
 
 /// Why a response body broke off.
 pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -264,13 +264,15 @@ where
 {
     let in_protobuf = protobuf::answer::instead_of_json(request.headers_mut());
     api.metrics.requests.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-    let answer = answer(&api, &caller, request).await;
-    let response = answer.unwrap_or_else(|failure| {
-        if failure.code >= 500 {
-            tracing::warn!(code = failure.code, message = failure.message, "request failed");
-        }
-        failed(&failure)
-    });
+    let answered = async {
+        answer(&api, &caller, request).await.unwrap_or_else(|failure| {
+            if failure.code >= 500 {
+                tracing::warn!(code = failure.code, message = failure.message, "request failed");
+            }
+            failed(&failure)
+        })
+    };
+    let response = warning::collect(answered).await;
     Ok(if in_protobuf { protobuf::answer::translate(response).await } else { response })
 }
 

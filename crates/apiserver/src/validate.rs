@@ -2,8 +2,10 @@
 
 use std::net::IpAddr;
 
+use serde::de::{DeserializeSeed, MapAccess, SeqAccess, Visitor};
 use serde_json::{Value, json};
 use stolos_k8s::meta;
+use stolos_k8s::schema::builtin;
 
 use crate::api::Api;
 use crate::defaults;
@@ -12,126 +14,123 @@ use crate::registry::Resource;
 use crate::rules;
 
 /// Reads an object as what it claims to be: every field has its type (a boolean label is a 400, as on Kubernetes), and
-/// fields that a built-in kind does not have are cut off and named.
+/// fields that its kind does not have are cut off and named. Of a custom resource that is only its metadata.
 ///
 /// # Errors
 ///
 /// When a field is of another type.
 pub(crate) fn read(resource: &Resource, object: &mut Value) -> Result<Vec<String>> {
-    check_metadata_types(resource, object)?;
-    let understood = understand(resource, object).map_err(|error| {
-        Failure::bad_request(format!(
-            "{kind} in version {version:?} cannot be handled as a {kind}: {error}",
-            kind = resource.kind,
-            version = resource.version,
-        ))
-    })?;
-    let mut unknown = Vec::new();
-    if let Some(understood) = understood {
-        cut_unknown(object, &understood, "", &mut unknown);
-    }
-    Ok(unknown)
-}
-
-/// Takes out of `given` what is not in `understood`, which is the same object as its type knows it.
-fn cut_unknown(given: &mut Value, understood: &Value, at: &str, unknown: &mut Vec<String>) {
-    match (given, understood) {
-        (Value::Object(given), Value::Object(understood)) => given.retain(|key, value| {
-            let at = if at.is_empty() { key.clone() } else { format!("{at}.{key}") };
-            match understood.get(key) {
-                Some(understood) => cut_unknown(value, understood, &at, unknown),
-                None if value.is_null() => {}
-                None => {
-                    unknown.push(at);
-                    return false;
-                }
-            }
-            true
-        }),
-        (Value::Array(given), Value::Array(understood)) => {
-            for (index, (given, understood)) in given.iter_mut().zip(understood).enumerate() {
-                cut_unknown(given, understood, &format!("{at}[{index}]"), unknown);
-            }
-        }
-        _ => {}
-    }
-}
-
-fn check_metadata_types(resource: &Resource, object: &Value) -> Result<()> {
-    let refuse = |field: &str, found: &Value, wanted: &str| {
-        let found = match found {
-            Value::Bool(_) => "bool",
-            Value::Number(_) => "number",
-            Value::String(_) => "string",
-            Value::Array(_) => "array",
-            _ => "object",
-        };
-        Err(Failure::bad_request(format!(
-            "{kind} in version {version:?} cannot be handled as a {kind}: json: cannot unmarshal {found} into Go struct \
-             field {field} of type {wanted}",
-            kind = resource.kind,
-            version = resource.version,
-        )))
+    let types = builtin::types();
+    let read = match types.of_kind(&resource.group, &resource.version, &resource.kind) {
+        Some(definition) if resource.custom.is_none() => builtin::read(definition, object),
+        _ => builtin::read_metadata(object),
     };
-    let metadata = &object["metadata"];
-    if !metadata.is_object() {
-        return refuse("metadata", metadata, "v1.ObjectMeta");
-    }
-    for field in ["labels", "annotations"] {
-        match &metadata[field] {
-            Value::Null => {}
-            Value::Object(map) => {
-                if let Some(value) = map.values().find(|value| !value.is_string()) {
-                    return refuse(&format!("ObjectMeta.metadata.{field}"), value, "string");
-                }
-            }
-            other => return refuse(&format!("ObjectMeta.metadata.{field}"), other, "map[string]string"),
-        }
-    }
-    for field in ["name", "namespace", "generateName", "resourceVersion", "uid"] {
-        if !metadata[field].is_null() && !metadata[field].is_string() {
-            return refuse(&format!("ObjectMeta.metadata.{field}"), &metadata[field], "string");
-        }
-    }
-    Ok(())
+    read.map_err(|error| {
+        let (kind, version) = (&resource.kind, &resource.version);
+        Failure::bad_request(format!("{kind} in version {version:?} cannot be handled as a {kind}: {error}"))
+    })
 }
 
-/// The object as its type knows it; nothing for kinds without a type here.
-fn understand(resource: &Resource, object: &Value) -> Result<Option<Value>, serde_json::Error> {
-    use k8s_openapi::api::{apps, autoscaling, batch, coordination, core, discovery, networking, policy, rbac};
-    use serde::{Deserialize, Serialize};
+/// Fields that are there twice in a body: `duplicate field "spec.replicas"`. Nothing for what is no JSON.
+#[must_use]
+pub(crate) fn duplicates(body: &[u8]) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut reader = serde_json::Deserializer::from_slice(body);
+    // What cannot be read is refused where the body is read for good.
+    let _ = DeserializeSeed::deserialize(Duplicates { path: &Path::Root, found: &mut found }, &mut reader);
+    found
+}
 
-    fn read<'a, T: Deserialize<'a> + Serialize>(object: &'a Value) -> Result<Option<Value>, serde_json::Error> {
-        serde_json::to_value(T::deserialize(object)?).map(Some)
+/// The most that is said of one body, as in Kubernetes.
+const MOST_DOUBTS: usize = 100;
+
+enum Path<'a> {
+    Root,
+    Field(&'a Path<'a>, &'a str),
+    Index(&'a Path<'a>, usize),
+}
+
+impl std::fmt::Display for Path<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Path::Root => Ok(()),
+            Path::Field(Path::Root, name) => f.write_str(name),
+            Path::Field(up, name) => write!(f, "{up}.{name}"),
+            Path::Index(up, index) => write!(f, "{up}[{index}]"),
+        }
     }
-    if resource.group != resource.stored_group {
-        return read::<k8s_openapi::api::events::v1::Event>(object);
+}
+
+/// Reads any value and keeps nothing of it but the names of fields that come twice.
+struct Duplicates<'a> {
+    path: &'a Path<'a>,
+    found: &'a mut Vec<String>,
+}
+
+impl<'de> DeserializeSeed<'de> for Duplicates<'_> {
+    type Value = ();
+
+    fn deserialize<D: serde::Deserializer<'de>>(self, reader: D) -> Result<(), D::Error> {
+        reader.deserialize_any(self)
     }
-    match &*resource.storage {
-        "configmaps" => read::<core::v1::ConfigMap>(object),
-        "endpoints" => read::<core::v1::Endpoints>(object),
-        "events" => read::<core::v1::Event>(object),
-        "namespaces" => read::<core::v1::Namespace>(object),
-        "nodes" => read::<core::v1::Node>(object),
-        "pods" => read::<core::v1::Pod>(object),
-        "secrets" => read::<core::v1::Secret>(object),
-        "serviceaccounts" => read::<core::v1::ServiceAccount>(object),
-        "services" => read::<core::v1::Service>(object),
-        "daemonsets.apps" => read::<apps::v1::DaemonSet>(object),
-        "deployments.apps" => read::<apps::v1::Deployment>(object),
-        "replicasets.apps" => read::<apps::v1::ReplicaSet>(object),
-        "statefulsets.apps" => read::<apps::v1::StatefulSet>(object),
-        "horizontalpodautoscalers.autoscaling" => read::<autoscaling::v2::HorizontalPodAutoscaler>(object),
-        "jobs.batch" => read::<batch::v1::Job>(object),
-        "leases.coordination.k8s.io" => read::<coordination::v1::Lease>(object),
-        "endpointslices.discovery.k8s.io" => read::<discovery::v1::EndpointSlice>(object),
-        "networkpolicies.networking.k8s.io" => read::<networking::v1::NetworkPolicy>(object),
-        "poddisruptionbudgets.policy" => read::<policy::v1::PodDisruptionBudget>(object),
-        "clusterroles.rbac.authorization.k8s.io" => read::<rbac::v1::ClusterRole>(object),
-        "clusterrolebindings.rbac.authorization.k8s.io" => read::<rbac::v1::ClusterRoleBinding>(object),
-        "roles.rbac.authorization.k8s.io" => read::<rbac::v1::Role>(object),
-        "rolebindings.rbac.authorization.k8s.io" => read::<rbac::v1::RoleBinding>(object),
-        _ => Ok(None),
+}
+
+impl<'de> Visitor<'de> for Duplicates<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("JSON")
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_str<E>(self, _: &str) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_unit<E>(self) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<(), A::Error> {
+        let mut index = 0;
+        while let Some(()) = {
+            let path = Path::Index(self.path, index);
+            list.next_element_seed(Duplicates { path: &path, found: self.found })?
+        } {
+            index += 1;
+        }
+        Ok(())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        let mut seen = std::collections::BTreeSet::new();
+        while let Some(name) = map.next_key::<std::borrow::Cow<'de, str>>()? {
+            let path = Path::Field(self.path, &name);
+            if seen.contains(&*name) && self.found.len() < MOST_DOUBTS {
+                let said = format!("duplicate field {:?}", path.to_string());
+                if !self.found.contains(&said) {
+                    self.found.push(said);
+                }
+            }
+            map.next_value_seed(Duplicates { path: &path, found: self.found })?;
+            seen.insert(name.into_owned());
+        }
+        Ok(())
     }
 }
 
@@ -503,7 +502,7 @@ mod tests {
         let deployments = table.find("apps", "v1", "deployments").unwrap();
         let known = json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "a", "labels": {"x.y/z": "1"}},
             "spec": {"replicas": 1, "selector": {"matchLabels": {"a": "b"}}, "template": {"metadata": {"labels": {"a": "b"}},
-            "spec": {"containers": [{"name": "c", "resources": {"limits": {"cpu": 1}}, "livenessProbe": {"httpGet": {"port": "x"}}}],
+            "spec": {"containers": [{"name": "c", "resources": {"limits": {"cpu": "1"}}, "livenessProbe": {"httpGet": {"port": "x"}}}],
             "volumes": [{"name": "v", "emptyDir": {}}], "securityContext": {}}}}, "status": {}});
         let mut object = known.clone();
         assert_eq!(read(deployments, &mut object).unwrap(), Vec::<String>::new());
@@ -514,6 +513,24 @@ mod tests {
         assert_eq!(object, known);
         object["spec"]["replicas"] = json!("three");
         assert_eq!(read(deployments, &mut object).unwrap_err().code, 400);
+    }
+
+    #[test]
+    fn fields_that_come_twice_are_named() {
+        let body =
+            br#"{"spec": {"a": [{"x": 1}, {"x": 1, "x": {"y": 1, "y": 2}}], "b": 1, "b": 2, "b": 3}, "spec": {}}"#;
+        let said = duplicates(body);
+        assert_eq!(
+            said,
+            [
+                "duplicate field \"spec.a[1].x\"",
+                "duplicate field \"spec.a[1].x.y\"",
+                "duplicate field \"spec.b\"",
+                "duplicate field \"spec\""
+            ]
+        );
+        assert_eq!(duplicates(b"k8s\0 no JSON"), Vec::<String>::new());
+        assert_eq!(duplicates(br#"{"a": 1, "a": "#), ["duplicate field \"a\""]);
     }
 
     #[test]

@@ -24,6 +24,7 @@ use crate::rules::{self, PatchKind};
 use crate::state::{Expect, Refused, Write};
 use crate::store::Key;
 use crate::validate;
+use crate::warning;
 use crate::watch::Object;
 
 /// How a write is made: on whose behalf, and whether really.
@@ -35,8 +36,12 @@ pub(crate) struct How {
     pub(crate) manager: String,
     /// Compute everything, write nothing.
     pub(crate) dry_run: bool,
-    /// Unknown fields are errors.
-    pub(crate) strict: bool,
+    /// What becomes of fields that are unknown or there twice.
+    pub(crate) fields: FieldValidation,
+    /// What is wrong with the body as it was sent: `duplicate field "spec.replicas"`.
+    pub(crate) doubts: Vec<String>,
+    /// Whether the body is a patch: what is wrong is then said of the patch.
+    pub(crate) patching: bool,
     /// Server-side apply has kept the books already.
     pub(crate) applied: bool,
 }
@@ -45,7 +50,15 @@ impl How {
     /// The server's own controllers.
     #[must_use]
     pub(crate) fn internal() -> Self {
-        Self { user: User::internal(), manager: "apiserver".into(), dry_run: false, strict: false, applied: false }
+        Self {
+            user: User::internal(),
+            manager: "apiserver".into(),
+            dry_run: false,
+            fields: FieldValidation::Ignore,
+            doubts: Vec::new(),
+            patching: false,
+            applied: false,
+        }
     }
 
     fn of(ask: &Ask) -> Result<Self> {
@@ -53,9 +66,49 @@ impl How {
             user: ask.user.clone(),
             manager: ask.manager(),
             dry_run: ask.dry_run()?,
-            strict: ask.query.get("fieldValidation") == Some("Strict"),
+            fields: FieldValidation::of(ask)?,
+            doubts: Vec::new(),
+            patching: false,
             applied: false,
         })
+    }
+
+    /// The same for a request with a body.
+    fn with_body(ask: &Ask, body: &Bytes) -> Result<Self> {
+        let how = Self::of(ask)?;
+        let doubts = if how.fields == FieldValidation::Ignore { Vec::new() } else { validate::duplicates(body) };
+        Ok(Self { doubts, ..how })
+    }
+}
+
+/// What becomes of fields that a kind does not have, and of those that are there twice (KEP-2885).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum FieldValidation {
+    /// They are dropped.
+    Ignore,
+    /// They are dropped, with a warning.
+    Warn,
+    /// The request is refused.
+    Strict,
+}
+
+impl FieldValidation {
+    fn of(ask: &Ask) -> Result<Self> {
+        match ask.query.get("fieldValidation") {
+            Some("Ignore") => Ok(Self::Ignore),
+            None | Some("Warn") => Ok(Self::Warn),
+            Some("Strict") => Ok(Self::Strict),
+            Some(other) => {
+                let supported = ["Ignore", "Strict", "Warn"].map(|one| json!(one));
+                let cause = stolos_k8s::FieldError::not_supported("fieldValidation", other, &supported);
+                let kind = match ask.verb {
+                    "create" => "CreateOptions",
+                    "patch" => "PatchOptions",
+                    _ => "UpdateOptions",
+                };
+                Err(Failure::invalid(kind, "meta.k8s.io", "", &[Cause::from(cause)]))
+            }
+        }
     }
 }
 
@@ -87,7 +140,8 @@ pub(crate) async fn answer(api: &Arc<Api>, ask: Ask, body: Bytes) -> Result<Resp
                 return Err(Failure::method_not_allowed());
             }
             let object = decode_for(&ask, &body)?;
-            let made = create(api, resource, &ask.target.namespace, object, &How::of(&ask)?).await?;
+            let how = How::with_body(&ask, &body)?;
+            let made = create(api, resource, &ask.target.namespace, object, &how).await?;
             let mut response = route::json_bytes(201, route::render(ask.form()?, resource, &made));
             warn_of_rules(resource, &made.value, &mut response);
             Ok(response)
@@ -160,7 +214,7 @@ pub(crate) async fn create(
     how: &How,
 ) -> Result<Arc<Object>> {
     let mut object = object;
-    check_type(resource, &mut object, how.strict)?;
+    check_type(resource, &mut object, how)?;
     let group = &resource.group;
     let metadata = meta::metadata_mut(&mut object);
     if resource.namespaced {
@@ -221,9 +275,9 @@ pub(crate) async fn create(
             }
             continue;
         }
-        shape(resource, &mut object, how)?;
+        shape(resource, &mut object);
         object = admit::mutate(api, resource, admit::Operation::Create, "", None, object, how).await?;
-        shape(resource, &mut object, &How { strict: false, ..how.clone() })?;
+        shape(resource, &mut object);
         let causes = validate::check(api, resource, None, &object);
         if !causes.is_empty() {
             return Err(Failure::invalid(&resource.kind, group, &name, &causes));
@@ -278,12 +332,12 @@ pub(crate) async fn change(
         let mut before = old.value.clone();
         convert::from_stored(resource, &mut before);
         let mut new = compute(&before)?;
-        check_type(resource, &mut new, how.strict)?;
+        check_type(resource, &mut new, how)?;
         keep_metadata(resource, &before, &mut new, name, namespace)?;
         let mut new = merge_part(resource, sub, &before, new)?;
-        shape(resource, &mut new, how)?;
+        shape(resource, &mut new);
         new = admit::mutate(api, resource, admit::Operation::Update, sub, Some(&before), new, how).await?;
-        shape(resource, &mut new, &How { strict: false, ..how.clone() })?;
+        shape(resource, &mut new);
         if resource.has_generation && !rules::same_but_metadata_and_status(&before, &new) {
             meta::metadata_mut(&mut new).insert("generation".into(), json!(meta::generation(&before) + 1));
         }
@@ -567,7 +621,8 @@ async fn update(api: &Arc<Api>, ask: &Ask, body: &Bytes) -> Result<Response<Body
         return Err(Failure::invalid(&resource.kind, &resource.group, &target.name, &[cause]));
     }
     let place = (target.namespace.as_str(), target.name.as_str(), target.sub.as_str());
-    let made = change(api, resource, place, &How::of(ask)?, |_| Ok(given.clone())).await?;
+    let how = How::with_body(ask, body)?;
+    let made = change(api, resource, place, &how, |_| Ok(given.clone())).await?;
     Ok(route::json_bytes(200, route::render(ask.form()?, resource, &made)))
 }
 
@@ -584,7 +639,7 @@ async fn patch(api: &Arc<Api>, ask: &Ask, body: &Bytes) -> Result<Response<Body>
     };
     let patch = decode(body)?;
     let place = (target.namespace.as_str(), target.name.as_str(), target.sub.as_str());
-    let how = How::of(ask)?;
+    let how = How { patching: true, ..How::with_body(ask, body)? };
     let made = change(api, resource, place, &how, |now| rules::patch(kind, resource, now, &patch)).await?;
     Ok(route::json_bytes(200, route::render(ask.form()?, resource, &made)))
 }
@@ -599,10 +654,20 @@ async fn apply(api: &Arc<Api>, ask: &Ask, body: &Bytes) -> Result<Response<Body>
         Failure::bad_request(format!("error decoding the applied configuration (JSON is understood here): {failure}"))
     })?;
     let mut applied = applied;
-    let strict = How::of(ask)?.strict;
-    check_type(resource, &mut applied, strict)?;
-    if let Some(schema) = resource.custom.as_ref().and_then(|custom| custom.schema.as_ref()) {
-        refuse_unknown(strict, &schema.prune(&mut applied))?;
+    let how = How::with_body(ask, body)?;
+    report(resource, &applied, &how, &how.doubts)?;
+    let unknown = identify(resource, &mut applied)?;
+    if !unknown.is_empty() {
+        // Whatever `fieldValidation` says: nobody can own a field that no schema declares.
+        let (object, kind) = (format!("{}/{}", target.namespace, target.name), &resource.kind);
+        let unknown: Vec<_> = unknown.iter().map(|path| format!(".{path}: field not declared in schema")).collect();
+        let message = format!(
+            "failed to create typed patch object ({}; {}, Kind={kind}): {}",
+            object.trim_start_matches('/'),
+            resource.api_version(),
+            unknown.join("\n"),
+        );
+        return Err(Failure::other(500, "", message));
     }
     if applied["metadata"]["managedFields"].as_array().is_some_and(|list| !list.is_empty()) {
         return Err(Failure::bad_request("metadata.managedFields must be nil"));
@@ -618,7 +683,7 @@ async fn apply(api: &Arc<Api>, ask: &Ask, body: &Bytes) -> Result<Response<Body>
         metadata.insert("namespace".into(), json!(target.namespace));
     }
     let (force, now) = (ask.query.is("force"), api.now());
-    let how = How { applied: true, manager: manager.to_owned(), ..How::of(ask)? };
+    let how = How { applied: true, manager: manager.to_owned(), doubts: Vec::new(), ..how };
     let place = (target.namespace.as_str(), target.name.as_str(), target.sub.as_str());
     let by = |current: Option<&Value>| {
         rules::apply(resource, current, &applied, rules::Writer { manager, force, sub: &target.sub, now: &now })
@@ -762,7 +827,15 @@ async fn evict(api: &Arc<Api>, ask: &Ask, eviction: &Value) -> Result<Response<B
 }
 
 /// The object says what it is, and it is what it was sent as.
-fn check_type(resource: &Resource, object: &mut Value, strict: bool) -> Result<()> {
+fn check_type(resource: &Resource, object: &mut Value, how: &How) -> Result<()> {
+    let unknown = identify(resource, object)?;
+    let unknown = unknown.into_iter().map(|path| format!("unknown field {path:?}"));
+    let doubts: Vec<String> = how.doubts.iter().cloned().chain(unknown).collect();
+    report(resource, object, how, &doubts)
+}
+
+/// Checks that an object is of the kind it was sent as, takes out what that kind does not have, and says what it was.
+fn identify(resource: &Resource, object: &mut Value) -> Result<Vec<String>> {
     if !object.is_object() {
         return Err(Failure::bad_request("the body of the request is not an object"));
     }
@@ -783,15 +856,34 @@ fn check_type(resource: &Resource, object: &mut Value, strict: bool) -> Result<(
     if object["metadata"].is_null() {
         object["metadata"] = json!({});
     }
-    refuse_unknown(strict, &validate::read(resource, object)?)
+    let mut unknown = validate::read(resource, object)?;
+    if let Some(schema) = resource.custom.as_ref().and_then(|custom| custom.schema.as_ref()) {
+        unknown.extend(schema.prune(object));
+    }
+    Ok(unknown)
 }
 
-fn refuse_unknown(strict: bool, unknown: &[String]) -> Result<()> {
-    if !strict || unknown.is_empty() {
+/// Tells the client of fields that are not known or there twice, in the way it asked for.
+fn report(resource: &Resource, object: &Value, how: &How, doubts: &[String]) -> Result<()> {
+    if doubts.is_empty() {
         return Ok(());
     }
-    let said: Vec<_> = unknown.iter().map(|path| format!("unknown field {path:?}")).collect();
-    Err(Failure::bad_request(format!("strict decoding error: {}", said.join(", "))))
+    match how.fields {
+        FieldValidation::Ignore => Ok(()),
+        FieldValidation::Warn => {
+            doubts.iter().for_each(|doubt| warning::add(doubt.as_str()));
+            Ok(())
+        }
+        FieldValidation::Strict => {
+            let said = format!("strict decoding error: {}", doubts.join(", "));
+            if how.patching {
+                let cause = Cause::invalid("patch", &json!(object.to_string()), &said);
+                return Err(Failure::invalid("", "", "", &[cause]));
+            }
+            let (kind, version) = (&resource.kind, &resource.version);
+            Err(Failure::bad_request(format!("{kind} in version {version:?} cannot be handled as a {kind}: {said}")))
+        }
+    }
 }
 
 fn check_namespace(api: &Api, resource: &Resource, namespace: &str) -> Result<()> {
@@ -810,16 +902,15 @@ fn check_namespace(api: &Api, resource: &Resource, namespace: &str) -> Result<()
 }
 
 /// Puts an object into its right shape: unknown fields cut off, defaults filled in.
-fn shape(resource: &Resource, object: &mut Value, how: &How) -> Result<()> {
+fn shape(resource: &Resource, object: &mut Value) {
     if let Some(custom) = &resource.custom {
         if let Some(schema) = &custom.schema {
-            refuse_unknown(how.strict, &schema.prune(object))?;
+            schema.prune(object);
             schema.default(object);
         }
     } else {
         defaults::fill(resource, object);
     }
-    Ok(())
 }
 
 /// What a client cannot change stays as it was.

@@ -12,6 +12,7 @@ pub mod lists;
 pub mod meta;
 pub mod patch;
 pub mod path;
+pub mod quantity;
 pub mod schema;
 pub mod selector;
 pub mod ssa;

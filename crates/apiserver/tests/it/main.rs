@@ -4,6 +4,7 @@
 mod apply;
 mod controllers;
 mod durable;
+mod fields;
 mod limits;
 mod objects;
 mod permissions;

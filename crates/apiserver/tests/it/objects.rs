@@ -257,20 +257,3 @@ async fn events_are_seen_in_both_groups() {
     assert_eq!(patched.note.as_deref(), Some("again"));
     assert_eq!(old.get("e").await.unwrap().message.as_deref(), Some("again"));
 }
-
-#[tokio::test]
-async fn a_misspelt_field_is_refused_when_asked_to() {
-    let server = server().await;
-    let map = json!({"metadata": {"name": "a"}, "dat": {"a": "b"}});
-    for (query, refused) in [("?fieldValidation=Strict", true), ("", false)] {
-        let path = format!("/api/v1/namespaces/default/configmaps{query}");
-        let request = http::Request::post(path).body(map.to_string().into_bytes()).unwrap();
-        match server.client().request::<Value>(request).await {
-            Err(kube::Error::Api(status)) => {
-                assert!(refused);
-                assert_eq!(status.message, "strict decoding error: unknown field \"dat\"");
-            }
-            made => assert!(!refused && made.unwrap()["dat"].is_null()),
-        }
-    }
-}

@@ -3,6 +3,7 @@
 //! A [`Schema`] is read once from a CustomResourceDefinition's `openAPIV3Schema` and then used on every object:
 //! [`Schema::prune`], [`Schema::fill_defaults`], [`Schema::validate`], in this order, as Kubernetes does.
 
+pub mod builtin;
 mod crd;
 mod structural;
 mod validate;
