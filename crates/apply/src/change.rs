@@ -6,9 +6,10 @@ use std::time::{Duration, SystemTime};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use futures::future::try_join_all;
+use futures::stream::{BoxStream, SelectAll, StreamExt};
 use http::Request;
 use serde_json::{Value, json};
-use stolos_cluster::objects;
+use stolos_cluster::objects::{self, Event};
 use stolos_cluster::{Cluster, Error};
 use stolos_plan::{
     Change, Condition, MANAGER, ObjectKey, Objects, READER_SERVICE_ACCOUNT, SYSTEM_NAMESPACE, Step, link_kubeconfig,
@@ -25,9 +26,11 @@ use crate::{Clusters, State, crash};
 /// How often a request is sent again when the API server was busy or the connection broke.
 const TRIES: u32 = 4;
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
-/// Between two looks at what is waited for.
+/// Between two looks at what is waited for where it cannot be watched.
 const SHORTEST_LOOK: Duration = Duration::from_millis(20);
 const LONGEST_LOOK: Duration = Duration::from_millis(500);
+/// Between two looks at what is watched as well.
+const SAFETY_LOOK: Duration = Duration::from_secs(2);
 
 /// Everything a step may touch.
 pub(crate) struct Hands<'a> {
@@ -219,7 +222,8 @@ async fn enter(hands: &Hands<'_>, cluster: &str) -> Option<tokio::sync::OwnedSem
     (hands.room)(cluster).acquire_owned().await.ok()
 }
 
-/// Looks again and again until every condition holds, or patience ends with the first that does not.
+/// Follows what the conditions are about until all hold, or patience ends with the first that does not. A watch brings
+/// the news; a look now and then makes up for one that is refused, ends or leaves something out.
 async fn wait(
     hands: &Hands<'_>,
     cluster: &Cluster,
@@ -229,25 +233,69 @@ async fn wait(
     let deadline = Instant::now() + hands.patience;
     let mut pause = SHORTEST_LOOK;
     let mut said = String::new();
+    let mut changes: Option<Changes> = None;
+    let mut seen: Result<Objects, Error> = look(hands, cluster, conditions).await;
     loop {
-        let missing = match look(hands, cluster, conditions).await {
-            Ok(objects) => conditions.iter().find_map(|condition| condition.holds(&objects).err()),
-            Err(error) if may_pass(&error) => Some(format!("an answer ({})", because(&error))),
-            Err(error) => return Err(error.into()),
+        let missing = match &seen {
+            Ok(objects) => conditions.iter().find_map(|condition| condition.holds(objects).err()),
+            Err(error) if may_pass(error) => Some(format!("an answer ({})", because(error))),
+            Err(_) => return seen.map(drop).map_err(Cause::from),
         };
         let Some(missing) = missing else { return Ok(()) };
         if said != missing {
             waiting(&missing);
             said = missing;
         }
-        if Instant::now() + pause > deadline {
+        let changes = match &mut changes {
+            Some(changes) => changes,
+            none => none.insert(follow(cluster, conditions).await),
+        };
+        let rest = if changes.is_empty() { pause } else { SAFETY_LOOK };
+        if Instant::now() >= deadline {
             let seconds = hands.patience.as_secs();
             let why = what_pods_say(cluster, conditions).await;
             return Err(Cause::TimedOut(format!("waited {seconds} s in vain for {said}{why}")));
         }
-        tokio::time::sleep(pause).await;
-        pause = (pause * 3 / 2).min(LONGEST_LOOK);
+        let change = tokio::time::timeout_at(deadline.min(Instant::now() + rest), changes.next()).await;
+        match (change, &mut seen) {
+            (Ok(Some(Ok(Event::Is(object)))), Ok(objects)) => objects.put(object),
+            (Ok(Some(Ok(Event::Gone(object)))), Ok(objects)) => drop(objects.remove(&ObjectKey::of(&object))),
+            (change, seen) => {
+                // A watch that has ended is not opened again: the looks are enough, and a refusal would come again.
+                if let Ok(None) = change {
+                    tokio::time::sleep_until(deadline.min(Instant::now() + rest)).await;
+                }
+                *seen = look(hands, cluster, conditions).await;
+                pause = (pause * 3 / 2).min(LONGEST_LOOK);
+            }
+        }
     }
+}
+
+/// What is followed while something is waited for.
+type Changes = SelectAll<BoxStream<'static, Result<Event, Error>>>;
+
+/// Everything that decides the conditions, as far as it may be watched.
+async fn follow(cluster: &Cluster, conditions: &[Condition]) -> Changes {
+    let mut opening = Vec::new();
+    for condition in conditions {
+        for key in condition.reads() {
+            opening.push((resource(&key.api_version, &key.kind), key.namespace, Some(key.name), None));
+        }
+        if let Condition::NoPods { namespace, labels } = condition {
+            opening.push((resource("v1", "Pod"), Some(namespace.clone()), None, Some(selector(labels))));
+        }
+    }
+    let opened = opening.into_iter().map(|(resource, namespace, name, labels)| async move {
+        let (namespace, name, labels) = (namespace.as_deref(), name.as_deref(), labels.as_deref());
+        objects::watch(&cluster.client, &resource, namespace, name, labels).await
+    });
+    let opened = futures::future::join_all(opened).await;
+    opened.into_iter().filter_map(|watch| watch.ok().map(StreamExt::boxed)).collect()
+}
+
+fn selector(labels: &std::collections::BTreeMap<String, String>) -> String {
+    labels.iter().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>().join(",")
 }
 
 async fn look(hands: &Hands<'_>, cluster: &Cluster, conditions: &[Condition]) -> Result<Objects, Error> {
@@ -263,9 +311,8 @@ async fn look(hands: &Hands<'_>, cluster: &Cluster, conditions: &[Condition]) ->
     found.extend(try_join_all(reads).await?.into_iter().flatten());
     for condition in conditions {
         if let Condition::NoPods { namespace, labels } = condition {
-            let labels: Vec<_> = labels.iter().map(|(k, v)| format!("{k}={v}")).collect();
             let pods = resource("v1", "Pod");
-            found.extend(objects::list(&cluster.client, &pods, Some(namespace), Some(&labels.join(","))).await?);
+            found.extend(objects::list(&cluster.client, &pods, Some(namespace), Some(&selector(labels))).await?);
         }
     }
     Ok(found)

@@ -76,8 +76,29 @@ pub struct Report {
     pub interrupted: bool,
     /// How many writes were sent to API servers.
     pub writes: u64,
-    /// How long it took.
+    /// How long it took, without the lock and the look under it.
     pub took: Duration,
+    /// How long the lock took, the look and the plan under it, and every step: what the whole took, taken apart.
+    pub timing: Timing,
+}
+
+/// Where the time of a run went, in milliseconds.
+#[derive(Clone, Debug, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Timing {
+    /// Taking the lock.
+    pub lock: f64,
+    /// Looking and planning again under the lock.
+    pub look: f64,
+    /// Giving the lock back.
+    pub release: f64,
+    /// Every step that was tried, waits included: when it began, counted from the first, and when it ended.
+    pub steps: BTreeMap<StepId, (f64, f64)>,
+}
+
+/// Milliseconds, for people and diagrams.
+pub(crate) fn millis(time: Duration) -> f64 {
+    (time.as_secs_f64() * 1e5).round() / 100.0
 }
 
 /// A step that failed.
@@ -156,9 +177,9 @@ pub async fn execute(
         while !report.interrupted
             && let Some(step) = queue.ready.pop_front()
         {
-            running.push(carry_out(step, &hands, &journal, stopped.clone(), progress));
+            running.push(carry_out(step, &hands, &journal, stopped.clone(), progress, started));
         }
-        let (step, result) = tokio::select! {
+        let (step, result, time) = tokio::select! {
             biased;
             () = &mut interrupt, if !report.interrupted => {
                 report.interrupted = true;
@@ -170,6 +191,7 @@ pub async fn execute(
                 None => break,
             },
         };
+        report.timing.steps.insert(step.id.clone(), time);
         match result {
             Ok(()) => {
                 report.done.push(step.id.clone());
@@ -252,7 +274,8 @@ async fn carry_out<'a>(
     journal: &Journal,
     mut stopped: tokio::sync::watch::Receiver<bool>,
     progress: &dyn Progress,
-) -> (&'a Step, Result<(), Cause>) {
+    run: Instant,
+) -> (&'a Step, Result<(), Cause>, (f64, f64)) {
     let started = Instant::now();
     progress.news(News::Started(step));
     let waiting = |what: &str| progress.news(News::Waiting(step, what));
@@ -278,7 +301,7 @@ async fn carry_out<'a>(
         Ok(()) => progress.news(News::Done(step, started.elapsed())),
         Err(Cause::Error(why) | Cause::TimedOut(why)) => progress.news(News::Failed(step, why)),
     }
-    (step, result)
+    (step, result, (millis(started - run), millis(run.elapsed())))
 }
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ mod run;
 mod state;
 
 pub use clusters::Clusters;
-pub use execute::{Failure, News, Options, Progress, Report, Silent, Verdict, execute};
+pub use execute::{Failure, News, Options, Progress, Report, Silent, Timing, Verdict, execute};
 pub use lock::Lock;
 pub use observe::observe;
 pub use run::{Goal, run};

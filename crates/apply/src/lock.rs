@@ -131,8 +131,12 @@ enum Claim {
 impl Lease {
     async fn claim(&self) -> Result<Claim, Error> {
         let claimed = |version: Option<String>| version.map_or(Claim::TooLate, Claim::Ours);
+        // Nearly always there is no Lease, and then one request is enough.
+        if let Some(version) = self.put(None).await? {
+            return Ok(Claim::Ours(version));
+        }
         let Some(found) = self.send(Method::GET, Some(&self.name), None).await? else {
-            return self.put(None).await.map(claimed);
+            return Ok(Claim::TooLate);
         };
         let spec = &found["spec"];
         let holder = spec["holderIdentity"].as_str().unwrap_or_default();

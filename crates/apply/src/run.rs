@@ -1,7 +1,10 @@
+use std::time::{Duration, Instant};
+
 use stolos_plan::{Action, Blocked, Observed, Plan, StepId};
 use stolos_spec::Mesh;
 
 use crate::clusters::because;
+use crate::execute::millis;
 use crate::{Clusters, Error, Lock, Options, Progress, Report, State, execute, observe};
 
 /// Where a run is to lead.
@@ -50,10 +53,14 @@ pub async fn run(
     if shown.is_empty() {
         return execute(shown, mesh, clusters, state, options, interrupt, progress).await;
     }
+    let began = Instant::now();
     let lock = Lock::take(mesh, clusters, state).await?;
+    let locked = began.elapsed();
+    let mut looked = Duration::ZERO;
     let held = async {
         let observed = observe(mesh, clusters, state).await;
         let plan = goal.plan(mesh, &observed)?;
+        looked = began.elapsed() - locked;
         if let Some(new) = unseen(shown, &plan) {
             return Err(Error::Changed { what: new.to_string() });
         }
@@ -65,9 +72,15 @@ pub async fn run(
         };
         execute(&plan, mesh, clusters, state, options, interrupt, progress).await
     };
-    let result = held.await;
+    let mut result = held.await;
+    let held = began.elapsed();
     if let Err(error) = lock.release().await {
         tracing::warn!(error = because(&error), "the Lease stays until it expires");
+    }
+    if let Ok(report) = &mut result {
+        report.timing.lock = millis(locked);
+        report.timing.look = millis(looked);
+        report.timing.release = millis(began.elapsed() - held);
     }
     result
 }

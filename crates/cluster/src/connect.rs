@@ -2,16 +2,23 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
-use http::Uri;
+use http::{Request, Response, Uri};
+use hyper::body::Incoming;
+use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::{Connected, Connection};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use kube::client::ConfigExt;
+use kube::client::{Body, ConfigExt};
+use rustls::ClientConfig;
+use rustls_pki_types::ServerName;
 use stolos_serve::{Container, HostNet, Net, Stream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 use tower::ServiceBuilder;
 
 use crate::{Error, Kubeconfig};
@@ -58,6 +65,10 @@ pub async fn connect(kubeconfig: &Kubeconfig, context: &str, name: &str) -> Resu
 
 /// A client whose every socket comes from `net`. Nothing is sent yet.
 ///
+/// Where the API server speaks HTTP/2, everything but upgrades shares one connection: a control plane watches some
+/// twenty kinds of every cluster, and each of them on a connection of its own would cost both sides a TLS handshake and
+/// its buffers.
+///
 /// # Errors
 ///
 /// When the configuration's TLS or authentication cannot be used.
@@ -65,11 +76,8 @@ pub fn client(config: kube::Config, net: Arc<dyn Net>) -> Result<kube::Client, E
     let failed =
         |source: kube::Error| Error::Client { server: config.cluster_url.to_string(), source: Box::new(source) };
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    let https = config.rustls_https_connector_with_connector(Dialer(net)).map_err(failed)?;
-    let transport = hyper_util::client::legacy::Client::builder(TokioExecutor::new())
-        .pool_timer(TokioTimer::new())
-        .pool_idle_timeout(Duration::from_secs(60))
-        .build(https);
+    let tls = config.rustls_client_config().map_err(failed)?;
+    let transport = Transport::new(&tls, config.tls_server_name.as_deref(), &net);
     let service = ServiceBuilder::new()
         .layer(config.base_uri_layer())
         .option_layer(config.auth_layer().map_err(failed)?)
@@ -106,9 +114,80 @@ fn missing(what: &str) -> Error {
     Error::InCluster(format!("{what} is missing"))
 }
 
+/// HTTP/2 for everything but upgrades, which it cannot carry to a Kubernetes API server; those go over HTTP/1.1.
+#[derive(Clone)]
+struct Transport {
+    shared: Client<Dialer, Body>,
+    upgrading: Client<Dialer, Body>,
+    first: Arc<First>,
+}
+
+/// The first request of a client makes the connection that the others share. Were they sent beside it, each would dial.
+#[derive(Default)]
+struct First {
+    turn: tokio::sync::Mutex<()>,
+    over: AtomicBool,
+}
+
+impl Transport {
+    fn new(tls: &ClientConfig, server_name: Option<&str>, net: &Arc<dyn Net>) -> Self {
+        let speaking = |protocols: &[&[u8]]| {
+            let mut tls = tls.clone();
+            tls.alpn_protocols = protocols.iter().map(|p| p.to_vec()).collect();
+            let server_name = server_name.map(Arc::from);
+            let dialer = Dialer { net: Arc::clone(net), tls: Arc::new(tls), server_name };
+            let mut builder = Client::builder(TokioExecutor::new());
+            builder
+                .timer(TokioTimer::new())
+                .pool_timer(TokioTimer::new())
+                .pool_idle_timeout(Duration::from_secs(60))
+                // As client-go's ReadIdleTimeout and PingTimeout: a watch must not hang on a connection that is dead.
+                .http2_keep_alive_interval(Duration::from_secs(30))
+                .http2_keep_alive_timeout(Duration::from_secs(15))
+                .http2_adaptive_window(true);
+            builder.build(dialer)
+        };
+        Self { shared: speaking(&[b"h2", b"http/1.1"]), upgrading: speaking(&[b"http/1.1"]), first: Arc::default() }
+    }
+}
+
+impl tower::Service<Request<Body>> for Transport {
+    type Response = Response<Incoming>;
+    type Error = hyper_util::client::legacy::Error;
+    type Future = BoxFuture<'static, Result<Self::Response, Self::Error>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        if request.headers().contains_key(http::header::UPGRADE) {
+            return Box::pin(self.upgrading.request(request));
+        }
+        let (shared, first) = (self.shared.clone(), Arc::clone(&self.first));
+        Box::pin(async move {
+            if !first.over.load(Ordering::Acquire) {
+                let turn = first.turn.lock().await;
+                if !first.over.load(Ordering::Acquire) {
+                    let answer = shared.request(request).await;
+                    first.over.store(true, Ordering::Release);
+                    return answer;
+                }
+                drop(turn);
+            }
+            shared.request(request).await
+        })
+    }
+}
+
 /// A connector that takes its sockets from a [`Net`].
 #[derive(Clone)]
-struct Dialer(Arc<dyn Net>);
+struct Dialer {
+    net: Arc<dyn Net>,
+    tls: Arc<ClientConfig>,
+    /// The name to ask for and to verify, where it is not the URL's.
+    server_name: Option<Arc<str>>,
+}
 
 impl tower::Service<Uri> for Dialer {
     type Response = TokioIo<Dialled>;
@@ -120,66 +199,100 @@ impl tower::Service<Uri> for Dialer {
     }
 
     fn call(&mut self, to: Uri) -> Self::Future {
-        let net = Arc::clone(&self.0);
+        let dialer = self.clone();
         Box::pin(async move {
-            let dialling = async {
-                let host = to.host().ok_or_else(|| io::Error::other("the URL has no host"))?;
-                let host = host.trim_start_matches('[').trim_end_matches(']');
-                let port = to.port_u16().unwrap_or(if to.scheme_str() == Some("http") { 80 } else { 443 });
-                let mut last = io::Error::new(io::ErrorKind::NotFound, format!("no address for `{host}`"));
-                for address in net.resolve(host).await? {
-                    match net.dial(SocketAddr::new(address, port)).await {
-                        Ok(stream) => return Ok(TokioIo::new(Dialled(stream))),
-                        Err(error) => last = error,
-                    }
-                }
-                Err(last)
-            };
-            tokio::time::timeout(CONNECT, dialling).await.unwrap_or_else(|_| {
+            tokio::time::timeout(CONNECT, dialer.dial(&to)).await.unwrap_or_else(|_| {
                 Err(io::Error::new(io::ErrorKind::TimedOut, format!("no connection in {} s", CONNECT.as_secs())))
             })
         })
     }
 }
 
+impl Dialer {
+    async fn dial(&self, to: &Uri) -> io::Result<TokioIo<Dialled>> {
+        let host = to.host().ok_or_else(|| io::Error::other("the URL has no host"))?;
+        let host = host.trim_start_matches('[').trim_end_matches(']');
+        let plain = to.scheme_str() == Some("http");
+        let port = to.port_u16().unwrap_or(if plain { 80 } else { 443 });
+        let stream = self.reach(host, port).await?;
+        if plain {
+            return Ok(TokioIo::new(Dialled::Plain(stream)));
+        }
+        let name = self.server_name.as_deref().unwrap_or(host).to_owned();
+        let name = ServerName::try_from(name).map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
+        let stream = TlsConnector::from(Arc::clone(&self.tls)).connect(name, stream).await?;
+        Ok(TokioIo::new(Dialled::Tls(Box::new(stream))))
+    }
+
+    async fn reach(&self, host: &str, port: u16) -> io::Result<Stream> {
+        let mut last = io::Error::new(io::ErrorKind::NotFound, format!("no address for `{host}`"));
+        for address in self.net.resolve(host).await? {
+            match self.net.dial(SocketAddr::new(address, port)).await {
+                Ok(stream) => return Ok(stream),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+}
+
 /// A stream, as hyper wants a connection to be.
-struct Dialled(Stream);
+enum Dialled {
+    Plain(Stream),
+    Tls(Box<TlsStream<Stream>>),
+}
+
+/// Calls a method of [`AsyncRead`] or [`AsyncWrite`] on whichever stream it is.
+macro_rules! pass {
+    ($self:ident, $method:ident $(, $argument:expr)*) => {
+        match $self.get_mut() {
+            Dialled::Plain(stream) => Pin::new(stream).$method($($argument),*),
+            Dialled::Tls(stream) => Pin::new(stream.as_mut()).$method($($argument),*),
+        }
+    };
+}
 
 impl Connection for Dialled {
     fn connected(&self) -> Connected {
-        Connected::new()
+        match self {
+            Self::Tls(stream) if stream.get_ref().1.alpn_protocol() == Some(b"h2") => Connected::new().negotiated_h2(),
+            _ => Connected::new(),
+        }
     }
 }
 
 // hyper asks for `Connection` on the wrapper it polls, so the stream is passed through by hand.
 impl AsyncRead for Dialled {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(cx, buf)
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        pass!(self, poll_read, cx, buf)
     }
 }
 
 impl AsyncWrite for Dialled {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, buf)
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        pass!(self, poll_write, cx, buf)
     }
 
     fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write_vectored(cx, bufs)
+        pass!(self, poll_write_vectored, cx, bufs)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.0.is_write_vectored()
+        match self {
+            Self::Plain(stream) => stream.is_write_vectored(),
+            Self::Tls(stream) => stream.is_write_vectored(),
+        }
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        pass!(self, poll_flush, cx)
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        pass!(self, poll_shutdown, cx)
     }
 }

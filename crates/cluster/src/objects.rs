@@ -2,8 +2,11 @@
 
 use std::time::Duration;
 
-use kube::api::{Api, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, Preconditions, PropagationPolicy};
-use kube::core::{ApiResource, GroupVersionKind};
+use futures::{Stream, StreamExt as _};
+use kube::api::{
+    Api, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, Preconditions, PropagationPolicy, WatchParams,
+};
+use kube::core::{ApiResource, GroupVersionKind, WatchEvent};
 use serde_json::Value;
 
 use crate::Error;
@@ -121,6 +124,45 @@ pub async fn list(
             None => return Ok(all),
         }
     }
+}
+
+/// What became of an object that is watched.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// It is like this now.
+    Is(Value),
+    /// It is gone; this is what it was.
+    Gone(Value),
+}
+
+/// Follows the objects of a kind in one namespace or in all, by name, by labels or both: first those that are there, then
+/// every change. Ends when the API server ends it, which it does every few minutes.
+///
+/// # Errors
+///
+/// When the API server cannot be asked or refuses.
+pub async fn watch(
+    client: &kube::Client,
+    resource: &Resource,
+    namespace: Option<&str>,
+    name: Option<&str>,
+    labels: Option<&str>,
+) -> Result<impl Stream<Item = Result<Event, Error>> + Send + use<>, Error> {
+    let what = format!("watch {}", resource.plural);
+    let mut params = WatchParams { bookmarks: false, ..WatchParams::default() };
+    params.field_selector = name.map(|name| format!("metadata.name={name}"));
+    params.label_selector = labels.map(str::to_owned);
+    let changes = bounded(|| what.clone(), resource.api(client, namespace).watch(&params, "")).await?;
+    Ok(changes.filter_map(move |event| {
+        let failed = |source| Error::Request { what: what.clone(), source: Box::new(source) };
+        std::future::ready(match event {
+            Ok(WatchEvent::Added(object) | WatchEvent::Modified(object)) => Some(Ok(Event::Is(to_value(object)))),
+            Ok(WatchEvent::Deleted(object)) => Some(Ok(Event::Gone(to_value(object)))),
+            Ok(WatchEvent::Bookmark(_)) => None,
+            Ok(WatchEvent::Error(status)) => Some(Err(failed(kube::Error::Api(status)))),
+            Err(source) => Some(Err(failed(source))),
+        })
+    }))
 }
 
 /// Server-side apply of `object` as `manager`, taking over fields that others own when `force` is set.

@@ -660,7 +660,7 @@ async fn probes(kubelet: &Arc<Kubelet>, run: &Arc<PodRun>, pod: &Arc<Pod>, conta
                 Err(_) => {}
             }
             tokio::time::sleep(wait).await;
-            wait = (wait * 2).min(timing.period);
+            wait = eager(wait).min(timing.period);
         }
         run.change(name, |view| {
             view.started = true;
@@ -692,7 +692,7 @@ async fn probes(kubelet: &Arc<Kubelet>, run: &Arc<PodRun>, pod: &Arc<Pod>, conta
                 }
             }
             // Until it was ready once it is asked more often than its period: a lab starts in well under a second.
-            wait = if once { timing.period } else { (wait * 2).min(timing.period) };
+            wait = if once { timing.period } else { eager(wait).min(timing.period) };
             tokio::time::sleep(wait).await;
         }
     };
@@ -722,6 +722,11 @@ async fn probes(kubelet: &Arc<Kubelet>, run: &Arc<PodRun>, pod: &Arc<Pod>, conta
 }
 
 const EAGER: Duration = Duration::from_millis(10);
+
+/// The next pause while something is not ready yet: at most a fifth of what has passed, so little is waited in vain.
+fn eager(wait: Duration) -> Duration {
+    wait * 5 / 4
+}
 
 /// Keeps the pod's status in the API server as it is here.
 async fn write_status(kubelet: Arc<Kubelet>, run: Arc<PodRun>, pod: Arc<Pod>) {
