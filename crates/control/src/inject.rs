@@ -280,6 +280,8 @@ fn container(pod: &Value, namespace: &str, values: &Values, gateway: bool, own: 
         plain("ISTIO_META_POD_PORTS", &json!(ports).to_string()),
         plain("ISTIO_META_APP_CONTAINERS", &names.join(",")),
         plain("ISTIO_META_INTERCEPTION_MODE", if gateway { "NONE" } else { "REDIRECT" }),
+        // Services that exist only in another cluster have names in the mesh alone. Istio's own default is off.
+        plain("ISTIO_META_DNS_CAPTURE", if gateway { "false" } else { "true" }),
     ];
     let kind = if gateway { "router" } else { "sidecar" };
     let domain = format!("$(POD_NAMESPACE).svc.{}", values.domain);

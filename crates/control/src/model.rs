@@ -99,20 +99,16 @@ impl Protocol {
             "udp" => Some(Self::Udp),
             _ => None,
         };
-        if let Some(app) = app_protocol {
-            let known = match app {
-                "kubernetes.io/h2c" | "kubernetes.io/ws" | "kubernetes.io/wss" => Some(match app {
-                    "kubernetes.io/h2c" => Self::Http2,
-                    "kubernetes.io/ws" => Self::Http,
-                    _ => Self::Tls,
-                }),
-                app => by_name(app),
-            };
-            if let Some(known) = known {
-                return known;
-            }
+        // As in Istio, what `appProtocol` says stands alone: the name is not looked at beside it.
+        match app_protocol {
+            Some("kubernetes.io/h2c") => return Self::Http2,
+            Some("kubernetes.io/ws") => return Self::Http,
+            Some("kubernetes.io/wss") => return Self::Tls,
+            _ => {}
         }
-        let prefix = if name.starts_with("grpc-web") { "grpc-web" } else { name.split('-').next().unwrap_or(name) };
+        let name = app_protocol.unwrap_or(name);
+        let web = name.get(..8).is_some_and(|start| start.eq_ignore_ascii_case("grpc-web"));
+        let prefix = if web { "grpc-web" } else { name.split('-').next().unwrap_or(name) };
         match by_name(prefix) {
             Some(known) => known,
             // Ports whose servers speak first: sniffing would wait for ever.
@@ -429,6 +425,8 @@ pub struct Settings {
     pub auto_mtls: bool,
     /// Where access logs go; empty is nowhere.
     pub access_log: String,
+    /// How long a client's first bytes are waited for where they tell the protocol; zero is for ever.
+    pub detection: std::time::Duration,
     /// The mesh's own locality setting.
     pub locality: Option<crate::policy::LocalitySetting>,
     /// Hosts whose endpoints stay in their cluster, most specific first: pattern, whether local.
@@ -452,6 +450,9 @@ impl Default for Settings {
             allow_any: true,
             auto_mtls: true,
             access_log: "/dev/stdout".to_owned(),
+            // Istio waits for ever, and a server that speaks first on a port of which nothing is said hangs. Every wait
+            // of ours is bounded; this is the bound that Istio had while it had one.
+            detection: std::time::Duration::from_secs(5),
             locality: None,
             cluster_local: vec![
                 (format!("istiod.{}.svc.{domain}", istio::SYSTEM_NAMESPACE), true),
@@ -633,7 +634,18 @@ mod tests {
         assert_eq!(of(None, ""), Protocol::Auto);
         assert_eq!(of(Some("tcp"), "http"), Protocol::Tcp);
         assert_eq!(of(Some("kubernetes.io/h2c"), "x"), Protocol::Http2);
-        assert_eq!(of(Some("unknown"), "http"), Protocol::Http);
+        assert_eq!(of(Some("kubernetes.io/ws"), "tcp"), Protocol::Http);
+        assert_eq!(of(Some("kubernetes.io/wss"), "http"), Protocol::Tls);
+        assert_eq!(of(Some("GRPC"), "tcp"), Protocol::Http2);
+        assert_eq!(of(Some("http2-x"), "tcp"), Protocol::Http2);
+        assert_eq!(of(None, "Mongo-db"), Protocol::Tcp);
+        assert_eq!(of(None, "GRPC-Web"), Protocol::Http2);
+        for (name, expected) in
+            [("mysql", Protocol::Tcp), ("redis-1", Protocol::Tcp), ("https", Protocol::Tls), ("grpc", Protocol::Http2)]
+        {
+            assert_eq!(of(None, name), expected, "{name}");
+        }
+        assert_eq!(of(Some("unknown"), "http"), Protocol::Auto, "appProtocol stands alone");
         assert_eq!(Protocol::of("UDP", None, "http", 1), Protocol::Udp);
         assert_eq!(Protocol::of("TCP", None, "db", 3306), Protocol::Tcp);
     }

@@ -54,6 +54,10 @@ fn apply(settings: &mut Settings, mesh: &Map<String, Value>, left: &mut Vec<Stri
             ("outboundTrafficPolicy", Value::Object(policy)) => {
                 settings.allow_any = policy.get("mode").and_then(Value::as_str) != Some("REGISTRY_ONLY");
             }
+            ("protocolDetectionTimeout", Value::String(text)) => match crate::policy::duration(text) {
+                Some(detection) => settings.detection = detection,
+                None => left.push("protocolDetectionTimeout (not a duration)".to_owned()),
+            },
             ("localityLbSetting", value) => {
                 settings.locality = Some(LocalitySetting::read(value, "localityLbSetting", left));
             }
@@ -118,6 +122,7 @@ mod tests {
     fn the_mesh_config_is_read_and_the_rest_is_named() {
         let config = Config { cluster: "east".into(), ..Config::default() };
         let mesh = "trustDomain: example.org\naccessLogFile: ''\nenablePrometheusMerge: true\n\
+                    protocolDetectionTimeout: 100ms\n\
                     defaultConfig: {discoveryAddress: x, holdApplicationUntilProxyStarts: true}\n\
                     outboundTrafficPolicy: {mode: REGISTRY_ONLY}\n\
                     serviceSettings:\n- settings: {clusterLocal: false}\n  hosts: ['*.kube-system.svc.cluster.local']\n\
@@ -126,6 +131,7 @@ mod tests {
         let data = [("mesh".to_owned(), mesh.to_owned()), ("meshNetworks".to_owned(), networks.to_owned())];
         let (settings, left) = read(&config, &data.into());
         assert_eq!(settings.trust_domain, "example.org");
+        assert_eq!(settings.detection, std::time::Duration::from_millis(100));
         assert!(!settings.allow_any && settings.access_log.is_empty());
         assert!(settings.is_cluster_local("x.billing.svc.cluster.local"));
         assert!(!settings.is_cluster_local("x.kube-system.svc.cluster.local"));

@@ -18,6 +18,7 @@ pub mod directory;
 mod error;
 mod events;
 mod fault;
+mod grpc_health;
 mod kubeconfig;
 mod kubelet;
 mod lab;

@@ -10,12 +10,13 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::future::BoxFuture;
+use stolos_proxy::dns;
 use stolos_serve::{Admission, Door, Listener, Net, Stop, Stream};
 use tokio::io::AsyncWriteExt;
 use tokio_util::task::TaskTracker;
 
 use crate::address::{self, hidden, socket_port};
-use crate::directory::{Answer, Directories, Route};
+use crate::directory::{Answer, CLUSTER_DOMAIN, Directories, Route};
 use crate::network::{self, NetworkDoor, World, unreachable_host, v4};
 
 /// Where a sidecar takes its application's outgoing connections.
@@ -256,7 +257,19 @@ impl PodNet {
         }
     }
 
-    fn resolve(&self, host: &str) -> io::Result<Vec<IpAddr>> {
+    /// Where the pod's sidecar answers names, it is asked, as if packets to port 53 were redirected; else the cluster.
+    async fn resolve(&self, host: &str) -> io::Result<Vec<IpAddr>> {
+        let pod = &self.pod;
+        let captured = self.redirected && pod.listening().get(&dns::PORT).is_some_and(|l| !l.hidden);
+        let own = host == "localhost" || host == pod.hostname || host.parse::<IpAddr>().is_ok();
+        if own || !captured {
+            return self.look_up(host);
+        }
+        let agent = pod.dial_self(dns::PORT).await?;
+        dns::resolve(agent, host, &pod.namespace, CLUSTER_DOMAIN).await
+    }
+
+    fn look_up(&self, host: &str) -> io::Result<Vec<IpAddr>> {
         if let Ok(address) = host.parse() {
             return Ok(vec![address]);
         }
@@ -297,7 +310,7 @@ impl Net for PodNet {
     }
 
     fn resolve<'a>(&'a self, host: &'a str) -> BoxFuture<'a, io::Result<Vec<IpAddr>>> {
-        Box::pin(async move { Self::resolve(self, host) })
+        Box::pin(Self::resolve(self, host))
     }
 }
 

@@ -68,7 +68,6 @@ pub fn start(container: &Container, check: Check, stop: Stop) -> Result<AgentHan
             () = renewal.run() => {}
         }
     });
-    tasks.close();
 
     let mut client = Client::new(target(container, &settings.discovery), node.clone());
     let (place, known) = (container.clone(), Arc::clone(&settings));
@@ -83,7 +82,13 @@ pub fn start(container: &Container, check: Check, stop: Stop) -> Result<AgentHan
     }
     client.check = check;
     client.backoff = BACKOFF;
+    let names = stop.child();
     let discovery = client.start(stop);
+    if settings.wants_names {
+        let (net, namespace) = (Arc::clone(&container.net), settings.identity.namespace.to_string());
+        tasks.spawn(crate::dns::run(net, namespace, discovery.snapshots(), names));
+    }
+    tasks.close();
     Ok(AgentHandle { identity, failure, discovery, node: Arc::new(node), settings, tasks })
 }
 

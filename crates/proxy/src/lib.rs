@@ -15,6 +15,7 @@ mod balance;
 mod compile;
 mod config;
 mod copy;
+pub mod dns;
 mod follow;
 mod http;
 mod inspect;

@@ -1,10 +1,11 @@
 //! Connections to hosts: made within a time limit, kept while they are of use, never more than the cluster allows.
 
+use std::future::Future as _;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -24,6 +25,8 @@ use crate::tls::{Peer, Use};
 const MOST_IDLE: usize = 256;
 /// How long a connection is kept without use.
 pub(crate) const IDLE: Duration = Duration::from_secs(60);
+/// The most that the headers of one response may take, as in Envoy.
+const LARGEST_HEAD: u32 = 60 * 1024;
 
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
@@ -206,6 +209,44 @@ pub(crate) struct About {
     pub(crate) peer: Option<Arc<str>>,
     /// How many more requests it may serve after this one; none said is no limit.
     left: Option<u32>,
+    streams: Arc<Streams>,
+}
+
+/// The requests an HTTP/2 connection carries at once.
+#[derive(Default)]
+struct Streams {
+    open: AtomicU32,
+    /// How many the host takes; 0 before it has said so.
+    most: AtomicU32,
+}
+
+impl Streams {
+    /// What RFC 9113 (section 6.5.2) recommends as the least a host should take, until it says what it takes.
+    const UNSAID: u32 = 100;
+    /// More would make one lost packet everybody's; the next connection is opened instead.
+    const MOST: u32 = 1024;
+
+    /// A place for one more, if there is one. Without, a stream that never ends could keep others waiting for ever.
+    fn enter(self: &Arc<Self>) -> Option<Place> {
+        let most = match self.most.load(Ordering::Relaxed) {
+            0 => Self::UNSAID,
+            said => said.min(Self::MOST),
+        };
+        if self.open.fetch_add(1, Ordering::Relaxed) >= most {
+            self.open.fetch_sub(1, Ordering::Relaxed);
+            return None;
+        }
+        Some(Place(Arc::clone(self)))
+    }
+}
+
+/// One of the requests a connection carries.
+pub(crate) struct Place(Arc<Streams>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// An HTTP connection nobody uses.
@@ -221,6 +262,8 @@ pub(crate) struct Leased {
     pub(crate) about: About,
     /// Whether it has served before, and so may just be closing.
     pub(crate) reused: bool,
+    /// Of an HTTP/2 connection.
+    _place: Option<Place>,
 }
 
 /// An HTTP connection to `host`: a kept one, or a new one.
@@ -230,7 +273,7 @@ pub(crate) async fn lease(
     host: &Arc<Host>,
     usage: Use,
 ) -> Result<Leased, Error> {
-    while let Some(mut idle) = take(host, usage) {
+    while let Some((mut idle, place)) = take(host, usage) {
         let ready = match &mut idle.sender {
             Sender::Http1(sender) if sender.is_ready() => true,
             // Its last response has just ended, and the connection is about to notice.
@@ -240,13 +283,14 @@ pub(crate) async fn lease(
             Sender::Http2(sender) => sender.is_ready(),
         };
         if ready {
-            return Ok(Leased { sender: idle.sender, about: idle.about, reused: true });
+            return Ok(Leased { sender: idle.sender, about: idle.about, reused: true, _place: place });
         }
     }
     let connected = connect(shared, cluster, host, usage).await?;
     let left = cluster.requests_per_connection.map(|most| most.saturating_sub(1));
-    let about = About { local: connected.local, peer: connected.peer, left };
-    let sender = start(shared, connected.wire, connected.permit, usage).await?;
+    let about = About { local: connected.local, peer: connected.peer, left, streams: Arc::default() };
+    let sender = start(shared, connected.wire, connected.permit, usage, &about.streams).await?;
+    let place = if usage == Use::Http2 { about.streams.enter() } else { None };
     if let Sender::Http2(sender) = &sender
         && about.left != Some(0)
     {
@@ -254,11 +298,12 @@ pub(crate) async fn lease(
         let kept = Idle { sender: Sender::Http2(sender.clone()), about: about.clone(), since: Instant::now() };
         host.idle().push_back(kept);
     }
-    Ok(Leased { sender, about, reused: false })
+    Ok(Leased { sender, about, reused: false, _place: place })
 }
 
 /// Keeps a connection for the next request.
-pub(crate) fn give_back(host: &Host, sender: Sender, about: About) {
+pub(crate) fn give_back(host: &Host, leased: Leased) {
+    let Leased { sender, about, .. } = leased;
     // An HTTP/2 connection has been kept since it was made.
     let kept = matches!(sender, Sender::Http2(_));
     if kept || about.left == Some(0) || sender.is_closed() || host.retired.load(Ordering::Acquire) {
@@ -270,11 +315,16 @@ pub(crate) fn give_back(host: &Host, sender: Sender, about: About) {
     }
 }
 
-/// The most recently used connection, so that the others can grow old.
-fn take(host: &Host, usage: Use) -> Option<Idle> {
+/// The most recently used connection, so that the others can grow old; one of HTTP/2 that has a place left.
+fn take(host: &Host, usage: Use) -> Option<(Idle, Option<Place>)> {
     let mut idle = host.idle();
     idle.retain(|kept| !kept.sender.is_closed());
-    let at = idle.iter().rposition(|kept| kept.sender.speaks(usage))?;
+    let (at, place) = idle.iter().enumerate().rev().filter(|(_, kept)| kept.sender.speaks(usage)).find_map(
+        |(at, kept)| match kept.sender {
+            Sender::Http1(_) => Some((at, None)),
+            Sender::Http2(_) => Some((at, Some(kept.about.streams.enter()?))),
+        },
+    )?;
     let left = idle[at].about.left.map(|left| left.saturating_sub(1));
     idle[at].about.left = left;
     if let Sender::Http2(sender) = &idle[at].sender
@@ -282,9 +332,9 @@ fn take(host: &Host, usage: Use) -> Option<Idle> {
     {
         let (sender, about) = (Sender::Http2(sender.clone()), idle[at].about.clone());
         idle[at].since = Instant::now();
-        return Some(Idle { sender, about, since: Instant::now() });
+        return Some((Idle { sender, about, since: Instant::now() }, place));
     }
-    idle.remove(at)
+    Some((idle.remove(at)?, place))
 }
 
 /// Closes what has not been used for [`IDLE`].
@@ -296,14 +346,32 @@ pub(crate) fn close_old(host: &Host, now: Instant) {
     });
 }
 
-async fn start(shared: &Arc<Shared>, wire: Wire, permit: Permit, usage: Use) -> Result<Sender, Error> {
+async fn start(
+    shared: &Arc<Shared>,
+    wire: Wire,
+    permit: Permit,
+    usage: Use,
+    streams: &Arc<Streams>,
+) -> Result<Sender, Error> {
     let io = TokioIo::new(wire);
     if usage == Use::Http2 {
         let mut builder = http2::Builder::new(TokioExecutor::new());
-        builder.timer(TokioTimer::new()).adaptive_window(true).keep_alive_interval(Some(Duration::from_secs(30)));
-        let (sender, connection) = builder.handshake(io).await.map_err(Error::Http)?;
+        builder
+            .timer(TokioTimer::new())
+            .adaptive_window(true)
+            .max_header_list_size(LARGEST_HEAD)
+            .keep_alive_interval(Some(Duration::from_secs(30)));
+        let (sender, mut connection) = builder.handshake(io).await.map_err(Error::Http)?;
+        let streams = Arc::clone(streams);
         shared.tasks.spawn(async move {
-            if let Err(error) = connection.await {
+            // Whenever something has come in, the host may have said how many requests it takes.
+            let running = std::future::poll_fn(|cx| {
+                let polled = Pin::new(&mut connection).poll(cx);
+                let most = u32::try_from(connection.current_max_send_streams()).unwrap_or(u32::MAX);
+                streams.most.store(most.max(1), Ordering::Relaxed);
+                polled
+            });
+            if let Err(error) = running.await {
                 tracing::debug!(%error, "upstream connection ended");
             }
             drop(permit);

@@ -108,7 +108,7 @@ pub fn listener(world: &World, proxy: &ProxyInfo) -> envoy::Listener {
         address: Some(message::address("0.0.0.0", istio::INBOUND_PORT)),
         use_original_dst: Some(false),
         listener_filters: vec![original_destination(proxy), tls_inspector(), http],
-        listener_filters_timeout: Some(duration(Duration::ZERO)),
+        listener_filters_timeout: Some(duration(world.settings.detection)),
         continue_on_listener_filters_timeout: true,
         filter_chains: chains,
         traffic_direction: core::TrafficDirection::Inbound.into(),

@@ -83,13 +83,12 @@ fn of_port(world: &World, service: &Service, port: &Port, places: &[IpAddr]) -> 
     if port.protocol.is_http() {
         let filters = vec![http_filter_for(world, &port.number.to_string())];
         let chain = envoy::FilterChain { filters, ..Default::default() };
-        return places.iter().map(|at| listener(*at, port.number, vec![chain.clone()], Vec::new())).collect();
+        return places.iter().map(|at| listener(world, *at, port.number, Chains::One(chain.clone()))).collect();
     }
     let cluster = clusters::name(Style::Client, port.number, "", &service.host);
     let bytes =
         envoy::FilterChain { filters: vec![tcp_proxy(&cluster, &cluster, &world.settings)], ..Default::default() };
-    let sniffed = port.protocol == Protocol::Auto;
-    let (chains, inspectors) = if sniffed {
+    let chains = if port.protocol == Protocol::Auto {
         let name = format!("{}:{}", service.host, port.number);
         let http = envoy::FilterChain {
             filter_chain_match: Some(envoy::FilterChainMatch {
@@ -100,11 +99,26 @@ fn of_port(world: &World, service: &Service, port: &Port, places: &[IpAddr]) -> 
             filters: vec![http_filter_for(world, &name)],
             ..Default::default()
         };
-        (vec![http, bytes], vec![tls_inspector(), http_inspector()])
+        Chains::Sniffed { http, rest: bytes }
     } else {
-        (vec![bytes], Vec::new())
+        Chains::One(bytes)
     };
-    places.iter().map(|at| listener(*at, port.number, chains.clone(), inspectors.clone())).collect()
+    places.iter().map(|at| listener(world, *at, port.number, chains.clone())).collect()
+}
+
+/// What becomes of a listener's connections.
+#[derive(Clone)]
+enum Chains {
+    /// All the same.
+    One(envoy::FilterChain),
+    /// It depends on their first bytes.
+    Sniffed {
+        /// What is plain HTTP.
+        http: envoy::FilterChain,
+        /// Everything else, and who says nothing. As the default chain: Envoy does not look again at a chain without
+        /// conditions once another one's transport protocol has fitted.
+        rest: envoy::FilterChain,
+    },
 }
 
 fn http_filter_for(world: &World, routes: &str) -> envoy::Filter {
@@ -114,23 +128,24 @@ fn http_filter_for(world: &World, routes: &str) -> envoy::Filter {
     http_filter(&manager)
 }
 
-fn listener(
-    address: IpAddr,
-    port: u16,
-    filter_chains: Vec<envoy::FilterChain>,
-    listener_filters: Vec<envoy::ListenerFilter>,
-) -> envoy::Listener {
-    let waits = !listener_filters.is_empty();
-    envoy::Listener {
+fn listener(world: &World, address: IpAddr, port: u16, chains: Chains) -> envoy::Listener {
+    let listener = envoy::Listener {
         name: format!("{address}_{port}"),
         address: Some(message::address(address.to_string(), port)),
         bind_to_port: Some(false),
-        filter_chains,
-        listener_filters,
-        listener_filters_timeout: waits.then(|| duration(Duration::ZERO)),
-        continue_on_listener_filters_timeout: waits,
         traffic_direction: core::TrafficDirection::Outbound.into(),
         ..Default::default()
+    };
+    match chains {
+        Chains::One(chain) => envoy::Listener { filter_chains: vec![chain], ..listener },
+        Chains::Sniffed { http, rest } => envoy::Listener {
+            filter_chains: vec![http],
+            default_filter_chain: Some(rest),
+            listener_filters: vec![tls_inspector(), http_inspector()],
+            listener_filters_timeout: Some(duration(world.settings.detection)),
+            continue_on_listener_filters_timeout: true,
+            ..listener
+        },
     }
 }
 

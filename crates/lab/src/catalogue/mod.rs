@@ -1,9 +1,15 @@
 //! The images a lab has: built-in stand-ins for workloads people know, and Stolos' own parts.
 
 mod bookinfo;
+mod echo;
+mod grpcbin;
 mod helloworld;
+mod httpbin;
+mod mailhog;
 mod podinfo;
+mod tcp;
 mod web;
+mod websocket;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -67,6 +73,13 @@ impl Default for Catalogue {
         images.insert("stefanprodan/podinfo", Image::new("podinfo", |launch| Box::pin(podinfo::run(launch))));
         images.insert("stolos/control", Image::new("control", |launch| Box::pin(control(launch))));
         images.insert("stolos/proxy", Image::new("proxy", |launch| Box::pin(proxy(launch))));
+        images.insert("istio/tcp-echo-server", Image::new("tcp-echo", |launch| Box::pin(tcp::echo(launch))));
+        images.insert("moul/grpcbin", Image::new("grpcbin", |launch| Box::pin(grpcbin::run(launch))));
+        images.insert("jmalloc/echo-server", Image::new("echo-server", |launch| Box::pin(echo::run(launch))));
+        images.insert("mailhog/mailhog", Image::new("mailhog", |launch| Box::pin(mailhog::run(launch))));
+        for (image, style) in httpbin::IMAGES {
+            images.insert(image, Image::new("httpbin", move |launch| Box::pin(httpbin::run(launch, style))));
+        }
         for (image, kind) in bookinfo::IMAGES {
             images.insert(image, Image::new("bookinfo", move |launch| Box::pin(bookinfo::run(launch, kind))));
         }

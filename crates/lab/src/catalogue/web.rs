@@ -7,21 +7,24 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use http_body_util::Full;
-use hyper::body::Incoming;
+use hyper::body::{Body, Incoming};
 use stolos_serve::listen::{self, Settings};
 
 use super::Launch;
 
 pub(super) type Reply = Response<Full<Bytes>>;
 
-/// Serves `answer` on `port` until the container is stopped; returns its exit code.
-pub(super) async fn serve<F>(
+/// Serves `answer` on `port` until the container is stopped, as HTTP/1.1 (with upgrades) and HTTP/2; returns its exit
+/// code.
+pub(super) async fn serve<F, B>(
     launch: &Launch,
     port: u16,
     answer: impl Fn(Request<Incoming>) -> F + Send + Sync + 'static,
 ) -> i32
 where
-    F: Future<Output = Reply> + Send + 'static,
+    F: Future<Output = Response<B>> + Send + 'static,
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     let listener = match launch.container.net.bind(port).await {
         Ok(listener) => listener,

@@ -12,6 +12,7 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use super::pod::PodRun;
 use crate::cluster::Shared;
 use crate::directory::numeric;
+use crate::grpc_health;
 use crate::userland::{self, Process, Sink, Source};
 
 /// How a probe is timed.
@@ -64,7 +65,9 @@ async fn once(shared: &Arc<Shared>, run: &Arc<PodRun>, container: &Container, pr
     }
     if let Some(grpc) = &probe.grpc {
         let port = u16::try_from(grpc.port).map_err(|_| "bad port")?;
-        return dial(port).await.map(drop);
+        let authority = format!("{}:{port}", run.sockets.address());
+        let service = grpc.service.as_deref().unwrap_or_default();
+        return grpc_health::check(dial(port).await?, &authority, service).await;
     }
     let Some(get) = &probe.http_get else { return Ok(()) };
     let port = port(container, &get.port)?;

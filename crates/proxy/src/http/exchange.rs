@@ -9,6 +9,7 @@ use http::{HeaderMap, HeaderName, Method, Version};
 use crate::config::{Cluster, Host, Side};
 use crate::http::Connection;
 use crate::http::body::Tee;
+use crate::http::headers;
 use crate::log;
 use crate::metrics::{self, Facts, Requests, Timestamp, Workload};
 use crate::pool::{self, About, Busy, Leased};
@@ -22,7 +23,7 @@ pub(crate) struct Exchange {
     path: String,
     pub(crate) authority: String,
     version: Version,
-    grpc: bool,
+    pub(crate) grpc: bool,
     request: HeaderMap,
     response: HeaderMap,
     first_byte: Option<Duration>,
@@ -47,7 +48,6 @@ pub(crate) struct Exchange {
 impl Exchange {
     pub(crate) fn begin(connection: &Arc<Connection>, parts: &Parts, authority: String) -> Box<Self> {
         let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
-        let content = parts.headers.get(http::header::CONTENT_TYPE);
         Box::new(Self {
             connection: Arc::clone(connection),
             began: Instant::now(),
@@ -56,7 +56,7 @@ impl Exchange {
             path: path.to_owned(),
             authority,
             version: parts.version,
-            grpc: content.is_some_and(|value| value.as_bytes().starts_with(b"application/grpc")),
+            grpc: headers::is_grpc(&parts.headers),
             request: HeaderMap::new(),
             response: HeaderMap::new(),
             first_byte: None,
@@ -107,7 +107,7 @@ impl Exchange {
             return;
         }
         if let (true, Some(leased), Some(host)) = (complete, self.leased.take(), &self.host) {
-            pool::give_back(host, leased.sender, leased.about);
+            pool::give_back(host, leased);
         }
         self.busy = None;
         if !complete && self.flags.is_empty() {

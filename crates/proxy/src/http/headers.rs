@@ -33,8 +33,13 @@ pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap) {
     for name in [&KEEP_ALIVE, &PROXY_CONNECTION, &header::TRANSFER_ENCODING, &header::UPGRADE] {
         headers.remove(name);
     }
-    // Of `te` only `trailers` concerns the other end.
-    if headers.get(header::TE).is_some_and(|te| te != "trailers") {
+    // Of `te` only `trailers` concerns the other end; HTTP/2 forbids anything else.
+    let trailers = |te: &HeaderValue| {
+        te.as_bytes().split(|byte| *byte == b',').any(|one| one.trim_ascii().eq_ignore_ascii_case(b"trailers"))
+    };
+    if headers.get_all(header::TE).iter().any(trailers) {
+        headers.insert(header::TE, HeaderValue::from_static("trailers"));
+    } else {
         headers.remove(header::TE);
     }
 }
@@ -69,6 +74,36 @@ pub(crate) fn upgrade(method: &Method, headers: &HeaderMap) -> Option<String> {
     let asked = asked.split(',').any(|token| token.trim().eq_ignore_ascii_case("upgrade"));
     let to = headers.get(header::UPGRADE)?.to_str().ok()?.to_ascii_lowercase();
     (asked && *method != Method::CONNECT && to != "h2c").then_some(to)
+}
+
+/// Whether this is gRPC: Envoy's rule, by which gRPC-Web is none.
+pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
+    let kind = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.as_bytes().strip_prefix(b"application/grpc"));
+    kind.is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
+}
+
+/// What a status of HTTP is in gRPC (the mapping of gRPC's own documents, which Envoy follows).
+pub(crate) fn grpc_status(status: StatusCode) -> u8 {
+    match status.as_u16() {
+        400 => 13,
+        401 => 16,
+        403 => 7,
+        404 => 12,
+        429 | 502..=504 => 14,
+        _ => 2,
+    }
+}
+
+/// A text as `grpc-message` carries it: percent-encoded outside of printable ASCII.
+pub(crate) fn grpc_message(text: &str) -> Option<HeaderValue> {
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            b' '..=b'~' if byte != b'%' => out.push(char::from(byte)),
+            _ => out += &format!("%{byte:02X}"),
+        }
+    }
+    HeaderValue::from_str(&out).ok()
 }
 
 /// Who the client is, as `x-forwarded-client-cert` says it.
@@ -120,6 +155,9 @@ const fn local(status: StatusCode, flags: &'static str, details: &'static str, b
 
 pub(crate) const NO_ROUTE: Local = local(StatusCode::NOT_FOUND, "NR", "route_not_found", "");
 pub(crate) const BAD_REQUEST: Local = local(StatusCode::BAD_REQUEST, "DPE", "bad_request", "Bad Request");
+pub(crate) const TOO_MANY_HEADERS: Local =
+    local(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "DPE", "http1.too_many_headers", "");
+pub(crate) const NO_UPGRADE: Local = local(StatusCode::FORBIDDEN, "", "upgrade_failed", "");
 pub(crate) const DENIED: Local =
     local(StatusCode::FORBIDDEN, "", "rbac_access_denied_matched_policy[none]", "RBAC: access denied");
 pub(crate) const NO_CLUSTER: Local = local(StatusCode::SERVICE_UNAVAILABLE, "NC", "cluster_not_found", "");
@@ -169,6 +207,27 @@ mod tests {
         ]);
         remove_hop_by_hop(&mut map);
         assert_eq!(map, headers(&[("te", "trailers"), ("host", "a")]));
+        for (said, expected) in [("gzip", None), ("gzip;q=0.5, Trailers", Some("trailers")), ("xtrailers", None)] {
+            let mut map = headers(&[("te", said)]);
+            remove_hop_by_hop(&mut map);
+            assert_eq!(map.get("te").map(|te| te.to_str().unwrap()), expected, "{said}");
+        }
+    }
+
+    #[test]
+    fn grpc_is_told_apart_and_spoken_to_in_its_own_words() {
+        for (kind, expected) in [
+            ("application/grpc", true),
+            ("application/grpc+proto", true),
+            ("application/grpc;x", true),
+            ("application/grpc-web", false),
+            ("application/json", false),
+        ] {
+            assert_eq!(is_grpc(&headers(&[("content-type", kind)])), expected, "{kind}");
+        }
+        assert_eq!(grpc_message("50% off\n\u{e9}").unwrap(), "50%25 off%0A%C3%A9");
+        let codes = [400, 403, 404, 503, 504, 500].map(|code| grpc_status(StatusCode::from_u16(code).unwrap()));
+        assert_eq!(codes, [13, 7, 12, 14, 14, 2]);
     }
 
     #[test]
