@@ -8,8 +8,9 @@ use serde_json::{Value, json};
 
 use crate::api::Api;
 use crate::failure::{Failure, Result};
+use crate::openapi;
 use crate::registry::{Resource, Table};
-use crate::route::{self, Body};
+use crate::route::{self, Body, Query};
 
 /// The version of Kubernetes whose API is spoken.
 pub(crate) const VERSION: &str = "v1.34.0+stolos";
@@ -19,7 +20,7 @@ pub(crate) const VERSION: &str = "v1.34.0+stolos";
 /// # Errors
 ///
 /// When there is nothing at that path.
-pub(crate) fn answer(api: &Arc<Api>, path: &str, headers: &HeaderMap) -> Result<Response<Body>> {
+pub(crate) fn answer(api: &Arc<Api>, path: &str, query: &Query, headers: &HeaderMap) -> Result<Response<Body>> {
     let table = api.registry.table();
     let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
     let value = match parts.as_slice() {
@@ -37,16 +38,15 @@ pub(crate) fn answer(api: &Arc<Api>, path: &str, headers: &HeaderMap) -> Result<
             "subject_types_supported": ["public"],
             "id_token_signing_alg_values_supported": ["ES256"],
         }),
-        ["openapi", "v2"] => json!({"swagger": "2.0", "info": {"title": "Kubernetes", "version": VERSION},
-            "paths": {}, "definitions": {}}),
-        ["openapi", "v3"] => open_api_index(&table),
-        ["openapi", "v3", rest @ ..] => open_api(&table, rest)?,
+        ["openapi", "v2"] => return openapi::v2(api, headers),
+        ["openapi", "v3"] => return Ok(openapi::v3_index(api)),
+        ["openapi", "v3", rest @ ..] => return openapi::v3(api, rest, query, headers),
         ["api"] => match aggregated(headers) {
-            Some(version) => return Ok(aggregate(&table, version, true)),
+            Some(version) => return Ok(aggregate(&table, version, true, headers)),
             None => json!({"kind": "APIVersions", "versions": ["v1"], "serverAddressByClientCIDRs": []}),
         },
         ["apis"] => match aggregated(headers) {
-            Some(version) => return Ok(aggregate(&table, version, false)),
+            Some(version) => return Ok(aggregate(&table, version, false, headers)),
             None => {
                 let groups = table.groups.keys().filter(|g| !g.is_empty()).map(|g| group(&table, g, false));
                 json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups.collect::<Vec<_>>()})
@@ -166,7 +166,7 @@ fn aggregated(headers: &HeaderMap) -> Option<&'static str> {
     })
 }
 
-fn aggregate(table: &Table, version: &'static str, core: bool) -> Response<Body> {
+fn aggregate(table: &Table, version: &'static str, core: bool, headers: &HeaderMap) -> Response<Body> {
     let groups = table.groups.iter().filter(|(group, _)| group.is_empty() == core);
     let items: Vec<Value> = groups
         .map(|(group, versions)| {
@@ -188,7 +188,10 @@ fn aggregate(table: &Table, version: &'static str, core: bool) -> Response<Body>
     let list = json!({"kind": "APIGroupDiscoveryList", "apiVersion": format!("apidiscovery.k8s.io/{version}"),
         "metadata": {}, "items": items});
     let media = format!("application/json;g=apidiscovery.k8s.io;v={version};as=APIGroupDiscoveryList");
-    route::respond(200, &media, list.to_string())
+    let list = list.to_string();
+    let tag = openapi::hex(&[&list]);
+    let response = openapi::not_modified(headers, &tag);
+    response.unwrap_or_else(|| openapi::tagged(route::respond(200, &media, list), &tag))
 }
 
 fn aggregate_resource(resource: &Arc<Resource>) -> Value {
@@ -217,56 +220,4 @@ fn aggregate_resource(resource: &Arc<Resource>) -> Value {
         entry["subresources"] = json!(subresources);
     }
     entry
-}
-
-fn open_api_index(table: &Table) -> Value {
-    use sha2::Digest as _;
-    let mut paths = serde_json::Map::new();
-    for (group, versions) in &table.groups {
-        for version in versions {
-            let path = if group.is_empty() { format!("api/{version}") } else { format!("apis/{group}/{version}") };
-            let names: Vec<_> = table.of_version(group, version).iter().map(|r| r.kind.clone()).collect();
-            let hash = sha2::Sha256::digest(format!("{path} {names:?}"));
-            let hash: String = hash.iter().take(16).map(|byte| format!("{byte:02X}")).collect();
-            let url = format!("/openapi/v3/{path}?hash={hash}");
-            paths.insert(path, json!({"serverRelativeURL": url}));
-        }
-    }
-    json!({"paths": paths})
-}
-
-/// The least that clients need: which kinds there are, and that the server validates fields itself.
-fn open_api(table: &Table, path: &[&str]) -> Result<Value> {
-    let (group, version) = match path {
-        ["api", version] => ("", *version),
-        ["apis", group, version] => (*group, *version),
-        _ => return Err(Failure::no_such_path()),
-    };
-    let found = table.of_version(group, version);
-    if found.is_empty() {
-        return Err(Failure::no_such_path());
-    }
-    let query = |name: &str| json!({"name": name, "in": "query", "schema": {"type": "string", "uniqueItems": true}});
-    let (mut paths, mut schemas) = (serde_json::Map::new(), serde_json::Map::new());
-    for resource in found {
-        let gvk = json!({"group": group, "version": version, "kind": resource.kind});
-        let root = if group.is_empty() { format!("/api/{version}") } else { format!("/apis/{group}/{version}") };
-        let scope = if resource.namespaced { "/namespaces/{namespace}" } else { "" };
-        let parameters: Vec<Value> = ["dryRun", "fieldManager", "fieldValidation"].map(query).into();
-        let operation = |action: &str| {
-            json!({"x-kubernetes-action": action, "x-kubernetes-group-version-kind": gvk, "parameters": parameters,
-                "responses": {"200": {"description": "OK"}}})
-        };
-        let collection = format!("{root}{scope}/{}", resource.plural);
-        paths.insert(collection.clone(), json!({"post": operation("post")}));
-        paths.insert(format!("{collection}/{{name}}"), json!({"put": operation("put"), "patch": operation("patch")}));
-        let name = format!("{}.{version}.{}", if group.is_empty() { "core" } else { group }, resource.kind);
-        schemas.insert(
-            name,
-            json!({"type": "object", "x-kubernetes-group-version-kind": [gvk],
-                "x-kubernetes-preserve-unknown-fields": true}),
-        );
-    }
-    Ok(json!({"openapi": "3.0.0", "info": {"title": "Kubernetes", "version": VERSION}, "paths": paths,
-        "components": {"schemas": schemas}}))
 }

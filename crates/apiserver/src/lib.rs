@@ -34,6 +34,7 @@ mod discovery;
 mod failure;
 mod keys;
 mod list;
+mod openapi;
 pub mod protobuf;
 mod registry;
 mod route;

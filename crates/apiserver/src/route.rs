@@ -287,7 +287,7 @@ where
     let Some(target) = Target::parse(&path) else {
         let method = request.method().as_str().to_lowercase();
         auth::authorize_path(api, &user, &method, &path)?;
-        return discovery::answer(api, &path, request.headers());
+        return discovery::answer(api, &path, &query, request.headers());
     };
     let Some(verb) = verb_of(request.method(), &target, &query) else { return Err(Failure::method_not_allowed()) };
     auth::authorize(api, &user, verb, &target)?;

@@ -7,6 +7,7 @@ mod durable;
 mod fields;
 mod limits;
 mod objects;
+mod openapi;
 mod permissions;
 mod protobuf;
 mod streams;
