@@ -320,6 +320,11 @@ pub(crate) fn lab(screen: &Screen, status: &Value) -> String {
         out +=
             "\nPorts below 1024 need rights that a lab does not ask for: their sockets are where the brackets say.\n";
     }
+    let faults: Vec<stolos_lab::Fault> = serde_json::from_value(status["faults"].clone()).unwrap_or_default();
+    if !faults.is_empty() {
+        out += "\nFaults in effect (`stolos lab fault heal` ends them):\n";
+        out.extend(faults.iter().map(|fault| format!("  {}\n", screen.data_tone(Tone::Warn, &fault.in_words()))));
+    }
     for refusal in list(&status["refusals"]) {
         let (from, to) = (text(&refusal["from"]), text(&refusal["to"]));
         out +=

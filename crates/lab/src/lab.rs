@@ -60,6 +60,8 @@ pub struct LabStatus {
     pub clusters: Vec<ClusterStatus>,
     /// Connections refused because of where they came from or went to.
     pub refusals: Vec<Refusal>,
+    /// What is wrong with links now.
+    pub faults: Vec<Fault>,
 }
 
 /// What a cluster looks like now.
@@ -247,17 +249,20 @@ impl Inner {
             up_ms: self.started.elapsed().as_millis() as u64,
             clusters: clusters.collect(),
             refusals: self.world.refusals(),
+            faults: self.world.faults(),
         }
     }
 
     pub(crate) async fn fault(&self, fault: &Fault) -> Result<(), Error> {
         match fault {
-            Fault::Partition { what } => self.world.partition(&self.find(what).await?, true),
-            Fault::Heal { what: Some(what) } => self.world.partition(&self.find(what).await?, false),
-            Fault::Heal { what: None } => {
-                let all: Vec<_> = self.clusters.lock().await.iter().map(|slot| slot.index).collect();
-                self.world.partition(&all, false);
+            Fault::Partition { .. } | Fault::Cut { .. } | Fault::Delay { .. } | Fault::Loss { .. } => {
+                for place in fault.places() {
+                    self.find(place).await?;
+                }
+                self.world.afflict(fault.clone());
             }
+            Fault::Heal { what: Some(what) } => self.world.heal(Some(&self.find(what).await?)),
+            Fault::Heal { what: None } => self.world.heal(None),
             Fault::KillPod { cluster, namespace, pod } => {
                 self.with(cluster, |running| match running.kubelet.find(namespace, pod) {
                     Some(run) => {

@@ -1,15 +1,17 @@
-//! Who is at which address, who may dial whom, and which links are cut.
+//! Who is at which address, who may dial whom, and which links are cut or slow.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
-use stolos_serve::{Admission, Door, Gate, Listener, Stream};
+use stolos_serve::{Admission, Door, Gate, Link, Listener, Stream, Weather};
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpSocket};
 
+use crate::Fault;
 use crate::address::{self, Role, Subnet};
 use crate::podnet::{self, PodSockets};
 
@@ -70,9 +72,12 @@ pub struct World {
     members: RwLock<Vec<Member>>,
     subnets: RwLock<HashMap<Subnet, usize>>,
     pods: RwLock<HashMap<Ipv4Addr, Weak<PodSockets>>>,
+    /// By direction: from one cluster to another.
     gates: Mutex<HashMap<(usize, usize), Arc<Gate>>>,
-    /// Clusters and networks that are cut off, so that links made later are cut too.
-    cut: Mutex<HashSet<usize>>,
+    /// What is wrong with links now, in the order in which it was asked for.
+    faults: Mutex<Vec<Fault>>,
+    /// Connections of the lab's own that cross a link and have not been accepted yet: their other end knows of the link.
+    dialled: Mutex<HashMap<(SocketAddrV4, SocketAddrV4), Instant>>,
     /// Connections the lab's load balancers make in somebody else's name: (source, destination).
     vouched: Mutex<HashSet<(SocketAddrV4, SocketAddrV4)>>,
     refusals: Mutex<BTreeMap<(String, String), u64>>,
@@ -122,47 +127,98 @@ impl World {
         allowed
     }
 
-    /// The gate between two addresses; none within one cluster or to and from the host.
+    /// The link that `here` and `there` have between them, as `here` sees it; none within one cluster or to and from
+    /// the host.
     #[must_use]
-    pub fn gate(&self, one: IpAddr, other: IpAddr) -> Option<Arc<Gate>> {
-        match (self.who(one), self.who(other)) {
-            (Who::Of(a, _), Who::Of(b, _)) if a != b => Some(self.link(a, b)),
+    pub fn link(&self, here: IpAddr, there: IpAddr) -> Option<Link> {
+        match (self.who(here), self.who(there)) {
+            (Who::Of(a, _), Who::Of(b, _)) if a != b => {
+                Some(Link { inward: self.gate(b, a), outward: self.gate(a, b), alone: false })
+            }
             _ => None,
         }
     }
 
-    fn link(&self, a: usize, b: usize) -> Arc<Gate> {
+    fn gate(&self, from: usize, to: usize) -> Arc<Gate> {
         let mut gates = lock(&self.gates);
-        let gate = gates.entry((a.min(b), a.max(b))).or_insert_with(|| {
+        let gate = gates.entry((from, to)).or_insert_with(|| {
             let gate = Gate::open();
-            gate.set_shut(self.is_severed(a, b, &lock(&self.cut)));
+            self.settle_gate(from, to, &gate, &lock(&self.faults));
             gate
         });
         Arc::clone(gate)
     }
 
+    /// Adds a fault of links, instead of what it was before where it concerns the same ones. Names that stand for no
+    /// cluster concern nobody.
+    pub fn afflict(&self, fault: Fault) {
+        let gates = lock(&self.gates);
+        let mut faults = lock(&self.faults);
+        faults.retain(|old| !old.is_replaced_by(&fault));
+        faults.push(fault);
+        self.settle_gates(&gates, &faults);
+    }
+
+    /// Ends what is wrong with the links of these clusters, or with all.
+    pub fn heal(&self, clusters: Option<&[usize]>) {
+        let gates = lock(&self.gates);
+        let mut faults = lock(&self.faults);
+        faults.retain(|fault| {
+            clusters.is_some_and(|healed| {
+                !fault.places().any(|name| self.find(name).iter().any(|place| healed.contains(place)))
+            })
+        });
+        self.settle_gates(&gates, &faults);
+    }
+
+    /// What is wrong with links now.
+    #[must_use]
+    pub fn faults(&self) -> Vec<Fault> {
+        lock(&self.faults).clone()
+    }
+
+    fn settle_gates(&self, gates: &HashMap<(usize, usize), Arc<Gate>>, faults: &[Fault]) {
+        for ((from, to), gate) in gates {
+            self.settle_gate(*from, *to, gate, faults);
+        }
+    }
+
+    fn settle_gate(&self, from: usize, to: usize, gate: &Gate, faults: &[Fault]) {
+        let (mut shut, mut weather) = (self.is_severed(from, to, faults), Weather::default());
+        for fault in faults {
+            let concerns = |a: &str, b: &str, one_way: bool| {
+                let (a, b) = (self.find(a), self.find(b));
+                let along = a.contains(&from) && b.contains(&to);
+                along || (!one_way && a.contains(&to) && b.contains(&from))
+            };
+            match fault {
+                Fault::Cut { from: a, to: b } => shut |= concerns(a, b, true),
+                Fault::Delay { from: a, to: b, delay_ms, jitter_ms, one_way } if concerns(a, b, *one_way) => {
+                    weather.delay = Duration::from_millis(*delay_ms);
+                    weather.jitter = Duration::from_millis(*jitter_ms);
+                }
+                Fault::Loss { from: a, to: b, percent, one_way } if concerns(a, b, *one_way) => {
+                    weather.loss = percent / 100.0;
+                }
+                _ => {}
+            }
+        }
+        gate.set_weather(weather);
+        gate.set_shut(shut);
+    }
+
     /// Two clusters that are both cut off still see each other if they share a network.
-    fn is_severed(&self, a: usize, b: usize, cut: &HashSet<usize>) -> bool {
-        let members = self.members.read().unwrap_or_else(PoisonError::into_inner);
-        let together = members[a].network == members[b].network;
-        let (a, b) = (cut.contains(&a), cut.contains(&b));
+    fn is_severed(&self, a: usize, b: usize, faults: &[Fault]) -> bool {
+        let together = {
+            let members = self.members.read().unwrap_or_else(PoisonError::into_inner);
+            members[a].network == members[b].network
+        };
+        let (a, b) = (self.is_among_cut(a, faults), self.is_among_cut(b, faults));
         if together { a != b } else { a || b }
     }
 
-    /// Cuts (or heals) every link between `clusters` and all others. Links among them stay as they are.
-    pub fn partition(&self, clusters: &[usize], cut: bool) {
-        let gates = lock(&self.gates);
-        let mut off = lock(&self.cut);
-        for cluster in clusters {
-            if cut {
-                off.insert(*cluster);
-            } else {
-                off.remove(cluster);
-            }
-        }
-        for ((a, b), gate) in gates.iter() {
-            gate.set_shut(self.is_severed(*a, *b, &off));
-        }
+    fn is_among_cut(&self, index: usize, faults: &[Fault]) -> bool {
+        faults.iter().any(|fault| matches!(fault, Fault::Partition { what } if self.find(what).contains(&index)))
     }
 
     /// The places of the clusters called `name` or on the network `name`.
@@ -176,7 +232,7 @@ impl World {
     /// Whether the cluster at `index` is cut off.
     #[must_use]
     pub fn is_cut(&self, index: usize) -> bool {
-        lock(&self.cut).contains(&index)
+        self.is_among_cut(index, &lock(&self.faults))
     }
 
     /// What was refused so far.
@@ -223,11 +279,17 @@ impl World {
         if !self.judge(IpAddr::V4(from), IpAddr::V4(*to.ip())) {
             return Err(unreachable_host());
         }
-        let gate = self.gate(IpAddr::V4(from), IpAddr::V4(*to.ip()));
-        if let Some(gate) = &gate {
-            gate.passable().await;
+        let link = self.link(IpAddr::V4(from), IpAddr::V4(*to.ip()));
+        if let Some(link) = &link {
+            link.passable().await;
+            // The kernel makes the connection at once; over a link it takes a round trip.
+            let greeting = link.greeting();
+            if !greeting.is_zero() {
+                tokio::time::sleep(greeting).await;
+                link.passable().await;
+            }
         }
-        self.open(from, to, gate).await
+        self.open(from, to, link).await
     }
 
     /// A connection in the name of `client`, which has come to a load-balancer address. The verdict was that
@@ -253,10 +315,24 @@ impl World {
         }
     }
 
-    async fn open(&self, from: Ipv4Addr, to: SocketAddrV4, gate: Option<Arc<Gate>>) -> io::Result<Stream> {
+    async fn open(&self, from: Ipv4Addr, to: SocketAddrV4, link: Option<Link>) -> io::Result<Stream> {
         let socket = bound(from)?;
         let source = v4(socket.local_addr()?)?;
-        self.approach(to).connect(socket, source, gate).await
+        let plan = self.approach(to);
+        let pair = (source, plan.socket);
+        if link.is_some() {
+            let (now, mut dialled) = (Instant::now(), lock(&self.dialled));
+            if dialled.len() > 1024 {
+                // Whoever listened went away before it accepted.
+                dialled.retain(|_, since| now.duration_since(*since) < Duration::from_secs(30));
+            }
+            dialled.insert(pair, now);
+        }
+        let opened = plan.connect(socket, source, link).await;
+        if opened.is_err() {
+            lock(&self.dialled).remove(&pair);
+        }
+        opened
     }
 
     /// The socket to connect to for `to`, and the header to begin with: a redirected pod's proxy takes its
@@ -288,8 +364,17 @@ impl World {
         if !self.judge(peer.ip(), local.ip()) {
             return Admission::Refuse;
         }
-        match self.gate(peer.ip(), local.ip()) {
-            Some(gate) => Admission::Through(gate),
+        match self.link(local.ip(), peer.ip()) {
+            Some(mut link) => {
+                let known = match (peer, local) {
+                    (SocketAddr::V4(peer), SocketAddr::V4(local)) => {
+                        lock(&self.dialled).remove(&(peer, local)).is_some()
+                    }
+                    _ => false,
+                };
+                link.alone = !known;
+                Admission::Through(link)
+            }
             None => Admission::Pass,
         }
     }
@@ -324,9 +409,9 @@ struct Approach {
 }
 
 impl Approach {
-    async fn connect(self, socket: TcpSocket, source: SocketAddrV4, gate: Option<Arc<Gate>>) -> io::Result<Stream> {
+    async fn connect(self, socket: TcpSocket, source: SocketAddrV4, link: Option<Link>) -> io::Result<Stream> {
         let tcp = socket.connect(SocketAddr::V4(self.socket)).await?;
-        let mut stream = Stream::gated(tcp, gate);
+        let mut stream = Stream::linked(tcp, link);
         if let Some(destination) = self.announce {
             stream.write_all(&podnet::proxy_header(source, destination)).await?;
         }

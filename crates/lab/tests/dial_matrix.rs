@@ -2,13 +2,14 @@
 
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use stolos_lab::Fault;
 use stolos_lab::address::{Subnet, hidden};
 use stolos_lab::directory::Directories;
 use stolos_lab::network::World;
 use stolos_lab::podnet::{ClusterNet, INBOUND_PORT, OUTBOUND_PORT, PodNet, PodSockets, proxy_header};
-use stolos_serve::{HostNet, Listener, Net, Stop};
+use stolos_serve::{HostNet, Listener, Net, Stop, Stream};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// Nobody else in this crate's tests uses this block; tests in one file take one cluster range each.
@@ -206,16 +207,92 @@ async fn a_partition_stalls_and_a_heal_goes_on() {
     let mut client = net.dial(to).await.unwrap();
     let (mut server, _) = listener.accept().await.unwrap();
 
-    world.partition(&world.find("b"), true);
+    world.afflict(Fault::Partition { what: "b".into() });
     let sent = tokio::time::timeout(Duration::from_millis(50), client.write_all(b"x")).await;
     assert!(sent.is_err(), "an open stream stalls");
     let dialled = tokio::time::timeout(Duration::from_millis(50), net.dial(to)).await;
     assert!(dialled.is_err(), "a new connection hangs");
 
-    world.partition(&world.find("b"), false);
+    world.heal(Some(&world.find("b")));
     client.write_all(b"y").await.unwrap();
     let mut byte = [0];
     tokio::time::timeout(Duration::from_secs(5), server.read_exact(&mut byte)).await.unwrap().unwrap();
     assert_eq!(&byte, b"y");
     tokio::time::timeout(Duration::from_secs(5), net.dial(to)).await.unwrap().unwrap();
+}
+
+/// Three clusters on two networks; what is measured is one round trip over a new connection and one over an open one.
+#[tokio::test]
+async fn a_link_is_slow_in_the_directions_that_were_said() {
+    let world = World::new();
+    world.add("a", "east", subnet(8));
+    world.add("b", "west", subnet(9));
+    world.add("c", "west", subnet(10));
+    let balancer = |block| SocketAddrV4::new(subnet(block).load_balancer(0).unwrap(), 7000);
+    let mut listeners = vec![];
+    for block in [8, 9, 10] {
+        let listener = world.listen(balancer(block)).await.unwrap();
+        listeners.push(tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                tokio::spawn(async move {
+                    let (mut read, mut write) = tokio::io::split(&mut stream);
+                    let _ = tokio::io::copy(&mut read, &mut write).await;
+                });
+            }
+        }));
+    }
+    let from = |block| pod(&world, subnet(block), 1, false);
+    let (a, b) = (from(8), from(9));
+    let ask = async |stream: &mut Stream| {
+        let began = Instant::now();
+        stream.write_all(b"?").await.unwrap();
+        stream.read_u8().await.unwrap();
+        began.elapsed().as_millis()
+    };
+    let dial = async |from: &Arc<PodSockets>, to: u8| {
+        let began = Instant::now();
+        let stream = from.application().dial(balancer(to).into()).await.unwrap();
+        (stream, began.elapsed().as_millis())
+    };
+    let (mut far, _) = dial(&a, 9).await;
+    let (mut near, _) = dial(&b, 10).await;
+    let delay = |one_way| Fault::Delay { from: "east".into(), to: "west".into(), delay_ms: 80, jitter_ms: 0, one_way };
+
+    world.afflict(delay(false));
+    assert!((160..250).contains(&ask(&mut far).await), "an open connection: there and back");
+    assert!(ask(&mut near).await < 60, "the others are not concerned");
+    let (mut fresh, connect) = dial(&a, 10).await;
+    assert!((160..250).contains(&connect), "a connection takes a round trip: {connect}");
+    assert!((160..250).contains(&ask(&mut fresh).await));
+
+    // Somebody else's process does not know of the link, but finds the same round trip.
+    let foreign = tokio::net::TcpSocket::new_v4().unwrap();
+    foreign.bind(SocketAddr::from((a.address(), 0))).unwrap();
+    let mut foreign = Stream::from(foreign.connect(balancer(9).into()).await.unwrap());
+    let first = ask(&mut foreign).await;
+    assert!((320..450).contains(&first), "its connection and its question: {first}");
+    assert!((160..250).contains(&ask(&mut foreign).await));
+
+    world.heal(None);
+    assert!(world.faults().is_empty());
+    assert!(ask(&mut far).await < 60 && ask(&mut foreign).await < 60);
+    world.afflict(delay(true));
+    assert!((80..150).contains(&ask(&mut far).await), "one way");
+    world.heal(Some(&world.find("b")));
+    assert!(ask(&mut far).await < 60, "a fault ends for one of its clusters as for all");
+
+    world.afflict(Fault::Cut { from: "east".into(), to: "b".into() });
+    let asked = tokio::time::timeout(Duration::from_millis(100), far.write_all(b"!")).await;
+    assert!(asked.is_err(), "what east says does not arrive");
+    let dialled = tokio::time::timeout(Duration::from_millis(100), b.application().dial(balancer(8).into())).await;
+    assert!(dialled.is_err(), "a connection needs both directions");
+    assert!(dial(&a, 10).await.1 < 60, "c is not concerned");
+    assert_eq!(world.faults().len(), 1);
+    world.heal(None);
+    assert!(ask(&mut far).await < 60);
+
+    world.afflict(Fault::Loss { from: "east".into(), to: "west".into(), percent: 100.0, one_way: false });
+    let asked = tokio::time::timeout(Duration::from_millis(150), ask(&mut far)).await;
+    assert!(asked.is_err(), "lost again and again");
+    listeners.iter().for_each(tokio::task::JoinHandle::abort);
 }

@@ -9,14 +9,13 @@ use std::io;
 use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
 use rustix::pipe::{PipeFlags, SpliceFlags};
-use stolos_serve::{Gate, Stream};
+use stolos_serve::Stream;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
@@ -49,7 +48,10 @@ pub(crate) async fn plain(
     traffic: &Traffic,
     idle: Duration,
 ) -> io::Result<()> {
-    let (near, far) = (End::of(&client), End::of(&server));
+    if client.link().is_some() || server.link().is_some() {
+        return linked(client, head, server, traffic, idle).await;
+    }
+    let (near, far) = (client.tcp(), server.tcp());
     let up = async {
         write_all(far, &head).await?;
         traffic.up.fetch_add(head.len() as u64, Ordering::Relaxed);
@@ -67,23 +69,21 @@ pub(crate) async fn plain(
     ended
 }
 
-/// A socket, and the gate its bytes pass.
-#[derive(Clone, Copy)]
-struct End<'a> {
-    tcp: &'a TcpStream,
-    gate: Option<&'a Arc<Gate>>,
-}
-
-impl<'a> End<'a> {
-    fn of(stream: &'a Stream) -> Self {
-        Self { tcp: stream.tcp(), gate: stream.gate() }
+/// As [`plain`], where bytes cross a link that may hold them up: only the stream itself knows how.
+async fn linked(client: Stream, head: Bytes, mut server: Stream, traffic: &Traffic, idle: Duration) -> io::Result<()> {
+    let mut client = Counted { inner: client, read: &traffic.up };
+    let both = Box::pin(async {
+        server.write_all(&head).await?;
+        traffic.up.fetch_add(head.len() as u64, Ordering::Relaxed);
+        let mut server = Counted { inner: &mut server, read: &traffic.down };
+        tokio::io::copy_bidirectional(&mut client, &mut server).await.map(|_| ())
+    });
+    let ended = watched(both, traffic, idle).await;
+    if ended.is_err() {
+        client.inner.reset_on_drop();
+        server.reset_on_drop();
     }
-
-    async fn passable(self) {
-        if let Some(gate) = self.gate {
-            gate.passable().await;
-        }
-    }
+    ended
 }
 
 /// Carries bytes between any two connections, at least one of which is TLS.
@@ -126,7 +126,7 @@ async fn watched(
     }
 }
 
-async fn one_way(from: End<'_>, to: End<'_>, moved: &AtomicU64) -> io::Result<()> {
+async fn one_way(from: &TcpStream, to: &TcpStream, moved: &AtomicU64) -> io::Result<()> {
     let mut splicing = true;
     loop {
         match through_memory(from, to, moved).await? {
@@ -139,7 +139,7 @@ async fn one_way(from: End<'_>, to: End<'_>, moved: &AtomicU64) -> io::Result<()
             _ => {}
         }
     }
-    let _ = socket2::SockRef::from(to.tcp).shutdown(Shutdown::Write);
+    let _ = socket2::SockRef::from(to).shutdown(Shutdown::Write);
     Ok(())
 }
 
@@ -149,20 +149,16 @@ thread_local! {
 }
 
 /// Moves what is there; 0 is the end.
-async fn through_memory(from: End<'_>, to: End<'_>, moved: &AtomicU64) -> io::Result<usize> {
+async fn through_memory(from: &TcpStream, to: &TcpStream, moved: &AtomicU64) -> io::Result<usize> {
     loop {
-        from.tcp.readable().await?;
-        from.passable().await;
+        from.readable().await?;
         // What cannot be written at once is kept; usually nothing.
         let read = SCRATCH.with_borrow_mut(|scratch| {
-            let count = from.tcp.try_read(scratch)?;
-            let written = match to.gate.is_some_and(|gate| gate.is_shut()) {
-                true => 0,
-                false => match to.tcp.try_write(&scratch[..count]) {
-                    Ok(written) => written,
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
-                    Err(error) => return Err(error),
-                },
+            let count = from.try_read(scratch)?;
+            let written = match to.try_write(&scratch[..count]) {
+                Ok(written) => written,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
+                Err(error) => return Err(error),
             };
             Ok((count, scratch[written..count].to_vec()))
         });
@@ -178,11 +174,10 @@ async fn through_memory(from: End<'_>, to: End<'_>, moved: &AtomicU64) -> io::Re
     }
 }
 
-async fn write_all(to: End<'_>, mut bytes: &[u8]) -> io::Result<()> {
+async fn write_all(to: &TcpStream, mut bytes: &[u8]) -> io::Result<()> {
     while !bytes.is_empty() {
-        to.tcp.writable().await?;
-        to.passable().await;
-        match to.tcp.try_write(bytes) {
+        to.writable().await?;
+        match to.try_write(bytes) {
             Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
             Ok(count) => bytes = &bytes[count..],
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -204,14 +199,13 @@ impl From<io::Error> for Spliced {
     }
 }
 
-async fn through_pipe(from: End<'_>, to: End<'_>, moved: &AtomicU64) -> Result<(), Spliced> {
+async fn through_pipe(from: &TcpStream, to: &TcpStream, moved: &AtomicU64) -> Result<(), Spliced> {
     let Ok((out, into)) = pipe() else { return Err(Spliced::Refused) };
     let flags = SpliceFlags::NONBLOCK | SpliceFlags::MOVE;
     loop {
-        from.tcp.readable().await?;
-        from.passable().await;
-        let read = from.tcp.try_io(Interest::READABLE, || {
-            rustix::pipe::splice(from.tcp, None, &into, None, PIPE, flags).map_err(io::Error::from)
+        from.readable().await?;
+        let read = from.try_io(Interest::READABLE, || {
+            rustix::pipe::splice(from, None, &into, None, PIPE, flags).map_err(io::Error::from)
         });
         let mut held = match read {
             Ok(0) => return Ok(()),
@@ -222,10 +216,9 @@ async fn through_pipe(from: End<'_>, to: End<'_>, moved: &AtomicU64) -> Result<(
         };
         moved.fetch_add(held as u64, Ordering::Relaxed);
         while held > 0 {
-            to.tcp.writable().await?;
-            to.passable().await;
-            let written = to.tcp.try_io(Interest::WRITABLE, || {
-                rustix::pipe::splice(&out, None, to.tcp, None, held, flags).map_err(io::Error::from)
+            to.writable().await?;
+            let written = to.try_io(Interest::WRITABLE, || {
+                rustix::pipe::splice(&out, None, to, None, held, flags).map_err(io::Error::from)
             });
             match written {
                 Ok(count) => held -= count,

@@ -14,6 +14,6 @@ mod output;
 mod stop;
 
 pub use container::Container;
-pub use net::{Admission, Door, Gate, HostNet, Listener, Net, Stream};
+pub use net::{Admission, Door, Gate, HostNet, Link, Listener, Net, Stream, Weather};
 pub use output::Output;
 pub use stop::Stop;

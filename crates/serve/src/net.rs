@@ -1,16 +1,21 @@
 //! Sockets as a value: who may dial whom is decided by whoever hands out the [`Net`].
 
+use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
+use bytes::Bytes;
 use futures::future::BoxFuture;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
+use tokio::time::{Instant, Sleep};
 
 /// A network as one process (a pod, or the host) sees it.
 ///
@@ -80,12 +85,41 @@ impl Net for HostNet {
     }
 }
 
-/// A point that bytes must pass, and that can be shut: while it is shut nothing moves and nothing fails, as on a
-/// partitioned network.
+/// What bytes meet on their way in one direction of a link.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Weather {
+    /// How much later they arrive.
+    pub delay: Duration,
+    /// By how much that varies, either way.
+    pub jitter: Duration,
+    /// The share of segments that are lost, 0 to 1. TCP sends them again, so what is lost comes late: see
+    /// [`Gate::late`].
+    pub loss: f64,
+}
+
+impl Weather {
+    fn is_calm(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// The bytes of one segment on an ordinary network.
+const SEGMENT: usize = 1448;
+/// The least time before TCP sends again what was not acknowledged: Linux' `TCP_RTO_MIN`.
+const SHORTEST_RETRY: Duration = Duration::from_millis(200);
+/// The time before TCP sends its first segment again (RFC 6298, 2.1).
+const FIRST_RETRY: Duration = Duration::from_secs(1);
+/// How often the time before the next try is doubled.
+const DOUBLINGS: u32 = 6;
+
+/// One direction of a link: a point that bytes must pass, and that can be shut or slow. While it is shut nothing moves
+/// and nothing fails, as on a partitioned network.
 #[derive(Debug, Default)]
 pub struct Gate {
     shut: AtomicBool,
     opened: Notify,
+    rough: AtomicBool,
+    weather: Mutex<Weather>,
 }
 
 impl Gate {
@@ -120,42 +154,237 @@ impl Gate {
             }
         }
     }
+
+    /// What bytes meet from now on.
+    pub fn set_weather(&self, weather: Weather) {
+        *self.weather.lock().unwrap_or_else(PoisonError::into_inner) = weather;
+        self.rough.store(!weather.is_calm(), Ordering::Release);
+    }
+
+    /// What bytes meet now.
+    #[must_use]
+    pub fn weather(&self) -> Weather {
+        *self.weather.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether bytes come late or get lost now.
+    #[must_use]
+    pub fn is_rough(&self) -> bool {
+        self.rough.load(Ordering::Acquire)
+    }
+
+    /// How much later than at once `bytes` arrive that are sent now.
+    ///
+    /// A lost segment comes when TCP has sent it again: after a round trip where three more segments follow it (fast
+    /// retransmit, RFC 5681), otherwise after the retransmission timeout, which doubles each time. The round trip is
+    /// taken to be twice this direction's delay. What TCP does to the rate after a loss is not imitated.
+    #[must_use]
+    pub fn late(&self, bytes: usize) -> Duration {
+        let weather = self.weather();
+        let (mut late, trip) = (wavering(&weather), weather.delay * 2);
+        if weather.loss > 0.0 {
+            let segments = bytes.div_ceil(SEGMENT).max(1);
+            let lost = (0..segments).filter(|_| is_lost(&weather)).map(|segment| {
+                if segments - segment > 3 && !is_lost(&weather) {
+                    trip
+                } else {
+                    retries(SHORTEST_RETRY + trip, &weather)
+                }
+            });
+            late += lost.max().unwrap_or_default();
+        }
+        late
+    }
+
+    /// What the first segment of a connection takes: a lost one is sent again after a second, then two, and so on.
+    #[must_use]
+    pub fn greeting(&self) -> Duration {
+        let weather = self.weather();
+        let again = if is_lost(&weather) { retries(FIRST_RETRY, &weather) } else { Duration::ZERO };
+        wavering(&weather) + again
+    }
 }
 
-/// A TCP connection, behind a [`Gate`] if it crosses a link that can be cut.
+fn wavering(weather: &Weather) -> Duration {
+    let sway = weather.jitter.as_secs_f64() * (rand::random::<f64>() * 2.0 - 1.0);
+    Duration::from_secs_f64((weather.delay.as_secs_f64() + sway).max(0.0))
+}
+
+fn is_lost(weather: &Weather) -> bool {
+    weather.loss > 0.0 && rand::random::<f64>() < weather.loss
+}
+
+/// The sum of the timeouts until one try comes through.
+fn retries(first: Duration, weather: &Weather) -> Duration {
+    let (mut sum, mut next) = (first, first);
+    for _ in 0..DOUBLINGS {
+        if !is_lost(weather) {
+            break;
+        }
+        next *= 2;
+        sum += next;
+    }
+    sum
+}
+
+/// The link that a connection crosses, as its end here sees it.
+#[derive(Clone, Debug)]
+pub struct Link {
+    /// What comes from the other end passes this.
+    pub inward: Arc<Gate>,
+    /// What goes to the other end passes this.
+    pub outward: Arc<Gate>,
+    /// Whether the other end does not know of the link (somebody else's process): then what is sent there passes
+    /// unhindered, and its delay is added to that of what comes from there. A round trip takes as long as it should.
+    pub alone: bool,
+}
+
+impl Link {
+    /// The two round trips' worth of first segments, before which a connection is not made.
+    #[must_use]
+    pub fn greeting(&self) -> Duration {
+        self.inward.greeting() + self.outward.greeting()
+    }
+
+    /// Waits until both directions are open, as a connection needs both to be made.
+    pub async fn passable(&self) {
+        self.inward.passable().await;
+        self.outward.passable().await;
+    }
+
+    fn is_rough(&self) -> bool {
+        self.inward.is_rough() || (self.alone && self.outward.is_rough())
+    }
+
+    fn late(&self, bytes: usize) -> Duration {
+        let other = if self.alone { self.outward.late(0) } else { Duration::ZERO };
+        self.inward.late(bytes) + other
+    }
+}
+
+thread_local! {
+    /// What is read into before it is known how much there is; used only within one call.
+    static SCRATCH: RefCell<Vec<u8>> = RefCell::new(vec![0; Held::CHUNK]);
+}
+
+/// Bytes that have arrived and are held back until their time has come.
+struct Held {
+    chunks: VecDeque<(Instant, Bytes)>,
+    bytes: usize,
+    /// How the stream ends after them.
+    end: Option<io::Result<()>>,
+    /// When the connection was made, over a link that takes its time; what came before was sent then at the earliest.
+    not_before: Instant,
+    /// Nothing overtakes what came before it.
+    last: Instant,
+    sleep: Pin<Box<Sleep>>,
+}
+
+impl Held {
+    /// How much one connection has on its way at most: what a receive window would allow.
+    const MOST: usize = 1 << 20;
+    const CHUNK: usize = 64 * 1024;
+
+    fn new(not_before: Instant) -> Self {
+        let sleep = Box::pin(tokio::time::sleep_until(not_before));
+        Self { chunks: VecDeque::new(), bytes: 0, end: None, not_before, last: not_before, sleep }
+    }
+
+    /// Takes in what has arrived; when it returns, the socket will wake us for more, or no more is wanted.
+    fn fill(&mut self, tcp: &mut TcpStream, link: &Link, cx: &mut Context<'_>) {
+        while self.end.is_none() && self.bytes < Self::MOST {
+            let read = SCRATCH.with_borrow_mut(|scratch| {
+                let mut space = ReadBuf::new(scratch);
+                let read = ready!(Pin::new(&mut *tcp).poll_read(cx, &mut space));
+                Poll::Ready((read, Bytes::copy_from_slice(space.filled())))
+            });
+            let Poll::Ready((read, arrived)) = read else { return };
+            self.last = self.last.max(Instant::now().max(self.not_before) + link.late(arrived.len()));
+            match read {
+                Err(error) => self.end = Some(Err(error)),
+                Ok(()) if arrived.is_empty() => self.end = Some(Ok(())),
+                Ok(()) => {
+                    self.bytes += arrived.len();
+                    self.chunks.push_back((self.last, arrived));
+                }
+            }
+        }
+    }
+
+    fn poll_read(
+        &mut self,
+        tcp: &mut TcpStream,
+        link: &Link,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        self.fill(tcp, link, cx);
+        let due = match (self.chunks.front(), &self.end) {
+            (Some((due, _)), _) => *due,
+            (None, Some(_)) => self.last,
+            (None, None) => return Poll::Pending,
+        };
+        if due > Instant::now() {
+            self.sleep.as_mut().reset(due);
+            ready!(self.sleep.as_mut().poll(cx));
+        }
+        let Some((_, chunk)) = self.chunks.front_mut() else {
+            return Poll::Ready(self.end.replace(Ok(())).unwrap_or(Ok(())));
+        };
+        let part = chunk.split_to(chunk.len().min(buf.remaining()));
+        buf.put_slice(&part);
+        self.bytes -= part.len();
+        if chunk.is_empty() {
+            self.chunks.pop_front();
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Whether nothing is held back.
+    fn is_empty(&self) -> bool {
+        self.chunks.is_empty() && self.end.is_none()
+    }
+}
+
+/// A TCP connection, over a [`Link`] if it crosses one.
 pub struct Stream {
     tcp: TcpStream,
-    gate: Option<Arc<Gate>>,
+    link: Option<Box<Link>>,
     reading: Option<BoxFuture<'static, ()>>,
     writing: Option<BoxFuture<'static, ()>>,
+    held: Option<Box<Held>>,
 }
 
 impl Stream {
-    /// `tcp`, held up whenever `gate` is shut.
+    /// `tcp`, held up in both directions whenever `gate` is shut.
     #[must_use]
     pub fn gated(tcp: TcpStream, gate: Option<Arc<Gate>>) -> Self {
-        let _ = tcp.set_nodelay(true);
-        Self { tcp, gate, reading: None, writing: None }
+        Self::linked(tcp, gate.map(|gate| Link { inward: Arc::clone(&gate), outward: gate, alone: false }))
     }
 
-    /// The socket, for what only a socket can do (`splice`, `shutdown`, options).
-    /// Whoever moves bytes through it waits for [`passable`](Self::passable) before each move.
+    /// `tcp`, over `link`.
+    #[must_use]
+    pub fn linked(tcp: TcpStream, link: Option<Link>) -> Self {
+        let _ = tcp.set_nodelay(true);
+        Self { tcp, link: link.map(Box::new), reading: None, writing: None, held: None }
+    }
+
+    /// Nothing is read before `when`: what a connection took to be made that the kernel made at once.
+    pub fn hold_until(&mut self, when: Instant) {
+        self.held = Some(Box::new(Held::new(when)));
+    }
+
+    /// The socket, for what only a socket can do (`splice`, `shutdown`, options). Bytes that cross a
+    /// [`link`](Self::link) must not be moved through it.
     #[must_use]
     pub fn tcp(&self) -> &TcpStream {
         &self.tcp
     }
 
-    /// The gate this connection passes, if any.
+    /// The link this connection crosses, if any.
     #[must_use]
-    pub fn gate(&self) -> Option<&Arc<Gate>> {
-        self.gate.as_ref()
-    }
-
-    /// Waits until bytes may move.
-    pub async fn passable(&self) {
-        if let Some(gate) = &self.gate {
-            gate.passable().await;
-        }
+    pub fn link(&self) -> Option<&Link> {
+        self.link.as_deref()
     }
 
     /// The other end.
@@ -178,7 +407,7 @@ impl Stream {
 
     /// Makes the drop of this connection a reset instead of an orderly end.
     pub fn reset_on_drop(&self) {
-        let _ = socket2::SockRef::from(&self.tcp).set_linger(Some(std::time::Duration::ZERO));
+        let _ = socket2::SockRef::from(&self.tcp).set_linger(Some(Duration::ZERO));
     }
 
     fn poll_gate(
@@ -200,6 +429,10 @@ impl Stream {
         *waiting = None;
         Poll::Ready(())
     }
+
+    fn poll_outward(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        Self::poll_gate(self.link.as_ref().map(|link| &link.outward), &mut self.writing, cx)
+    }
 }
 
 impl From<TcpStream> for Stream {
@@ -210,23 +443,39 @@ impl From<TcpStream> for Stream {
 
 impl std::fmt::Debug for Stream {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Stream").field("tcp", &self.tcp).field("gate", &self.gate).finish_non_exhaustive()
+        f.debug_struct("Stream").field("tcp", &self.tcp).field("link", &self.link).finish_non_exhaustive()
     }
 }
 
 impl AsyncRead for Stream {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        ready!(Self::poll_gate(this.gate.as_ref(), &mut this.reading, cx));
-        Pin::new(&mut this.tcp).poll_read(cx, buf)
+        let Some(link) = this.link.as_deref() else { return Pin::new(&mut this.tcp).poll_read(cx, buf) };
+        ready!(Self::poll_gate(Some(&link.inward), &mut this.reading, cx));
+        if link.alone {
+            // The other end does not know that its acknowledgements do not arrive.
+            ready!(Self::poll_gate(Some(&link.outward), &mut this.reading, cx));
+        }
+        if buf.remaining() == 0 {
+            return Poll::Ready(Ok(()));
+        }
+        let rough = link.is_rough();
+        if rough && this.held.is_none() {
+            this.held = Some(Box::new(Held::new(Instant::now())));
+        }
+        let Some(held) = &mut this.held else { return Pin::new(&mut this.tcp).poll_read(cx, buf) };
+        let read = held.poll_read(&mut this.tcp, link, cx, buf);
+        if !rough && held.is_empty() && read.is_ready() {
+            this.held = None;
+        }
+        read
     }
 }
 
 impl AsyncWrite for Stream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let this = &mut *self;
-        ready!(Self::poll_gate(this.gate.as_ref(), &mut this.writing, cx));
-        Pin::new(&mut this.tcp).poll_write(cx, buf)
+        ready!(self.poll_outward(cx));
+        Pin::new(&mut self.tcp).poll_write(cx, buf)
     }
 
     fn poll_write_vectored(
@@ -234,9 +483,8 @@ impl AsyncWrite for Stream {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let this = &mut *self;
-        ready!(Self::poll_gate(this.gate.as_ref(), &mut this.writing, cx));
-        Pin::new(&mut this.tcp).poll_write_vectored(cx, bufs)
+        ready!(self.poll_outward(cx));
+        Pin::new(&mut self.tcp).poll_write_vectored(cx, bufs)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -248,9 +496,8 @@ impl AsyncWrite for Stream {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let this = &mut *self;
-        ready!(Self::poll_gate(this.gate.as_ref(), &mut this.writing, cx));
-        Pin::new(&mut this.tcp).poll_shutdown(cx)
+        ready!(self.poll_outward(cx));
+        Pin::new(&mut self.tcp).poll_shutdown(cx)
     }
 }
 
@@ -259,8 +506,8 @@ impl AsyncWrite for Stream {
 pub enum Admission {
     /// Let it in.
     Pass,
-    /// Let it in, and hold it up whenever the gate is shut.
-    Through(Arc<Gate>),
+    /// Let it in, over the link it has come by.
+    Through(Link),
     /// Reset it. The door has counted it.
     Refuse,
 }
@@ -306,7 +553,7 @@ impl Listener {
                 Ok(accepted) => accepted,
                 Err(error) if is_passing(&error) => {
                     tracing::debug!(%error, "accept failed, trying again");
-                    tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+                    tokio::time::sleep(Duration::from_millis(10)).await;
                     continue;
                 }
                 Err(error) => return Err(error),
@@ -314,7 +561,14 @@ impl Listener {
             let Some(door) = &self.door else { return Ok((Stream::from(tcp), peer)) };
             match door.admit(peer, tcp.local_addr()?) {
                 Admission::Pass => return Ok((Stream::from(tcp), peer)),
-                Admission::Through(gate) => return Ok((Stream::gated(tcp, Some(gate)), peer)),
+                Admission::Through(link) => {
+                    let greeting = if link.alone { link.greeting() } else { Duration::ZERO };
+                    let mut stream = Stream::linked(tcp, Some(link));
+                    if !greeting.is_zero() {
+                        stream.hold_until(Instant::now() + greeting);
+                    }
+                    return Ok((stream, peer));
+                }
                 Admission::Refuse => Stream::from(tcp).reset_on_drop(),
             }
         }
@@ -345,13 +599,13 @@ impl std::fmt::Debug for Listener {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     struct Cut(Arc<Gate>);
     impl Door for Cut {
         fn admit(&self, _: SocketAddr, _: SocketAddr) -> Admission {
-            Admission::Through(Arc::clone(&self.0))
+            let gate = &self.0;
+            Admission::Through(Link { inward: Arc::clone(gate), outward: Arc::clone(gate), alone: false })
         }
     }
     struct Nobody;
@@ -379,6 +633,101 @@ mod tests {
         gate.set_shut(false);
         tokio::time::timeout(Duration::from_secs(5), server.read_exact(&mut byte)).await.unwrap().unwrap();
         assert_eq!(&byte, b"x");
+    }
+
+    /// Two ends of one connection over a link with these gates: (to the first, to the second).
+    async fn pair(first: &Arc<Gate>, second: &Arc<Gate>, alone: bool) -> (Stream, Stream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let one = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (other, _) = listener.accept().await.unwrap();
+        let link = |inward: &Arc<Gate>, outward: &Arc<Gate>| {
+            Some(Link { inward: Arc::clone(inward), outward: Arc::clone(outward), alone })
+        };
+        (
+            Stream::linked(one, if alone { None } else { link(first, second) }),
+            Stream::linked(other, link(second, first)),
+        )
+    }
+
+    async fn round_trip(one: &mut Stream, other: &mut Stream) -> Duration {
+        let began = Instant::now();
+        one.write_all(b"ping").await.unwrap();
+        let mut bytes = [0; 4];
+        other.read_exact(&mut bytes).await.unwrap();
+        other.write_all(b"pong").await.unwrap();
+        one.read_exact(&mut bytes).await.unwrap();
+        began.elapsed()
+    }
+
+    #[tokio::test]
+    async fn a_delay_is_one_of_its_direction_and_stops_when_it_is_lifted() {
+        for alone in [false, true] {
+            let (there, back) = (Gate::open(), Gate::open());
+            let (mut one, mut other) = pair(&back, &there, alone).await;
+            let slow = Weather { delay: Duration::from_millis(60), ..Weather::default() };
+            there.set_weather(slow);
+            let took = round_trip(&mut one, &mut other).await;
+            assert!((60..110).contains(&took.as_millis()), "one way: {took:?}");
+            back.set_weather(slow);
+            let took = round_trip(&mut one, &mut other).await;
+            assert!((120..190).contains(&took.as_millis()), "both ways: {took:?}");
+            for gate in [&there, &back] {
+                gate.set_weather(Weather::default());
+            }
+            assert!(round_trip(&mut one, &mut other).await < Duration::from_millis(50));
+            assert!(one.held.is_none() && other.held.is_none(), "nothing is kept for later");
+        }
+    }
+
+    /// Late, but side by side: a delay takes nothing from the rate. And in order, whatever the jitter.
+    #[tokio::test]
+    async fn what_is_late_arrives_whole_in_order_and_with_its_end() {
+        let (there, back) = (Gate::open(), Gate::open());
+        let (mut one, mut other) = pair(&back, &there, false).await;
+        there.set_weather(Weather { delay: Duration::from_millis(40), jitter: Duration::from_millis(30), loss: 0.0 });
+        let sent: Vec<u8> = (0..3_000_000_u32).map(|n| (n % 251) as u8).collect();
+        let writing = {
+            let sent = sent.clone();
+            tokio::spawn(async move {
+                one.write_all(&sent).await.unwrap();
+                one.shutdown().await.unwrap();
+                one
+            })
+        };
+        let began = Instant::now();
+        let mut got = Vec::new();
+        other.read_to_end(&mut got).await.unwrap();
+        assert!(got == sent, "{} of {} bytes, or others", got.len(), sent.len());
+        assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+        writing.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_cut_of_one_direction_leaves_the_other() {
+        let (there, back) = (Gate::open(), Gate::open());
+        let (mut one, mut other) = pair(&back, &there, false).await;
+        there.set_shut(true);
+        other.write_all(b"a").await.unwrap();
+        assert_eq!(one.read_u8().await.unwrap(), b'a');
+        let stalled = tokio::time::timeout(Duration::from_millis(50), one.write_all(b"b")).await;
+        assert!(stalled.is_err(), "nothing gets there");
+        there.set_shut(false);
+        one.write_all(b"c").await.unwrap();
+        assert_eq!(other.read_u8().await.unwrap(), b'c');
+    }
+
+    #[test]
+    fn loss_is_time() {
+        let gate = Gate::open();
+        gate.set_weather(Weather { loss: 0.05, delay: Duration::from_millis(10), jitter: Duration::ZERO });
+        let late: Vec<_> = (0..4000).map(|_| gate.late(100)).collect();
+        let again = late.iter().filter(|l| **l >= SHORTEST_RETRY).count();
+        assert!((100..320).contains(&again), "{again} of 4000 single segments were sent again, about 200 expected");
+        assert!(late.iter().all(|l| *l == Duration::from_millis(10) || *l >= Duration::from_millis(230)));
+        let greeted = (0..4000).filter(|_| gate.greeting() >= FIRST_RETRY).count();
+        assert!((100..320).contains(&greeted), "{greeted}");
+        gate.set_weather(Weather::default());
+        assert_eq!((gate.late(1 << 20), gate.greeting()), (Duration::ZERO, Duration::ZERO));
     }
 
     #[tokio::test]

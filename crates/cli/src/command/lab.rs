@@ -112,7 +112,11 @@ pub(crate) enum FaultCommand {
     Start(ClusterOfLab),
     /// Cut a cluster or a network off from the others: connections hang, nothing is refused
     Partition(PartitionArgs),
-    /// End partitions
+    /// Let everything between two networks or clusters arrive later
+    Delay(DelayArgs),
+    /// Lose a share of the segments between two networks or clusters: TCP sends them again, later
+    Loss(LossArgs),
+    /// End partitions, delays and losses
     Heal(HealArgs),
 }
 
@@ -149,8 +153,79 @@ pub(crate) struct PartitionArgs {
     /// Clusters or networks
     #[arg(required = true, value_name = "CLUSTER|NETWORK")]
     what: Vec<String>,
+
+    /// Only what the first sends to the second gets lost; exactly two are named
+    #[arg(long)]
+    one_way: bool,
+
     #[command(flatten)]
     which: WhichArgs,
+}
+
+/// Two ends of a link.
+#[derive(Args, Debug)]
+pub(crate) struct LinkArgs {
+    /// One end
+    #[arg(value_name = "CLUSTER|NETWORK")]
+    from: String,
+
+    /// The other end
+    #[arg(value_name = "CLUSTER|NETWORK")]
+    to: String,
+
+    /// Only what the first sends to the second
+    #[arg(long)]
+    one_way: bool,
+
+    #[command(flatten)]
+    which: WhichArgs,
+}
+
+/// `stolos lab fault delay`
+#[derive(Args, Debug)]
+pub(crate) struct DelayArgs {
+    #[command(flatten)]
+    link: LinkArgs,
+
+    /// By how much in each direction, such as `50ms` or `1.5s`; a round trip takes twice as much longer
+    #[arg(value_name = "TIME", value_parser = milliseconds)]
+    delay: u64,
+
+    /// By how much it varies, either way
+    #[arg(long, value_name = "TIME", default_value = "0ms", value_parser = milliseconds)]
+    jitter: u64,
+}
+
+/// `stolos lab fault loss`
+#[derive(Args, Debug)]
+pub(crate) struct LossArgs {
+    #[command(flatten)]
+    link: LinkArgs,
+
+    /// How many of a hundred segments, such as `5%`
+    #[arg(value_name = "PERCENT", value_parser = percent)]
+    loss: f64,
+}
+
+/// A time as people write it, up to a minute.
+fn milliseconds(text: &str) -> Result<u64, String> {
+    let (number, unit) = match text.strip_suffix("ms") {
+        Some(number) => (number, 1.0),
+        None => (text.strip_suffix('s').ok_or("a unit is missing: write `50ms` or `1.5s`")?, 1000.0),
+    };
+    let number: f64 = number.trim().parse().map_err(|_| format!("`{number}` is no number"))?;
+    let milliseconds = number * unit;
+    if !(0.0..=60_000.0).contains(&milliseconds) {
+        return Err("at most `60s`, and not less than nothing".to_owned());
+    }
+    Ok(milliseconds.round() as u64)
+}
+
+/// A share as people write it.
+fn percent(text: &str) -> Result<f64, String> {
+    let number = text.strip_suffix('%').unwrap_or(text).trim();
+    let number: f64 = number.parse().map_err(|_| format!("`{number}` is no number"))?;
+    if (0.0..=100.0).contains(&number) { Ok(number) } else { Err("from `0%` to `100%`".to_owned()) }
 }
 
 /// `stolos lab fault heal`
@@ -484,6 +559,19 @@ async fn fault(command: FaultCommand, screen: &Screen) -> Result<Exit, Failure> 
             (args.which, vec![fault])
         }
         FaultCommand::Start(args) => (args.which, vec![Fault::Start { cluster: args.cluster }]),
+        FaultCommand::Partition(args) if args.one_way => {
+            let [from, to] = <[String; 2]>::try_from(args.what)
+                .map_err(|_| Failure::new("`--one-way` needs exactly two: who sends, and to whom"))?;
+            (args.which, vec![Fault::Cut { from, to }])
+        }
+        FaultCommand::Delay(DelayArgs { link, delay, jitter }) => {
+            let LinkArgs { from, to, one_way, which } = link;
+            (which, vec![Fault::Delay { from, to, delay_ms: delay, jitter_ms: jitter, one_way }])
+        }
+        FaultCommand::Loss(LossArgs { link, loss }) => {
+            let LinkArgs { from, to, one_way, which } = link;
+            (which, vec![Fault::Loss { from, to, percent: loss, one_way }])
+        }
         FaultCommand::Partition(args) => {
             (args.which, args.what.into_iter().map(|what| Fault::Partition { what }).collect())
         }
@@ -502,6 +590,9 @@ async fn fault(command: FaultCommand, screen: &Screen) -> Result<Exit, Failure> 
             }
             Fault::Start { cluster } => format!("{cluster} runs again"),
             Fault::Partition { what } => format!("{what} is cut off; `stolos lab fault heal {what}` ends it"),
+            Fault::Cut { .. } | Fault::Delay { .. } | Fault::Loss { .. } => {
+                format!("{}; `stolos lab fault heal` ends it", fault.in_words())
+            }
             Fault::Heal { what: Some(what) } => format!("{what} is connected again"),
             Fault::Heal { what: None } => "all are connected again".to_owned(),
         };
@@ -509,4 +600,25 @@ async fn fault(command: FaultCommand, screen: &Screen) -> Result<Exit, Failure> 
         screen.line(said);
     }
     Ok(Exit::Good)
+}
+
+#[cfg(test)]
+mod fault_tests {
+    use super::*;
+
+    #[test]
+    fn times_and_shares_as_people_write_them() {
+        for (text, time) in [("50ms", Some(50)), ("1.5s", Some(1500)), ("0ms", Some(0)), ("60s", Some(60_000))] {
+            assert_eq!(milliseconds(text).ok(), time, "{text}");
+        }
+        for bad in ["50", "ms", "-1ms", "61s", "NaNs", "infs", ""] {
+            assert!(milliseconds(bad).is_err(), "{bad}");
+        }
+        for (text, share) in [("5%", Some(5.0)), ("0.1", Some(0.1)), ("100%", Some(100.0))] {
+            assert_eq!(percent(text).ok(), share, "{text}");
+        }
+        for bad in ["%", "101%", "-1", "NaN"] {
+            assert!(percent(bad).is_err(), "{bad}");
+        }
+    }
 }

@@ -75,6 +75,22 @@ fn a_topology_becomes_a_lab_and_a_mesh_and_nothing_again() {
     assert_eq!(desk.json(&["lab", "status", "-o", "json"])["clusters"][2]["cutOff"], true);
     desk.good(&["lab", "fault", "heal"]);
 
+    let between = ["lab", "fault", "delay", "network-east", "network-west", "20ms", "--jitter", "5ms"];
+    desk.good(&between);
+    desk.good(&["lab", "fault", "loss", "network-east", "network-west", "2.5%", "--one-way"]);
+    desk.good(&["lab", "fault", "partition", "--one-way", "context-west-1", "network-east"]);
+    let shown = desk.good(&["lab", "status"]).out;
+    for line in [
+        "network-east ↔ network-west: 20 ms ± 5 ms later",
+        "network-east → network-west: 2.5% lost",
+        "context-west-1 → network-east: cut",
+    ] {
+        assert!(shown.contains(line), "{line}: {shown}");
+    }
+    assert_eq!(desk.run(&["lab", "fault", "delay", "network-east", "nowhere", "1ms"]).code, Some(1));
+    desk.good(&["lab", "fault", "heal"]);
+    assert_eq!(desk.json(&["lab", "status", "-o", "json"])["faults"], serde_json::json!([]));
+
     let refused = desk.run(&["teardown"]);
     assert!(refused.code == Some(1) && refused.err.contains("nobody can be asked"), "{}", refused.shown());
     desk.good(&["teardown", "--yes"]);
