@@ -256,7 +256,8 @@ impl Builder {
             })
         }));
         let controlling = tokio::spawn(controllers::run(Arc::clone(&api)));
-        Ok(Server { api, address, stop, tasks: vec![serving, controlling] })
+        let gathering = tokio::spawn(auth::aggregate::run(Arc::clone(&api)));
+        Ok(Server { api, address, stop, tasks: vec![serving, controlling, gathering] })
     }
 }
 
@@ -333,7 +334,13 @@ async fn bootstrap(api: &Arc<Api>, address: SocketAddr) -> Result<(), StartError
                 object = new;
                 Expect::Revision(old.revision)
             }
-            Some(_) => continue,
+            Some(old) => match auth::reconcile(resource, &old.value, &object) {
+                Some(new) => {
+                    object = new;
+                    Expect::Revision(old.revision)
+                }
+                None => continue,
+            },
             None => {
                 object["metadata"]["uid"] = json!(uuid::Uuid::new_v4().to_string());
                 object["metadata"]["creationTimestamp"] = json!(now);

@@ -15,10 +15,11 @@ use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response, header};
 use http_body_util::{BodyExt, Full, Limited};
 use serde_json::{Value, json};
+use stolos_k8s::selector::FieldSelector;
 
 use crate::api::Api;
 use crate::auth::{Caller, User};
-use crate::failure::{Failure, Result};
+use crate::failure::{Cause, Failure, Result};
 use crate::registry::Resource;
 use crate::watch::Object;
 use crate::{auth, convert, discovery, protobuf, stream, table, verb, warning};
@@ -139,7 +140,7 @@ impl Query {
 }
 
 /// `%41` and `+` as what they stand for.
-fn decode(text: &str) -> String {
+pub(crate) fn decode(text: &str) -> String {
     let bytes = text.as_bytes();
     let mut out = Vec::with_capacity(bytes.len());
     let mut at = 0;
@@ -210,12 +211,32 @@ impl Ask {
     ///
     /// When `dryRun` is anything but `All`.
     pub(crate) fn dry_run(&self) -> Result<bool> {
-        match self.query.all("dryRun") {
-            [] => Ok(false),
-            values if values.iter().all(|value| value == "All") => Ok(true),
-            values => Err(Failure::bad_request(format!("invalid dryRun {values:?}: only \"All\" is supported"))),
-        }
+        let kind = match self.verb {
+            "create" => "CreateOptions",
+            "update" => "UpdateOptions",
+            "patch" => "PatchOptions",
+            _ => "DeleteOptions",
+        };
+        is_dry_run(kind, self.query.all("dryRun").iter().map(String::as_str))
     }
+}
+
+/// Whether nothing shall be written, as the values of `dryRun` in options of that kind say.
+///
+/// # Errors
+///
+/// When one is anything but `All`: a client that means something else must not have its objects written.
+pub(crate) fn is_dry_run<'a>(kind: &str, values: impl Iterator<Item = &'a str>) -> Result<bool> {
+    let values: Vec<&str> = values.collect();
+    if values.iter().all(|value| *value == "All") {
+        return Ok(!values.is_empty());
+    }
+    let cause = Cause {
+        field: "dryRun".into(),
+        reason: "FieldValueNotSupported".into(),
+        message: format!("Unsupported value: {}: supported values: \"All\"", json!(values)),
+    };
+    Err(Failure::invalid(kind, "meta.k8s.io", "", &[cause]))
 }
 
 /// The form of an answer.
@@ -290,7 +311,10 @@ where
         return discovery::answer(api, &path, &query, request.headers());
     };
     let Some(verb) = verb_of(request.method(), &target, &query) else { return Err(Failure::method_not_allowed()) };
-    auth::authorize(api, &user, verb, &target)?;
+    match one_name(verb, &target, &query) {
+        Some(name) => auth::authorize(api, &user, verb, &Target { name, ..target.clone() })?,
+        None => auth::authorize(api, &user, verb, &target)?,
+    }
     let table = api.registry.table();
     let Some(resource) = table.find(&target.group, &target.version, &target.plural) else {
         return Err(Failure::no_such_path());
@@ -312,6 +336,16 @@ where
     let body = read_body(request.into_body()).await?;
     let body = protobuf::body(&mut ask, body)?;
     verb::answer(api, ask, body).await
+}
+
+/// The one object that a list or watch can show by its field selector: who may see that one may ask like this.
+fn one_name(verb: &str, target: &Target, query: &Query) -> Option<String> {
+    if !matches!(verb, "list" | "watch") || !target.name.is_empty() {
+        return None;
+    }
+    let fields = FieldSelector::parse(query.get("fieldSelector")?).ok()?;
+    let name = fields.terms().iter().find(|term| term.field == "metadata.name" && term.equal)?;
+    Some(name.value.clone()).filter(|name| !name.is_empty())
 }
 
 async fn read_body<B>(body: B) -> Result<Bytes>

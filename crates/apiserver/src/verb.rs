@@ -283,7 +283,7 @@ pub(crate) async fn create(
             return Err(Failure::invalid(&resource.kind, group, &name, &causes));
         }
         admit::validate(api, resource, admit::Operation::Create, "", None, Some(&object), how).await?;
-        auth::check_escalation(api, resource, &how.user, &object)?;
+        auth::check_escalation(api, resource, &how.user, None, &object)?;
         let allocated = defaults::allocate(api, resource, None, &mut object, how.dry_run)?;
         if !how.applied {
             let by = rules::Writer { manager: &how.manager, force: false, sub: "", now: &now };
@@ -346,9 +346,7 @@ pub(crate) async fn change(
             return Err(Failure::invalid(&resource.kind, &resource.group, name, &causes));
         }
         admit::validate(api, resource, admit::Operation::Update, sub, Some(&before), Some(&new), how).await?;
-        if !rules::same(&before, &new) {
-            auth::check_escalation(api, resource, &how.user, &new)?;
-        }
+        auth::check_escalation(api, resource, &how.user, Some(&before), &new)?;
         let allocated = defaults::allocate(api, resource, Some(&before), &mut new, how.dry_run)?;
         if !how.applied {
             let by = rules::Writer { manager: &how.manager, force: false, sub, now: &api.now() };
@@ -390,6 +388,12 @@ pub(crate) struct DeleteOptions {
     pub(crate) dry_run: bool,
 }
 
+/// Whether options ask for a dry run.
+fn dry_run_of(options: &Value) -> Result<bool> {
+    let values = options["dryRun"].as_array().into_iter().flatten();
+    route::is_dry_run("DeleteOptions", values.filter_map(Value::as_str))
+}
+
 impl DeleteOptions {
     fn read(ask: &Ask, body: &Bytes) -> Result<Self> {
         let given = if body.is_empty() { json!({}) } else { decode(body)? };
@@ -412,8 +416,16 @@ impl DeleteOptions {
             resource_version: text(&given["preconditions"]["resourceVersion"]),
             propagation,
             grace: if grace.is_some() { grace } else { ask.query.number("gracePeriodSeconds")? },
-            dry_run: ask.dry_run()? || given["dryRun"].as_array().is_some_and(|list| !list.is_empty()),
+            dry_run: ask.dry_run()? || dry_run_of(&given)?,
         })
+    }
+}
+
+impl DeleteOptions {
+    /// How it is done: a dry run may be asked for in the options, and webhooks are to know of it.
+    fn how(&self, ask: &Ask) -> Result<How> {
+        let how = How::of(ask)?;
+        Ok(How { dry_run: self.dry_run || how.dry_run, ..how })
     }
 }
 
@@ -569,7 +581,7 @@ fn check_preconditions(resource: &Resource, name: &str, old: &Value, options: &D
 
 async fn delete_one(api: &Arc<Api>, ask: &Ask, options: &DeleteOptions) -> Result<Response<Body>> {
     let (resource, target) = (&ask.resource, &ask.target);
-    let how = How::of(ask)?;
+    let how = options.how(ask)?;
     Ok(match delete(api, resource, (&target.namespace, &target.name), options, &how).await? {
         Deleted::Gone(object) if &*resource.storage != "pods" => {
             let status = failure::success(&resource.storage, &target.name, meta::uid(&object.value));
@@ -583,7 +595,7 @@ async fn delete_one(api: &Arc<Api>, ask: &Ask, options: &DeleteOptions) -> Resul
 
 async fn delete_collection(api: &Arc<Api>, ask: &Ask, options: &DeleteOptions) -> Result<Response<Body>> {
     use futures::{StreamExt as _, TryStreamExt as _};
-    let how = How::of(ask)?;
+    let how = options.how(ask)?;
     let selection = list::selection(ask)?;
     let (objects, revision) =
         api.state.cache(&ask.resource.storage).snapshot(&ask.target.namespace, api.state.revision());
@@ -818,10 +830,10 @@ async fn evict(api: &Arc<Api>, ask: &Ask, eviction: &Value) -> Result<Response<B
     let options = DeleteOptions {
         grace: options["gracePeriodSeconds"].as_i64(),
         uid: options["preconditions"]["uid"].as_str().map(str::to_owned),
-        dry_run: options["dryRun"].as_array().is_some_and(|list| !list.is_empty()) || ask.dry_run()?,
+        dry_run: dry_run_of(options)? || ask.dry_run()?,
         ..DeleteOptions::default()
     };
-    delete(api, resource, place, &options, &How::of(ask)?).await?;
+    delete(api, resource, place, &options, &options.how(ask)?).await?;
     let done = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201});
     Ok(route::json_value(201, &done))
 }
