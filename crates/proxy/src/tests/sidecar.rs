@@ -40,7 +40,7 @@ use crate::inspect::tests::proxy_bytes;
 
 pub(super) const SERVICE: &str = "helloworld.sample.svc.cluster.local";
 pub(super) const CLUSTER: &str = "outbound|5000||helloworld.sample.svc.cluster.local";
-const VIP: &str = "10.96.0.7:5000";
+pub(super) const VIP: &str = "10.96.0.7:5000";
 const SERVER_ID: &str = "spiffe://cluster.local/ns/sample/sa/helloworld";
 const CLIENT_ID: &str = "spiffe://cluster.local/ns/sample/sa/sleep";
 
@@ -304,7 +304,7 @@ impl Running {
     }
 
     /// A connection that meant to go to `to`, as the kubelet redirects it.
-    async fn redirected(&self, to: &str) -> TcpStream {
+    pub(super) async fn redirected(&self, to: &str) -> TcpStream {
         let mut stream = self.dial(15001).await;
         stream.write_all(&proxy_bytes("10.1.0.9:4000", to)).await.unwrap();
         stream
@@ -471,7 +471,7 @@ async fn a_dead_host_is_passed_over_and_left_out() {
 }
 
 impl Running {
-    fn store_retries(&self) -> u64 {
+    pub(super) fn store_retries(&self) -> u64 {
         self.store.shared_for_tests().metrics.retries.get()
     }
 }
