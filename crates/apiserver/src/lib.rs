@@ -27,6 +27,7 @@ mod admit;
 mod api;
 mod auth;
 mod builder;
+mod cel;
 mod controllers;
 mod convert;
 mod defaults;

@@ -6,6 +6,7 @@ use std::sync::{Arc, RwLock};
 use serde_json::Value;
 use stolos_k8s::kind::{self, ALL_VERBS};
 
+use crate::cel::LazyRules;
 use crate::rules::Schema;
 
 /// The resource of CustomResourceDefinitions.
@@ -66,6 +67,8 @@ pub(crate) struct Subresource {
 pub(crate) struct Custom {
     /// The structural schema; none for `preserveUnknownFields` at the top.
     pub(crate) schema: Option<Schema>,
+    /// The rules in CEL of that schema.
+    pub(crate) rules: LazyRules,
     /// `additionalPrinterColumns`.
     pub(crate) columns: Vec<Value>,
     /// `subresources.scale`.
@@ -278,6 +281,7 @@ fn custom(crd: &Value) -> Vec<Resource> {
                 has_generation: true,
                 custom: Some(Custom {
                     schema,
+                    rules: LazyRules::new(&version["schema"]["openAPIV3Schema"]),
                     columns: version["additionalPrinterColumns"].as_array().cloned().unwrap_or_default(),
                     scale,
                     selectable: selectable.map(|f| text(&f["jsonPath"])).collect(),

@@ -37,12 +37,6 @@ impl Schema {
         self.0.fill_defaults(object);
     }
 
-    /// Whether it has rules in CEL, which nobody here evaluates.
-    #[must_use]
-    pub(crate) fn has_rules(&self) -> bool {
-        !self.0.rules().is_empty()
-    }
-
     /// What is wrong with an object.
     #[must_use]
     pub(crate) fn validate(&self, object: &Value) -> Vec<Cause> {

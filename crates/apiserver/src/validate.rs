@@ -8,10 +8,12 @@ use stolos_k8s::meta;
 use stolos_k8s::schema::builtin;
 
 use crate::api::Api;
+use crate::cel;
 use crate::defaults;
 use crate::failure::{Cause, Failure, Result};
 use crate::registry::Resource;
 use crate::rules;
+use crate::warning;
 
 /// Reads an object as what it claims to be: every field has its type (a boolean label is a 400, as on Kubernetes), and
 /// fields that its kind does not have are cut off and named. Of a custom resource that is only its metadata.
@@ -140,8 +142,21 @@ pub(crate) fn check(api: &Api, resource: &Resource, before: Option<&Value>, obje
     let mut causes = Vec::new();
     check_metadata(resource, before, object, &mut causes);
     if let Some(custom) = &resource.custom {
+        let known = causes.len();
         if let Some(schema) = &custom.schema {
             causes.extend(schema.validate(object));
+        }
+        if let Some(rules) = custom.rules.get() {
+            if causes.len() > known {
+                // Rules count on the types that the schema declares.
+                let message = "some validation rules were not checked because the object was invalid; correct the \
+                               existing errors to complete validation";
+                causes.push(Cause::invalid("<nil>", &Value::Null, message));
+            } else {
+                let verdict = rules.judge(object, before);
+                causes.extend(verdict.causes);
+                verdict.warnings.into_iter().for_each(warning::add);
+            }
         }
         return causes;
     }
@@ -169,7 +184,7 @@ pub(crate) fn check(api: &Api, resource: &Resource, before: Option<&Value>, obje
         }
         "secrets" => check_secret(before, object, &mut causes),
         "configmaps" => check_immutable_data(before, object, &mut causes),
-        "customresourcedefinitions.apiextensions.k8s.io" => check_crd(object, &mut causes),
+        "customresourcedefinitions.apiextensions.k8s.io" => check_crd(before, object, &mut causes),
         "clusterrolebindings.rbac.authorization.k8s.io" | "rolebindings.rbac.authorization.k8s.io" => {
             if before.is_some_and(|before| before["roleRef"] != object["roleRef"]) {
                 causes.push(Cause::invalid("roleRef", &object["roleRef"], "cannot change roleRef"));
@@ -453,8 +468,15 @@ fn check_immutable_data(before: Option<&Value>, object: &Value, causes: &mut Vec
     }
 }
 
-fn check_crd(object: &Value, causes: &mut Vec<Cause>) {
+fn check_crd(before: Option<&Value>, object: &Value, causes: &mut Vec<Cause>) {
     causes.extend(stolos_k8s::schema::validate_crd(object).into_iter().map(Cause::from));
+    // Rules that were let in stay in, and a write of the status does not compile them again.
+    if before.is_none_or(|before| before["spec"]["versions"] != object["spec"]["versions"]) {
+        for (index, version) in object["spec"]["versions"].as_array().into_iter().flatten().enumerate() {
+            let at = format!("spec.versions[{index}].schema.openAPIV3Schema");
+            causes.extend(cel::check(&version["schema"]["openAPIV3Schema"], &at));
+        }
+    }
     if object["spec"]["conversion"]["strategy"] == "Webhook" {
         let message = "only None is supported by this server";
         causes.push(Cause::invalid("spec.conversion.strategy", &json!("Webhook"), message));

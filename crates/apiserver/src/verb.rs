@@ -18,7 +18,7 @@ use crate::convert;
 use crate::defaults;
 use crate::failure::{self, Cause, Failure, Result};
 use crate::list;
-use crate::registry::{CRDS, Resource};
+use crate::registry::Resource;
 use crate::route::{self, Ask, Body};
 use crate::rules::{self, PatchKind};
 use crate::state::{Expect, Refused, Write};
@@ -142,9 +142,7 @@ pub(crate) async fn answer(api: &Arc<Api>, ask: Ask, body: Bytes) -> Result<Resp
             let object = decode_for(&ask, &body)?;
             let how = How::with_body(&ask, &body)?;
             let made = create(api, resource, &ask.target.namespace, object, &how).await?;
-            let mut response = route::json_bytes(201, route::render(ask.form()?, resource, &made));
-            warn_of_rules(resource, &made.value, &mut response);
-            Ok(response)
+            Ok(route::json_bytes(201, route::render(ask.form()?, resource, &made)))
         }
         ("" | "status" | "finalize" | "ephemeralcontainers" | "resize", "update") => update(api, &ask, &body).await,
         ("" | "status" | "ephemeralcontainers" | "resize", "patch") => patch(api, &ask, &body).await,
@@ -161,19 +159,6 @@ pub(crate) async fn answer(api: &Arc<Api>, ask: Ask, body: Bytes) -> Result<Resp
         ("binding", "create") => bind(api, &ask, &decode_for(&ask, &body)?).await,
         ("eviction", "create") => evict(api, &ask, &decode_for(&ask, &body)?).await,
         _ => Err(Failure::method_not_allowed()),
-    }
-}
-
-/// Says what of a definition is not obeyed.
-fn warn_of_rules(resource: &Resource, object: &Value, response: &mut Response<Body>) {
-    let ruled = |version: &&Value| {
-        let schema = version["schema"].get("openAPIV3Schema").and_then(rules::Schema::read);
-        schema.is_some_and(|schema| schema.has_rules())
-    };
-    let versions = object["spec"]["versions"].as_array().into_iter().flatten();
-    if &*resource.storage == CRDS && versions.into_iter().any(|version| ruled(&version)) {
-        let warning = "299 - \"x-kubernetes-validations are kept but not evaluated by this server\"";
-        response.headers_mut().insert(http::header::WARNING, http::HeaderValue::from_static(warning));
     }
 }
 
