@@ -159,7 +159,8 @@ impl Builder {
         self
     }
 
-    /// How much of the past each resource keeps for watches: events and bytes.
+    /// How much of the past each resource keeps for watches: events, and bytes as they are in memory. All resources
+    /// together keep at most three times as many bytes.
     pub fn window(mut self, events: usize, bytes: usize) -> Self {
         self.window = Window { events: events.max(1), bytes };
         self
@@ -257,7 +258,20 @@ impl Builder {
         }));
         let controlling = tokio::spawn(controllers::run(Arc::clone(&api)));
         let gathering = tokio::spawn(auth::aggregate::run(Arc::clone(&api)));
-        Ok(Server { api, address, stop, tasks: vec![serving, controlling, gathering] })
+        let forgetting = tokio::spawn(forget(Arc::clone(&api)));
+        Ok(Server { api, address, stop, tasks: vec![serving, controlling, gathering, forgetting] })
+    }
+}
+
+/// Lets old events go, also of resources that nobody changes any more.
+async fn forget(api: Arc<Api>) {
+    let mut tick = tokio::time::interval(Duration::from_secs(15));
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = api.stop.asked() => return,
+            _ = tick.tick() => api.state.forget_old_events(),
+        }
     }
 }
 

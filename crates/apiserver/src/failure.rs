@@ -16,6 +16,8 @@ pub(crate) struct Failure {
     pub(crate) message: String,
     /// `details` of the Status, or null.
     pub(crate) details: Value,
+    /// `metadata.continue` of the Status: where a list that broke off may go on.
+    pub(crate) resume: Option<String>,
 }
 
 /// The result of everything a client can ask for.
@@ -60,7 +62,7 @@ impl Cause {
 
 impl Failure {
     fn new(code: u16, reason: &'static str, message: impl Into<String>) -> Self {
-        Self { code, reason: Cow::Borrowed(reason), message: message.into(), details: Value::Null }
+        Self { code, reason: Cow::Borrowed(reason), message: message.into(), details: Value::Null, resume: None }
     }
 
     fn about(mut self, resource: &str, name: &str) -> Self {
@@ -219,6 +221,9 @@ impl Failure {
             "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
             "message": self.message, "reason": self.reason, "code": self.code,
         });
+        if let Some(token) = &self.resume {
+            status["metadata"]["continue"] = json!(token);
+        }
         if !self.details.is_null() {
             status["details"] = self.details.clone();
         }
@@ -240,7 +245,7 @@ pub(crate) fn success(resource: &str, name: &str, uid: &str) -> Value {
 impl From<stolos_k8s::status::Status> for Failure {
     fn from(status: stolos_k8s::status::Status) -> Self {
         let details = status.to_value()["details"].clone();
-        Self { code: status.code, reason: Cow::Owned(status.reason), message: status.message, details }
+        Self { code: status.code, reason: Cow::Owned(status.reason), message: status.message, details, resume: None }
     }
 }
 

@@ -14,12 +14,12 @@ use http_body_util::{BodyExt as _, StreamBody};
 use serde_json::{Value, json};
 
 use crate::api::Api;
-use crate::failure::{Failure, Result};
+use crate::failure::{Cause, Failure, Result};
 use crate::registry::Resource;
 use crate::route::{self, Ask, Body, BoxError, Form};
 use crate::rules::Selection;
 use crate::table;
-use crate::watch::{Event, Object, Watcher, place_of};
+use crate::watch::{Event, Object, Place, Watcher, place_of};
 
 /// The selection a request asks for.
 ///
@@ -36,6 +36,54 @@ pub(crate) fn selection(ask: &Ask) -> Result<Selection> {
     Selection::parse(&ask.resource, labels, &fields)
 }
 
+/// Checks what a list or watch says of revisions, in the words of Kubernetes' own check (`ValidateListOptions`).
+fn check_options(ask: &Ask, watching: bool) -> Result<()> {
+    let forbidden = |field: &str, why: &str| Cause::forbidden(field, why);
+    let (matching, version) = (ask.query.get("resourceVersionMatch"), ask.query.get("resourceVersion"));
+    let initial = ask.query.get("sendInitialEvents").is_some();
+    let mut causes = Vec::new();
+    let mut say = |wrong: bool, field: &str, why: &str| {
+        if wrong {
+            causes.push(forbidden(field, why));
+        }
+    };
+    const MATCH: &str = "resourceVersionMatch";
+    let mut supported: &[&str] = &["Exact", "NotOlderThan", ""];
+    if watching {
+        let why = "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan";
+        say(initial && matching != Some("NotOlderThan"), MATCH, why);
+        let why = "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided";
+        say(!initial && matching.is_some(), MATCH, why);
+        supported = &["NotOlderThan"];
+    } else {
+        let why = "resourceVersionMatch is forbidden unless resourceVersion is provided";
+        say(matching.is_some() && version.is_none(), MATCH, why);
+        let why = "resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"";
+        say(matching == Some("Exact") && version == Some("0"), MATCH, why);
+        say(initial, "sendInitialEvents", "sendInitialEvents is forbidden for list");
+    }
+    let why = "resourceVersionMatch is forbidden when continue is provided";
+    say(matching.is_some() && ask.query.get("continue").is_some(), MATCH, why);
+    if let Some(matching) = matching.filter(|matching| !supported.contains(matching)) {
+        let list: Vec<_> = supported.iter().map(|one| format!("{one:?}")).collect();
+        causes.push(Cause {
+            field: MATCH.into(),
+            reason: "FieldValueNotSupported".into(),
+            message: format!("Unsupported value: {matching:?}: supported values: {}", list.join(", ")),
+        });
+    }
+    if causes.is_empty() { Ok(()) } else { Err(Failure::invalid("ListOptions", "meta.k8s.io", "", &causes)) }
+}
+
+/// Which state of the past a list shows.
+#[derive(Debug, PartialEq, Eq)]
+enum At {
+    /// The newest.
+    Now,
+    /// The one at this revision, and no other.
+    Exactly(u64),
+}
+
 /// Answers a list.
 ///
 /// # Errors
@@ -44,65 +92,82 @@ pub(crate) fn selection(ask: &Ask) -> Result<Selection> {
 pub(crate) async fn list(api: &Arc<Api>, ask: &Ask) -> Result<Response<Body>> {
     let selection = selection(ask)?;
     let form = ask.form()?;
-    let limit = ask.query.number::<usize>("limit")?.filter(|limit| *limit > 0);
+    check_options(ask, false)?;
+    let limit = ask.query.number::<i64>("limit")?.and_then(|limit| usize::try_from(limit).ok());
+    let limit = limit.filter(|limit| *limit > 0);
     let cache = api.state.cache(&ask.resource.storage);
     let namespace = &ask.target.namespace;
-    let expired = |_| {
-        Failure::expired(
-            "The provided continue parameter is too old to display a consistent list result. You can start a new list \
-             without the continue parameter.",
-        )
-    };
     let (from, at) = match ask.query.get("continue") {
         Some(token) => {
+            if ask.query.get("resourceVersion").is_some_and(|version| version != "0") {
+                let message = "specifying resource version is not allowed when using continue";
+                return Err(Failure::bad_request(message));
+            }
             let (revision, place) = read_token(token)?;
-            (Some(place), Some(revision))
+            (Some(place), revision.map_or(At::Now, At::Exactly))
         }
-        None => (None, exact_revision(api, ask).await?),
+        None => (None, wanted_revision(api, ask, limit.is_some()).await?),
     };
     let (objects, revision): (Vec<Arc<Object>>, u64) = match at {
-        Some(revision) => {
-            let past = cache.list_at(namespace, revision).map_err(expired)?;
-            let rest = past.into_iter().filter(|(place, _)| from.as_ref().is_none_or(|from| place > from));
-            (rest.map(|(_, object)| object).collect(), revision)
+        At::Exactly(revision) => {
+            let past = cache.list_at(namespace, revision).map_err(|_| expired(from.as_ref()))?;
+            (past.into_values().collect(), revision)
         }
-        None => {
-            // The revision is read first: it may be older than the objects, never newer.
-            let revision = api.state.revision();
-            cache.snapshot(namespace, revision)
-        }
+        // The revision is read first: it may be older than the objects, never newer.
+        At::Now => cache.snapshot(namespace, api.state.revision()),
     };
-    let mut chosen: Vec<Arc<Object>> = if selection.is_everything() {
+    let after = |object: &Object| from.as_ref().is_none_or(|from| place_of(&object.value) > *from);
+    let mut chosen: Vec<Arc<Object>> = if selection.is_everything() && from.is_none() {
         objects
     } else {
-        objects.into_iter().filter(|object| selection.matches(&object.value)).collect()
+        objects.into_iter().filter(|object| selection.matches(&object.value) && after(object)).collect()
     };
     let mut more = None;
     if let Some(limit) = limit
         && chosen.len() > limit
     {
-        let remaining = chosen.len() - limit;
+        // As on Kubernetes: of a selection nobody knows how much is left.
+        let remaining = selection.is_everything().then(|| chosen.len() - limit);
         chosen.truncate(limit);
         if let Some(last) = chosen.last() {
-            more = Some((write_token(revision, &place_of(&last.value)), remaining));
+            more = Some((write_token(Some(revision), &place_of(&last.value)), remaining));
         }
     }
     Ok(route::json_bytes(200, encode(form, &ask.resource, &chosen, revision, more)))
 }
 
-/// The revision that a list must be at exactly, if it must; waits for one that is about to come.
-async fn exact_revision(api: &Api, ask: &Ask) -> Result<Option<u64>> {
-    let matching = ask.query.get("resourceVersionMatch");
-    let Some(wanted) = ask.query.get("resourceVersion") else {
-        return match matching {
-            None => Ok(None),
-            Some(_) => {
-                Err(Failure::bad_request("resourceVersionMatch is forbidden unless resourceVersion is provided"))
-            }
-        };
-    };
-    let wanted: u64 =
-        wanted.parse().map_err(|_| Failure::bad_request(format!("invalid resourceVersion {wanted:?}")))?;
+/// The answer to a list at a revision that is gone. Whoever was in the middle of one may go on from the same place in
+/// the newest state, knowing that it is another.
+fn expired(from: Option<&Place>) -> Failure {
+    let message = "The provided continue parameter is too old to display a consistent list result. You can start a new \
+                   list without the continue parameter, or use the continue token in this response to retrieve the \
+                   remainder of the results. Continuing with the provided token results in an inconsistent list - \
+                   objects that were created, modified, or deleted between the time the first chunk was returned and \
+                   now may show up in the list.";
+    match from {
+        Some(from) => Failure { resume: Some(write_token(None, from)), ..Failure::expired(message) },
+        None => Failure::expired("The resourceVersion for the provided list is too old."),
+    }
+}
+
+/// The revision a list is to be at; waits for one that is about to come.
+async fn wanted_revision(api: &Api, ask: &Ask, limited: bool) -> Result<At> {
+    let Some(wanted) = ask.query.get("resourceVersion") else { return Ok(At::Now) };
+    let wanted: u64 = wanted.parse().map_err(|_| {
+        let cause = Cause::invalid("resourceVersion", &json!(wanted), "must be a number");
+        Failure::invalid("ListOptions", "meta.k8s.io", "", &[cause])
+    })?;
+    wait_for(api, wanted).await?;
+    Ok(match ask.query.get("resourceVersionMatch") {
+        Some("Exact") => At::Exactly(wanted),
+        // Without a word for it, the first page at a revision is of exactly that one.
+        None if limited && wanted > 0 => At::Exactly(wanted),
+        _ => At::Now,
+    })
+}
+
+/// Waits until everybody can see a revision that somebody has seen already.
+async fn wait_for(api: &Api, wanted: u64) -> Result<()> {
     let mut changed = api.state.subscribe();
     let reached = async {
         while api.state.revision() < wanted {
@@ -115,12 +180,7 @@ async fn exact_revision(api: &Api, ask: &Ask) -> Result<Option<u64>> {
             "retryAfterSeconds": 1});
         return Err(Failure::timeout(message).with_details(details));
     }
-    match matching {
-        Some("Exact") if wanted > 0 => Ok(Some(wanted)),
-        Some("Exact") => Err(Failure::bad_request("resourceVersionMatch Exact is forbidden for resourceVersion 0")),
-        None | Some("NotOlderThan") => Ok(None),
-        Some(other) => Err(Failure::bad_request(format!("resourceVersionMatch {other:?} is not supported"))),
-    }
+    Ok(())
 }
 
 /// A list in the form asked for.
@@ -130,12 +190,14 @@ pub(crate) fn encode(
     resource: &Resource,
     objects: &[Arc<Object>],
     revision: u64,
-    more: Option<(String, usize)>,
+    more: Option<(String, Option<usize>)>,
 ) -> Bytes {
     let mut metadata = json!({"resourceVersion": revision.to_string()});
     if let Some((token, remaining)) = more {
         metadata["continue"] = json!(token);
-        metadata["remainingItemCount"] = json!(remaining);
+        if let Some(remaining) = remaining {
+            metadata["remainingItemCount"] = json!(remaining);
+        }
     }
     if form == Form::Table {
         let values: Vec<&Value> = objects.iter().map(|object| &object.value).collect();
@@ -166,18 +228,21 @@ pub(crate) fn encode(
     Bytes::from(out)
 }
 
-fn write_token(revision: u64, (namespace, name): &(String, String)) -> String {
+/// Where a list goes on: after a place, at a revision or in the newest state.
+fn write_token(revision: Option<u64>, (namespace, name): &Place) -> String {
+    let revision = revision.map_or(json!(-1), |revision| json!(revision));
     URL_SAFE_NO_PAD.encode(json!({"v": "stolos/v1", "rv": revision, "start": [namespace, name]}).to_string())
 }
 
-fn read_token(token: &str) -> Result<(u64, (String, String))> {
+fn read_token(token: &str) -> Result<(Option<u64>, Place)> {
     let read = || {
         let bytes = URL_SAFE_NO_PAD.decode(token).ok()?;
         let token: Value = serde_json::from_slice(&bytes).ok()?;
         let text = |i: usize| token["start"][i].as_str().map(str::to_owned);
-        Some((token["rv"].as_u64()?, (text(0)?, text(1)?)))
+        let revision = token["rv"].as_i64()?;
+        Some((u64::try_from(revision).ok(), (text(0)?, text(1)?)))
     };
-    read().ok_or_else(|| Failure::bad_request("invalid continue token"))
+    read().ok_or_else(|| Failure::bad_request("continue key is not valid"))
 }
 
 /// Answers a watch: one JSON document per line, for as long as both sides like.
@@ -185,32 +250,37 @@ fn read_token(token: &str) -> Result<(u64, (String, String))> {
 /// # Errors
 ///
 /// When the request makes no sense; a revision that is gone is an event in the stream.
-pub(crate) fn watch(api: &Arc<Api>, ask: &Ask) -> Result<Response<Body>> {
+pub(crate) async fn watch(api: &Arc<Api>, ask: &Ask) -> Result<Response<Body>> {
     let selection = selection(ask)?;
     let form = ask.form()?;
+    check_options(ask, true)?;
     let seconds = ask.query.number::<u64>("timeoutSeconds")?.filter(|s| *s > 0);
     let seconds = seconds.unwrap_or_else(|| rand::random_range(1800..3600));
-    let initial = ask.query.is("sendInitialEvents");
-    if initial && ask.query.get("resourceVersionMatch") != Some("NotOlderThan") {
-        return Err(Failure::bad_request("sendInitialEvents is only allowed with resourceVersionMatch NotOlderThan"));
-    }
+    // KEP-3157: asked for by name, they end with a bookmark that says so; else revision 0 and none bring them as ever.
+    let initial = ask.query.get("sendInitialEvents").map(|_| ask.query.is("sendInitialEvents"));
+    let bookmarks = ask.query.is("allowWatchBookmarks");
     let from: u64 = ask.query.number("resourceVersion")?.unwrap_or(0);
     let cache = api.state.cache(&ask.resource.storage);
+    // Whoever has just listed may have seen a change that becomes everybody's in this moment.
+    let reached = wait_for(api, from).await;
     let committed = api.state.revision();
     let mut pending = VecDeque::new();
     let mut over = false;
     let mut after = from;
-    if from > committed {
-        pending.push_back(gone(&format!("Too large resource version: {from}, current: {committed}")));
+    if let Err(failure) = reached {
+        // A revision of another life of this server: 410 is the word on which every client lists again.
+        pending.push_back(error(&Failure::expired(failure.message)));
         over = true;
-    } else if initial || from == 0 {
+    } else if initial.unwrap_or(from == 0) {
         let (objects, revision) = cache.snapshot(&ask.target.namespace, committed);
         let chosen = objects.iter().filter(|object| selection.matches(&object.value));
         pending.extend(chosen.map(|object| line("ADDED", form, &ask.resource, object)));
-        if initial {
+        if initial.is_some() && bookmarks {
             pending.push_back(bookmark(&ask.resource, form, revision, true));
         }
         after = revision;
+    } else if from == 0 {
+        after = committed;
     }
     let follow = Follow {
         api: Arc::clone(api),
@@ -221,7 +291,7 @@ pub(crate) fn watch(api: &Arc<Api>, ask: &Ask) -> Result<Response<Body>> {
         form,
         pending,
         over,
-        bookmarks: ask.query.is("allowWatchBookmarks"),
+        bookmarks,
         deadline: tokio::time::Instant::now() + Duration::from_secs(seconds),
         next_bookmark: tokio::time::Instant::now() + api.settings.bookmark_every,
     };
@@ -281,7 +351,7 @@ impl Follow {
                         }
                     }
                     Err(expired) => {
-                        self.pending.push_back(gone(&format!("too old resource version; the oldest is {}", expired.oldest)));
+                        self.pending.push_back(gone(self.watcher.after(), expired.oldest));
                         self.over = true;
                     }
                 },
@@ -307,7 +377,7 @@ impl Follow {
                 self.pending.push_back(bookmark(&self.resource, self.form, revision, false));
             }
             Err(expired) => {
-                self.pending.push_back(gone(&format!("too old resource version; the oldest is {}", expired.oldest)));
+                self.pending.push_back(gone(self.watcher.after(), expired.oldest));
                 self.over = true;
             }
         }
@@ -375,6 +445,10 @@ fn bookmark(resource: &Resource, form: Form, revision: u64, initial: bool) -> By
     Bytes::from(format!("{}\n", json!({"type": "BOOKMARK", "object": object})))
 }
 
-fn gone(message: &str) -> Bytes {
-    Bytes::from(format!("{}\n", json!({"type": "ERROR", "object": Failure::expired(message).status()})))
+fn gone(wanted: u64, oldest: u64) -> Bytes {
+    error(&Failure::expired(format!("too old resource version: {wanted} ({oldest})")))
+}
+
+fn error(failure: &Failure) -> Bytes {
+    Bytes::from(format!("{}\n", json!({"type": "ERROR", "object": failure.status()})))
 }

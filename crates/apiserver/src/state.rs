@@ -16,7 +16,7 @@ use serde_json::Value;
 use tokio::sync::oneshot;
 
 use crate::store::{Change, Error, Key, Store};
-use crate::watch::{Cache, Event, Object, Window};
+use crate::watch::{AGE, Cache, Event, Object, TOGETHER, Window};
 
 /// What the object must look like for a change to be made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -285,6 +285,30 @@ impl State {
         }
     }
 
+    /// Keeps all windows together within their share: the fullest one gives.
+    fn bound_windows(&self) {
+        let caches = self.caches.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut held: Vec<(usize, &Arc<Cache>)> = caches.values().map(|cache| (cache.held(), cache)).collect();
+        let mut over = held.iter().map(|(bytes, _)| bytes).sum::<usize>().saturating_sub(self.window.bytes * TOGETHER);
+        held.sort_unstable_by_key(|(bytes, _)| std::cmp::Reverse(*bytes));
+        for (bytes, cache) in held {
+            if over == 0 {
+                return;
+            }
+            cache.shrink_to(bytes - over.min(bytes / 2));
+            over = over.saturating_sub(bytes - cache.held());
+        }
+    }
+
+    /// Lets go of events that nobody can be waiting for any more.
+    pub(crate) fn forget_old_events(&self) {
+        let Some(moment) = std::time::Instant::now().checked_sub(AGE) else { return };
+        let caches = self.caches.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        for cache in caches.values() {
+            cache.forget_before(moment);
+        }
+    }
+
     fn publish(&self, changes: Vec<(Change, Event)>) {
         let Some(last) = changes.last().map(|(change, _)| change.revision) else { return };
         let mut touched: Vec<(Arc<Cache>, u64)> = Vec::new();
@@ -301,6 +325,7 @@ impl State {
             }
             done.push((key, change.revision));
         }
+        self.bound_windows();
         if let Some(follower) = followed {
             (follower.follow)(self);
         }
@@ -392,6 +417,21 @@ mod tests {
         let results = futures::future::join_all(writes).await;
         assert_eq!(results.iter().filter(|r| r.is_ok()).count(), 1);
         assert!(results.iter().filter_map(|r| r.as_ref().err()).all(|e| matches!(e, Refused::Conflict)));
+        state.close().await;
+    }
+
+    #[tokio::test]
+    async fn all_windows_together_are_bounded() {
+        let window = Window { events: 10_000, bytes: 50_000 };
+        let state = State::open(Box::new(Memory), window).unwrap();
+        for index in 0..300 {
+            let resource = ["configmaps", "secrets", "pods", "events", "leases", "nodes"][index % 6];
+            let key = Key { resource: resource.into(), ..key(&index.to_string()) };
+            let value = json!({"metadata": {"name": index.to_string()}, "data": {"a": "x".repeat(500)}});
+            state.commit(Write { key, expect: Expect::Absent, value: Some(value) }).await.unwrap();
+        }
+        let held: usize = state.resources().iter().map(|resource| state.cache(resource).held()).sum();
+        assert!((60_000..=150_000).contains(&held), "{held}");
         state.close().await;
     }
 

@@ -134,7 +134,7 @@ pub(crate) async fn answer(api: &Arc<Api>, ask: Ask, body: Bytes) -> Result<Resp
     match (ask.target.sub.as_str(), ask.verb) {
         ("" | "status", "get") => get(api, &ask),
         ("", "list") => list::list(api, &ask).await,
-        ("", "watch") => list::watch(api, &ask),
+        ("", "watch") => list::watch(api, &ask).await,
         ("", "create") => {
             if !ask.target.name.is_empty() {
                 return Err(Failure::method_not_allowed());

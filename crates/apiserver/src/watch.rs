@@ -2,10 +2,14 @@
 //!
 //! A watcher has no queue of its own. It remembers the revision it has seen and reads the shared window from there;
 //! one that falls behind the window is told so (410 Gone) and lists again. So a slow watcher costs nothing.
+//!
+//! The window is bounded three ways: by events, by the bytes its objects really hold (an object that was parsed is
+//! several times as large as its text), and by age. What was deleted is held by nothing else.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Bound;
 use std::sync::{Arc, RwLock};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use serde_json::Value;
@@ -20,6 +24,25 @@ pub(crate) struct Object {
     pub(crate) json: Bytes,
     /// The revision of its last change.
     pub(crate) revision: u64,
+}
+
+impl Object {
+    /// About how much memory it holds.
+    fn weight(&self) -> usize {
+        128 + self.json.len() + weight(&self.value)
+    }
+}
+
+/// About how much memory a value holds beside itself: B-tree nodes are two thirds full on average.
+fn weight(value: &Value) -> usize {
+    const SLOT: usize = size_of::<Value>();
+    const ENTRY: usize = (SLOT + size_of::<String>()) * 3 / 2;
+    match value {
+        Value::Null | Value::Bool(_) | Value::Number(_) => 0,
+        Value::String(text) => text.capacity(),
+        Value::Array(list) => list.capacity() * SLOT + list.iter().map(weight).sum::<usize>(),
+        Value::Object(map) => map.iter().map(|(key, value)| ENTRY + key.capacity() + weight(value)).sum(),
+    }
 }
 
 /// One change, as watchers see it.
@@ -50,9 +73,14 @@ pub(crate) struct Expired {
 pub(crate) struct Window {
     /// Events at most.
     pub(crate) events: usize,
-    /// Bytes of objects at most.
+    /// Bytes of objects at most; all resources together keep at most [`TOGETHER`] times as much.
     pub(crate) bytes: usize,
 }
+
+/// How many full windows all resources of a server share.
+pub(crate) const TOGETHER: usize = 3;
+/// How long an event is kept when there is room for it: as long as etcd keeps a revision for Kubernetes.
+pub(crate) const AGE: Duration = Duration::from_secs(300);
 
 /// The objects of one resource.
 #[derive(Debug)]
@@ -65,17 +93,45 @@ pub(crate) struct Cache {
 #[derive(Debug)]
 struct Inner {
     objects: BTreeMap<Place, Arc<Object>>,
-    events: VecDeque<Arc<Event>>,
+    events: VecDeque<Kept>,
     event_bytes: usize,
     /// Events after this revision are in the window.
     compacted: u64,
+    /// The revision of the last change.
+    last: u64,
+}
+
+#[derive(Debug)]
+struct Kept {
+    event: Arc<Event>,
+    weight: usize,
+    since: Instant,
+}
+
+impl Inner {
+    /// Lets the oldest event go.
+    fn forget(&mut self) {
+        if let Some(old) = self.events.pop_front() {
+            self.event_bytes -= old.weight;
+            self.compacted = old.event.revision;
+        }
+        if self.events.capacity() > 64 && self.events.len() < self.events.capacity() / 4 {
+            self.events.shrink_to(self.events.len() * 2);
+        }
+    }
 }
 
 impl Cache {
     /// An empty cache whose past before `revision` is unknown.
     #[must_use]
     pub(crate) fn new(revision: u64, window: Window) -> Self {
-        let inner = Inner { objects: BTreeMap::new(), events: VecDeque::new(), event_bytes: 0, compacted: revision };
+        let inner = Inner {
+            objects: BTreeMap::new(),
+            events: VecDeque::new(),
+            event_bytes: 0,
+            compacted: revision,
+            last: revision,
+        };
         Self { inner: RwLock::new(inner), changed: watch::channel(revision).0, window }
     }
 
@@ -100,14 +156,40 @@ impl Cache {
         } else {
             inner.objects.insert(place, Arc::clone(&event.object));
         }
-        inner.event_bytes += event.object.json.len();
-        inner.events.push_back(Arc::new(event));
+        // What was before may be held by this event alone.
+        let weight = event.object.weight() + event.before.as_ref().map_or(0, |before| before.weight());
+        inner.event_bytes += weight;
+        inner.last = event.revision;
+        inner.events.push_back(Kept { event: Arc::new(event), weight, since: Instant::now() });
         while inner.events.len() > self.window.events
             || (inner.event_bytes > self.window.bytes && inner.events.len() > 1)
         {
-            let Some(old) = inner.events.pop_front() else { break };
-            inner.event_bytes -= old.object.json.len();
-            inner.compacted = old.revision;
+            inner.forget();
+        }
+    }
+
+    /// The bytes that the window holds.
+    #[must_use]
+    pub(crate) fn held(&self) -> usize {
+        self.read().event_bytes
+    }
+
+    /// Lets events go, the oldest first, until the window holds at most so many bytes.
+    pub(crate) fn shrink_to(&self, bytes: usize) {
+        let mut inner = self.write();
+        while inner.event_bytes > bytes {
+            inner.forget();
+        }
+    }
+
+    /// Lets go of the events before a moment.
+    pub(crate) fn forget_before(&self, moment: Instant) {
+        if self.read().events.front().is_none_or(|oldest| oldest.since >= moment) {
+            return;
+        }
+        let mut inner = self.write();
+        while inner.events.front().is_some_and(|oldest| oldest.since < moment) {
+            inner.forget();
         }
     }
 
@@ -126,13 +208,7 @@ impl Cache {
     /// The objects of a namespace, or of all when it is empty.
     #[must_use]
     pub(crate) fn list(&self, namespace: &str) -> Vec<Arc<Object>> {
-        let inner = self.read();
-        if namespace.is_empty() {
-            return inner.objects.values().cloned().collect();
-        }
-        let from = (namespace.to_owned(), String::new());
-        let range = inner.objects.range((Bound::Included(from), Bound::Unbounded));
-        range.take_while(|((ns, _), _)| ns == namespace).map(|(_, object)| Arc::clone(object)).collect()
+        list(&self.read(), namespace)
     }
 
     /// How many objects there are.
@@ -160,7 +236,8 @@ impl Cache {
         let in_scope = |place: &Place| namespace.is_empty() || place.0 == namespace;
         let mut objects: BTreeMap<_, _> =
             inner.objects.iter().filter(|(p, _)| in_scope(p)).map(|(p, o)| (p.clone(), Arc::clone(o))).collect();
-        for event in inner.events.iter().rev().take_while(|event| event.revision > revision) {
+        let events = inner.events.iter().rev().map(|kept| &kept.event);
+        for event in events.take_while(|event| event.revision > revision) {
             let place = place_of(&event.object.value);
             if !in_scope(&place) {
                 continue;
@@ -183,16 +260,18 @@ impl Cache {
         if revision < inner.compacted {
             return Err(Expired { oldest: inner.compacted });
         }
-        let from = inner.events.partition_point(|event| event.revision <= revision);
-        Ok(inner.events.range(from..).take(limit).cloned().collect())
+        let from = inner.events.partition_point(|kept| kept.event.revision <= revision);
+        Ok(inner.events.range(from..).take(limit).map(|kept| Arc::clone(&kept.event)).collect())
     }
 
-    /// The objects of now with the revision from which a watch may follow without a gap.
+    /// The objects of now with their revision: a watch may follow from it without a gap, and
+    /// [`list_at`](Self::list_at) shows the same again.
+    ///
+    /// `committed` is the server's revision, read before.
     #[must_use]
     pub(crate) fn snapshot(&self, namespace: &str, committed: u64) -> (Vec<Arc<Object>>, u64) {
-        let objects = self.list(namespace);
-        let newest = objects.iter().map(|o| o.revision).max().unwrap_or(0);
-        (objects, newest.max(committed))
+        let inner = self.read();
+        (list(&inner, namespace), inner.last.max(committed))
     }
 
     /// Wakes at every change.
@@ -200,6 +279,15 @@ impl Cache {
     pub(crate) fn subscribe(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
     }
+}
+
+fn list(inner: &Inner, namespace: &str) -> Vec<Arc<Object>> {
+    if namespace.is_empty() {
+        return inner.objects.values().cloned().collect();
+    }
+    let from = (namespace.to_owned(), String::new());
+    let range = inner.objects.range((Bound::Included(from), Bound::Unbounded));
+    range.take_while(|((ns, _), _)| ns == namespace).map(|(_, object)| Arc::clone(object)).collect()
 }
 
 /// Namespace and name of an object.
@@ -256,6 +344,12 @@ impl Watcher {
         Ok(events)
     }
 
+    /// The revision seen.
+    #[must_use]
+    pub(crate) fn after(&self) -> u64 {
+        self.after
+    }
+
     /// Says that everything up to `revision` has been seen; gives the revision up to which that is really so.
     pub(crate) fn seen(&mut self, revision: u64) -> u64 {
         self.after = self.after.max(revision);
@@ -304,6 +398,27 @@ mod tests {
         assert_eq!(at(2), [("a".into(), 1), ("b".into(), 2)]);
         assert_eq!(at(3), [("a".into(), 3), ("b".into(), 2)]);
         assert_eq!(at(4), [("a".into(), 3)]);
+    }
+
+    #[test]
+    fn what_was_deleted_is_released_by_bytes_and_by_age() {
+        let cache = Cache::new(0, Window { events: 1000, bytes: 20_000 });
+        put(&cache, "kept", 1);
+        let gone = cache.get("", "kept").map(|object| Arc::downgrade(&object)).unwrap();
+        for revision in 2..200 {
+            put(&cache, "kept", revision);
+        }
+        assert!(cache.held() <= 20_000 && cache.events_after(190, 100).is_ok());
+        assert!(cache.events_after(1, 1).is_err(), "the bytes are counted as they are in memory");
+        assert!(gone.upgrade().is_none());
+        delete(&cache, "kept", 200);
+        let gone = Arc::downgrade(&cache.events_after(199, 1).unwrap()[0].object);
+        cache.forget_before(Instant::now() - AGE);
+        assert!(gone.upgrade().is_some());
+        cache.forget_before(Instant::now() + AGE);
+        assert!(gone.upgrade().is_none());
+        assert_eq!((cache.held(), cache.events_after(200, 1).map(|events| events.len())), (0, Ok(0)));
+        assert!(cache.events_after(199, 1).is_err());
     }
 
     #[tokio::test]

@@ -7,6 +7,7 @@ mod definitions;
 mod durable;
 mod fields;
 mod limits;
+mod lists;
 mod objects;
 mod openapi;
 mod permissions;
