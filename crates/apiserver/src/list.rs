@@ -199,9 +199,9 @@ pub(crate) fn encode(
             metadata["remainingItemCount"] = json!(remaining);
         }
     }
-    if form == Form::Table {
+    if let Form::Table(include) = form {
         let values: Vec<&Value> = objects.iter().map(|object| &object.value).collect();
-        let mut table = table::render(resource, &values, true);
+        let mut table = table::render(resource, &values, include, true);
         table["metadata"] = metadata;
         return Bytes::from(serde_json::to_vec(&table).unwrap_or_default());
     }
@@ -414,8 +414,8 @@ impl Follow {
 }
 
 fn line(kind: &str, form: Form, resource: &Resource, object: &Object) -> Bytes {
-    let body = if form == Form::Table {
-        let table = table::render(resource, &[&object.value], true);
+    let body = if let Form::Table(include) = form {
+        let table = table::render(resource, &[&object.value], include, true);
         Bytes::from(serde_json::to_vec(&table).unwrap_or_default())
     } else {
         route::render(form, resource, object)
@@ -439,7 +439,7 @@ fn bookmark(resource: &Resource, form: Form, revision: u64, initial: bool) -> By
         Form::Metadata => {
             json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": metadata})
         }
-        Form::Table => json!({"kind": "Table", "apiVersion": "meta.k8s.io/v1", "columnDefinitions": [],
+        Form::Table(_) => json!({"kind": "Table", "apiVersion": "meta.k8s.io/v1", "columnDefinitions": [],
             "metadata": metadata, "rows": []}),
     };
     Bytes::from(format!("{}\n", json!({"type": "BOOKMARK", "object": object})))

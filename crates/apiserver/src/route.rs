@@ -21,6 +21,7 @@ use crate::api::Api;
 use crate::auth::{Caller, User};
 use crate::failure::{Cause, Failure, Result};
 use crate::registry::Resource;
+use crate::table::Include;
 use crate::watch::Object;
 use crate::{auth, convert, discovery, protobuf, stream, table, verb, warning};
 
@@ -202,7 +203,14 @@ impl Ask {
     ///
     /// When it accepts none that is spoken here.
     pub(crate) fn form(&self) -> Result<Form> {
-        Form::of(self.header(header::ACCEPT))
+        let form = Form::of(self.header(header::ACCEPT))?;
+        let Form::Table(_) = form else { return Ok(form) };
+        match self.query.get("includeObject") {
+            None | Some("Metadata") => Ok(form),
+            Some("None") => Ok(Form::Table(Include::None)),
+            Some("Object") => Ok(Form::Table(Include::Object)),
+            Some(other) => Err(Failure::bad_request(format!("unrecognized includeObject value: {other:?}"))),
+        }
     }
 
     /// Whether nothing shall be written.
@@ -245,7 +253,7 @@ pub(crate) enum Form {
     /// The object.
     Plain,
     /// `meta.k8s.io/v1 Table`, for people.
-    Table,
+    Table(Include),
     /// Only its metadata.
     Metadata,
 }
@@ -264,7 +272,7 @@ impl Form {
             let named = parts.find_map(|p| p.strip_prefix("as="));
             match named {
                 None => return Ok(Self::Plain),
-                Some("Table") => return Ok(Self::Table),
+                Some("Table") => return Ok(Self::Table(Include::default())),
                 Some("PartialObjectMetadata" | "PartialObjectMetadataList") => return Ok(Self::Metadata),
                 Some(_) => {}
             }
@@ -425,8 +433,8 @@ pub(crate) fn render(form: Form, resource: &Resource, object: &Object) -> Bytes 
     match form {
         Form::Plain => convert::json_of(resource, object),
         Form::Metadata => Bytes::from(serde_json::to_vec(&metadata_of(&object.value)).unwrap_or_default()),
-        Form::Table => {
-            let table = table::render(resource, std::slice::from_ref(&&object.value), true);
+        Form::Table(include) => {
+            let table = table::render(resource, std::slice::from_ref(&&object.value), include, true);
             Bytes::from(serde_json::to_vec(&table).unwrap_or_default())
         }
     }
@@ -485,7 +493,7 @@ mod tests {
     #[test]
     fn the_form_follows_accept() {
         let table = "application/json;as=Table;v=v1;g=meta.k8s.io,application/json";
-        assert_eq!(Form::of(table).unwrap(), Form::Table);
+        assert_eq!(Form::of(table).unwrap(), Form::Table(Include::Metadata));
         assert_eq!(Form::of("application/vnd.kubernetes.protobuf,application/json").unwrap(), Form::Plain);
         assert_eq!(Form::of("application/vnd.kubernetes.protobuf").unwrap_err().code, 406);
     }

@@ -13,6 +13,7 @@ mod openapi;
 mod permissions;
 mod protobuf;
 mod streams;
+mod tables;
 mod webhooks;
 
 use stolos_apiserver::{Builder, Server};
