@@ -161,6 +161,17 @@ impl Table {
         self.resources.values().find(|r| &*r.storage == storage && r.group == r.stored_group)
     }
 
+    /// The other versions (and groups) that the same objects are served in.
+    #[must_use]
+    pub(crate) fn equivalents(&self, resource: &Resource) -> Vec<Arc<Resource>> {
+        let same = |other: &&Arc<Resource>| {
+            other.storage == resource.storage && (&other.group, &other.version) != (&resource.group, &resource.version)
+        };
+        let mut found: Vec<_> = self.resources.values().filter(same).cloned().collect();
+        found.sort_by(|a, b| (&a.group, &a.version).cmp(&(&b.group, &b.version)));
+        found
+    }
+
     /// The resources of a group and version, by name.
     #[must_use]
     pub(crate) fn of_version(&self, group: &str, version: &str) -> Vec<Arc<Resource>> {

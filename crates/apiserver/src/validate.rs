@@ -483,7 +483,42 @@ fn check_crd(before: Option<&Value>, object: &Value, causes: &mut Vec<Cause>) {
     }
 }
 
+/// Conditions in CEL (KEP-3716): named, and over what a webhook is asked.
+fn check_conditions(conditions: &Value, at: &str, causes: &mut Vec<Cause>) {
+    let conditions = conditions.as_array().map(Vec::as_slice).unwrap_or_default();
+    if conditions.len() > 64 {
+        let message = format!("Too many: {}: must have at most 64 items", conditions.len());
+        causes.push(Cause { field: at.to_owned(), reason: "FieldValueTooMany".into(), message });
+        return;
+    }
+    let mut names = std::collections::HashSet::new();
+    for (index, condition) in conditions.iter().enumerate() {
+        let at = format!("{at}[{index}]");
+        let name = condition["name"].as_str().unwrap_or_default();
+        if name.is_empty() {
+            causes.push(Cause::required(format!("{at}.name"), ""));
+        } else if !meta::check_qualified_name(name).is_empty() {
+            let message = meta::check_qualified_name(name).join(", ");
+            causes.push(Cause::invalid(format!("{at}.name"), &condition["name"], &message));
+        } else if !names.insert(name) {
+            let message = format!("Duplicate value: {name:?}");
+            causes.push(Cause { field: format!("{at}.name"), reason: "FieldValueDuplicate".into(), message });
+        }
+        let text = condition["expression"].as_str().unwrap_or_default();
+        if text.trim().is_empty() {
+            causes.push(Cause::required(format!("{at}.expression"), ""));
+            continue;
+        }
+        let checked =
+            cel::Expression::compile(text).map(|made| made.check_condition(&["object", "oldObject", "request"]));
+        if let Err(problem) | Ok(Some(problem)) = checked {
+            causes.push(Cause::invalid(format!("{at}.expression"), &condition["expression"], &problem));
+        }
+    }
+}
+
 fn check_webhooks(object: &Value, causes: &mut Vec<Cause>) {
+    let mut names = std::collections::HashSet::new();
     for (index, webhook) in object["webhooks"].as_array().into_iter().flatten().enumerate() {
         let at = format!("webhooks[{index}]");
         let name = webhook["name"].as_str().unwrap_or_default();
@@ -491,10 +526,48 @@ fn check_webhooks(object: &Value, causes: &mut Vec<Cause>) {
             let message = "should be a domain with at least three segments separated by dots";
             causes.push(Cause::invalid(format!("{at}.name"), &json!(name), message));
         }
-        match webhook["sideEffects"].as_str() {
-            Some("None" | "NoneOnDryRun") => {}
-            Some(_) | None => causes.push(Cause::required(format!("{at}.sideEffects"), "must be None or NoneOnDryRun")),
+        if !names.insert(name) {
+            causes.push(Cause {
+                field: format!("{at}.name"),
+                reason: "FieldValueDuplicate".into(),
+                message: format!("Duplicate value: {name:?}"),
+            });
         }
+        let choices: [(&str, &[&str]); 4] = [
+            ("sideEffects", &["None", "NoneOnDryRun"]),
+            ("failurePolicy", &["Fail", "Ignore"]),
+            ("matchPolicy", &["Equivalent", "Exact"]),
+            ("reinvocationPolicy", &["IfNeeded", "Never"]),
+        ];
+        for (field, choices) in choices {
+            let shown = choices.iter().map(|choice| format!("{choice:?}")).collect::<Vec<_>>().join(", ");
+            match webhook[field].as_str() {
+                None if field == "sideEffects" => {
+                    let message = format!("must specify one of {}", choices.join(", "));
+                    causes.push(Cause::required(format!("{at}.{field}"), &message));
+                }
+                None => {}
+                Some(given) if choices.contains(&given) => {}
+                Some(given) => causes.push(Cause {
+                    field: format!("{at}.{field}"),
+                    reason: "FieldValueNotSupported".into(),
+                    message: format!("Unsupported value: {given:?}: supported values: {shown}"),
+                }),
+            }
+        }
+        for (number, rule) in webhook["rules"].as_array().into_iter().flatten().enumerate() {
+            for field in ["operations", "apiGroups", "apiVersions", "resources"] {
+                let list = rule[field].as_array().map(Vec::as_slice).unwrap_or_default();
+                let at = format!("{at}.rules[{number}].{field}");
+                if list.is_empty() {
+                    causes.push(Cause::required(at, ""));
+                } else if list.len() > 1 && list.contains(&json!("*")) {
+                    let message = "if '*' is present, must not specify other values";
+                    causes.push(Cause::invalid(at, &rule[field], message));
+                }
+            }
+        }
+        check_conditions(&webhook["matchConditions"], &format!("{at}.matchConditions"), causes);
         let versions = webhook["admissionReviewVersions"].as_array().map(Vec::as_slice).unwrap_or_default();
         if !versions.contains(&json!("v1")) {
             causes.push(Cause::invalid(

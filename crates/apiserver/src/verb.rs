@@ -442,7 +442,9 @@ pub(crate) async fn delete(
     for _ in 0..ATTEMPTS {
         let old = api.state.newest(&key).ok_or_else(|| Failure::not_found(&resource.storage, name))?;
         check_preconditions(resource, name, &old.value, options)?;
-        admit::validate(api, resource, admit::Operation::Delete, "", Some(&old.value), None, how).await?;
+        let mut before = old.value.clone();
+        convert::from_stored(resource, &mut before);
+        admit::delete(api, resource, &before, how).await?;
         let next = next_on_delete(resource, &old.value, options, &api.now(), api.now_plus(0));
         let value = match next {
             OnDelete::Keep => return Ok(Deleted::Going(old)),

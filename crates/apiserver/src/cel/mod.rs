@@ -9,8 +9,8 @@ mod bound;
 mod value;
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
-use std::sync::OnceLock;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, LazyLock, Mutex, OnceLock};
 
 use kube_cel::KubeCelExt as _;
 use kube_cel::cel::common::ast::{CallExpr, ComprehensionExpr, Expr, IdedExpr, ListExpr, LiteralValue};
@@ -99,12 +99,35 @@ impl Expression {
     pub(crate) fn check_condition(&self, variables: &[&str]) -> Option<String> {
         let anything = || Known::Sized { len: 0, weight: 1 };
         let bounds = Bounds::of(&self.tree, variables.iter().map(|name| (*name, anything())));
-        bounds.problem.map(|problem| format!("compilation failed: {problem}"))
+        let plain = bounds.may_be("boolean");
+        let problem = bounds.problem.map(|problem| format!("compilation failed: {problem}"));
+        problem.or_else(|| (!plain).then(|| "must evaluate to bool".to_owned()))
     }
 
     fn uses(&self, variable: &str) -> bool {
         self.tree.references().has_variable(variable)
     }
+}
+
+/// A compiled expression, kept: those of webhooks are asked for with each request.
+///
+/// # Errors
+///
+/// As [`Expression::compile`].
+pub(crate) fn cached(text: &str) -> Result<Arc<Expression>, String> {
+    const MOST: usize = 1024;
+    static KNOWN: LazyLock<Mutex<HashMap<String, Arc<Expression>>>> = LazyLock::new(Mutex::default);
+    let known = || KNOWN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    if let Some(found) = known().get(text) {
+        return Ok(Arc::clone(found));
+    }
+    let made = Arc::new(Expression::compile(text)?);
+    let mut known = known();
+    if known.len() >= MOST {
+        known.clear();
+    }
+    known.insert(text.to_owned(), Arc::clone(&made));
+    Ok(made)
 }
 
 /// Runs something on a stack that is large enough for whatever others wrote; nothing if it panics.
@@ -264,7 +287,7 @@ fn with_context<T>(evaluate: impl FnOnce(&Context<'_>) -> T) -> T {
             let mut context = Context::default().with_all();
             // `type(x)`, as far as it can be compared with `string`, `int` and so on.
             context.add_function("type", |value: Cel| -> Result<Cel, ExecutionError> {
-                Ok(Cel::String(std::sync::Arc::new(value::type_name(&value).to_owned())))
+                Ok(Cel::String(Arc::new(value::type_name(&value).to_owned())))
             });
             context.add_function("dyn", |value: Cel| -> Result<Cel, ExecutionError> { Ok(value) });
             for name in bound::TYPES {

@@ -183,3 +183,120 @@ async fn a_webhook_refuses() {
     }
     maps.create(&PostParams::default(), &map("free", json!({"bad": ""}), json!({"free": ""}))).await.unwrap();
 }
+
+/// What a webhook is told, and which requests it is asked about.
+#[tokio::test]
+async fn a_webhook_is_asked_about_what_its_rules_and_conditions_name() {
+    let server = server().await;
+    let told = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let heard = Arc::clone(&told);
+    let hook = hook(move |request| {
+        let said = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        heard.lock().unwrap().push(format!(
+            "{} {}/{} of {} by {}",
+            said(&request["operation"]),
+            said(&request["resource"]["version"]),
+            said(&request["name"]),
+            said(&request["requestResource"]["group"]),
+            said(&request["options"]["fieldManager"])
+        ));
+        json!({"allowed": true, "warnings": ["look out"], "auditAnnotations": {"a": "b"}})
+    })
+    .await;
+    server.set_service_resolver(Arc::new(To(hook.address)));
+    let client = crate::https(&server).await;
+    let hooks: Api<ValidatingWebhookConfiguration> = Api::all(client.clone());
+    let more = json!({"rules": [{"operations": ["CREATE", "UPDATE", "DELETE"], "apiGroups": ["", "events.k8s.io"],
+            "apiVersions": ["v1"], "resources": ["configmaps", "events"]}], "matchPolicy": "Exact",
+        "matchConditions": [{"name": "named", "expression": "request.name.startsWith('a')"},
+            {"name": "not-system", "expression": "!('system:nodes' in request.userInfo.groups)"},
+            {"name": "not-skipped", "expression": "(object == null ? oldObject : object).?data.skip.orValue('no') == 'no'"}]});
+    let config = json!({"metadata": {"name": "h"}, "webhooks": [webhook(&hook.bundle, more)]});
+    hooks.create(&PostParams::default(), &of(config)).await.unwrap();
+    let maps: Api<ConfigMap> = Api::namespaced(client.clone(), "default");
+    let params = PostParams { field_manager: Some("me".into()), ..Default::default() };
+    maps.create(&params, &of(json!({"metadata": {"name": "a1"}}))).await.unwrap();
+    maps.create(&params, &of(json!({"metadata": {"name": "b1"}}))).await.unwrap();
+    maps.create(&params, &of(json!({"metadata": {"name": "a2"}, "data": {"skip": "yes"}}))).await.unwrap();
+    maps.delete("a1", &Default::default()).await.unwrap();
+    maps.delete("a2", &Default::default()).await.unwrap();
+    let said = std::mem::take(&mut *told.lock().unwrap());
+    assert_eq!(said, ["CREATE v1/a1 of  by me", "DELETE v1/a1 of  by "]);
+
+    // A condition that cannot be evaluated: failurePolicy decides.
+    let set = |path: &'static str, value: Value| {
+        let hooks = hooks.clone();
+        async move {
+            let patch = json!([{"op": "replace", "path": format!("/webhooks/0/{path}"), "value": value}]);
+            hooks.patch("h", &PatchParams::default(), &Patch::Json::<()>(of(patch))).await
+        }
+    };
+    set("matchConditions", json!([{"name": "fails", "expression": "object.data.x == 'y'"}])).await.unwrap();
+    let message = |result: kube::Result<ConfigMap>| match result {
+        Err(kube::Error::Api(status)) => (status.code, status.message.clone()),
+        other => panic!("{other:?}"),
+    };
+    let (code, said) = message(maps.create(&params, &of(json!({"metadata": {"name": "c"}}))).await);
+    assert_eq!(code, 403);
+    assert!(said.contains("resulted in error: no such key: data"), "{said}");
+    set("failurePolicy", json!("Ignore")).await.unwrap();
+    maps.create(&params, &of(json!({"metadata": {"name": "c"}}))).await.unwrap();
+    match set("matchConditions", json!([{"name": "wrong", "expression": "objet.x == 1"}])).await {
+        Err(kube::Error::Api(status)) => assert_eq!(
+            status.message,
+            "ValidatingWebhookConfiguration.admissionregistration.k8s.io \"h\" is invalid: \
+             webhooks[0].matchConditions[0].expression: Invalid value: \"objet.x == 1\": compilation failed: undeclared \
+             reference to 'objet' (in container '')"
+        ),
+        other => panic!("{other:?}"),
+    }
+    assert!(told.lock().unwrap().is_empty());
+}
+
+/// `matchPolicy: Equivalent`: who knows one version is asked about all, in the version it knows.
+#[tokio::test]
+async fn a_webhook_is_asked_about_other_versions_in_its_own() {
+    let server = server().await;
+    let hook = hook(|request| {
+        assert_eq!(request["object"]["apiVersion"], "events.k8s.io/v1");
+        assert_eq!((&request["kind"]["group"], &request["requestKind"]["group"]), (&json!("events.k8s.io"), &json!("")));
+        let patch = json!([{"op": "add", "path": "/note", "value": format!("{}!", request["object"]["note"].as_str().unwrap())}]);
+        json!({"allowed": true, "patchType": "JSONPatch", "patch": STANDARD.encode(patch.to_string())})
+    })
+    .await;
+    server.set_service_resolver(Arc::new(To(hook.address)));
+    let client = server.client();
+    let hooks: Api<MutatingWebhookConfiguration> = Api::all(client.clone());
+    let rules = json!({"rules": [{"operations": ["CREATE"], "apiGroups": ["events.k8s.io"], "apiVersions": ["v1"], "resources": ["events"]}]});
+    let config = json!({"metadata": {"name": "h"}, "webhooks": [webhook(&hook.bundle, rules)]});
+    hooks.create(&PostParams::default(), &of(config)).await.unwrap();
+    let events: Api<k8s_openapi::api::core::v1::Event> = Api::namespaced(client, "default");
+    let event = json!({"metadata": {"name": "e"}, "involvedObject": {"kind": "Pod", "name": "p", "namespace": "default"}, "message": "hey"});
+    let made = events.create(&PostParams::default(), &of(event)).await.unwrap();
+    assert_eq!(made.message.as_deref(), Some("hey!"));
+    assert_eq!(hook.calls.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
+async fn failures_of_a_webhook_are_told_in_kubernetes_words() {
+    let server = server().await;
+    let hook = hook(|_| json!({"allowed": true})).await;
+    let client = server.client();
+    let hooks: Api<ValidatingWebhookConfiguration> = Api::all(client.clone());
+    let rules = json!({"rules": [{"operations": ["CREATE"], "apiGroups": [""], "apiVersions": ["v1"], "resources": ["configmaps"]}],
+        "clientConfig": {"service": {"namespace": "hooks", "name": "gone", "path": "/x"}, "caBundle": hook.bundle}, "timeoutSeconds": 3,
+        "sideEffects": "NoneOnDryRun"});
+    let config = json!({"metadata": {"name": "h"}, "webhooks": [webhook(&hook.bundle, rules)]});
+    hooks.create(&PostParams::default(), &of(config)).await.unwrap();
+    server.set_service_resolver(Arc::new(To(hook.address)));
+    let maps: Api<ConfigMap> = Api::namespaced(client, "default");
+    match maps.create(&PostParams::default(), &of(json!({"metadata": {"name": "c"}}))).await {
+        Err(kube::Error::Api(status)) => {
+            assert_eq!((status.code, status.reason.as_str()), (500, "InternalError"));
+            let said = "Internal error occurred: failed calling webhook \"a.hooks.example.com\": failed to call webhook: \
+                        Post \"https://gone.hooks.svc:443/x?timeout=3s\": dial tcp: connection refused";
+            assert_eq!(status.message, said);
+        }
+        other => panic!("{other:?}"),
+    }
+}
