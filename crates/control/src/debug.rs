@@ -145,6 +145,7 @@ async fn syncz(Extract(pages): Extract<Pages>) -> Json<Value> {
             "proxy": format!("{}.{}", info.name, info.namespace),
             "proxy_type": info.kind,
             "istio_version": info.version,
+            "program": info.program,
             "network": &*info.network,
             "connected_at": timestamp(connection.connected_at),
             "snapshot": &*snapshot.version,

@@ -260,8 +260,12 @@ fn container(pod: &Value, namespace: &str, values: &Values, gateway: bool, own: 
     let names: Vec<_> = applications.filter_map(|container| container["name"].as_str()).collect();
     let discovery = format!("{}.{}.svc:{}", values.istiod, values.namespace, istio::XDS_PORT);
     let owner = format!("kubernetes://apis/{api_version}/namespaces/{namespace}/{kind}/{name}");
-    let config = json!({"discoveryAddress": discovery, "meshId": values.mesh});
-    let env = vec![
+    let mut config = json!({"discoveryAddress": discovery, "meshId": values.mesh});
+    let own_config = own_config(pod);
+    for (key, value) in own_config.iter().filter(|(key, _)| *key != "proxyMetadata") {
+        config[key] = value.clone();
+    }
+    let mut env = vec![
         plain("PILOT_CERT_PROVIDER", "istiod"),
         plain("CA_ADDR", &discovery),
         field("POD_NAME", "metadata.name"),
@@ -283,6 +287,14 @@ fn container(pod: &Value, namespace: &str, values: &Values, gateway: bool, own: 
         // Services that exist only in another cluster have names in the mesh alone. Istio's own default is off.
         plain("ISTIO_META_DNS_CAPTURE", if gateway { "false" } else { "true" }),
     ];
+    if let Some(proxy) = annotation(pod, istio::PROXY_ANNOTATION) {
+        env.push(plain(istio::PROXY_ENV, proxy));
+    }
+    for (name, value) in own_config.get("proxyMetadata").and_then(Value::as_object).into_iter().flatten() {
+        let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        env.retain(|have| have["name"] != name.as_str());
+        env.push(plain(name, &text));
+    }
     let kind = if gateway { "router" } else { "sidecar" };
     let domain = format!("$(POD_NAMESPACE).svc.{}", values.domain);
     let mut container = json!({
@@ -330,6 +342,15 @@ fn container(pod: &Value, namespace: &str, values: &Values, gateway: bool, own: 
         }
     }
     container
+}
+
+/// What a pod's annotation says of its proxy, over the mesh's configuration; what is not YAML says nothing.
+fn own_config(pod: &Value) -> Map<String, Value> {
+    let text = annotation(pod, istio::PROXY_CONFIG_ANNOTATION).unwrap_or_default();
+    match serde_saphyr::from_str(text) {
+        Ok(Value::Object(config)) => config,
+        _ => Map::new(),
+    }
 }
 
 fn volumes_of() -> Vec<Value> {

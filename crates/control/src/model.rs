@@ -585,10 +585,24 @@ pub struct ProxyInfo {
     pub node: String,
     /// Whether connections come to it with PROXY headers instead of being redirected.
     pub proxy_protocol: bool,
+    /// Where it is to listen, if it may not everywhere: several share a machine.
+    pub bind: Option<IpAddr>,
     /// Whether it answers DNS questions.
     pub dns: bool,
     /// Its version.
     pub version: String,
+    /// What it is, and its own version: `envoy 1.40.0`.
+    pub program: String,
+}
+
+impl ProxyInfo {
+    /// The address of its listeners: its own where it says so, or where connections are brought to it by others; else
+    /// any, as on Istio, where packets are redirected.
+    #[must_use]
+    pub fn listens_at(&self) -> IpAddr {
+        let own = self.bind.or(self.address.filter(|_| self.proxy_protocol));
+        own.unwrap_or(IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED))
+    }
 }
 
 impl Default for ProxyInfo {
@@ -607,8 +621,10 @@ impl Default for ProxyInfo {
             locality: Locality::default(),
             node: String::new(),
             proxy_protocol: false,
+            bind: None,
             dns: false,
             version: String::new(),
+            program: String::new(),
         }
     }
 }

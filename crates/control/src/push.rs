@@ -12,6 +12,8 @@ use std::time::{Duration, Instant, SystemTime};
 use futures::future::BoxFuture;
 use stolos_k8s::istio;
 use stolos_serve::Stop;
+use stolos_xds::envoy::config::core::v3::{Node, node::UserAgentVersionType};
+use stolos_xds::envoy::r#type::v3::SemanticVersion;
 use stolos_xds::message::{self, text_at, texts_at};
 use stolos_xds::server::{Nack, Proxy, Source};
 use stolos_xds::{Resource, Resources, Snapshot};
@@ -203,9 +205,24 @@ fn describe(proxy: &Proxy) -> Result<ProxyInfo, tonic::Status> {
         locality: locality.unwrap_or_default(),
         node: text("NODE_NAME").to_owned(),
         proxy_protocol: text("STOLOS_REDIRECT") == istio::REDIRECT_PROXY_PROTOCOL,
+        bind: text("STOLOS_BIND").parse().ok(),
         dns: is_on(text("DNS_CAPTURE")),
         version: [text("ISTIO_VERSION"), text("STOLOS_VERSION")].concat(),
+        program: program(node),
     })
+}
+
+/// What a proxy is, and its version.
+fn program(node: &Node) -> String {
+    let version = match &node.user_agent_version_type {
+        Some(UserAgentVersionType::UserAgentVersion(version)) => version.clone(),
+        Some(UserAgentVersionType::UserAgentBuildVersion(build)) => {
+            let number = |v: &SemanticVersion| format!("{}.{}.{}", v.major_number, v.minor_number, v.patch);
+            build.version.as_ref().map(number).unwrap_or_default()
+        }
+        None => String::new(),
+    };
+    format!("{} {version}", node.user_agent_name).trim().to_owned()
 }
 
 /// With what its pod says now: labels, node, place.
@@ -335,6 +352,8 @@ struct GroupKey {
     labels: Option<Labels>,
     /// Where the node decides.
     node: Option<String>,
+    /// Where a gateway listens, if not everywhere.
+    bind: Option<IpAddr>,
     /// Where the proxy is itself behind a headless service.
     address: Option<IpAddr>,
 }
@@ -436,6 +455,7 @@ impl Groups {
             dns: info.dns,
             labels: (self.traits.labels || info.kind == ProxyKind::Router).then(|| info.labels.clone()),
             node: self.traits.nodes.then(|| info.node.clone()),
+            bind: info.bind.filter(|_| info.kind == ProxyKind::Router),
             address: info.address.filter(|address| self.traits.headless.contains(address)),
         };
         if let Some(made) = self.made.get(&key) {
@@ -804,7 +824,6 @@ mod tests {
 
     #[test]
     fn a_proxy_says_who_it_is() {
-        use stolos_xds::envoy::config::core::v3::Node;
         use stolos_xds::message::{object, string, structure};
         let node = Node {
             id: "router~10.0.0.1~gw-1.istio-system~istio-system.svc.cluster.local".into(),
@@ -814,6 +833,7 @@ mod tests {
                 ("REQUESTED_NETWORK_VIEW", string("net1, net2")),
                 ("LABELS", object([("istio", string("eastwestgateway"))])),
                 ("STOLOS_REDIRECT", string("proxy-protocol")),
+                ("STOLOS_BIND", string("127.9.9.1")),
                 ("DNS_CAPTURE", string("true")),
             ])),
             ..Node::default()
@@ -828,6 +848,10 @@ mod tests {
         assert_eq!((info.kind, &*info.name, &*info.namespace), (ProxyKind::Router, "gw-1", "istio-system"));
         assert_eq!(info.view.len(), 2);
         assert!(info.proxy_protocol && info.dns);
+        assert_eq!(info.listens_at().to_string(), "127.9.9.1");
+        let redirected = ProxyInfo { bind: None, ..info.clone() };
+        assert_eq!(redirected.listens_at().to_string(), "10.0.0.1", "brought to it");
+        assert_eq!(ProxyInfo { proxy_protocol: false, ..redirected }.listens_at().to_string(), "0.0.0.0");
         for bad in ["", "sidecar~1.1.1.1", "ztunnel~10.0.0.1~a.b~b.svc.cluster.local"] {
             let node = Node { id: bad.into(), ..Node::default() };
             assert_eq!(describe(&proxy(node)).unwrap_err().code(), tonic::Code::InvalidArgument);

@@ -140,6 +140,7 @@ impl World {
             env: env.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
             args: vec!["discovery".to_owned()],
             output: Output::discard(),
+            programs: None,
         };
         let control = tokio::spawn(stolos_control::run_with(container, least(&east).await, stop.clone()));
         let world = Self { east, west, net, root, stop, control, _folder: folder };

@@ -26,6 +26,23 @@ pub struct LabConfig {
     pub renumber: bool,
 }
 
+/// Which pods of a lab run an Envoy instead of our own proxy, where they do not say it themselves
+/// (annotation `stolos.dev/proxy`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum EnvoyFor {
+    /// None: only those that ask for it.
+    #[default]
+    Annotated,
+    /// Every pod with a proxy.
+    All,
+    /// Gateways.
+    Gateways,
+    /// Pods with an application.
+    Sidecars,
+    /// Every other pod.
+    Half,
+}
+
 /// One cluster of a lab.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

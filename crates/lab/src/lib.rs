@@ -31,7 +31,7 @@ pub mod userland;
 mod workload;
 
 pub use cluster::{BalancedPort, LoadBalancer};
-pub use config::{LabCluster, LabConfig};
+pub use config::{EnvoyFor, LabCluster, LabConfig};
 pub use error::Error;
 pub use fault::Fault;
 pub use lab::{ClusterStatus, Lab, LabStatus};

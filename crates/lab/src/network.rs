@@ -338,11 +338,14 @@ impl World {
     /// The socket to connect to for `to`, and the header to begin with: a redirected pod's proxy takes its
     /// application's connections.
     fn approach(&self, to: SocketAddrV4) -> Approach {
-        let redirected = self.pod(*to.ip()).is_some_and(|pod| pod.redirects(to.port()));
-        if redirected {
-            return Approach { socket: SocketAddrV4::new(*to.ip(), podnet::INBOUND_PORT), announce: Some(to) };
+        match self.pod(*to.ip()) {
+            Some(pod) if pod.redirects(to.port()) => {
+                Approach { socket: SocketAddrV4::new(pod.proxy_address(), podnet::INBOUND_PORT), announce: Some(to) }
+            }
+            // What a foreign program listens for is dialled where it really is.
+            Some(pod) if pod.is_foreign() => Approach { socket: pod.socket(to.port()), announce: None },
+            _ => Approach { socket: SocketAddrV4::new(*to.ip(), address::socket_port(to.port())), announce: None },
         }
-        Approach { socket: SocketAddrV4::new(*to.ip(), address::socket_port(to.port())), announce: None }
     }
 
     /// Listens at `at`, open to whoever may dial that address.

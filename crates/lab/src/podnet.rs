@@ -4,10 +4,11 @@
 //! `PodNet` redirects as iptables would: what it dials goes to the sidecar's port 15001, and who dials it reaches port
 //! 15006, each connection opened by a PROXY v2 header that carries the original source and destination.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use futures::future::BoxFuture;
 use stolos_proxy::dns;
@@ -33,6 +34,10 @@ pub struct PodSockets {
     address: Ipv4Addr,
     /// Whether applications of this pod are redirected through a sidecar.
     redirect: bool,
+    /// Whether the pod's proxy is a program of others, which makes its sockets itself: at the hidden address.
+    foreign: AtomicBool,
+    /// The ports of that program that are open at the pod's address.
+    fronts: Mutex<HashMap<u16, Stop>>,
     listening: Mutex<HashMap<u16, Listening>>,
     next: Mutex<u64>,
     tasks: TaskTracker,
@@ -43,8 +48,10 @@ pub struct PodSockets {
 #[derive(Clone, Copy)]
 struct Listening {
     id: u64,
-    /// Behind the redirection.
+    /// Behind the redirection, or a foreign program's.
     hidden: bool,
+    /// A foreign program's.
+    foreign: bool,
 }
 
 impl PodSockets {
@@ -65,6 +72,8 @@ impl PodSockets {
             hostname: hostname.to_owned(),
             address,
             redirect,
+            foreign: AtomicBool::new(false),
+            fronts: Mutex::default(),
             listening: Mutex::default(),
             next: Mutex::default(),
             tasks: TaskTracker::new(),
@@ -101,7 +110,67 @@ impl PodSockets {
     /// Whether connections to `port` go through the sidecar.
     #[must_use]
     pub fn redirects(&self, port: u16) -> bool {
-        self.redirect && self.listening().get(&port).is_some_and(|l| l.hidden)
+        self.redirect && self.listening().get(&port).is_some_and(|l| l.hidden && !l.foreign)
+    }
+
+    /// From now on the pod's proxy is a program of others. It makes its sockets itself, so that no [`Door`] can be at
+    /// them: they are at the pod's hidden address, and at its own one the lab listens and brings there whom it lets in.
+    pub fn run_foreign(&self) {
+        self.foreign.store(true, Ordering::Release);
+    }
+
+    /// Whether the pod's proxy is a program of others.
+    #[must_use]
+    pub fn is_foreign(&self) -> bool {
+        self.foreign.load(Ordering::Acquire)
+    }
+
+    /// Where the pod's proxy takes redirected connections.
+    pub(crate) fn proxy_address(&self) -> Ipv4Addr {
+        if self.is_foreign() { hidden(self.address) } else { self.address }
+    }
+
+    /// Opens the pod's address for these ports of its foreign program, and closes it for all others of it. The program
+    /// sees who dials: its own connections come from the client's address.
+    ///
+    /// # Errors
+    ///
+    /// When a port is taken; the others are open then.
+    pub async fn publish(self: &Arc<Self>, ports: BTreeSet<u16>) -> io::Result<()> {
+        let gone: Vec<u16> = self.fronts().keys().filter(|port| !ports.contains(port)).copied().collect();
+        for port in gone {
+            if let Some(stop) = self.fronts().remove(&port) {
+                stop.ask();
+            }
+            let mut listening = self.listening();
+            if listening.get(&port).is_some_and(|l| l.foreign) {
+                listening.remove(&port);
+            }
+        }
+        let mut result = Ok(());
+        for port in ports {
+            if self.fronts().contains_key(&port) {
+                continue;
+            }
+            let tcp = match network::listen(SocketAddrV4::new(self.address, socket_port(port))).await {
+                Ok(tcp) => tcp,
+                Err(error) => {
+                    result = Err(io::Error::new(error.kind(), format!("port {port}: {error}")));
+                    continue;
+                }
+            };
+            let stop = self.stop.child();
+            self.fronts().insert(port, stop.clone());
+            self.listening().insert(port, Listening { id: 0, hidden: true, foreign: true });
+            let front = Listener::guarded(tcp, Arc::new(NetworkDoor { world: Arc::clone(&self.world) }));
+            let to = self.socket(port);
+            self.tasks.spawn(bring(front, to, self.tasks.clone(), stop));
+        }
+        result
+    }
+
+    fn fronts(&self) -> std::sync::MutexGuard<'_, HashMap<u16, Stop>> {
+        self.fronts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Where whoever listens on `port` really is: what probes, port-forward and the pod itself dial.
@@ -141,10 +210,10 @@ impl PodSockets {
         if redirected {
             let outside = SocketAddrV4::new(self.address, socket_port(port));
             let outside = network::listen(outside).await?;
-            let outside = Listener::guarded(outside, Arc::new(NetworkDoor { world: Arc::clone(&self.world) }));
+            let outside = Listener::guarded(outside, Arc::new(OutsideDoor { pod: Arc::downgrade(self) }));
             self.tasks.spawn(Arc::clone(self).redirect(outside, port, stop.clone()));
         }
-        self.listening().insert(port, Listening { id, hidden: redirected });
+        self.listening().insert(port, Listening { id, hidden: redirected, foreign: false });
         let door = PortDoor { pod: Arc::clone(self), port, id, redirected, stop };
         Ok(Listener::guarded(tcp, Arc::new(door)))
     }
@@ -160,10 +229,13 @@ impl PodSockets {
             let (pod, stop) = (Arc::clone(&self), stop.clone());
             self.tasks.spawn(async move {
                 let carried = async {
-                    let mut inner = if peer.ip() == IpAddr::V4(pod.address) {
+                    // A foreign proxy hands its application's connections over from the hidden address; what comes
+                    // from the pod's own one is meant for the pod as others see it.
+                    let own = if pod.is_foreign() { hidden(pod.address) } else { pod.address };
+                    let mut inner = if peer.ip() == IpAddr::V4(own) {
                         pod.dial_self(port).await?
                     } else {
-                        let proxy = SocketAddr::V4(SocketAddrV4::new(pod.address, INBOUND_PORT));
+                        let proxy = SocketAddr::V4(SocketAddrV4::new(pod.proxy_address(), INBOUND_PORT));
                         let mut inner = Stream::from(network::bound(pod.address)?.connect(proxy).await?);
                         let to = SocketAddrV4::new(pod.address, port);
                         inner.write_all(&proxy_header(v4(peer)?, to)).await?;
@@ -186,6 +258,53 @@ impl PodSockets {
 impl Drop for PodSockets {
     fn drop(&mut self) {
         self.close();
+    }
+}
+
+/// Brings connections that the lab has let in to where a foreign program listens, until `stop`.
+async fn bring(front: Listener, to: SocketAddrV4, tasks: TaskTracker, stop: Stop) {
+    loop {
+        let (mut client, peer) = tokio::select! {
+            Ok(accepted) = front.accept() => accepted,
+            () = stop.asked() => return,
+            else => return,
+        };
+        let stop = stop.clone();
+        tasks.spawn(async move {
+            let carried = async {
+                let tcp = match network::bound(*v4(peer)?.ip())?.connect(SocketAddr::V4(to)).await {
+                    Ok(tcp) => tcp,
+                    Err(error) => {
+                        // Nobody there is what the client should see as well.
+                        client.reset_on_drop();
+                        return Err(error);
+                    }
+                };
+                let mut inner = Stream::from(tcp);
+                tokio::io::copy_bidirectional(&mut client, &mut inner).await
+            };
+            tokio::select! {
+                result = carried => if let Err(error) = result {
+                    tracing::debug!(%peer, %to, %error, "connection to a foreign program ended");
+                },
+                () = stop.asked() => {}
+            }
+        });
+    }
+}
+
+/// The door of a redirection: whom the network lets in, and the pod's own foreign proxy.
+struct OutsideDoor {
+    pod: Weak<PodSockets>,
+}
+
+impl Door for OutsideDoor {
+    fn admit(&self, peer: SocketAddr, local: SocketAddr) -> Admission {
+        match self.pod.upgrade() {
+            Some(pod) if pod.is_foreign() && peer.ip() == IpAddr::V4(hidden(pod.address)) => Admission::Pass,
+            Some(pod) => pod.world.admit(peer, local),
+            None => Admission::Refuse,
+        }
     }
 }
 
@@ -243,7 +362,7 @@ impl PodNet {
         if self.redirected {
             let socket = network::bound(pod.address)?;
             let source = v4(socket.local_addr()?)?;
-            let proxy = SocketAddr::V4(SocketAddrV4::new(pod.address, OUTBOUND_PORT));
+            let proxy = SocketAddr::V4(SocketAddrV4::new(pod.proxy_address(), OUTBOUND_PORT));
             let mut stream = Stream::from(socket.connect(proxy).await?);
             stream.write_all(&proxy_header(source, to)).await?;
             return Ok(stream);

@@ -56,15 +56,36 @@ async fn ask(net: &dyn Net, to: SocketAddr) -> Vec<u8> {
 
 #[tokio::test]
 async fn exactly_the_matrix() {
+    matrix([subnet(0), subnet(1), subnet(2)], false).await;
+}
+
+/// The same where a program of others (an Envoy) listens, whose sockets have no doors.
+#[tokio::test]
+async fn exactly_the_matrix_with_foreign_programs() {
+    matrix([subnet(8), subnet(9), subnet(10)], true).await;
+}
+
+/// A program of others in `pod`: a plain socket at the hidden address.
+async fn foreign(pod: &Arc<PodSockets>, port: u16, name: &'static str) {
+    pod.run_foreign();
+    let socket = tokio::net::TcpListener::bind((hidden(pod.address()), port)).await.unwrap();
+    serve(socket.into(), name);
+    pod.publish([port].into()).await.unwrap();
+}
+
+async fn matrix(subnets: [Subnet; 3], are_foreign: bool) {
     let world = World::new();
-    let subnets = [subnet(0), subnet(1), subnet(2)];
     for (subnet, (name, network)) in subnets.iter().zip([("e1", "east"), ("e2", "east"), ("w1", "west")]) {
         world.add(name, network, *subnet);
     }
     let pods = subnets.map(|subnet| pod(&world, subnet, 0, false));
     let nets = pods.each_ref().map(PodSockets::application);
-    for (net, name) in nets.iter().zip(["pod e1", "pod e2", "pod w1"]) {
-        serve(net.bind(5000).await.unwrap(), name);
+    for ((net, pod), name) in nets.iter().zip(&pods).zip(["pod e1", "pod e2", "pod w1"]) {
+        if are_foreign {
+            foreign(pod, 5000, name).await;
+        } else {
+            serve(net.bind(5000).await.unwrap(), name);
+        }
     }
     let mut targets: Vec<(String, SocketAddr)> = Vec::new();
     for (subnet, name) in subnets.iter().zip(["e1", "e2", "w1"]) {
@@ -94,6 +115,7 @@ async fn exactly_the_matrix() {
         }
         picture += &format!("{name}: {}\n", answered.join(", "));
     }
+    insta::allow_duplicates! {
     insta::assert_snapshot!(picture, @r"
     host: api e1, lb e1, api e2, lb e2, api w1, lb w1
     node e1: api e1, lb e1, pod e1, api e2, lb e2, api w1, lb w1
@@ -102,6 +124,7 @@ async fn exactly_the_matrix() {
     pod e2: api e1, lb e1, pod e1, api e2, lb e2, pod e2, api w1, lb w1
     pod w1: api e1, lb e1, api e2, lb e2, api w1, lb w1, pod w1
     ");
+    }
     let refusals: Vec<_> = world.refusals().iter().map(|r| format!("{}->{} {}", r.from, r.to, r.count)).collect();
     assert_eq!(
         refusals.join(", "),
@@ -180,6 +203,36 @@ async fn a_redirected_pod_hears_and_speaks_through_its_sidecar() {
     assert_eq!(ask(node.as_ref(), server.socket(80).into()).await, b"app ");
     assert_eq!(ask(client.proxy().as_ref(), server.socket(80).into()).await, b"refused");
     assert_eq!(ask(&Stranger(client.address()), (hidden(server.address()), 20080).into()).await, b"refused");
+}
+
+#[tokio::test]
+async fn a_foreign_sidecar_takes_what_is_redirected_and_is_seen_where_it_listens() {
+    let world = World::new();
+    world.add("c", "net", subnet(11));
+    let server = pod(&world, subnet(11), 0, true);
+    let client = pod(&world, subnet(11), 1, false);
+    foreign(&server, 15021, "health ").await;
+    let inside = |port| (hidden(server.address()), port);
+    for (port, name) in [(INBOUND_PORT, "in "), (OUTBOUND_PORT, "out ")] {
+        serve(tokio::net::TcpListener::bind(inside(port)).await.unwrap().into(), name);
+    }
+    serve(server.application().bind(8080).await.unwrap(), "app ");
+    let at = |port| SocketAddr::from((server.address(), port));
+
+    let in_the_lab = client.application() as Arc<dyn Net>;
+    let by_a_socket: Arc<dyn Net> = Arc::new(Stranger(client.address()));
+    for net in [&in_the_lab, &by_a_socket] {
+        assert!(ask(net.as_ref(), at(8080)).await.starts_with(b"in "), "to the sidecar");
+        assert_eq!(ask(net.as_ref(), at(15021)).await, b"health ", "which is not redirected to itself");
+        assert_eq!(ask(net.as_ref(), at(INBOUND_PORT)).await, b"refused", "that door is the lab's alone");
+    }
+    assert!(ask(server.application().as_ref(), "10.9.0.1:80".parse().unwrap()).await.starts_with(b"out "));
+    // The sidecar hands over from the hidden address; from the pod's own one it would meet itself.
+    assert_eq!(ask(&Stranger(hidden(server.address())), at(8080)).await, b"app ");
+    assert!(ask(&Stranger(server.address()), at(8080)).await.starts_with(b"in "));
+
+    server.publish([15443].into()).await.unwrap();
+    assert_eq!(ask(by_a_socket.as_ref(), at(15021)).await, b"refused", "closed again");
 }
 
 #[tokio::test]

@@ -10,11 +10,14 @@
 //!                                   └─► discovery  ─► resources  ─┘
 //! ```
 //!
-//! An [`AgentHandle`] is all that a proxy sees, ours or another: what serves secrets and discovery on unix sockets
-//! stands on [`AgentHandle::identity`] and [`AgentHandle::resources`] alone.
+//! An [`AgentHandle`] is all that our own proxy sees. For an Envoy the same certificate is served on a unix socket
+//! (`sockets`), another relays discovery, `bootstrap` is what Envoy starts from, and `envoy` runs it.
 
+mod bootstrap;
 mod certificate;
+pub(crate) mod envoy;
 mod settings;
+mod sockets;
 
 use std::io;
 use std::sync::Arc;
@@ -56,18 +59,7 @@ pub struct Identity {
 pub fn start(container: &Container, check: Check, stop: Stop) -> Result<AgentHandle, Unusable> {
     let settings = Arc::new(Settings::read(container)?);
     let node = settings.node(container);
-    let (identities, identity) = watch::channel(None);
-    let (failures, failure) = watch::channel(None);
-
-    let tasks = TaskTracker::new();
-    let renewal = certificate::Renewal::new(container.clone(), Arc::clone(&settings), identities, failures);
-    let until = stop.child();
-    tasks.spawn(async move {
-        tokio::select! {
-            () = until.asked() => {}
-            () = renewal.run() => {}
-        }
-    });
+    let (identity, failure, tasks) = identify(container, &settings, &stop);
 
     let mut client = Client::new(target(container, &settings.discovery), node.clone());
     let (place, known) = (container.clone(), Arc::clone(&settings));
@@ -90,6 +82,25 @@ pub fn start(container: &Container, check: Check, stop: Stop) -> Result<AgentHan
     }
     tasks.close();
     Ok(AgentHandle { identity, failure, discovery, node: Arc::new(node), settings, tasks })
+}
+
+/// The workload's identity once there is one, and why there is none.
+type Known = (watch::Receiver<Option<Arc<Identity>>>, watch::Receiver<Option<String>>, TaskTracker);
+
+/// Obtains and renews the workload's certificate until `stop`.
+fn identify(container: &Container, settings: &Arc<Settings>, stop: &Stop) -> Known {
+    let (identities, identity) = watch::channel(None);
+    let (failures, failure) = watch::channel(None);
+    let tasks = TaskTracker::new();
+    let renewal = certificate::Renewal::new(container.clone(), Arc::clone(settings), identities, failures);
+    let until = stop.child();
+    tasks.spawn(async move {
+        tokio::select! {
+            () = until.asked() => {}
+            () = renewal.run() => {}
+        }
+    });
+    (identity, failure, tasks)
 }
 
 /// A started agent.

@@ -43,12 +43,17 @@ pub use state::{Store, check};
 /// How long open connections may go on after the proxy was asked to stop, when nothing else is said.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// Runs a proxy (`proxy sidecar` or `proxy router`) with its agent until `stop`, then drains.
+/// Runs a proxy (`proxy sidecar` or `proxy router`) with its agent until `stop`, then drains: this one, or an Envoy
+/// where the environment says `STOLOS_PROXY=envoy`.
 ///
 /// # Errors
 ///
 /// When the container does not say what a proxy must know. Whatever may yet come right is waited for instead.
 pub async fn run(container: Container, stop: Stop) -> Result<(), agent::Unusable> {
+    if container.var("STOLOS_PROXY").is_some_and(|proxy| proxy == "envoy") {
+        let grace = grace(&container);
+        return agent::envoy::run(container, grace, stop).await;
+    }
     let agent_stop = Stop::new();
     let _agent_ends = AskOnDrop(vec![agent_stop.clone()]);
     let judge: agent::Check = Arc::new(|type_url, resource| check(type_url, &resource.body));
@@ -94,8 +99,7 @@ impl Proxy {
 
     fn of(container: &Container, workload: metrics::Workload) -> (Self, Store) {
         let (store, shared) = Store::new(container, workload);
-        let grace = container.var("TERMINATION_DRAIN_DURATION_SECONDS").and_then(|seconds| seconds.parse().ok());
-        (Self { shared, grace: grace.map_or(GRACE, Duration::from_secs) }, store)
+        (Self { shared, grace: grace(container) }, store)
     }
 
     /// Runs until `stop`, then drains. Dropped before, it cuts everything off.
@@ -121,6 +125,12 @@ impl Proxy {
         let _ = tokio::time::timeout(Duration::from_secs(1), shared.tasks.wait()).await;
         let _ = tokio::time::timeout(Duration::from_secs(1), admin).await;
     }
+}
+
+/// How long open connections may go on.
+fn grace(container: &Container) -> Duration {
+    let seconds = container.var("TERMINATION_DRAIN_DURATION_SECONDS").and_then(|seconds| seconds.parse().ok());
+    seconds.map_or(GRACE, Duration::from_secs)
 }
 
 /// Asks parts to end when it goes out of scope.

@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::{Net, Output};
+use crate::{Net, Output, Programs};
 
 /// What a container's process is given, in a real container and in the lab alike.
 #[derive(Clone)]
@@ -17,6 +17,8 @@ pub struct Container {
     pub args: Vec<String>,
     /// Its log.
     pub output: Output,
+    /// The way to programs that are not ours; `None` where there are none.
+    pub programs: Option<Arc<dyn Programs>>,
 }
 
 impl Container {

@@ -11,9 +11,11 @@ mod container;
 pub mod listen;
 pub mod net;
 mod output;
+pub mod program;
 mod stop;
 
 pub use container::Container;
 pub use net::{Admission, Door, Gate, HostNet, Link, Listener, Net, Stream, Weather};
 pub use output::Output;
+pub use program::{HostPrograms, Program, Programs};
 pub use stop::Stop;

@@ -4,7 +4,8 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use clap::{Args, Subcommand};
-use stolos_lab::{Fault, Lab, LabConfig, socket};
+use stolos_lab::catalogue::Envoy;
+use stolos_lab::{EnvoyFor, Fault, Lab, LabConfig, socket};
 use stolos_serve::Stop;
 use stolos_spec::{MeshName, from_contexts, mesh_yaml};
 use tokio::io::AsyncBufReadExt as _;
@@ -63,6 +64,41 @@ pub(crate) struct UpArgs {
     /// Added to every API call, in milliseconds: how distant clusters feel
     #[arg(long, value_name = "MS", default_value_t = 0, value_parser = clap::value_parser!(u64).range(0..=60_000))]
     api_delay: u64,
+
+    /// A real Envoy, for pods annotated `stolos.dev/proxy: envoy`
+    #[arg(long, value_name = "PROGRAM", env = "STOLOS_ENVOY", hide_env_values = true)]
+    envoy: Option<PathBuf>,
+
+    /// Which other pods it is the proxy of
+    #[arg(long, value_name = "PODS", default_value = "annotated", requires = "envoy")]
+    envoy_for: EnvoyPods,
+}
+
+/// Which pods run an Envoy.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum EnvoyPods {
+    /// Only those that ask for it
+    Annotated,
+    /// Every pod with a proxy
+    All,
+    /// Gateways
+    Gateways,
+    /// Pods with an application
+    Sidecars,
+    /// Every other pod
+    Half,
+}
+
+impl From<EnvoyPods> for EnvoyFor {
+    fn from(pods: EnvoyPods) -> Self {
+        match pods {
+            EnvoyPods::Annotated => Self::Annotated,
+            EnvoyPods::All => Self::All,
+            EnvoyPods::Gateways => Self::Gateways,
+            EnvoyPods::Sidecars => Self::Sidecars,
+            EnvoyPods::Half => Self::Half,
+        }
+    }
 }
 
 /// Which lab.
@@ -271,6 +307,12 @@ impl UpArgs {
         config.kubeconfigs.dedup();
         config.renumber = self.renumber;
         config.api_delay = Duration::from_millis(self.api_delay);
+        if let Some(program) = &self.envoy {
+            let program = program.canonicalize().map_err(|error| {
+                Failure::caused(&error).while_doing(format!("cannot run the Envoy {}", program.display()))
+            })?;
+            config.catalogue.set_envoy(Envoy { program, of: self.envoy_for.into() });
+        }
         Ok(config)
     }
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::Args;
-use stolos_serve::{Container, HostNet, Output, Stop};
+use stolos_serve::{Container, HostNet, HostPrograms, Output, Stop};
 
 use crate::exit::Exit;
 use crate::failure::Failure;
@@ -54,5 +54,6 @@ fn container(args: Vec<String>, screen: &Screen) -> Container {
         env,
         args,
         output: Output::new(move |line| lines.data(line)),
+        programs: Some(Arc::new(HostPrograms)),
     }
 }

@@ -209,7 +209,7 @@ fn named(name: &str) -> envoy::Cluster {
 
 /// Where connections to the workload come from: where packets are redirected, an address that is exempt from it.
 fn bind(proxy: &ProxyInfo) -> Option<core::BindConfig> {
-    let address = match proxy.address {
+    let address = match proxy.bind.or(proxy.address) {
         Some(address) if proxy.proxy_protocol => address.to_string(),
         Some(std::net::IpAddr::V6(_)) => "::6".to_owned(),
         _ => "127.0.0.6".to_owned(),

@@ -96,7 +96,7 @@ pub fn listeners(world: &World, proxy: &ProxyInfo) -> Vec<envoy::Listener> {
     };
     let listener = |(port, passed): (u16, Vec<Passed>)| envoy::Listener {
         name: format!("0.0.0.0_{port}"),
-        address: Some(message::address("0.0.0.0", port)),
+        address: Some(message::address(proxy.listens_at().to_string(), port)),
         listener_filters: vec![tls_inspector()],
         filter_chains: passed.iter().map(chain).collect(),
         traffic_direction: core::TrafficDirection::Outbound.into(),

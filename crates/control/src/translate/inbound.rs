@@ -105,7 +105,7 @@ pub fn listener(world: &World, proxy: &ProxyInfo) -> envoy::Listener {
     http.filter_disabled = except(served.iter().filter(|s| s.protocol != Protocol::Auto).map(|s| s.target));
     envoy::Listener {
         name: "virtualInbound".to_owned(),
-        address: Some(message::address("0.0.0.0", istio::INBOUND_PORT)),
+        address: Some(message::address(proxy.listens_at().to_string(), istio::INBOUND_PORT)),
         use_original_dst: Some(false),
         listener_filters: vec![original_destination(proxy), tls_inspector(), http],
         listener_filters_timeout: Some(duration(world.settings.detection)),

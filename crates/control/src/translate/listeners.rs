@@ -163,7 +163,7 @@ pub fn virtual_outbound(world: &World, proxy: &ProxyInfo) -> envoy::Listener {
     let rest = if world.settings.allow_any { PASSTHROUGH } else { BLACK_HOLE };
     envoy::Listener {
         name: "virtualOutbound".to_owned(),
-        address: Some(message::address(ANY.to_string(), istio::OUTBOUND_PORT)),
+        address: Some(message::address(proxy.listens_at().to_string(), istio::OUTBOUND_PORT)),
         use_original_dst: Some(true),
         listener_filters: vec![original_destination(proxy)],
         filter_chains: vec![

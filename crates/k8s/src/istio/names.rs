@@ -187,6 +187,10 @@ pub const REQUESTED_NETWORK_VIEW_ENV: &str = "ISTIO_META_REQUESTED_NETWORK_VIEW"
 pub const REDIRECT_ENV: &str = "ISTIO_META_STOLOS_REDIRECT";
 /// Value of [`REDIRECT_ENV`].
 pub const REDIRECT_PROXY_PROTOCOL: &str = "proxy-protocol";
+/// [`PROXY_ANNOTATION`] as the proxy's container is told.
+pub const PROXY_ENV: &str = "STOLOS_PROXY";
+/// Istio's annotation with the proxy's configuration, over the mesh's.
+pub const PROXY_CONFIG_ANNOTATION: &str = "proxy.istio.io/config";
 /// Volume with the token for the control plane.
 pub const TOKEN_VOLUME: &str = "istio-token";
 /// Volume with the root bundle.

@@ -12,11 +12,13 @@ mod web;
 mod websocket;
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
 use stolos_serve::{Container, Stop};
 
+use crate::config::EnvoyFor;
 use crate::userland::{self, Process, Sink, Source};
 
 /// What a container's main process is given.
@@ -59,7 +61,19 @@ impl Image {
 
 /// The images by their normalised names.
 #[derive(Clone)]
-pub struct Catalogue(BTreeMap<&'static str, Image>);
+pub struct Catalogue {
+    images: BTreeMap<&'static str, Image>,
+    envoy: Option<Envoy>,
+}
+
+/// A real Envoy, for pods whose proxy is to be one.
+#[derive(Clone, Debug)]
+pub struct Envoy {
+    /// The program.
+    pub program: PathBuf,
+    /// Which pods run it.
+    pub of: EnvoyFor,
+}
 
 impl Default for Catalogue {
     fn default() -> Self {
@@ -83,26 +97,37 @@ impl Default for Catalogue {
         for (image, kind) in bookinfo::IMAGES {
             images.insert(image, Image::new("bookinfo", move |launch| Box::pin(bookinfo::run(launch, kind))));
         }
-        Self(images)
+        Self { images, envoy: None }
     }
 }
 
 impl Catalogue {
     /// Adds an image, or puts another in its place. `name` is normalised: no registry `docker.io`, no tag.
     pub fn add(&mut self, name: &'static str, image: Image) {
-        self.0.insert(name, image);
+        self.images.insert(name, image);
+    }
+
+    /// Gives pods an Envoy.
+    pub fn set_envoy(&mut self, envoy: Envoy) {
+        self.envoy = Some(envoy);
+    }
+
+    /// The Envoy, if there is one.
+    #[must_use]
+    pub fn envoy(&self) -> Option<&Envoy> {
+        self.envoy.as_ref()
     }
 
     /// The image called `reference`.
     #[must_use]
     pub fn find(&self, reference: &str) -> Option<&Image> {
-        self.0.get(normalised(reference).as_str())
+        self.images.get(normalised(reference).as_str())
     }
 
     /// What there is, for whoever asked for something else.
     #[must_use]
     pub fn list(&self) -> String {
-        self.0.keys().copied().collect::<Vec<_>>().join(", ")
+        self.images.keys().copied().collect::<Vec<_>>().join(", ")
     }
 }
 

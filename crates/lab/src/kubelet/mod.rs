@@ -4,6 +4,7 @@ mod env;
 mod log;
 pub(crate) mod pod;
 mod probe;
+mod program;
 mod volumes;
 
 use std::collections::{BTreeSet, HashMap};
@@ -26,7 +27,7 @@ use crate::address::{Role, Subnet};
 use crate::cluster::Shared;
 use crate::podnet::PodSockets;
 use crate::userland::{self, Sink, Source};
-use pod::{PodRun, SIDECAR};
+use pod::PodRun;
 
 /// Runs the pods of one cluster's node.
 pub(crate) struct Kubelet {
@@ -129,18 +130,15 @@ impl Kubelet {
             return None;
         };
         let spec = pod.spec.as_ref();
-        let containers = spec.iter().flat_map(|s| s.containers.iter().chain(s.init_containers.iter().flatten()));
-        let redirect = containers.into_iter().any(|c| {
-            let args = c.args.as_deref().unwrap_or_default();
-            c.name == SIDECAR
-                && args.first().is_some_and(|a| a == "proxy")
-                && args.get(1).is_some_and(|a| a == "sidecar")
-        });
+        let redirect = program::proxy(pod).is_some_and(|(_, is_sidecar)| is_sidecar);
         let hostname = spec.and_then(|s| s.hostname.clone()).unwrap_or_else(|| pod.name_any());
         let namespace = pod.namespace().unwrap_or_default();
         let stop = self.shared.stop.child();
         let (world, directories) = (&self.shared.world, &self.shared.directories);
         let sockets = PodSockets::new(world, directories, (&namespace, &hostname), address, redirect, stop);
+        if program::runs_envoy(pod, address, self.shared.catalogue.envoy()) {
+            sockets.run_foreign();
+        }
         let folder = self.shared.folder.join("pods").join(pod.uid().unwrap_or_default());
         Some(PodRun::new(pod, sockets, folder))
     }

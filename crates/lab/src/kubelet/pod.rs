@@ -18,7 +18,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::env::{About, environment, expand};
 use super::log::Log;
 use super::volumes::{self, Volumes};
-use super::{Kubelet, probe};
+use super::{Kubelet, probe, program};
 use crate::catalogue::Launch;
 use crate::podnet::{PodNet, PodSockets};
 use crate::userland::Process;
@@ -543,12 +543,14 @@ fn prepare(
     container: &Container,
     mut env: BTreeMap<String, String>,
 ) -> std::io::Result<(Launch, Stop)> {
-    let _ = kubelet;
     let root = volumes::root(pod, container, &run.folder)?;
     let sidecar = container.name == SIDECAR;
     let net = if sidecar { run.sockets.proxy() } else { run.sockets.application() };
     if sidecar && run.sockets.is_redirected() {
         env.insert("ISTIO_META_STOLOS_REDIRECT".to_owned(), "proxy-protocol".to_owned());
+    }
+    if sidecar && run.sockets.is_foreign() {
+        env.insert(program::PROXY_ENV.to_owned(), program::ENVOY.to_owned());
     }
     let words = |list: &Option<Vec<String>>| list.iter().flatten().map(|w| expand(w, &env)).collect::<Vec<_>>();
     let (command, args) = (words(&container.command), words(&container.args));
@@ -561,7 +563,9 @@ fn prepare(
         Arc::clone(&view.log)
     };
     let stop = Stop::new();
-    let container = stolos_serve::Container { net, root, env, args, output: Output::new(move |line| log.push(line)) };
+    let programs = if sidecar { program::Children::of(kubelet, run) } else { None };
+    let output = Output::new(move |line| log.push(line));
+    let container = stolos_serve::Container { net, root, env, args, output, programs };
     Ok((Launch { container, command, hostname: run.name.clone(), stop: stop.clone() }, stop))
 }
 

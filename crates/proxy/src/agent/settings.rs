@@ -54,6 +54,12 @@ pub enum Unusable {
     /// The arguments are not a proxy's.
     #[error("expected the arguments `proxy sidecar` or `proxy router`, found `{0}`")]
     Arguments(String),
+    /// Another proxy was asked for, and cannot be run.
+    #[error("cannot run Envoy: {0}")]
+    Program(String),
+    /// It did run, and ended unasked.
+    #[error("Envoy ended by itself: {0}")]
+    Ended(String),
     /// A variable is needed and not set.
     #[error("the environment variable {0} is not set")]
     Unset(&'static str),
@@ -296,6 +302,7 @@ mod tests {
             env: env.iter().map(|(key, value)| ((*key).into(), (*value).into())).collect(),
             args: args.iter().map(ToString::to_string).collect(),
             output: Output::discard(),
+            programs: None,
         }
     }
 

@@ -139,6 +139,7 @@ pub(crate) fn container(root: &Path, port: u16, roots: &str) -> Container {
         env: env.map(|(key, value)| (key.into(), value.into())).into(),
         args: vec!["proxy".into(), "sidecar".into()],
         output: Output::discard(),
+        programs: None,
     }
 }
 

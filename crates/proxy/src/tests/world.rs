@@ -89,6 +89,7 @@ impl Running {
             env: env.iter().map(|(key, value)| ((*key).into(), (*value).into())).collect(),
             args: Vec::new(),
             output: Output::new(move |line| written.lock().unwrap().push(line.to_owned())),
+            programs: None,
         };
         let (proxy, store) = Proxy::new(&container);
         let stop = Stop::new();
