@@ -11,12 +11,14 @@ mod exec;
 mod graph;
 mod judge;
 mod probe;
+mod proxies;
 mod refuse;
 mod report;
 mod status;
 mod verify;
 
 pub use graph::{Format, graph};
+pub use proxies::{ProxyReport, ProxyStatus, TypeStatus, proxies};
 pub use report::{Latency, Pair, Refusal, Verdict, VerifyReport};
 pub use status::{
     CertificateStatus, ClusterStatus, ControlPlaneStatus, GatewayStatus, PeerStatus, ServiceStatus, StatusReport,

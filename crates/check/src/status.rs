@@ -294,7 +294,7 @@ fn cluster_status(
 }
 
 /// A debug page of the control plane, asked for from inside its own pod: it answers nobody else.
-async fn page(client: &kube::Client, pod: &str, name: &str) -> Option<Value> {
+pub(crate) async fn page(client: &kube::Client, pod: &str, name: &str) -> Option<Value> {
     let url = format!("http://localhost:{}/debug/{name}", istio::DEBUG_PORT);
     let command = ["curl", "-sS", "-m", "3", &url];
     let patience = Duration::from_secs(5);
@@ -429,7 +429,7 @@ fn rfc3339(at: SystemTime) -> String {
         .map_or_else(|_| "unknown".to_owned(), |t| t.strftime("%Y-%m-%dT%H:%M:%SZ").to_string())
 }
 
-fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

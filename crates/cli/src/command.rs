@@ -9,6 +9,7 @@ pub(crate) mod graph;
 pub(crate) mod init;
 pub(crate) mod lab;
 pub(crate) mod plan;
+pub(crate) mod proxy_status;
 pub(crate) mod role;
 pub(crate) mod status;
 pub(crate) mod verify;
@@ -64,6 +65,9 @@ pub(crate) enum Command {
     Teardown(apply::TeardownArgs),
     /// Say what is there: clusters, control planes, gateways, peers, services, certificates
     Status(status::StatusArgs),
+    /// Say what every proxy has of its configuration
+    #[command(alias = "ps")]
+    ProxyStatus(proxy_status::ProxyStatusArgs),
     /// Prove the mesh with real requests between every two clusters
     Verify(verify::VerifyArgs),
     /// Draw the mesh
@@ -99,6 +103,7 @@ impl Command {
             Self::Apply(args) => apply::apply(args, screen, stop).await,
             Self::Teardown(args) => apply::teardown(args, screen, stop).await,
             Self::Status(args) => status::run(args, screen).await,
+            Self::ProxyStatus(args) => proxy_status::run(args, screen).await,
             Self::Verify(args) => verify::run(args, screen, stop).await,
             Self::Graph(args) => graph::run(args, screen).await,
             Self::Cert(command) => cert::run(command, screen).await,

@@ -2,7 +2,7 @@
 
 use comfy_table::{Cell, CellAlignment, Table, presets};
 use serde_json::Value;
-use stolos_check::{Pair, PeerStatus, StatusReport, Verdict, VerifyReport};
+use stolos_check::{Pair, PeerStatus, ProxyReport, ProxyStatus, StatusReport, Verdict, VerifyReport};
 
 use crate::failure::plainly;
 use crate::screen::{Output, Screen, Tone};
@@ -158,6 +158,57 @@ pub(crate) fn junit(report: &VerifyReport) -> String {
         report.pairs.len() + report.refusals.len(),
         std::time::Duration::from_millis(report.duration_ms).as_secs_f64(),
     )
+}
+
+/// What every proxy has: Istio's table, and, where one is meant, what was sent and taken.
+pub(crate) fn proxies(screen: &Screen, report: &ProxyReport, output: Output, in_detail: bool) -> String {
+    const TYPES: [&str; 5] = ["CDS", "LDS", "EDS", "RDS", "ECDS"];
+    let mut header = vec!["name", "cluster", "cds", "lds", "eds", "rds", "ecds", "istiod", "version"];
+    if output == Output::Wide {
+        header.push("program");
+    }
+    let word = |proxy: &ProxyStatus, of: &str| {
+        let Some(status) = proxy.types.get(of) else { return "-".to_owned() };
+        match status.status.as_str() {
+            "SYNCED" => screen.data_tone(Tone::Good, "SYNCED"),
+            "ERROR" => screen.data_tone(Tone::Bad, "ERROR"),
+            "STALE" => screen.data_tone(Tone::Warn, "STALE"),
+            other => other.to_owned(),
+        }
+    };
+    let mut all = table(&header);
+    for proxy in &report.proxies {
+        let mut row = vec![proxy.name.clone(), proxy.cluster.clone()];
+        row.extend(TYPES.map(|of| word(proxy, of)));
+        row.extend([proxy.istiod.clone(), proxy.version.clone()]);
+        if output == Output::Wide {
+            row.push(proxy.program.clone());
+        }
+        all.add_row(row);
+    }
+    let mut text = lines(&all);
+    for proxy in report.proxies.iter().filter(|_| in_detail) {
+        text += &format!("\n{} ({}) of {}\n", proxy.name, proxy.program, proxy.cluster);
+        let mut types = table(&["type", "status", "sent", "taken", "refused"]);
+        for of in TYPES {
+            let Some(status) = proxy.types.get(of) else { continue };
+            let version = |version: &Option<String>| version.clone().unwrap_or_else(|| "-".to_owned());
+            let refused = status.rejects.to_string();
+            types.add_row(vec![of.to_owned(), word(proxy, of), version(&status.sent), version(&status.acked), refused]);
+        }
+        text += &lines(&types);
+    }
+    let errors = report.proxies.iter().flat_map(|proxy| {
+        let of = |(of, status): (&&'static str, &stolos_check::TypeStatus)| {
+            Some(format!("{} refuses its {of}: {}\n", proxy.name, status.error.as_ref()?))
+        };
+        proxy.types.iter().filter_map(of).collect::<Vec<_>>()
+    });
+    text.extend(errors);
+    for (cluster, why) in &report.unanswered {
+        text += &format!("{cluster}: {}\n", plainly(why));
+    }
+    text
 }
 
 /// What is there.

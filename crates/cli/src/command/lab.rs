@@ -74,18 +74,13 @@ pub(crate) struct UpArgs {
     envoy_for: EnvoyPods,
 }
 
-/// Which pods run an Envoy.
+/// Which pods run an Envoy: those that ask for it, or these as well.
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
 enum EnvoyPods {
-    /// Only those that ask for it
     Annotated,
-    /// Every pod with a proxy
     All,
-    /// Gateways
     Gateways,
-    /// Pods with an application
     Sidecars,
-    /// Every other pod
     Half,
 }
 

@@ -11,19 +11,20 @@ fn help_names_every_command_that_is_built() {
     Usage: stolos [OPTIONS] <COMMAND>
 
     Commands:
-      demo         Build a mesh over three clusters in this process, and prove it
-      lab          Run whole clusters in one process
-      init         Write a mesh file from kubeconfig contexts
-      plan         Say what would change in which cluster, and what that would touch
-      apply        Make the clusters one mesh
-      teardown     Take the mesh out of the clusters
-      status       Say what is there: clusters, control planes, gateways, peers, services, certificates
-      verify       Prove the mesh with real requests between every two clusters
-      graph        Draw the mesh
-      cert         Look at certificates
-      explain      Explain a finding by its id
-      completions  Print completions for a shell
-      help         Print this message or the help of the given subcommand(s)
+      demo          Build a mesh over three clusters in this process, and prove it
+      lab           Run whole clusters in one process
+      init          Write a mesh file from kubeconfig contexts
+      plan          Say what would change in which cluster, and what that would touch
+      apply         Make the clusters one mesh
+      teardown      Take the mesh out of the clusters
+      status        Say what is there: clusters, control planes, gateways, peers, services, certificates
+      proxy-status  Say what every proxy has of its configuration
+      verify        Prove the mesh with real requests between every two clusters
+      graph         Draw the mesh
+      cert          Look at certificates
+      explain       Explain a finding by its id
+      completions   Print completions for a shell
+      help          Print this message or the help of the given subcommand(s)
 
     Options:
       -v, --verbose...    Say more about what is going on; twice for even more
@@ -200,6 +201,9 @@ fn every_flag_of_apply_and_lab_up_says_what_it_does() {
           --renumber           Take new addresses where another lab holds the old ones
           --api-delay <MS>     Added to every API call, in milliseconds: how distant clusters feel
                                [default: 0]
+          --envoy <PROGRAM>    A real Envoy, for pods annotated `stolos.dev/proxy: envoy` [env: STOLOS_ENVOY]
+          --envoy-for <PODS>   Which other pods it is the proxy of [default: annotated] [possible values:
+                               annotated, all, gateways, sidecars, half]
       -h, --help               Print help
       -V, --version            Print version
     "#);
