@@ -6,7 +6,8 @@ use std::time::Duration;
 use futures::future::join_all;
 use serde::Serialize;
 use serde_json::Value;
-use stolos_cluster::{Cluster, Resource, objects};
+use stolos_cluster::Cluster;
+use stolos_cluster::objects::{self, Resource};
 use stolos_k8s::{istio, meta};
 use stolos_spec::Mesh;
 

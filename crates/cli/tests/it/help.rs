@@ -201,9 +201,10 @@ fn every_flag_of_apply_and_lab_up_says_what_it_does() {
           --renumber           Take new addresses where another lab holds the old ones
           --api-delay <MS>     Added to every API call, in milliseconds: how distant clusters feel
                                [default: 0]
-          --envoy <PROGRAM>    A real Envoy, for pods annotated `stolos.dev/proxy: envoy` [env: STOLOS_ENVOY]
-          --envoy-for <PODS>   Which other pods it is the proxy of [default: annotated] [possible values:
-                               annotated, all, gateways, sidecars, half]
+          --envoy <PROGRAM>    A real Envoy, for pods annotated `stolos.dev/proxy: envoy` [env:
+                               STOLOS_ENVOY]
+          --envoy-for <PODS>   Which other pods it is the proxy of [default: annotated] [possible
+                               values: annotated, all, gateways, sidecars, half]
       -h, --help               Print help
       -V, --version            Print version
     "#);

@@ -5,6 +5,7 @@
 //! `STOLOS_JOURNEYS_TRACE=1` with `--nocapture` shows every command with its end and its time.
 
 mod crash_sweep;
+mod envoy;
 mod faults;
 mod join_and_leave;
 mod lists;

@@ -79,10 +79,15 @@ impl World {
 
     /// Starts the lab of a mesh file in the background; it ends with the world.
     pub(crate) async fn up(&mut self, file: &Path) -> Run {
+        self.up_with(file, &[]).await
+    }
+
+    /// The same with more flags.
+    pub(crate) async fn up_with(&mut self, file: &Path, flags: &[&str]) -> Run {
         if !self.labs.iter().any(|lab| lab == file) {
             self.labs.push(file.to_owned());
         }
-        self.good(&["lab", "up", "-f", text(file), "--detach"]).await
+        self.good(&[&["lab", "up", "-f", text(file), "--detach"], flags].concat()).await
     }
 
     /// What `lab status` says of a mesh file's lab.

@@ -12,6 +12,7 @@ use http_body_util::{BodyExt, Empty, Limited};
 use hyper_util::rt::TokioIo;
 use stolos_serve::{Container, Program, Stop};
 use stolos_xds::message::string;
+use tokio::sync::watch;
 
 use super::bootstrap::{ADMIN_PORT, Bootstrap, HEALTH_PORT, METRICS_PORT, SDS_SOCKET, XDS_SOCKET};
 use super::sockets::{self, Ports, Relay, Secrets};
@@ -59,10 +60,18 @@ pub(crate) async fn run(container: Container, grace: Duration, stop: Stop) -> Re
         (sockets::listen(&folder, XDS_SOCKET).map_err(failed)?, sockets::listen(&folder, SDS_SOCKET).map_err(failed)?);
     let ports = Arc::new(Ports::new(Arc::clone(&programs), [ADMIN_PORT, HEALTH_PORT, METRICS_PORT]));
     ports.open(BTreeSet::new()).await;
-    let relay = Relay { container: container.clone(), settings: Arc::clone(&settings), ports, stop: ends.clone() };
+    let names = settings.wants_names.then(|| {
+        let (names, table) = watch::channel(Arc::default());
+        let (net, namespace) = (Arc::clone(&container.net), settings.identity.namespace.to_string());
+        tasks.spawn(crate::dns::run(net, namespace, table, ends.clone()));
+        names
+    });
+    let relay =
+        Relay { container: container.clone(), settings: Arc::clone(&settings), ports, names, stop: ends.clone() };
     tasks.spawn(sockets::discovery(xds, relay, ends.clone()));
     tasks.spawn(sockets::secrets(sds, Secrets { identity, stop: ends.clone() }, ends.clone()));
 
+    tasks.close();
     write_bootstrap(&container, &settings, &folder, programs.address()).map_err(failed)?;
     let arguments = arguments(&container, grace);
     let mut envoy = programs.start(PROGRAM, &arguments, &folder, container.output.clone()).map_err(failed)?;

@@ -1,11 +1,11 @@
 //! What an Envoy asks its agent for, on unix sockets: keys and certificates, and the way to the control plane.
 //!
 //! Discovery is relayed message by message: what Envoy acknowledges and refuses is what the control plane hears, as if
-//! there were nobody in between. The agent adds the token, and reads along where Envoy is going to listen.
+//! there were nobody in between. The agent adds the token, reads along where Envoy is going to listen, and asks on the
+//! same stream for the table of names, which Envoy has no use for and the workload has.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
-use std::future::ready;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
@@ -24,8 +24,8 @@ use stolos_xds::envoy::service::discovery::v3 as discovery;
 use stolos_xds::envoy::service::secret::v3::secret_discovery_service_server::{
     SecretDiscoveryService, SecretDiscoveryServiceServer,
 };
-use stolos_xds::message::{self, LISTENER, SECRET};
-use stolos_xds::{Any, pack, unpack};
+use stolos_xds::message::{self, LISTENER, NAME_TABLE, SECRET};
+use stolos_xds::{Any, Resource, Resources, Snapshot, pack, unpack};
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, watch};
 use tonic::{Request, Response, Status, Streaming};
@@ -197,6 +197,8 @@ pub(super) struct Relay {
     pub(super) container: Container,
     pub(super) settings: Arc<Settings>,
     pub(super) ports: Arc<Ports>,
+    /// Where the table of names goes, if anybody wants it.
+    pub(super) names: Option<watch::Sender<Arc<Snapshot>>>,
     pub(super) stop: Stop,
 }
 
@@ -210,8 +212,8 @@ impl Relay {
             tracing::warn!(why, "no way to the control plane");
             Status::unavailable(why)
         };
-        let metadata =
-            credentials_of_call(&self.container, &self.settings).await.map_err(|e| unavailable(e.to_string()))?;
+        let metadata = credentials_of_call(&self.container, &self.settings).await;
+        let metadata = metadata.map_err(|error| unavailable(error.to_string()))?;
         let channel = target(&self.container, &self.settings.discovery).connect().await;
         let channel = channel.map_err(|error| unavailable(with_causes(&error)))?;
         let client = AggregatedDiscoveryServiceClient::new(channel)
@@ -222,22 +224,53 @@ impl Relay {
         Ok((client, call))
     }
 
-    /// What comes back, read along and handed on until the agent stops.
-    fn back<T: Send + 'static>(
+    /// What Envoy asks, and after its first word (which says who it is) what the agent asks beside it.
+    fn forth<A: Answer>(
         &self,
-        answers: Streaming<T>,
-        heard: impl Fn(&Ports, &T) -> Option<BTreeSet<u16>> + Copy + Send + Sync + 'static,
-    ) -> Answers<T> {
-        let (ports, stop) = (Arc::clone(&self.ports), self.stop.clone());
-        let through = answers.then(move |answer| {
-            let ports = Arc::clone(&ports);
-            async move {
-                if let Ok(answer) = &answer
-                    && let Some(now) = heard(&ports, answer)
-                {
-                    ports.open(now).await;
+        envoy: Streaming<A::Ask>,
+    ) -> (mpsc::Sender<A::Ask>, impl Stream<Item = A::Ask> + use<A>) {
+        let (taken, own) = mpsc::channel(4);
+        let first = self.names.as_ref().map(|_| A::ask_for_names());
+        let asked = futures::stream::unfold(
+            (envoy, own, first, false),
+            |(mut envoy, mut own, mut first, mut known)| async move {
+                if known && let Some(first) = first.take() {
+                    return Some((first, (envoy, own, None, known)));
                 }
-                answer
+                let next = tokio::select! {
+                    asked = envoy.message() => asked.ok().flatten()?,
+                    Some(asked) = own.recv() => asked,
+                };
+                known = true;
+                Some((next, (envoy, own, first, known)))
+            },
+        );
+        (taken, asked)
+    }
+
+    /// What comes back, read along and handed on until the agent stops.
+    fn back<A: Answer>(&self, answers: Streaming<A>, taken: mpsc::Sender<A::Ask>) -> Answers<A> {
+        let (relay, stop) = (self.clone(), self.stop.clone());
+        let through = answers.filter_map(move |answer| {
+            let (relay, taken) = (relay.clone(), taken.clone());
+            async move {
+                let Ok(answer) = answer else { return Some(answer) };
+                if answer.type_url() == NAME_TABLE
+                    && let Some(names) = &relay.names
+                {
+                    if let Some(table) = answer.table() {
+                        let table = Resources::from_iter([Arc::new(Resource::new("name-table", table.clone()))]);
+                        names.send_replace(Arc::new(Snapshot::new(answer.version()).with(NAME_TABLE, table)));
+                    }
+                    // The stream is at its end otherwise, and the next one begins anew.
+                    let _ = taken.send(answer.taken()).await;
+                    return None;
+                }
+                if answer.type_url() == LISTENER {
+                    let ports = answer.ports(&relay.ports);
+                    relay.ports.open(ports).await;
+                }
+                Some(Ok(answer))
             }
         });
         Box::pin(through.take_until(async move { stop.asked().await }))
@@ -253,22 +286,90 @@ impl AggregatedDiscoveryService for Relay {
         &self,
         request: Request<Streaming<discovery::DiscoveryRequest>>,
     ) -> Result<Response<Self::StreamAggregatedResourcesStream>, Status> {
-        let (mut client, call) = self.call(request.into_inner().filter_map(|asked| ready(asked.ok()))).await?;
+        let (taken, asked) = self.forth::<discovery::DiscoveryResponse>(request.into_inner());
+        let (mut client, call) = self.call(asked).await?;
         let answers = client.stream_aggregated_resources(call).await?.into_inner();
-        Ok(Response::new(
-            self.back(answers, |ports, answer| (answer.type_url == LISTENER).then(|| ports.all(&answer.resources))),
-        ))
+        Ok(Response::new(self.back(answers, taken)))
     }
 
     async fn delta_aggregated_resources(
         &self,
         request: Request<Streaming<discovery::DeltaDiscoveryRequest>>,
     ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
-        let (mut client, call) = self.call(request.into_inner().filter_map(|asked| ready(asked.ok()))).await?;
+        let (taken, asked) = self.forth::<discovery::DeltaDiscoveryResponse>(request.into_inner());
+        let (mut client, call) = self.call(asked).await?;
         let answers = client.delta_aggregated_resources(call).await?.into_inner();
-        Ok(Response::new(self.back(answers, |ports, answer| {
-            (answer.type_url == LISTENER).then(|| ports.changed(&answer.resources, &answer.removed_resources))
-        })))
+        Ok(Response::new(self.back(answers, taken)))
+    }
+}
+
+/// An answer of either variant of the protocol.
+trait Answer: Send + 'static {
+    /// The requests of that variant.
+    type Ask: Send + 'static;
+
+    /// Asks for the table of names.
+    fn ask_for_names() -> Self::Ask;
+    /// Acknowledges this.
+    fn taken(&self) -> Self::Ask;
+    /// What it is about.
+    fn type_url(&self) -> &str;
+    /// Its version.
+    fn version(&self) -> String;
+    /// The table of names in it.
+    fn table(&self) -> Option<&Any>;
+    /// Where Envoy listens after it.
+    fn ports(&self, ports: &Ports) -> BTreeSet<u16>;
+}
+
+impl Answer for discovery::DiscoveryResponse {
+    type Ask = discovery::DiscoveryRequest;
+
+    fn ask_for_names() -> Self::Ask {
+        Self::Ask { type_url: NAME_TABLE.to_owned(), ..Default::default() }
+    }
+    fn taken(&self) -> Self::Ask {
+        Self::Ask {
+            type_url: self.type_url.clone(),
+            version_info: self.version_info.clone(),
+            response_nonce: self.nonce.clone(),
+            ..Default::default()
+        }
+    }
+    fn type_url(&self) -> &str {
+        &self.type_url
+    }
+    fn version(&self) -> String {
+        self.version_info.clone()
+    }
+    fn table(&self) -> Option<&Any> {
+        self.resources.first()
+    }
+    fn ports(&self, ports: &Ports) -> BTreeSet<u16> {
+        ports.all(&self.resources)
+    }
+}
+
+impl Answer for discovery::DeltaDiscoveryResponse {
+    type Ask = discovery::DeltaDiscoveryRequest;
+
+    fn ask_for_names() -> Self::Ask {
+        Self::Ask { type_url: NAME_TABLE.to_owned(), ..Default::default() }
+    }
+    fn taken(&self) -> Self::Ask {
+        Self::Ask { type_url: self.type_url.clone(), response_nonce: self.nonce.clone(), ..Default::default() }
+    }
+    fn type_url(&self) -> &str {
+        &self.type_url
+    }
+    fn version(&self) -> String {
+        self.system_version_info.clone()
+    }
+    fn table(&self) -> Option<&Any> {
+        self.resources.first()?.resource.as_ref()
+    }
+    fn ports(&self, ports: &Ports) -> BTreeSet<u16> {
+        ports.changed(&self.resources, &self.removed_resources)
     }
 }
 
