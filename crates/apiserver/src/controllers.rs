@@ -4,7 +4,7 @@
 //! One task looks at everything that changes ([`Feed`]), decides what is to be done ([`Graph::work`]) and does it
 //! ([`Work`]); what fails is tried again. A task that falls behind the window looks at everything anew.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ use crate::failure::{Failure, Result};
 use crate::registry::{CRDS, Resource};
 use crate::store::Key;
 use crate::verb::{self, DeleteOptions, How};
-use crate::watch::{Event, Expired, place_of};
+use crate::watch::{Event, Expired, Object, place_of};
 
 const ROOT_CA: &str = "kube-root-ca.crt";
 const TOKEN_TYPE: &str = "kubernetes.io/service-account-token";
@@ -242,7 +242,15 @@ impl Graph {
             }
             return;
         }
-        if meta::owner_references(object).iter().any(|owner| !self.live.contains_key(owner.uid)) {
+        if !namespace.is_empty() {
+            let home = api.state.get("namespaces", "", &namespace);
+            if home.is_none_or(|home| meta::deletion_timestamp(&home.value).is_some()) {
+                work.insert(Work::Namespace(namespace.clone()));
+            }
+        }
+        // An owner in another namespace is as good as none.
+        let reachable = |owner: &Key| owner.namespace.is_empty() || owner.namespace == namespace;
+        if meta::owner_references(object).iter().any(|owner| !self.live.get(owner.uid).is_some_and(reachable)) {
             work.insert(Work::Owners(key_of(resource, object)));
         }
         let waits = meta::finalizers(object).iter().any(|f| matches!(*f, "orphan" | "foregroundDeletion"));
@@ -294,7 +302,11 @@ fn resource(api: &Api, storage: &str) -> Result<Arc<Resource>> {
 }
 
 async fn namespace(api: &Arc<Api>, name: &str) -> Result<()> {
-    let Some(found) = api.state.get("namespaces", "", name) else { return Ok(()) };
+    let Some(found) = api.state.get("namespaces", "", name) else {
+        // Something came in while the namespace went out.
+        empty_namespace(api, name).await;
+        return Ok(());
+    };
     if meta::deletion_timestamp(&found.value).is_some() {
         return end_namespace(api, name).await;
     }
@@ -320,40 +332,155 @@ async fn namespace(api: &Arc<Api>, name: &str) -> Result<()> {
     Ok(())
 }
 
-async fn end_namespace(api: &Arc<Api>, name: &str) -> Result<()> {
-    let mut left = 0;
+/// What is left of a namespace's content after a deletion was asked of all of it.
+#[derive(Debug, Default)]
+struct Left {
+    /// How many of each resource, `pods.` or `deployments.apps`.
+    objects: BTreeMap<String, usize>,
+    /// How many wait for each finalizer.
+    finalizers: BTreeMap<String, usize>,
+    /// What could not be deleted, and why.
+    failures: Vec<String>,
+}
+
+impl Left {
+    /// The conditions of a namespace on its way out, as Kubernetes' own controller words them.
+    fn conditions(&self) -> [(&'static str, bool, &'static str, String); 5] {
+        let listed = |counts: &BTreeMap<String, usize>, what: &str| {
+            counts.iter().map(|(name, count)| format!("{name} {what} {count} resource instances")).collect::<Vec<_>>()
+        };
+        let (discovered, parsed) =
+            ("All resources successfully discovered", "All legacy kube types successfully parsed");
+        let content = if self.failures.is_empty() {
+            "All content successfully deleted, may be waiting on finalization".to_owned()
+        } else {
+            format!(
+                "Failed to delete all resource types, {} remaining: {}",
+                self.failures.len(),
+                self.failures.join(", ")
+            )
+        };
+        let remaining = if self.objects.is_empty() {
+            "All content successfully removed".to_owned()
+        } else {
+            format!("Some resources are remaining: {}", listed(&self.objects, "has").join(", "))
+        };
+        let finalizers = if self.finalizers.is_empty() {
+            "All content-preserving finalizers finished".to_owned()
+        } else {
+            let listed = listed(&self.finalizers, "in").join(", ");
+            format!("Some content in the namespace has finalizers remaining: {listed}")
+        };
+        let either = |is: bool, yes, no| if is { yes } else { no };
+        let (failed, some) = (!self.failures.is_empty(), !self.objects.is_empty());
+        let waits = !self.finalizers.is_empty();
+        [
+            ("NamespaceDeletionDiscoveryFailure", false, "ResourcesDiscovered", discovered.into()),
+            ("NamespaceDeletionGroupVersionParsingFailure", false, "ParsedGroupVersions", parsed.into()),
+            (
+                "NamespaceDeletionContentFailure",
+                failed,
+                either(failed, "ContentDeletionFailed", "ContentDeleted"),
+                content,
+            ),
+            ("NamespaceContentRemaining", some, either(some, "SomeResourcesRemain", "ContentRemoved"), remaining),
+            (
+                "NamespaceFinalizersRemaining",
+                waits,
+                either(waits, "SomeFinalizersRemain", "ContentHasNoFinalizers"),
+                finalizers,
+            ),
+        ]
+    }
+}
+
+/// Asks for the deletion of all that a namespace holds.
+async fn empty_namespace(api: &Arc<Api>, name: &str) -> Left {
+    let mut left = Left::default();
     let options = DeleteOptions { propagation: Some("Background".into()), ..DeleteOptions::default() };
     for resource in api.registry.table().stored().into_iter().filter(|resource| resource.namespaced) {
         let objects = api.state.cache(&resource.storage).list(name);
-        left += objects.len();
-        let fresh = objects.iter().filter(|object| meta::deletion_timestamp(&object.value).is_none());
         let how = How::internal();
-        let deletions = fresh.map(|object| {
+        let deletions = objects.iter().map(|object| {
             let (resource, options, how) = (Arc::clone(&resource), options.clone(), how.clone());
-            let object = meta::name(&object.value).to_owned();
-            async move { verb::delete(api, &resource, (name, &object), &options, &how).await }
+            async move {
+                if meta::deletion_timestamp(&object.value).is_some() {
+                    return Ok(verb::Deleted::Going(Arc::clone(object)));
+                }
+                verb::delete(api, &resource, (name, meta::name(&object.value)), &options, &how).await
+            }
         });
         for result in futures::future::join_all(deletions).await {
+            let shown = || {
+                if resource.group.is_empty() { format!("{}.", resource.plural) } else { resource.storage.to_string() }
+            };
             match result {
-                Ok(verb::Deleted::Gone(_)) => left -= 1,
-                Ok(verb::Deleted::Going(_)) => {}
-                Err(failure) if failure.code == 404 => left -= 1,
-                Err(failure) => return Err(failure),
+                Ok(verb::Deleted::Gone(_)) => {}
+                Ok(verb::Deleted::Going(object)) => {
+                    *left.objects.entry(shown()).or_default() += 1;
+                    for finalizer in meta::finalizers(&object.value) {
+                        *left.finalizers.entry(finalizer.to_owned()).or_default() += 1;
+                    }
+                }
+                Err(failure) if failure.code == 404 => {}
+                Err(failure) => {
+                    *left.objects.entry(shown()).or_default() += 1;
+                    left.failures.push(failure.message);
+                }
             }
         }
     }
-    if left > 0 {
-        // Deletions of what is left bring us back here.
+    left
+}
+
+async fn end_namespace(api: &Arc<Api>, name: &str) -> Result<()> {
+    let left = empty_namespace(api, name).await;
+    let namespaces = resource(api, "namespaces")?;
+    if left.objects.is_empty() {
+        verb::change(api, &namespaces, ("", name, "finalize"), &How::internal(), |now| {
+            let mut new = now.clone();
+            // Finalizers of others are theirs to remove.
+            if let Some(list) = new["spec"]["finalizers"].as_array_mut() {
+                list.retain(|finalizer| finalizer != "kubernetes");
+            }
+            Ok(new)
+        })
+        .await?;
         return Ok(());
     }
-    let namespaces = resource(api, "namespaces")?;
-    verb::change(api, &namespaces, ("", name, "finalize"), &How::internal(), |now| {
-        let mut new = now.clone();
-        new["spec"]["finalizers"] = json!([]);
+    let now = api.now();
+    verb::change(api, &namespaces, ("", name, "status"), &How::internal(), |old| {
+        let mut new = old.clone();
+        for (kind, holds, reason, message) in left.conditions() {
+            let condition = json!({"type": kind, "status": if holds { "True" } else { "False" },
+                "lastTransitionTime": now, "reason": reason, "message": message});
+            set_condition(&mut new, condition);
+        }
         Ok(new)
     })
     .await?;
-    Ok(())
+    // Deletions of what is left bring us back here; what could not be deleted is tried again.
+    match left.failures.first() {
+        Some(failure) => Err(Failure::internal(failure)),
+        None => Ok(()),
+    }
+}
+
+/// Sets a condition by its type; its time changes only with its status.
+fn set_condition(object: &mut Value, mut condition: Value) {
+    if !object["status"]["conditions"].is_array() {
+        object["status"]["conditions"] = json!([]);
+    }
+    let Some(list) = object["status"]["conditions"].as_array_mut() else { return };
+    match list.iter_mut().find(|known| known["type"] == condition["type"]) {
+        Some(known) => {
+            if known["status"] == condition["status"] {
+                condition["lastTransitionTime"] = known["lastTransitionTime"].clone();
+            }
+            *known = condition;
+        }
+        None => list.push(condition),
+    }
 }
 
 async fn token(api: &Arc<Api>, namespace: &str, name: &str) -> Result<()> {
@@ -398,13 +525,30 @@ async fn token(api: &Arc<Api>, namespace: &str, name: &str) -> Result<()> {
     Ok(())
 }
 
-/// Whether the owner that a reference means is there.
-fn owner_lives(api: &Api, namespace: &str, owner: &meta::OwnerReference<'_>) -> Option<bool> {
+/// The owner that a reference means, if it is there; nothing is known of kinds that are not served. The owner of an
+/// object without a namespace cannot have one: such a reference is never resolved, and nothing is removed for its sake
+/// (as in Kubernetes since 1.20).
+fn find_owner(api: &Api, namespace: &str, owner: &meta::OwnerReference<'_>) -> Option<Option<Arc<Object>>> {
     let table = api.registry.table();
     let resource = table.find_kind(owner.api_version, owner.kind)?;
+    if resource.namespaced && namespace.is_empty() {
+        return None;
+    }
     let scope = if resource.namespaced { namespace } else { "" };
     let found = api.state.get(&resource.storage, scope, owner.name);
-    Some(found.is_some_and(|found| meta::uid(&found.value) == owner.uid))
+    Some(found.filter(|found| meta::uid(&found.value) == owner.uid))
+}
+
+/// Whether an owner is there and does not wait for its dependents to go: what Kubernetes calls solid.
+fn is_solid(api: &Api, namespace: &str, owner: &meta::OwnerReference<'_>) -> bool {
+    match find_owner(api, namespace, owner) {
+        None => true,
+        Some(None) => false,
+        Some(Some(found)) => {
+            let going = meta::deletion_timestamp(&found.value).is_some();
+            !(going && meta::finalizers(&found.value).contains(&"foregroundDeletion"))
+        }
+    }
 }
 
 async fn owners(api: &Arc<Api>, key: &Key) -> Result<()> {
@@ -412,7 +556,7 @@ async fn owners(api: &Arc<Api>, key: &Key) -> Result<()> {
     let owners = meta::owner_references(&object.value);
     let lives = |owner: &meta::OwnerReference<'_>| {
         // An owner of an unknown kind may live: nothing is removed on a guess.
-        owner_lives(api, &key.namespace, owner).unwrap_or(true)
+        find_owner(api, &key.namespace, owner).is_none_or(|found| found.is_some())
     };
     let gone: Vec<String> = owners.iter().filter(|owner| !lives(owner)).map(|owner| owner.uid.to_owned()).collect();
     if gone.is_empty() || meta::deletion_timestamp(&object.value).is_some() && gone.len() == owners.len() {
@@ -477,6 +621,14 @@ async fn owned(api: &Arc<Api>, key: &Key) -> Result<()> {
             };
             let place = key_of(&resource.storage, dependent);
             if orphan {
+                drop_owners(api, &resource, &place, std::slice::from_ref(&uid)).await?;
+                continue;
+            }
+            let kept = meta::owner_references(dependent)
+                .iter()
+                .any(|other| other.uid != uid && is_solid(api, &place.namespace, other));
+            if kept {
+                // It has another owner to live for.
                 drop_owners(api, &resource, &place, std::slice::from_ref(&uid)).await?;
                 continue;
             }

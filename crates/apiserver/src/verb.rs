@@ -241,7 +241,7 @@ pub(crate) async fn create(
         metadata.insert("generation".into(), json!(1));
     }
     let namespace = meta::namespace(&object).to_owned();
-    check_namespace(api, resource, &namespace)?;
+    check_namespace(api, resource, &namespace, meta::name(&object))?;
     if resource.has_status && !defaults::keeps_status_at_creation(resource) {
         remove(&mut object, "status");
     }
@@ -385,6 +385,12 @@ impl DeleteOptions {
         let text = |value: &Value| value.as_str().map(str::to_owned);
         let orphan =
             given["orphanDependents"].as_bool().or_else(|| ask.query.get("orphanDependents").map(|v| v == "true"));
+        let both = given["orphanDependents"].is_boolean() && given["propagationPolicy"].is_string();
+        if both {
+            let message = "orphanDependents and deletionPropagation cannot be both set";
+            let cause = Cause::invalid("propagationPolicy", &given["propagationPolicy"], message);
+            return Err(Failure::invalid("DeleteOptions", "meta.k8s.io", "", &[cause]));
+        }
         let from_orphan = orphan.map(|orphan| if orphan { "Orphan" } else { "Background" }.to_owned());
         let propagation = text(&given["propagationPolicy"])
             .or_else(|| ask.query.get("propagationPolicy").map(str::to_owned))
@@ -478,6 +484,11 @@ enum OnDelete {
     Mark(Value),
 }
 
+/// Kinds whose dependents stay when nothing is said of them: they did so before there was garbage collection.
+fn orphans_by_default(resource: &Resource) -> bool {
+    matches!(&*resource.storage, "jobs.batch" | "replicationcontrollers")
+}
+
 /// What a deletion makes of an object. Pure.
 fn next_on_delete(
     resource: &Resource,
@@ -502,6 +513,9 @@ fn next_on_delete(
             }
         }
         Some(_) => finalizers.retain(|f| !waiting.contains(&f.as_str())),
+        None if orphans_by_default(resource) && !finalizers.iter().any(|f| waiting.contains(&f.as_str())) => {
+            finalizers.push("orphan".into());
+        }
         None => {}
     }
     let going = meta::deletion_timestamp(old).is_some();
@@ -885,7 +899,7 @@ fn report(resource: &Resource, object: &Value, how: &How, doubts: &[String]) -> 
     }
 }
 
-fn check_namespace(api: &Api, resource: &Resource, namespace: &str) -> Result<()> {
+fn check_namespace(api: &Api, resource: &Resource, namespace: &str, name: &str) -> Result<()> {
     if namespace.is_empty() {
         return Ok(());
     }
@@ -893,9 +907,10 @@ fn check_namespace(api: &Api, resource: &Resource, namespace: &str) -> Result<()
     let found = found.ok_or_else(|| Failure::not_found("namespaces", namespace))?;
     if meta::deletion_timestamp(&found.value).is_some() {
         let why = format!("unable to create new content in namespace {namespace} because it is being terminated");
-        let cause = json!({"causes": [{"reason": "NamespaceTerminating",
-            "message": format!("namespace {namespace} is being terminated"), "field": "metadata.namespace"}]});
-        return Err(Failure::forbidden(&resource.storage, "", &why).with_details(cause));
+        let mut failure = Failure::forbidden(&resource.storage, name, &why);
+        failure.details["causes"] = json!([{"reason": "NamespaceTerminating",
+            "message": format!("namespace {namespace} is being terminated"), "field": "metadata.namespace"}]);
+        return Err(failure);
     }
     Ok(())
 }

@@ -214,3 +214,159 @@ async fn a_definition_is_served_although_its_maker_is_gone() {
         assert!(objects.list(&Default::default()).await.is_ok(), "{} is stored and not served", spec.names.kind);
     }
 }
+
+/// <https://kubernetes.io/docs/concepts/architecture/garbage-collection/>: who has another owner stays, owners in other
+/// namespaces are absent, and an object without a namespace cannot be owned by one with.
+#[tokio::test]
+async fn owners_count_only_where_they_can_be() {
+    let server = server().await;
+    let client = server.client();
+    let maps: Api<ConfigMap> = Api::namespaced(client.clone(), "default");
+    let system: Api<ConfigMap> = Api::namespaced(client.clone(), "kube-system");
+    let namespaces: Api<Namespace> = Api::all(client.clone());
+    let make = async |api: &Api<ConfigMap>, name: &str, owners: Value| {
+        let map: ConfigMap = of(json!({"metadata": {"name": name, "ownerReferences": owners}}));
+        api.create(&PostParams::default(), &map).await.unwrap().uid().unwrap()
+    };
+    let owner = |name: &str, uid: &str| json!({"apiVersion": "v1", "kind": "ConfigMap", "name": name, "uid": uid, "blockOwnerDeletion": true});
+    let (one, two) = (make(&maps, "one", json!([])).await, make(&maps, "two", json!([])).await);
+    make(&maps, "both", json!([owner("one", &one), owner("two", &two)])).await;
+    make(&maps, "first", json!([owner("one", &one)])).await;
+    let foreground = DeleteParams { propagation_policy: Some(PropagationPolicy::Foreground), ..Default::default() };
+    maps.delete("one", &foreground).await.unwrap();
+    eventually("the owner is gone", async || maps.get_opt("one").await.unwrap().is_none()).await;
+    assert!(maps.get_opt("first").await.unwrap().is_none(), "gone before its owner");
+    assert_eq!(maps.get("both").await.unwrap().owner_references().len(), 1, "has another to live for");
+    maps.delete("two", &DeleteParams::default()).await.unwrap();
+    eventually("the last owner takes it along", async || maps.get_opt("both").await.unwrap().is_none()).await;
+
+    let here = make(&maps, "here", json!([])).await;
+    make(&system, "there", json!([owner("here", &here)])).await;
+    eventually("an owner elsewhere is none", async || system.get_opt("there").await.unwrap().is_none()).await;
+    let global: Namespace = of(json!({"metadata": {"name": "global", "ownerReferences": [owner("here", &here)]}}));
+    namespaces.create(&PostParams::default(), &global).await.unwrap();
+    maps.delete("here", &DeleteParams::default()).await.unwrap();
+    make(&system, "later", json!([owner("nobody", "no-such-uid")])).await;
+    eventually("the collector has been here", async || system.get_opt("later").await.unwrap().is_none()).await;
+    assert!(namespaces.get("global").await.unwrap().metadata.deletion_timestamp.is_none());
+    let global = namespaces.get("global").await.unwrap().uid().unwrap();
+    let owner = json!([{"apiVersion": "v1", "kind": "Namespace", "name": "global", "uid": global}]);
+    make(&maps, "of-global", owner).await;
+    namespaces.delete("global", &DeleteParams::default()).await.unwrap();
+    eventually("an owner without a namespace owns everywhere", async || {
+        maps.get_opt("of-global").await.unwrap().is_none()
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn deletion_is_as_it_was_asked_for() {
+    let server = server().await;
+    let client = https(&server).await;
+    let maps: Api<ConfigMap> = Api::namespaced(client.clone(), "default");
+    let made = maps
+        .create(&PostParams::default(), &of(json!({"metadata": {"name": "a", "finalizers": ["x.io/b", "x.io/a"]}})))
+        .await
+        .unwrap();
+    let with = |uid: &str, version: &str| DeleteParams {
+        preconditions: Some(kube::api::Preconditions { uid: Some(uid.into()), resource_version: Some(version.into()) }),
+        ..Default::default()
+    };
+    let version = made.resource_version().unwrap();
+    for (uid, version) in [("other", version.as_str()), (made.uid().unwrap().as_str(), "1")] {
+        assert_eq!(code(maps.delete("a", &with(uid, version)).await.map(|_| ())), 409);
+    }
+    maps.delete("a", &with(&made.uid().unwrap(), &version)).await.unwrap();
+    let going = maps.get("a").await.unwrap();
+    assert!(going.metadata.deletion_timestamp.is_some());
+    assert_eq!(going.metadata.generation, None, "config maps have none");
+    let patch = |list: Value| Patch::Merge(json!({"metadata": {"finalizers": list}}));
+    let added = maps.patch("a", &PatchParams::default(), &patch(json!(["x.io/a", "x.io/new"]))).await;
+    assert_eq!(code(added), 422, "nobody new");
+    maps.patch("a", &PatchParams::default(), &patch(json!(["x.io/a"]))).await.unwrap();
+    assert!(maps.get_opt("a").await.unwrap().is_some());
+    maps.patch("a", &PatchParams::default(), &patch(json!([]))).await.unwrap();
+    assert!(maps.get_opt("a").await.unwrap().is_none());
+
+    // Of jobs, what they made is left behind unless somebody says otherwise.
+    let jobs: Api<k8s_openapi::api::batch::v1::Job> = Api::namespaced(client.clone(), "default");
+    let pods: Api<Pod> = Api::namespaced(client.clone(), "default");
+    let spec = json!({"template": {"spec": {"restartPolicy": "Never", "containers": [{"name": "c", "image": "i:1"}]}}});
+    let job = jobs.create(&PostParams::default(), &of(json!({"metadata": {"name": "j"}, "spec": spec}))).await.unwrap();
+    let mut child = pod("child");
+    child.metadata.owner_references =
+        of(json!([{"apiVersion": "batch/v1", "kind": "Job", "name": "j", "uid": job.uid().unwrap()}]));
+    pods.create(&PostParams::default(), &child).await.unwrap();
+    jobs.delete("j", &DeleteParams::default()).await.unwrap();
+    eventually("the job is gone", async || jobs.get_opt("j").await.unwrap().is_none()).await;
+    assert!(pods.get("child").await.unwrap().owner_references().is_empty());
+    let both = http::Request::delete("/api/v1/namespaces/default/pods/child")
+        .header("content-type", "application/json")
+        .body(br#"{"orphanDependents": true, "propagationPolicy": "Background"}"#.to_vec())
+        .unwrap();
+    assert_eq!(code(client.request::<Value>(both).await), 422);
+
+    for name in ["x", "y", "z"] {
+        let labels = json!({"set": if name == "z" { "no" } else { "yes" }});
+        maps.create(&PostParams::default(), &of(json!({"metadata": {"name": name, "labels": labels}}))).await.unwrap();
+    }
+    let chosen = kube::api::ListParams::default().labels("set=yes");
+    maps.delete_collection(&DeleteParams::default().dry_run(), &chosen).await.unwrap();
+    assert!(maps.get_opt("x").await.unwrap().is_some(), "a dry run");
+    maps.delete_collection(&DeleteParams::default(), &chosen).await.unwrap();
+    let left: Vec<_> = maps.list(&Default::default()).await.unwrap().iter().map(|map| map.name_any()).collect();
+    assert_eq!(left, ["kube-root-ca.crt", "z"]);
+}
+
+#[tokio::test]
+async fn a_namespace_says_what_keeps_it() {
+    let server = server().await;
+    let client = server.client();
+    let namespaces: Api<Namespace> = Api::all(client.clone());
+    let made = json!({"metadata": {"name": "a"}, "spec": {"finalizers": ["kubernetes", "x.io/mine"]}});
+    namespaces.create(&PostParams::default(), &of(made)).await.unwrap();
+    let maps: Api<ConfigMap> = Api::namespaced(client.clone(), "a");
+    maps.create(&PostParams::default(), &of(json!({"metadata": {"name": "kept", "finalizers": ["x.io/keep"]}})))
+        .await
+        .unwrap();
+    namespaces.delete("a", &DeleteParams::default()).await.unwrap();
+    match maps.create(&PostParams::default(), &of(json!({"metadata": {"name": "late"}}))).await {
+        Err(kube::Error::Api(status)) => {
+            let said = "configmaps \"late\" is forbidden: unable to create new content in namespace a because it is being terminated";
+            assert_eq!((status.code, status.message.as_str()), (403, said));
+            let cause = &status.details.as_ref().unwrap().causes[0];
+            assert_eq!((cause.reason.as_str(), cause.field.as_str()), ("NamespaceTerminating", "metadata.namespace"));
+        }
+        other => panic!("{other:?}"),
+    }
+    let condition = async |kind: &str| {
+        let status = namespaces.get("a").await.unwrap().status.unwrap();
+        assert_eq!(status.phase.as_deref(), Some("Terminating"));
+        let found = status.conditions.unwrap_or_default().into_iter().find(|c| c.type_ == kind);
+        found.map(|c| (c.status, c.message.unwrap_or_default()))
+    };
+    eventually("it says what is left", async || {
+        condition("NamespaceContentRemaining").await
+            == Some(("True".into(), "Some resources are remaining: configmaps. has 1 resource instances".into()))
+    })
+    .await;
+    let waits = condition("NamespaceFinalizersRemaining").await.unwrap();
+    let said = "Some content in the namespace has finalizers remaining: x.io/keep in 1 resource instances";
+    assert_eq!(waits, ("True".into(), said.into()));
+    assert_eq!(condition("NamespaceDeletionContentFailure").await.unwrap().0, "False");
+    let none = Patch::Merge(json!({"metadata": {"finalizers": null}}));
+    maps.patch("kept", &PatchParams::default(), &none).await.unwrap();
+    eventually("only somebody else's finalizer is left", async || {
+        let spec = namespaces.get("a").await.unwrap().spec.unwrap();
+        spec.finalizers == Some(vec!["x.io/mine".into()])
+    })
+    .await;
+    let mut last = serde_json::to_value(namespaces.get("a").await.unwrap()).unwrap();
+    last["spec"]["finalizers"] = json!([]);
+    let finalize = http::Request::put("/api/v1/namespaces/a/finalize")
+        .header("content-type", "application/json")
+        .body(last.to_string().into_bytes())
+        .unwrap();
+    client.request::<Value>(finalize).await.unwrap();
+    eventually("the namespace is gone", async || namespaces.get_opt("a").await.unwrap().is_none()).await;
+}
