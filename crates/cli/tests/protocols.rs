@@ -133,7 +133,7 @@ impl World {
     }
 
     async fn service(&self, cluster: &str, name: &str, app: &str, ports: Value) {
-        let headless = name == "web";
+        let headless = ["web", "lines"].contains(&name);
         let mut spec = json!({"selector": {"app": app}, "ports": ports});
         if headless {
             spec["clusterIP"] = json!("None");
@@ -394,6 +394,12 @@ async fn every_protocol_crosses_two_clusters_on_two_networks() {
         world.pod("west-1", "httpbin", "mccutchen/go-httpbin", json!({})),
         world.pod("west-1", "tcp-echo", "docker.io/istio/tcp-echo-server:1.3", json!({"args": ["9000", "hello"]})),
         world.pod("west-1", "mail", "mailhog/mailhog", json!({})),
+        world.pod(
+            "east-2",
+            "lines-0",
+            "istio/tcp-echo-server",
+            json!({"args": ["7000", "hello"], "hostname": "lines-0", "subdomain": "lines"}),
+        ),
         world.pod("east-2", "web-0", "jmalloc/echo-server", json!({"hostname": "web-0", "subdomain": "web"})),
         world.pod("east-2", "web-1", "jmalloc/echo-server", json!({"hostname": "web-1", "subdomain": "web"})),
     );
@@ -420,6 +426,7 @@ async fn every_protocol_crosses_two_clusters_on_two_networks() {
     world.service("west-1", "tcp-echo", "tcp-echo", lines).await;
     world.service("west-1", "mail", "mail", ports(&[("tcp-smtp", 1025, 1025, "")])).await;
     world.service("east-2", "web", "web", ports(&[("http", 8080, 8080, "")])).await;
+    world.service("east-2", "lines", "lines", ports(&[("tcp", 7000, 7000, "")])).await;
     // The same behind ports of which nothing is said.
     world.service("west-1", "s-grpcbin", "grpcbin", ports(&[("a", 9100, 9000, "")])).await;
     world.service("west-1", "s-sockets", "sockets", ports(&[("a", 9101, 8080, "")])).await;
@@ -479,6 +486,7 @@ async fn every_protocol_crosses_two_clusters_on_two_networks() {
         assert!(status == StatusCode::OK && said.contains(&format!("served by {name}")), "{said}");
         assert!(said.contains("x-forwarded-client-cert"), "over mTLS: {said}");
     }
+    soon("TCP to a pod by name", echoed(&east, "lines-0.lines", 7000)).await;
     let mut found = east.resolve("web").await.unwrap();
     found.sort();
     all.sort();

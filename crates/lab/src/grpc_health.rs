@@ -98,3 +98,54 @@ fn causes(error: &dyn std::error::Error) -> String {
     let cause = error.source().map(|cause| format!(": {cause}")).unwrap_or_default();
     format!("{error}{cause}")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::net::{TcpListener, TcpStream};
+
+    /// One connection to a server that answers every request so.
+    async fn asked(
+        service: &str,
+        answer: impl Fn() -> http::Response<http_body_util::Full<Bytes>> + Send + Sync + Clone + 'static,
+    ) -> Result<(), String> {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let server = tokio::spawn(async move {
+            let (stream, _) = listener.accept().await.unwrap();
+            let serve = hyper::service::service_fn(move |_| {
+                let answer = answer.clone();
+                async move { Ok::<_, std::convert::Infallible>(answer()) }
+            });
+            let builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
+            let _ = builder.serve_connection(TokioIo::new(stream), serve).await;
+        });
+        let stream = Stream::from(TcpStream::connect(address).await.unwrap());
+        let said = tokio::time::timeout(Duration::from_secs(10), check(stream, "a:1", service)).await.unwrap();
+        server.abort();
+        said
+    }
+
+    #[tokio::test]
+    async fn whoever_serves_is_told_from_whoever_does_not() {
+        let answered = |status: i32, code: &'static str| {
+            move || {
+                let message = HealthCheckResponse { status }.encode_to_vec();
+                let body = [&[0, 0, 0, 0, u8::try_from(message.len()).unwrap()][..], &message].concat();
+                http::Response::builder().header("grpc-status", code).body(Full::new(body.into())).unwrap()
+            }
+        };
+        assert_eq!(asked("", answered(SERVING, "0")).await, Ok(()));
+        let why = |said: Result<(), String>| said.unwrap_err();
+        assert_eq!(why(asked("", answered(2, "0")).await), "service unhealthy (responded with \"NOT_SERVING\")");
+        assert_eq!(why(asked("x", answered(SERVING, "5")).await), "gRPC status 5: ");
+        assert!(why(asked("", answered(SERVING, "12")).await).contains("does not implement"));
+        let web = || http::Response::builder().status(404).body(Full::new(Bytes::from_static(b"no"))).unwrap();
+        assert_eq!(why(asked("", web).await), "HTTP status 404");
+        // Nothing that speaks HTTP/2 at all.
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let stream = Stream::from(TcpStream::connect(listener.local_addr().unwrap()).await.unwrap());
+        drop(listener);
+        assert!(check(stream, "a:1", "").await.is_err());
+    }
+}

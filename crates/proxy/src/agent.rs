@@ -77,8 +77,9 @@ pub fn start(container: &Container, check: Check, stop: Stop) -> Result<AgentHan
     let names = stop.child();
     let discovery = client.start(stop);
     if settings.wants_names {
-        let (net, namespace) = (Arc::clone(&container.net), settings.identity.namespace.to_string());
-        tasks.spawn(crate::dns::run(net, namespace, discovery.snapshots(), names));
+        // A node's id ends in its DNS domain.
+        let domain = settings.id.rsplit('~').next().unwrap_or_default().to_owned();
+        tasks.spawn(crate::dns::run(Arc::clone(&container.net), domain, discovery.snapshots(), names));
     }
     tasks.close();
     Ok(AgentHandle { identity, failure, discovery, node: Arc::new(node), settings, tasks })

@@ -132,6 +132,10 @@ pub(crate) struct Http {
     pub(crate) denied: bool,
     /// A stream on which nothing moves ends after this; zero is never.
     pub(crate) idle: Duration,
+    /// How many requests one HTTP/2 connection has at once.
+    pub(crate) streams: u32,
+    /// The most that the headers of a request may take.
+    pub(crate) largest_head: u32,
 }
 
 /// What is done with `x-forwarded-client-cert`.

@@ -574,4 +574,53 @@ mod tests {
         default /* [] -> 90%outbound|8080|v1|web.shop.svc.cluster.local + 10%outbound|8080|v2|web.shop.svc.cluster.local within 0 s, again 5x 5xx,retriable-status-codes
         ");
     }
+
+    /// What a chain does, and with what.
+    fn kind(chain: &envoy::FilterChain) -> String {
+        let matching = chain.filter_chain_match.as_ref().map_or(String::new(), |matching| {
+            format!("{} [{}] ", matching.transport_protocol, matching.application_protocols.join(","))
+        });
+        let name = chain.filters[0].name.trim_start_matches("envoy.filters.network.");
+        format!("{matching}{name}")
+    }
+
+    #[test]
+    fn a_ports_protocol_decides_listener_cluster_and_application_protocols() {
+        let mut lines = Vec::new();
+        for protocol in [Protocol::Http, Protocol::Http2, Protocol::Tcp, Protocol::Tls, Protocol::Auto] {
+            let mut world = fixture::world();
+            for cluster in ["c1", "c2", "c3"] {
+                fixture::change_service(&mut world, cluster, |service| service.ports[0].protocol = protocol);
+            }
+            let proxy = fixture::proxy("c1");
+            let all = outbound(&world, &proxy);
+            assert_eq!(all.len(), 1);
+            let chains: Vec<_> = all[0].filter_chains.iter().map(kind).collect();
+            let rest = all[0].default_filter_chain.as_ref().map(|chain| format!(", else {}", kind(chain)));
+            let looks: Vec<_> =
+                all[0].listener_filters.iter().map(|f| f.name.trim_start_matches("envoy.filters.listener.")).collect();
+            let wait = all[0].listener_filters_timeout.as_ref().map(|wait| format!(" for {} s", wait.seconds));
+            let service = &world.services.in_order[0];
+            let cluster =
+                clusters::outbound(&world, &proxy, service, &service.ports[0], "", Style::Client, None).unwrap();
+            let speaks = format!("{:?}", cluster.typed_extension_protocol_options.len());
+            let alpn = alpn(&cluster);
+            lines.push(format!(
+                "{protocol:?}: {} -> {}{}; looks at {looks:?}{}; HTTP options {speaks}; ALPN {alpn}",
+                all[0].name,
+                chains.join(", "),
+                rest.unwrap_or_default(),
+                wait.unwrap_or_default(),
+            ));
+        }
+        insta::assert_snapshot!(lines.join("\n"), @"");
+    }
+
+    fn alpn(cluster: &stolos_xds::envoy::config::cluster::v3::Cluster) -> String {
+        use stolos_xds::envoy::extensions::transport_sockets::tls::v3::UpstreamTlsContext;
+        let socket = cluster.transport_socket_matches[0].transport_socket.as_ref().unwrap();
+        let Some(core::transport_socket::ConfigType::TypedConfig(any)) = &socket.config_type else { panic!() };
+        let context: UpstreamTlsContext = stolos_xds::unpack(any).unwrap();
+        context.common_tls_context.unwrap().alpn_protocols.join(",")
+    }
 }

@@ -40,10 +40,6 @@ use crate::state::Shared;
 
 /// How long a client may think about its next request.
 const QUIET: Duration = Duration::from_secs(300);
-/// How many requests of a client's HTTP/2 connection are served at once; more wait on the client's side.
-const MOST_STREAMS: u32 = 1024;
-/// The most that the headers of one request may take, as in Envoy.
-const LARGEST_HEAD: u32 = 60 * 1024;
 /// How often a client's quiet HTTP/2 connection is asked whether it is still there, and how long it may take to say so.
 const PING: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(20));
 
@@ -89,6 +85,9 @@ where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let shared = Arc::clone(&connection.shared);
+    let (streams, largest_head) = (connection.http.streams, connection.http.largest_head);
+    // What is read ahead of HTTP/1.1 is its head; hyper's own least is 8 KiB.
+    let ahead = usize::try_from(largest_head).unwrap_or(usize::MAX).max(64 * 1024);
     let service = service_fn(move |request| {
         let connection = Arc::clone(&connection);
         async move { Ok::<_, Infallible>(answer(connection, request).await) }
@@ -119,31 +118,26 @@ where
             builder
                 .timer(TokioTimer::new())
                 .adaptive_window(true)
-                .max_concurrent_streams(MOST_STREAMS)
-                .max_header_list_size(LARGEST_HEAD)
+                .max_concurrent_streams(streams)
+                .max_header_list_size(largest_head)
                 .keep_alive_interval(PING.0)
                 .keep_alive_timeout(PING.1);
             serve!(builder.serve_connection(io, service));
         }
         Some(_) => {
             let mut builder = http1::Builder::new();
-            builder.timer(TokioTimer::new()).header_read_timeout(QUIET).max_buf_size(64 * 1024);
+            builder.timer(TokioTimer::new()).header_read_timeout(QUIET).max_buf_size(ahead);
             serve!(builder.serve_connection(io, service).with_upgrades());
         }
         None => {
             let mut builder = auto::Builder::new(TokioExecutor::new());
-            builder
-                .http1()
-                .timer(TokioTimer::new())
-                .header_read_timeout(QUIET)
-                .max_buf_size(64 * 1024)
-                .half_close(true);
+            builder.http1().timer(TokioTimer::new()).header_read_timeout(QUIET).max_buf_size(ahead).half_close(true);
             builder
                 .http2()
                 .timer(TokioTimer::new())
                 .adaptive_window(true)
-                .max_concurrent_streams(MOST_STREAMS)
-                .max_header_list_size(LARGEST_HEAD)
+                .max_concurrent_streams(streams)
+                .max_header_list_size(largest_head)
                 .keep_alive_interval(PING.0)
                 .keep_alive_timeout(PING.1);
             serve!(builder.serve_connection_with_upgrades(io, service));

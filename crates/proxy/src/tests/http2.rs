@@ -311,3 +311,102 @@ async fn an_upgrade_is_refused_where_only_http2_is_spoken() {
     soon(stream.read_exact(&mut answer)).await.unwrap();
     assert_eq!(&answer, b"HTTP/1.1 403");
 }
+
+#[tokio::test]
+async fn every_request_is_balanced_by_itself_and_versions_are_translated() {
+    let named = |name: &'static str| {
+        server(h2::server::Builder::new(), move |request, mut respond| async move {
+            let host = request.uri().authority().map(ToString::to_string).unwrap_or_default();
+            let response = Response::builder().header("x-name", name).header("x-host", host).body(()).unwrap();
+            respond.send_response(response, true).unwrap();
+        })
+    };
+    let (a, b) = tokio::join!(named("a"), named("b"));
+    let h2 = proxy(&[a.0, b.0]);
+    let mut sender = client(&h2).await;
+    let mut seen = std::collections::BTreeMap::<String, usize>::new();
+    for turn in 0..40 {
+        let response = soon(sender.send_request(call(&format!("/{turn}"), empty()))).await.unwrap();
+        *seen.entry(response.headers()["x-name"].to_str().unwrap().to_owned()).or_default() += 1;
+    }
+    assert!(seen.len() == 2 && seen.values().all(|count| *count >= 5), "{seen:?}");
+    assert_eq!((a.1.load(Ordering::Relaxed), b.1.load(Ordering::Relaxed)), (1, 1), "a connection each");
+
+    // A client of HTTP/1.1 in front of hosts of HTTP/2: Host is what `:authority` says.
+    let mut stream = h2.redirected(VIP).await;
+    stream
+        .write_all(format!("GET / HTTP/1.1\r\nhost: {SERVICE}\r\nconnection: close\r\n\r\n").as_bytes())
+        .await
+        .unwrap();
+    let mut answer = String::new();
+    soon(stream.read_to_string(&mut answer)).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains(&format!("x-host: {SERVICE}")), "{answer}");
+
+    // And the other way round: one Host, one Cookie, nothing of HTTP/2's.
+    let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut h1 = proxy(&[socket.local_addr().unwrap()]);
+    h1.put(CLUSTER, &service("spiffe://cluster.local/ns/sample/sa/helloworld"));
+    let mut sender = client(&h1).await;
+    let mut request = call("/old?x=1", Full::new(Bytes::from_static(b"hello")).boxed_unsync());
+    for crumb in ["a=1", "b=2"] {
+        request.headers_mut().append("cookie", crumb.parse().unwrap());
+    }
+    let asking = tokio::spawn(sender.send_request(request));
+    let (mut inner, _) = soon(socket.accept()).await.unwrap();
+    let mut head = Vec::new();
+    while !head.ends_with(b"hello") {
+        assert!(soon(inner.read_buf(&mut head)).await.unwrap() > 0, "{}", String::from_utf8_lossy(&head));
+    }
+    let head = String::from_utf8_lossy(&head).to_lowercase();
+    assert!(head.starts_with("post /old?x=1 http/1.1\r\n"), "{head}");
+    for (line, count) in [
+        (format!("host: {SERVICE}:5000\r\n"), 1),
+        ("cookie: a=1; b=2\r\n".into(), 1),
+        ("content-length: 5\r\n".into(), 1),
+        ("transfer-encoding".into(), 0),
+    ] {
+        assert_eq!(head.matches(&line).count(), count, "{line} in {head}");
+    }
+    inner
+        .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: keep-alive\r\nkeep-alive: 5\r\n\r\n")
+        .await
+        .unwrap();
+    let response = soon(asking).await.unwrap().unwrap();
+    assert!(response.status() == 200 && !response.headers().contains_key("keep-alive"), "{:?}", response.headers());
+}
+
+#[tokio::test]
+async fn a_tunnel_in_which_nothing_moves_ends() {
+    use stolos_xds::envoy::config::listener::v3::filter::ConfigType;
+    use stolos_xds::envoy::extensions::filters::network::http_connection_manager::v3::HttpConnectionManager;
+    let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut proxy = proxy(&[socket.local_addr().unwrap()]);
+    proxy.put(CLUSTER, &service("spiffe://cluster.local/ns/sample/sa/helloworld"));
+    let mut listener = of_port(5000);
+    if let Some(ConfigType::TypedConfig(any)) = &mut listener.filter_chains[0].filters[0].config_type {
+        let mut manager: HttpConnectionManager = stolos_xds::unpack(any).unwrap();
+        manager.stream_idle_timeout = super::world::millis(200);
+        *any = pack(&manager);
+    }
+    proxy.put("0.0.0.0_5000", &listener);
+    let mut stream = proxy.redirected(VIP).await;
+    let request = format!("GET / HTTP/1.1\r\nhost: {SERVICE}\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let (mut inner, _) = soon(socket.accept()).await.unwrap();
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        soon(inner.read_buf(&mut head)).await.unwrap();
+    }
+    inner
+        .write_all(b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n")
+        .await
+        .unwrap();
+    // What moves keeps it open, longer than the limit.
+    for _ in 0..6 {
+        tokio::time::sleep(Duration::from_millis(80)).await;
+        inner.write_all(b".").await.unwrap();
+    }
+    let mut seen = Vec::new();
+    soon(stream.read_to_end(&mut seen)).await.unwrap();
+    assert!(seen.ends_with(b"......"), "{}", String::from_utf8_lossy(&seen));
+}
