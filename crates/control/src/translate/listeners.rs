@@ -613,7 +613,13 @@ mod tests {
                 wait.unwrap_or_default(),
             ));
         }
-        insta::assert_snapshot!(lines.join("\n"), @"");
+        insta::assert_snapshot!(lines.join("\n"), @r#"
+        Http: 0.0.0.0_8080 -> http_connection_manager; looks at []; HTTP options 1; ALPN istio-peer-exchange,istio
+        Http2: 0.0.0.0_8080 -> http_connection_manager; looks at []; HTTP options 1; ALPN istio-peer-exchange,istio,h2
+        Tcp: 10.101.0.1_8080 -> tcp_proxy; looks at []; HTTP options 0; ALPN istio-peer-exchange,istio
+        Tls: 10.101.0.1_8080 -> tcp_proxy; looks at []; HTTP options 0; ALPN istio-peer-exchange,istio
+        Auto: 10.101.0.1_8080 -> raw_buffer [http/1.1,h2c] http_connection_manager, else tcp_proxy; looks at ["tls_inspector", "http_inspector"] for 5 s; HTTP options 1; ALPN istio-peer-exchange,istio
+        "#);
     }
 
     fn alpn(cluster: &stolos_xds::envoy::config::cluster::v3::Cluster) -> String {
