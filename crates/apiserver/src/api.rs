@@ -78,7 +78,7 @@ impl Api {
         let served = Arc::clone(&registry);
         state.follow(CRDS, move |state| {
             let crds = state.cache(CRDS).list("");
-            served.replace(crds.iter().map(|object| &object.value));
+            served.replace(crds.iter().map(|object| &*object.value));
         });
         let slots = Semaphore::new(settings.in_flight);
         Arc::new(Self {

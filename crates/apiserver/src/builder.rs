@@ -220,7 +220,7 @@ impl Builder {
         };
         let address = listener.local_addr().map_err(StartError::Listen)?;
         let services = state.cache("services").list("");
-        let services = services.iter().map(|object| &object.value);
+        let services = services.iter().map(|object| &*object.value);
         let service_ips = Addresses::new(&self.service_cidr, services).map_err(StartError::Choice)?;
 
         let domain = &self.settings.cluster_domain;
@@ -380,6 +380,10 @@ impl Server {
     /// What the server will be.
     pub fn builder() -> Builder {
         Builder::new()
+    }
+
+    pub(crate) fn api(&self) -> Arc<Api> {
+        Arc::clone(&self.api)
     }
 
     /// A client inside the process, without a socket, with all rights.

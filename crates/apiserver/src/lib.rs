@@ -33,6 +33,8 @@ mod convert;
 mod defaults;
 mod discovery;
 mod failure;
+#[doc(hidden)]
+pub mod fuzz;
 mod keys;
 mod list;
 mod openapi;

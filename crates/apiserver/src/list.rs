@@ -200,7 +200,7 @@ pub(crate) fn encode(
         }
     }
     if let Form::Table(include) = form {
-        let values: Vec<&Value> = objects.iter().map(|object| &object.value).collect();
+        let values: Vec<&Value> = objects.iter().map(|object| &*object.value).collect();
         let mut table = table::render(resource, &values, include, true);
         table["metadata"] = metadata;
         return Bytes::from(serde_json::to_vec(&table).unwrap_or_default());

@@ -434,7 +434,7 @@ pub(crate) fn render(form: Form, resource: &Resource, object: &Object) -> Bytes 
         Form::Plain => convert::json_of(resource, object),
         Form::Metadata => Bytes::from(serde_json::to_vec(&metadata_of(&object.value)).unwrap_or_default()),
         Form::Table(include) => {
-            let table = table::render(resource, std::slice::from_ref(&&object.value), include, true);
+            let table = table::render(resource, std::slice::from_ref(&&*object.value), include, true);
             Bytes::from(serde_json::to_vec(&table).unwrap_or_default())
         }
     }

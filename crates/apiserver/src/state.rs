@@ -99,7 +99,7 @@ impl State {
         let revision = loaded.revision.max(1);
         for change in loaded.objects {
             let Some(json) = change.value else { continue };
-            let value = serde_json::from_slice(&json).map_err(|error| Error::Io {
+            serde_json::from_slice::<serde::de::IgnoredAny>(&json).map_err(|error| Error::Io {
                 what: "read an object from",
                 path: format!("{}/{}/{}", change.key.resource, change.key.namespace, change.key.name).into(),
                 source: error.into(),
@@ -107,8 +107,8 @@ impl State {
             let cache = caches
                 .entry(Arc::clone(&change.key.resource))
                 .or_insert_with(|| Arc::new(Cache::new(revision, window)));
-            let object = Object { value, json, revision: change.revision };
-            cache.load((change.key.namespace, change.key.name), Arc::new(object));
+            let object = Object::unread(json, change.revision);
+            cache.load((change.key.namespace, change.key.name), object);
         }
         let (queue, jobs) = mpsc::channel();
         let state = Arc::new(Self {
@@ -262,7 +262,7 @@ impl State {
             };
             value["metadata"]["resourceVersion"] = Value::String(revision.to_string());
             let json = Bytes::from(serde_json::to_vec(&value).unwrap_or_default());
-            let object = Arc::new(Object { value, json: json.clone(), revision });
+            let object = Object::new(value, json.clone(), revision);
             head.pending.insert(write.key.clone(), (revision, (!deleted).then(|| Arc::clone(&object))));
             let change = Change { key: write.key, revision, value: (!deleted).then_some(json) };
             changes.push((change, Event { revision, before, object: Arc::clone(&object), deleted }));

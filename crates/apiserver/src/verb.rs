@@ -1022,7 +1022,7 @@ fn is_finished(resource: &Resource, object: &Value) -> bool {
 
 fn uncommitted(value: Value) -> Arc<Object> {
     let json = Bytes::from(serde_json::to_vec(&value).unwrap_or_default());
-    Arc::new(Object { value, json, revision: 0 })
+    Object::new(value, json, 0)
 }
 
 fn storage_failure(resource: &Resource, name: &str, refused: &Refused) -> Failure {

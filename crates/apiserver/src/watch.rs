@@ -7,8 +7,8 @@
 //! several times as large as its text), and by age. What was deleted is held by nothing else.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::ops::Bound;
-use std::sync::{Arc, RwLock};
+use std::ops::{Bound, Deref};
+use std::sync::{Arc, OnceLock, RwLock};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -19,7 +19,7 @@ use tokio::sync::watch;
 #[derive(Debug)]
 pub(crate) struct Object {
     /// The object, with its `resourceVersion`.
-    pub(crate) value: Value,
+    pub(crate) value: Tree,
     /// The same as JSON text.
     pub(crate) json: Bytes,
     /// The revision of its last change.
@@ -29,7 +29,23 @@ pub(crate) struct Object {
 impl Object {
     /// About how much memory it holds.
     fn weight(&self) -> usize {
-        128 + self.json.len() + weight(&self.value)
+        128 + self.json.len() + self.value.read.get().map_or(0, weight)
+    }
+
+    /// An object that somebody has at hand already.
+    #[must_use]
+    pub(crate) fn new(value: Value, json: Bytes, revision: u64) -> Arc<Self> {
+        Arc::new(Self { value: Tree { json: json.clone(), read: value.into() }, json, revision })
+    }
+
+    /// An object as text, which is read if somebody looks inside. As a tree it takes five times the memory and more.
+    #[must_use]
+    pub(crate) fn unread(json: Bytes, revision: u64) -> Arc<Self> {
+        Arc::new(Self { value: Tree { json: json.clone(), read: OnceLock::new() }, json, revision })
+    }
+
+    fn forgotten(&self) -> Arc<Self> {
+        Self::unread(self.json.clone(), self.revision)
     }
 }
 
@@ -42,6 +58,27 @@ fn weight(value: &Value) -> usize {
         Value::String(text) => text.capacity(),
         Value::Array(list) => list.capacity() * SLOT + list.iter().map(weight).sum::<usize>(),
         Value::Object(map) => map.iter().map(|(key, value)| ENTRY + key.capacity() + weight(value)).sum(),
+    }
+}
+
+/// JSON text that becomes a tree when somebody looks inside.
+pub(crate) struct Tree {
+    json: Bytes,
+    read: OnceLock<Value>,
+}
+
+impl Deref for Tree {
+    type Target = Value;
+
+    fn deref(&self) -> &Value {
+        // It was written by us, from a tree.
+        self.read.get_or_init(|| serde_json::from_slice(&self.json).unwrap_or_default())
+    }
+}
+
+impl std::fmt::Debug for Tree {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Tree").field(&self.json.len()).finish()
     }
 }
 
@@ -121,6 +158,31 @@ impl Inner {
     }
 }
 
+impl Inner {
+    /// From now on the event of `revision` is history: nobody but a late watcher reads it, so text is enough.
+    fn pass_into_history(&mut self, revision: u64) {
+        let at = self.events.partition_point(|kept| kept.event.revision < revision);
+        if let Some(kept) = self.events.get_mut(at).filter(|kept| kept.event.revision == revision) {
+            let event = kept.event.as_text();
+            let weight = event.weight();
+            self.event_bytes = self.event_bytes - kept.weight + weight;
+            *kept = Kept { event: Arc::new(event), weight, since: kept.since };
+        }
+    }
+}
+
+impl Event {
+    fn as_text(&self) -> Self {
+        let before = self.before.as_ref().map(|before| before.forgotten());
+        Self { revision: self.revision, before, object: self.object.forgotten(), deleted: self.deleted }
+    }
+
+    /// About how much memory it holds: what was before may be held by this event alone.
+    fn weight(&self) -> usize {
+        self.object.weight() + self.before.as_ref().map_or(0, |before| before.weight())
+    }
+}
+
 impl Cache {
     /// An empty cache whose past before `revision` is unknown.
     #[must_use]
@@ -151,13 +213,17 @@ impl Cache {
     /// Takes a durable change in. Watchers are told by [`announce`](Self::announce).
     pub(crate) fn apply(&self, place: Place, event: Event) {
         let mut inner = self.write();
+        let mut event = event;
+        if let Some(before) = &event.before {
+            inner.pass_into_history(before.revision);
+        }
         if event.deleted {
             inner.objects.remove(&place);
+            event = event.as_text();
         } else {
             inner.objects.insert(place, Arc::clone(&event.object));
         }
-        // What was before may be held by this event alone.
-        let weight = event.object.weight() + event.before.as_ref().map_or(0, |before| before.weight());
+        let weight = event.weight();
         inner.event_bytes += weight;
         inner.last = event.revision;
         inner.events.push_back(Kept { event: Arc::new(event), weight, since: Instant::now() });
@@ -365,7 +431,7 @@ mod tests {
     fn object(name: &str, revision: u64) -> Arc<Object> {
         let value = json!({"metadata": {"name": name, "resourceVersion": revision.to_string()}});
         let json = Bytes::from(serde_json::to_vec(&value).unwrap());
-        Arc::new(Object { value, json, revision })
+        Object::new(value, json, revision)
     }
 
     fn put(cache: &Cache, name: &str, revision: u64) {
@@ -419,6 +485,21 @@ mod tests {
         assert!(gone.upgrade().is_none());
         assert_eq!((cache.held(), cache.events_after(200, 1).map(|events| events.len())), (0, Ok(0)));
         assert!(cache.events_after(199, 1).is_err());
+    }
+
+    #[test]
+    fn history_is_kept_as_text() {
+        let cache = Cache::new(0, Window { events: 10, bytes: 1 << 20 });
+        put(&cache, "a", 1);
+        put(&cache, "a", 2);
+        put(&cache, "a", 3);
+        let is_tree = |object: &Arc<Object>| object.value.read.get().is_some();
+        let events = cache.events_after(0, 10).unwrap();
+        let trees: Vec<_> = events.iter().map(|e| (is_tree(&e.object), e.before.as_ref().map(is_tree))).collect();
+        assert_eq!(trees, [(false, None), (false, Some(false)), (true, Some(true))], "only the last is at hand");
+        assert_eq!(events[0].object.value["metadata"]["resourceVersion"], "1", "but all can be looked into");
+        delete(&cache, "a", 4);
+        assert!(cache.events_after(0, 10).unwrap()[1..].iter().all(|event| !is_tree(&event.object)));
     }
 
     #[tokio::test]

@@ -512,14 +512,15 @@ mod tests {
         for (slot, (name, network)) in [("a", "east"), ("b", "east"), ("c", "west")].into_iter().enumerate() {
             world.add(name, network, Subnet { block: 9, slot: slot as u8 });
         }
-        let shut = |world: &World| [(0, 1), (0, 2), (1, 2)].map(|(a, b)| world.link(a, b).is_shut());
+        let shut = |world: &World| [(0, 1), (0, 2), (1, 2)].map(|(a, b)| world.gate(a, b).is_shut());
         assert_eq!(shut(&world), [false, false, false]);
-        world.partition(&world.find("east"), true);
+        let cut = |what: &str| Fault::Partition { what: what.into() };
+        world.afflict(cut("east"));
         assert_eq!(shut(&world), [false, true, true]);
-        world.partition(&world.find("east"), false);
-        world.partition(&world.find("b"), true);
+        world.heal(Some(&world.find("east")));
+        world.afflict(cut("b"));
         assert_eq!(shut(&world), [true, false, true]);
-        world.partition(&world.find("b"), false);
+        world.heal(Some(&world.find("b")));
         assert_eq!(shut(&world), [false, false, false]);
     }
 }

@@ -17,6 +17,8 @@ mod config;
 mod copy;
 pub mod dns;
 mod follow;
+#[doc(hidden)]
+pub mod fuzz;
 mod http;
 mod inspect;
 mod listener;

@@ -66,7 +66,7 @@ pub(super) fn matches(
             labels(subject)
         } else {
             let name = subject.map(meta::namespace).unwrap_or_default();
-            labels(api.state.get("namespaces", "", name).as_ref().map(|namespace| &namespace.value))
+            labels(api.state.get("namespaces", "", name).as_ref().map(|namespace| &*namespace.value))
         };
         if !selects(&webhook["namespaceSelector"], &namespace) {
             return Ok(None);

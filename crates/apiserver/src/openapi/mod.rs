@@ -167,7 +167,7 @@ fn described_here(api: &Api, resource: &Resource, group: &str, version: &str) ->
         return Vec::new();
     }
     let crd = api.state.get(CRDS, "", &resource.storage).filter(|_| resource.custom.is_some());
-    custom::schemas(resource, crd.as_ref().map(|crd| &crd.value))
+    custom::schemas(resource, crd.as_ref().map(|crd| &*crd.value))
 }
 
 /// The names of Kubernetes' own schemas that these resources are made of.

@@ -1,0 +1,30 @@
+//! What fuzz targets call: ways in that nobody else is meant to use.
+
+use std::sync::Arc;
+
+use hyper_util::rt::TokioIo;
+use stolos_serve::listen::Peer;
+use tokio::io::DuplexStream;
+
+use crate::auth::{Caller, User};
+use crate::{Server, route};
+
+/// An HTTP/1.1 connection inside the process: of a client with all rights if it is `trusted`, of anybody otherwise.
+#[must_use]
+pub fn connect(server: &Server, trusted: bool) -> DuplexStream {
+    let api = server.api();
+    let caller = match trusted {
+        true => Caller::Inside(User::internal()),
+        false => Caller::Outside(Peer { address: server.address(), certificates: Arc::from([]) }),
+    };
+    let (near, far) = tokio::io::duplex(64 << 10);
+    let service = hyper::service::service_fn(move |request| route::handle(Arc::clone(&api), caller.clone(), request));
+    let serving =
+        hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(far), service).with_upgrades();
+    tokio::spawn(async move {
+        if let Err(error) = serving.await {
+            tracing::debug!(%error, "connection inside the process ended");
+        }
+    });
+    near
+}

@@ -1,0 +1,19 @@
+//! What fuzz targets call: parsers that nobody else is meant to use from outside.
+
+use crate::inspect::{self, Look};
+
+/// Reads `bytes` as the beginning of a connection, whole and cut short. What was read of a part stays true of the whole.
+pub fn beginning(bytes: &[u8]) {
+    fn steady<T: PartialEq + std::fmt::Debug>(bytes: &[u8], look: impl Fn(&[u8]) -> Look<T>) {
+        let whole = look(bytes);
+        for cut in [bytes.len() / 2, bytes.len().saturating_sub(1)] {
+            match look(&bytes[..cut]) {
+                Look::More => {}
+                part => assert_eq!(part, whole, "{} of {} bytes", cut, bytes.len()),
+            }
+        }
+    }
+    steady(bytes, inspect::proxy_v2);
+    steady(bytes, inspect::client_hello);
+    steady(bytes, inspect::http);
+}
