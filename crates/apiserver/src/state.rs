@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, OnceLock, RwLock, mpsc};
 
 use bytes::Bytes;
 use serde_json::Value;
+use stolos_k8s::patch;
 use tokio::sync::oneshot;
 
 use crate::store::{Change, Error, Key, Store};
@@ -39,6 +40,9 @@ pub(crate) enum Refused {
     /// It does not exist (any more).
     #[error("the object does not exist")]
     Missing,
+    /// It is nested so deep that its text could not be read again.
+    #[error("the object is nested too deep")]
+    TooDeep,
     /// Storage takes no more writes.
     #[error("storage is not accepting writes")]
     Storage,
@@ -231,6 +235,9 @@ impl State {
         &self,
         writes: Vec<Write>,
     ) -> Result<(Vec<Arc<Object>>, oneshot::Receiver<Result<(), Refused>>), Refused> {
+        if writes.iter().filter_map(|write| write.value.as_ref()).any(|value| patch::depth(value) > DEEPEST) {
+            return Err(Refused::TooDeep);
+        }
         let mut head = lock(&self.head);
         let before: Vec<_> = writes
             .iter()
@@ -343,6 +350,9 @@ impl State {
         self.changed.send_replace(last);
     }
 }
+
+/// How deep what is stored is nested at most; the text of a list nests two deeper, and readers stop at 128.
+const DEEPEST: usize = 120;
 
 impl std::fmt::Debug for State {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

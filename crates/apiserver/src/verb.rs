@@ -1030,6 +1030,7 @@ fn storage_failure(resource: &Resource, name: &str, refused: &Refused) -> Failur
         Refused::Conflict => Failure::modified(&resource.storage, name),
         Refused::Exists => Failure::already_exists(&resource.storage, name),
         Refused::Missing => Failure::not_found(&resource.storage, name),
+        Refused::TooDeep => Failure::bad_request("the object, or what is said of its fields, is nested too deep"),
         Refused::Storage => Failure::unavailable("storage is not accepting writes"),
     }
 }

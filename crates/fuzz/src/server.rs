@@ -105,11 +105,24 @@ async fn send(server: &Server, request: Request<Body>) {
     let Ok(answer) = server.client().send(request).await else { return };
     assert_ne!(answer.status(), 500, "an answer of 500 is a fault of ours: {answer:?}");
     // A watch does not end by itself.
+    let is_json = is_one_document(&answer);
     let reading = async {
         let mut body = answer.into_body();
-        while let Some(Ok(_)) = body.frame().await {}
+        let mut text = Vec::new();
+        while let Some(Ok(frame)) = body.frame().await {
+            text.extend_from_slice(frame.data_ref().map_or(&[], |data| data));
+        }
+        text
     };
-    let _ = tokio::time::timeout(SILENCE, reading).await;
+    if let (Ok(text), true) = (tokio::time::timeout(SILENCE, reading).await, is_json) {
+        let read = serde_json::from_slice::<serde_json::Value>(&text);
+        assert!(read.is_ok(), "the answer cannot be read: {read:?}");
+    }
+}
+
+fn is_one_document(answer: &http::Response<Body>) -> bool {
+    let kind = answer.headers().get("content-type").and_then(|value| value.to_str().ok());
+    answer.headers().contains_key("content-length") && kind.is_some_and(|kind| kind.starts_with("application/json"))
 }
 
 fn parse(bytes: &[u8]) -> Option<Request<Body>> {

@@ -174,6 +174,32 @@ fn depth_is_refused_not_recursed_into() {
     }
 }
 
+/// What is stored can be read again: a patch must not bring an object to a depth that readers refuse.
+#[test]
+fn what_patches_build_up_stays_readable() {
+    let nested = |deep: usize, inner: &str| format!("{}{inner}{}", "{\"a\":".repeat(deep), "}".repeat(deep));
+    let things = "/apis/example.com/v1/namespaces/default/things";
+    for deep in [90, 97, 110, 120, 126] {
+        let thing = format!(
+            "{{\"apiVersion\":\"example.com/v1\",\"kind\":\"Thing\",\"metadata\":{{\"name\":\"d{deep}\"}},\"spec\":{}}}",
+            nested(deep, "{}")
+        );
+        let patch =
+            format!("[{{\"op\":\"add\",\"path\":\"/spec{}/b\",\"value\":{}}}]", "/a".repeat(deep), nested(deep, "1"));
+        for input in [
+            format!("POST {things}?fieldManager=f\ncontent-type: application/json\n\n{thing}"),
+            format!("PATCH {things}/d{deep}?fieldManager=f\ncontent-type: application/json-patch+json\n\n{patch}"),
+            format!(
+                "PATCH {things}/d{deep}?fieldManager=g&force=true\ncontent-type: application/apply-patch+yaml\n\n{thing}"
+            ),
+            format!("GET {things}/d{deep}\n\n"),
+            format!("GET {things}\n\n"),
+        ] {
+            stolos_fuzz::run("api_request", input.as_bytes());
+        }
+    }
+}
+
 /// `fuzz/` names every target, and nothing else.
 #[test]
 fn cargo_fuzz_knows_every_target() {

@@ -15,12 +15,61 @@ pub enum PatchError {
     DoesNotFit(String),
 }
 
-/// Applies a JSON patch (RFC 6902).
+/// How deep an object may be nested. Readers stop at 128 (serde_json), and `managedFields` repeats a path somewhat deeper
+/// than it lies.
+pub const DEEPEST: usize = 100;
+/// Operations of one JSON patch at most (as kube-apiserver).
+const MOST_OPERATIONS: usize = 10_000;
+/// How much JSON the operations of one patch may copy and move, all together: as kube-apiserver's
+/// `AccumulatedCopySizeLimit`, the most that a request may hold. Without it a short patch doubles an object again and
+/// again.
+const MOST_COPIED: usize = 3 << 20;
+
+/// How deep `value` is nested; 0 for a scalar.
+#[must_use]
+pub fn depth(value: &Value) -> usize {
+    match value {
+        Value::Array(items) => 1 + items.iter().map(depth).max().unwrap_or(0),
+        Value::Object(fields) => 1 + fields.values().map(depth).max().unwrap_or(0),
+        _ => 0,
+    }
+}
+
+/// Applies a JSON patch (RFC 6902). One that would make an object deeper than [`DEEPEST`], or copies without measure, does
+/// not fit.
 pub fn json(object: &Value, patch: &Value) -> Result<Value, PatchError> {
-    let patch: json_patch::Patch =
+    use json_patch::PatchOperation::{Add, Copy, Move, Remove, Replace, Test};
+
+    let refused = |why: &str| PatchError::DoesNotFit(why.to_owned());
+    let operations: json_patch::Patch =
         serde_json::from_value(patch.clone()).map_err(|error| PatchError::Malformed(error.to_string()))?;
+    if operations.len() > MOST_OPERATIONS {
+        return Err(refused(&format!("a JSON patch may have {MOST_OPERATIONS} operations")));
+    }
     let mut patched = object.clone();
-    json_patch::patch(&mut patched, &patch).map_err(|error| PatchError::DoesNotFit(error.to_string()))?;
+    let mut copied = 0;
+    for operation in operations.iter() {
+        let (to, deep) = match operation {
+            Add(add) => (&*add.path, depth(&add.value)),
+            Replace(replace) => (&*replace.path, depth(&replace.value)),
+            Copy(json_patch::CopyOperation { from, path }) | Move(json_patch::MoveOperation { from, path }) => {
+                let source = patched.pointer(from.as_str()).unwrap_or(&Value::Null);
+                copied += serde_json::to_vec(source).map_or(0, |text| text.len());
+                if copied > MOST_COPIED {
+                    return Err(refused("the patch copies and moves too much"));
+                }
+                (&**path, depth(source))
+            }
+            Remove(_) | Test(_) => (operation.path(), 0),
+        };
+        if to.as_str().matches('/').count() + deep > DEEPEST {
+            return Err(refused(&format!("{to}: an object may be nested {DEEPEST} deep")));
+        }
+        // One by one and on a copy of ours: the crate's own way back panics where an operation before has moved what it
+        // would undo.
+        json_patch::patch_unsafe(&mut patched, std::slice::from_ref(operation))
+            .map_err(|error| PatchError::DoesNotFit(error.to_string()))?;
+    }
     Ok(patched)
 }
 
@@ -344,5 +393,28 @@ mod tests {
             path in "(/[a-c0-2~-]{0,3}){0,3}", from in "(/[a-c0-2]{0,3}){0,3}") {
             let _ = json(&old, &json!([{"op": operation, "path": path, "from": from, "value": value}]));
         }
+    }
+
+    /// Found by the fuzz target `patch`: the third operation fails, and what the second moved is in the way of undoing
+    /// the first.
+    #[test]
+    fn a_patch_that_fails_late_is_an_error() {
+        let object = json!({"labels": {"a": "b"}});
+        let patch = json!([{"op": "add", "path": "/labels/x", "value": "z"},
+            {"op": "move", "from": "/labels", "path": "/nowhere/labels"}, {"op": "remove", "path": "/labels"}]);
+        assert!(matches!(super::json(&object, &patch), Err(PatchError::DoesNotFit(_))));
+    }
+
+    #[test]
+    fn a_short_patch_makes_no_giant_and_no_abyss() {
+        let doubling: Vec<_> =
+            (0..64).map(|n| json!({"op": "copy", "from": "/a", "path": format!("/a/{n}")})).collect();
+        let refused = super::json(&json!({"a": {"x": "0123456789"}}), &Value::Array(doubling)).unwrap_err().to_string();
+        assert!(refused.contains("too much") || refused.contains("deep"), "{refused}");
+        let nested = |deep: usize| (0..deep).fold(json!({}), |inner, _| json!({"a": inner}));
+        let path = "/a".repeat(60);
+        let deeper = json!([{"op": "add", "path": format!("{path}/b"), "value": nested(60)}]);
+        assert!(super::json(&nested(80), &deeper).unwrap_err().to_string().contains("nested 100 deep"));
+        assert_eq!(depth(&nested(5)), 6);
     }
 }
