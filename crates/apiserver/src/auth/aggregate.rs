@@ -46,7 +46,7 @@ pub(crate) async fn run(api: Arc<Api>) {
         let mut failed = false;
         let roles = cache.list("");
         for role in &roles {
-            let Some(wanted) = gathered(&*role.value, roles.iter().map(|role| &role.value)) else { continue };
+            let Some(wanted) = gathered(&role.value, roles.iter().map(|role| &*role.value)) else { continue };
             if !differs(&role.value, &wanted) {
                 continue;
             }
