@@ -13,6 +13,7 @@ use crate::failure::{Failure, Result};
 use crate::registry::{CRDS, Registry};
 use crate::runtime::{PodRuntime, ServiceResolver};
 use crate::state::State;
+use crate::stream::Running;
 
 /// What an embedder may choose.
 #[derive(Debug, Clone)]
@@ -61,6 +62,8 @@ pub(crate) struct Api {
     runtime: RwLock<Option<Arc<dyn PodRuntime>>>,
     resolver: RwLock<Option<Arc<dyn ServiceResolver>>>,
     slots: Semaphore,
+    /// Connections that were upgraded.
+    pub(crate) streams: Running,
 }
 
 impl Api {
@@ -92,6 +95,7 @@ impl Api {
             runtime: RwLock::new(None),
             resolver: RwLock::new(None),
             slots,
+            streams: Running::default(),
         })
     }
 

@@ -469,6 +469,7 @@ impl Server {
         for task in self.tasks.drain(..) {
             let _ = task.await;
         }
+        self.api.streams.ended().await;
         self.api.state.close().await;
     }
 }

@@ -13,6 +13,7 @@ mod cache;
 pub mod catalogue;
 mod cluster;
 mod config;
+mod console;
 mod delay;
 pub mod directory;
 mod error;

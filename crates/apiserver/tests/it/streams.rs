@@ -112,3 +112,50 @@ async fn pods_are_heard_and_told() {
         assert_eq!(said, b"hello world");
     }
 }
+
+#[tokio::test]
+async fn upgrades_are_agreed_upon_or_refused() {
+    let server = server().await;
+    server.set_pod_runtime(Arc::new(Echo));
+    let client = server.client();
+    let pods: Api<Pod> = Api::namespaced(client.clone(), "default");
+    let pod =
+        json!({"metadata": {"name": "p"}, "spec": {"nodeName": "n", "containers": [{"name": "a", "image": "i:1"}]}});
+    pods.create(&PostParams::default(), &serde_json::from_value(pod).unwrap()).await.unwrap();
+    let ask = async |what: &str, upgrade: &str, name: &'static str, protocols: &[&str]| {
+        let mut request = http::Request::post(format!("/api/v1/namespaces/default/pods/p/{what}"));
+        if !upgrade.is_empty() {
+            request = request.header("connection", "Upgrade").header("upgrade", upgrade);
+        }
+        for protocol in protocols {
+            request = request.header(name, *protocol);
+        }
+        let response = client.send(request.body(kube::client::Body::empty()).unwrap()).await.unwrap();
+        let header = |name: &str| response.headers().get(name).map_or("", |value| value.to_str().unwrap()).to_owned();
+        (response.status().as_u16(), header(name))
+    };
+    let spdy = "x-stream-protocol-version";
+    let agreed = |name: &str| (101, name.to_owned());
+    let exec = "exec?command=true&stdout=1";
+    assert_eq!(
+        ask(exec, "SPDY/3.1", spdy, &["v4.channel.k8s.io", "channel.k8s.io"]).await,
+        agreed("v4.channel.k8s.io")
+    );
+    assert_eq!(ask(exec, "SPDY/3.1", spdy, &["v3.channel.k8s.io"]).await, agreed("v3.channel.k8s.io"));
+    assert_eq!(ask(exec, "SPDY/3.1", spdy, &[]).await, agreed(""));
+    assert_eq!(ask(exec, "SPDY/3.1", spdy, &["v9.channel.k8s.io"]).await.0, 403);
+    assert_eq!(ask("attach?stdout=1", "SPDY/3.1", spdy, &["v2.channel.k8s.io"]).await, agreed("v2.channel.k8s.io"));
+    assert_eq!(ask("portforward", "SPDY/3.1", spdy, &["portforward.k8s.io"]).await, agreed("portforward.k8s.io"));
+    let socket = "sec-websocket-protocol";
+    let tunnel = "SPDY/3.1+portforward.k8s.io";
+    assert_eq!(ask("portforward", "websocket", socket, &[tunnel]).await, agreed(tunnel));
+    assert_eq!(ask("portforward", "websocket", socket, &["v4.channel.k8s.io"]).await.0, 400, "which ports?");
+    let base64 = "base64.channel.k8s.io";
+    assert_eq!(ask(exec, "websocket", socket, &[base64]).await, agreed(base64));
+    assert_eq!(ask(exec, "websocket", socket, &["v9.channel.k8s.io"]).await.0, 400);
+    for (what, upgrade) in [(exec, ""), (exec, "h2c"), ("exec?stdout=1", "SPDY/3.1"), ("exec?command=x", "SPDY/3.1")] {
+        assert_eq!(ask(what, upgrade, spdy, &["v4.channel.k8s.io"]).await.0, 400, "{what} {upgrade}");
+    }
+    // Connections that are open end with the server.
+    tokio::time::timeout(std::time::Duration::from_secs(10), server.stop()).await.expect("the server stops");
+}

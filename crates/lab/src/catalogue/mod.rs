@@ -19,6 +19,7 @@ use futures::future::BoxFuture;
 use stolos_serve::{Container, Stop};
 
 use crate::config::EnvoyFor;
+use crate::console::{Console, Stream};
 use crate::userland::{self, Process, Sink, Source};
 
 /// What a container's main process is given.
@@ -27,6 +28,8 @@ pub struct Launch {
     pub container: Container,
     /// The pod's `command`, if it has one; its first word is the program.
     pub command: Vec<String>,
+    /// What it reads and shows, for those who attach.
+    pub console: Arc<Console>,
     /// The pod's name.
     pub hostname: String,
     /// Asked when the process is to end.
@@ -81,9 +84,11 @@ impl Default for Catalogue {
         let v = |version| Image::new("helloworld", move |launch| Box::pin(helloworld::run(launch, version)));
         images.insert("istio/examples-helloworld-v1", v("v1"));
         images.insert("istio/examples-helloworld-v2", v("v2"));
-        for name in ["curlimages/curl", "curl", "busybox", "alpine", "alpine/curl"] {
-            images.insert(name, Image::new("curl", |launch| Box::pin(curl(launch))));
+        for name in ["curlimages/curl", "curl", "alpine/curl"] {
+            images.insert(name, Image::new("curl", |launch| Box::pin(tools(launch, "curlimages/curl", "curl"))));
         }
+        images.insert("busybox", Image::new("busybox", |launch| Box::pin(tools(launch, "busybox", "sh"))));
+        images.insert("alpine", Image::new("alpine", |launch| Box::pin(tools(launch, "alpine", "sh"))));
         images.insert("stefanprodan/podinfo", Image::new("podinfo", |launch| Box::pin(podinfo::run(launch))));
         images.insert("stolos/control", Image::new("control", |launch| Box::pin(control(launch))));
         images.insert("stolos/proxy", Image::new("proxy", |launch| Box::pin(proxy(launch))));
@@ -171,92 +176,58 @@ fn ended<E: std::error::Error>(result: Result<(), E>, output: &stolos_serve::Out
 
 /// A command that somebody wrote: `sleep infinity`, `sh -c '…'`.
 async fn typed(launch: Launch) -> i32 {
-    let Launch { container, mut command, hostname, stop } = launch;
+    let Launch { container, mut command, console, hostname, stop } = launch;
     command.extend(container.args.iter().cloned());
-    let log = Sink::new(LogWriter { output: container.output.clone(), line: Vec::new() });
-    let process = Process {
+    let output = |stream| Sink::new(console.writer(stream, container.output.clone()));
+    let mut process = Process {
         net: Arc::clone(&container.net),
         root: container.root.clone(),
         directory: "/".into(),
         env: container.env.clone(),
         hostname,
         stdin: Source::empty(),
-        stdout: log.clone(),
-        stderr: log,
+        stdout: Sink::null(),
+        stderr: Sink::null(),
         interrupt: None,
+        screen: None,
     };
+    let mut editing: BoxFuture<'static, ()> = Box::pin(std::future::pending());
+    match console.take_stdin() {
+        Some(keys) if console.is_terminal() => {
+            let seen = console.writer(Stream::Out, container.output.clone());
+            let (terminal, work) = userland::open_terminal(keys, seen, console.screen().clone());
+            editing = Box::pin(work);
+            process.stdin = terminal.stdin;
+            process.stdout = terminal.stdout.clone();
+            process.stderr = terminal.stdout;
+            process.interrupt = Some(terminal.interrupt);
+            process.screen = Some(terminal.screen);
+        }
+        keys => {
+            process.stdin = keys.map_or_else(Source::empty, Source::new);
+            process.stdout = output(Stream::Out);
+            process.stderr = output(Stream::Err);
+        }
+    }
+    let interrupted = userland::interrupted(&command, process.interrupt.clone());
     tokio::select! {
         code = userland::run(command, process) => code,
+        code = interrupted => code,
+        () = editing => 129,
         // As if killed by SIGTERM.
         () = stop.asked() => 143,
     }
 }
 
-/// `curlimages/curl` without a command: its arguments are a program, or curl's own.
-async fn curl(mut launch: Launch) -> i32 {
-    launch.container.output.line("built-in stand-in for curlimages/curl");
+/// An image of tools without a command: its arguments are a program, or those of the image's own.
+async fn tools(mut launch: Launch, name: &str, own: &str) -> i32 {
+    launch.container.output.line(format!("built-in stand-in for {name}"));
     launch.command = match launch.container.args.first() {
         Some(first) if userland::knows(first) => Vec::new(),
-        _ => vec!["curl".to_owned()],
+        _ => vec![own.to_owned()],
     };
     launch.command.append(&mut launch.container.args);
     typed(launch).await
-}
-
-/// Turns a byte stream into log lines.
-struct LogWriter {
-    output: stolos_serve::Output,
-    line: Vec<u8>,
-}
-
-impl LogWriter {
-    /// Longer lines are cut, so that a stream without newlines stays bounded.
-    const LONGEST: usize = 16 * 1024;
-
-    fn flush_line(&mut self) {
-        self.output.line(String::from_utf8_lossy(&self.line));
-        self.line.clear();
-    }
-}
-
-impl tokio::io::AsyncWrite for LogWriter {
-    fn poll_write(
-        mut self: std::pin::Pin<&mut Self>,
-        _: &mut std::task::Context<'_>,
-        bytes: &[u8],
-    ) -> std::task::Poll<std::io::Result<usize>> {
-        for byte in bytes {
-            if *byte == b'\n' || self.line.len() >= Self::LONGEST {
-                self.flush_line();
-            }
-            if *byte != b'\n' {
-                self.line.push(*byte);
-            }
-        }
-        std::task::Poll::Ready(Ok(bytes.len()))
-    }
-
-    fn poll_flush(
-        self: std::pin::Pin<&mut Self>,
-        _: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<std::io::Result<()>> {
-        std::task::Poll::Ready(Ok(()))
-    }
-
-    fn poll_shutdown(
-        self: std::pin::Pin<&mut Self>,
-        _: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<std::io::Result<()>> {
-        std::task::Poll::Ready(Ok(()))
-    }
-}
-
-impl Drop for LogWriter {
-    fn drop(&mut self) {
-        if !self.line.is_empty() {
-            self.flush_line();
-        }
-    }
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! The kubelet: runs the pods of its node inside this process, and answers for them.
 
+mod attach;
 mod env;
 mod log;
 pub(crate) mod pod;
@@ -18,15 +19,15 @@ use futures::stream::{BoxStream, StreamExt};
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 use stolos_apiserver::runtime::{
-    Connection, ContainerRef, Exit, LogOptions, PodRuntime, RuntimeError, ServiceResolver, Streams,
+    Connection, ContainerRef, Exit, LogOptions, PodRuntime, RuntimeError, ServiceResolver, Size, Streams,
 };
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 use tokio_util::task::TaskTracker;
 
 use crate::address::{Role, Subnet};
 use crate::cluster::Shared;
 use crate::podnet::PodSockets;
-use crate::userland::{self, Sink, Source};
+use crate::userland::{self, Screen, Sink, Source};
 use pod::PodRun;
 
 /// Runs the pods of one cluster's node.
@@ -244,12 +245,14 @@ impl PodRuntime for Door {
             let mut keeping: BoxFuture<'static, ()> = Box::pin(std::future::pending());
             match (streams.tty, streams.stdin, streams.stdout) {
                 (true, Some(stdin), Some(stdout)) => {
-                    let (terminal, work) = userland::open_terminal(stdin, stdout);
-                    keeping = Box::pin(work);
+                    let screen = Screen::default();
+                    let (terminal, work) = userland::open_terminal(stdin, stdout, screen.clone());
+                    keeping = Box::pin(async move { tokio::join!(work, resized(streams.resize, screen)).0 });
                     process.stdin = terminal.stdin;
                     process.stdout = terminal.stdout.clone();
                     process.stderr = terminal.stdout;
                     process.interrupt = Some(terminal.interrupt);
+                    process.screen = Some(terminal.screen);
                 }
                 (_, stdin, stdout) => {
                     process.stdin = stdin.map_or_else(Source::empty, Source::new);
@@ -270,17 +273,10 @@ impl PodRuntime for Door {
                 let _ = process.stderr.write(text.as_bytes()).await;
                 return Ok(Exit { code: userland::NOT_FOUND });
             }
-            // A shell that somebody types into handles Ctrl-C itself; any other program ends by it.
-            let interrupt = process.interrupt.clone().filter(|_| command.len() > 1);
-            let interrupted = async {
-                match interrupt {
-                    Some(interrupt) => interrupt.notified().await,
-                    None => std::future::pending().await,
-                }
-            };
+            let interrupted = userland::interrupted(&command, process.interrupt.clone());
             let code = tokio::select! {
                 code = userland::run(command, process) => code,
-                () = interrupted => 130,
+                code = interrupted => code,
                 () = keeping => 129,
             };
             Ok(Exit { code })
@@ -291,22 +287,12 @@ impl PodRuntime for Door {
         Box::pin(async move {
             let run = self.0.container(&container)?;
             let log = run.log(&container.container, false).map_err(RuntimeError::BadRequest)?;
-            let sink = streams.stdout.map_or_else(Sink::null, Sink::new);
-            let mut head = log.watch();
-            let (_, mut next, _) = log.read(0);
-            loop {
-                head.mark_unchanged();
-                let (lines, after, ended) = log.read(next);
-                next = after;
-                for line in lines {
-                    if sink.write(format!("{}\n", line.text).as_bytes()).await.is_err() {
-                        return Ok(Exit { code: 0 });
-                    }
-                }
-                if ended || head.changed().await.is_err() {
-                    return Ok(Exit { code: 0 });
-                }
-            }
+            let console = run
+                .console(&container.container)
+                .ok_or_else(|| RuntimeError::BadRequest(format!("container {} is not running", container.container)))?;
+            attach::run(&console, &log, streams).await;
+            // Whoever attached learns from the pod's status how its process ended.
+            Ok(Exit { code: 0 })
         })
     }
 
@@ -324,6 +310,14 @@ impl PodRuntime for Door {
             Ok(Box::new(stream) as Box<dyn Connection>)
         })
     }
+}
+
+/// Keeps a screen as large as its client says. Never ends.
+async fn resized(mut sizes: mpsc::Receiver<Size>, screen: Screen) {
+    while let Some(Size { width, height }) = sizes.recv().await {
+        screen.resize(width, height);
+    }
+    std::future::pending().await
 }
 
 /// The way from the API server to a Service, for webhooks.

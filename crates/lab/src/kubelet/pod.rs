@@ -20,6 +20,7 @@ use super::log::Log;
 use super::volumes::{self, Volumes};
 use super::{Kubelet, probe, program};
 use crate::catalogue::Launch;
+use crate::console::Console;
 use crate::podnet::{PodNet, PodSockets};
 use crate::userland::Process;
 
@@ -60,6 +61,7 @@ struct View {
     started: bool,
     image_id: String,
     log: Arc<Log>,
+    console: Option<Arc<Console>>,
     previous: Option<Arc<Log>>,
     world: Option<Inside>,
 }
@@ -103,6 +105,7 @@ impl PodRun {
                 started: false,
                 image_id: String::new(),
                 log: Log::new(),
+                console: None,
                 previous: None,
                 world: None,
             };
@@ -157,7 +160,13 @@ impl PodRun {
             stdout: crate::userland::Sink::null(),
             stderr: crate::userland::Sink::null(),
             interrupt: None,
+            screen: None,
         }))
+    }
+
+    /// What the container's main process reads and shows.
+    pub(crate) fn console(&self, container: &str) -> Option<Arc<Console>> {
+        self.containers().get(container)?.console.clone()
     }
 
     /// A container's log, this life's or the last one's; the error is what to tell whoever asked.
@@ -554,19 +563,22 @@ fn prepare(
     }
     let words = |list: &Option<Vec<String>>| list.iter().flatten().map(|w| expand(w, &env)).collect::<Vec<_>>();
     let (command, args) = (words(&container.command), words(&container.args));
+    let asks = |field: Option<bool>| field == Some(true);
+    let console = Console::new(asks(container.stdin), asks(container.stdin_once), asks(container.tty));
     let log = {
         let mut containers = run.containers();
         let Some(view) = containers.get_mut(&container.name) else {
             return Err(std::io::ErrorKind::NotFound.into());
         };
         view.world = Some(Inside { net: Arc::clone(&net), root: root.clone(), env: env.clone() });
+        view.console = Some(Arc::clone(&console));
         Arc::clone(&view.log)
     };
     let stop = Stop::new();
     let programs = if sidecar { program::Children::of(kubelet, run) } else { None };
     let output = Output::new(move |line| log.push(line));
     let container = stolos_serve::Container { net, root, env, args, output, programs };
-    Ok((Launch { container, command, hostname: run.name.clone(), stop: stop.clone() }, stop))
+    Ok((Launch { container, command, console, hostname: run.name.clone(), stop: stop.clone() }, stop))
 }
 
 /// One life of a container, from start to exit code.
@@ -629,6 +641,7 @@ async fn incarnation(
         view.ready = false;
         view.started = false;
         view.world = None;
+        view.console = None;
     });
     code
 }

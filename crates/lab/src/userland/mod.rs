@@ -6,6 +6,7 @@
 mod curl;
 mod glob;
 mod shell;
+mod tar;
 mod terminal;
 mod tools;
 
@@ -19,7 +20,7 @@ use stolos_serve::Net;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream};
 use tokio::sync::{Mutex, Notify};
 
-pub use terminal::{Terminal, open as open_terminal};
+pub use terminal::{Screen, Terminal, open as open_terminal};
 
 /// Exit code of a command nobody has.
 pub const NOT_FOUND: i32 = 127;
@@ -49,6 +50,8 @@ pub struct Process {
     pub stderr: Sink,
     /// Given at every Ctrl-C, where there is a terminal.
     pub interrupt: Option<Arc<Notify>>,
+    /// The size of the terminal, where there is one.
+    pub screen: Option<Screen>,
 }
 
 impl Process {
@@ -192,6 +195,20 @@ pub fn run(arguments: Vec<String>, process: Process) -> BoxFuture<'static, i32> 
             },
         }
     })
+}
+
+/// Ends with the exit code of a program that Ctrl-C ends. A shell that somebody types into handles it itself.
+pub fn interrupted(arguments: &[String], interrupt: Option<Arc<Notify>>) -> impl Future<Output = i32> + Send + 'static {
+    let shell = matches!(arguments, [program] if matches!(name(program), "sh" | "ash" | "bash"));
+    let interrupt = interrupt.filter(|_| !shell);
+    async move {
+        match interrupt {
+            Some(interrupt) => interrupt.notified().await,
+            None => std::future::pending().await,
+        }
+        // 128 + SIGINT.
+        130
+    }
 }
 
 /// The name a program is known by; it may be called by a usual path.

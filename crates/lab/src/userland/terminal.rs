@@ -1,11 +1,30 @@
 //! A terminal between somebody who types and a program: echo, line editing, Ctrl-C, Ctrl-D.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::sync::Notify;
 
 use super::{Sink, Source, pipe};
+
+/// The size of a terminal, as whoever looks at it says. Clones share it.
+#[derive(Debug, Clone, Default)]
+pub struct Screen(Arc<AtomicU32>);
+
+impl Screen {
+    /// From now on it has so many columns and rows.
+    pub fn resize(&self, columns: u16, rows: u16) {
+        self.0.store(u32::from(columns) << 16 | u32::from(rows), Ordering::Release);
+    }
+
+    /// Columns and rows; 0 and 0 while nobody has said so.
+    #[must_use]
+    pub fn size(&self) -> (u16, u16) {
+        let [a, b, c, d] = self.0.load(Ordering::Acquire).to_be_bytes();
+        (u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]))
+    }
+}
 
 /// The program's side of a terminal.
 pub struct Terminal {
@@ -15,17 +34,20 @@ pub struct Terminal {
     pub stdout: Sink,
     /// Given at every Ctrl-C.
     pub interrupt: Arc<Notify>,
+    /// Its size.
+    pub screen: Screen,
 }
 
 /// A terminal over what a client types and sees, and the work that keeps it going.
 pub fn open(
     keys: impl AsyncRead + Send + Unpin + 'static,
-    screen: impl AsyncWrite + Send + Unpin + 'static,
+    shown: impl AsyncWrite + Send + Unpin + 'static,
+    screen: Screen,
 ) -> (Terminal, impl Future<Output = ()> + Send) {
-    let raw = Sink::new(screen);
+    let raw = Sink::new(shown);
     let (lines, stdin) = pipe();
     let interrupt = Arc::new(Notify::new());
-    let terminal = Terminal { stdin, stdout: raw.cooked(), interrupt: Arc::clone(&interrupt) };
+    let terminal = Terminal { stdin, stdout: raw.cooked(), interrupt: Arc::clone(&interrupt), screen };
     (terminal, edit(keys, raw, lines, interrupt))
 }
 

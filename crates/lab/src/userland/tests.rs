@@ -24,6 +24,7 @@ async fn with_input(text: &str, input: &str) -> (String, String, i32) {
         stdout: out.0,
         stderr: err.0,
         interrupt: None,
+        screen: None,
     };
     let running = run(vec!["sh".into(), "-c".into(), text.into()], process);
     let all = async { futures::join!(running, out.1.read_all(), err.1.read_all()) };
@@ -229,7 +230,7 @@ async fn curl_speaks_like_curl() {
 async fn a_terminal_edits_echoes_and_interrupts() {
     let (mut keys, far) = tokio::io::duplex(1024);
     let (screen, mut near) = tokio::io::duplex(64 * 1024);
-    let (terminal, work) = open_terminal(far, screen);
+    let (terminal, work) = open_terminal(far, screen, Screen::default());
     let process = Process {
         net: Arc::new(HostNet::default()),
         root: std::env::temp_dir(),
@@ -240,6 +241,7 @@ async fn a_terminal_edits_echoes_and_interrupts() {
         stdout: terminal.stdout.clone(),
         stderr: terminal.stdout,
         interrupt: Some(terminal.interrupt),
+        screen: Some(terminal.screen),
     };
     let shell = async {
         tokio::select! {
@@ -261,4 +263,64 @@ async fn a_terminal_edits_echoes_and_interrupts() {
     assert_eq!(code, 4, "{shown}");
     assert!(shown.contains("echo hex\x08 \x08y\r\n") && shown.contains("hey\r\n"), "{shown:?}");
     assert!(shown.contains("^C\r\n") && shown.contains("130\r\n"), "{shown:?}");
+}
+
+#[tokio::test]
+async fn archives_are_made_and_taken_apart() {
+    let long = "n".repeat(150);
+    let text = format!(
+        "cd /tmp; echo one > x; echo two > {long}; tar cf - x {long} > t.tar; \
+         tar tf t.tar | wc -l; tar tf - < t.tar; tar -xmf - -C /out < t.tar && cat /out/x /out/{long}; \
+         tail -c +3 x; tar cf - none | wc -c; tar xzf t.tar; echo $?"
+    );
+    let (out, err, _) = shell(&text).await;
+    assert_eq!(out, format!("2\nx\n{long}\none\ntwo\ne\n0\n2\n"), "{err}");
+    assert!(err.contains("none: Cannot stat") && err.contains("compression is not supported"), "{err}");
+}
+
+#[tokio::test]
+async fn archives_do_not_lead_out_of_the_root() {
+    // Two names and a link that Python's tarfile would write: `../up`, `link -> /etc`, `safe -> x`.
+    let header = |name: &str, flag: u8, link: &str| {
+        let mut block = [0_u8; 512];
+        block[..name.len()].copy_from_slice(name.as_bytes());
+        block[100..107].copy_from_slice(b"0000644");
+        block[124..135].copy_from_slice(b"00000000000");
+        block[148..156].fill(b' ');
+        block[156] = flag;
+        block[157..157 + link.len()].copy_from_slice(link.as_bytes());
+        block[257..263].copy_from_slice(b"ustar\0");
+        let sum: u32 = block.iter().map(|byte| u32::from(*byte)).sum();
+        block[148..155].copy_from_slice(format!("{sum:06o}\0").as_bytes());
+        block
+    };
+    let blocks = [
+        header("../up", b'0', ""),
+        header("link", b'2', "/etc"),
+        header("up", b'2', "../.."),
+        header("safe", b'2', "x"),
+        header("/abs", b'0', ""),
+        header("pipe", b'6', ""),
+    ];
+    let root = tempfile::tempdir().unwrap();
+    let (out, err) = (pipe(), pipe());
+    let process = Process {
+        net: Arc::new(HostNet::default()),
+        root: root.path().to_owned(),
+        directory: "/".into(),
+        env: BTreeMap::new(),
+        hostname: "pod-1".to_owned(),
+        stdin: Source::new(std::io::Cursor::new(blocks.concat())),
+        stdout: out.0,
+        stderr: err.0,
+        interrupt: None,
+        screen: None,
+    };
+    let running = run(vec!["tar".into(), "xf".into(), "-".into()], process);
+    let (status, complaint) = futures::join!(running, err.1.read_all());
+    let complaint = String::from_utf8(complaint.unwrap()).unwrap();
+    assert_eq!((status, complaint.lines().count()), (2, 4), "{complaint}");
+    let mut made: Vec<_> = std::fs::read_dir(root.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    made.sort();
+    assert_eq!(made, ["abs", "safe"]);
 }

@@ -36,6 +36,8 @@ pub(super) fn find(name: &str) -> Option<Tool> {
         "tee" => |a, p| boxed(tee(a, p)),
         "ls" => |a, p| boxed(ls(a, p)),
         "seq" => |a, p| boxed(seq(a, p)),
+        "tar" => |a, p| boxed(super::tar::main(a, p)),
+        "stty" => |a, p| boxed(stty(a, p)),
         "nslookup" => |a, p| boxed(nslookup(a, p)),
         "test" | "[" => |a, p| boxed(test(a, p)),
         _ => return None,
@@ -326,6 +328,24 @@ fn count(arguments: Vec<String>, default: usize) -> (usize, Vec<String>) {
     (count, names)
 }
 
+/// Only what terminals are asked for: `stty size`.
+async fn stty(arguments: Vec<String>, process: Process) -> i32 {
+    let Some(screen) = &process.screen else {
+        process.complain("stty: standard input: not a tty").await;
+        return 1;
+    };
+    match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["size"] => {
+            let (columns, rows) = screen.size();
+            say(&process, &format!("{rows} {columns}\n")).await
+        }
+        _ => {
+            process.complain("stty: only `stty size` is known here").await;
+            1
+        }
+    }
+}
+
 async fn head(arguments: Vec<String>, process: Process) -> i32 {
     let (count, names) = count(arguments, 10);
     if names.is_empty() {
@@ -347,7 +367,44 @@ async fn head(arguments: Vec<String>, process: Process) -> i32 {
     }
 }
 
+/// The bytes from number `first` on, counted from 1: what `kubectl cp` goes on with after a broken connection.
+async fn tail_bytes(first: u64, names: &[String], process: &Process) -> i32 {
+    let from = match names {
+        [] => process.stdin.clone(),
+        [name, ..] => match tokio::fs::File::open(process.place(name)).await {
+            Ok(file) => super::Source::new(file),
+            Err(error) => {
+                process.complain(format!("tail: can't open '{name}': {}", reason(&error))).await;
+                return 1;
+            }
+        },
+    };
+    let mut skip = first.saturating_sub(1);
+    let mut buffer = vec![0; 32 * 1024];
+    loop {
+        match from.read(&mut buffer).await {
+            Ok(0) | Err(_) => return 0,
+            Ok(count) => {
+                let skipped = skip.min(count as u64);
+                skip -= skipped;
+                let rest = &buffer[usize::try_from(skipped).unwrap_or(count)..count];
+                if !rest.is_empty() && process.stdout.write(rest).await.is_err() {
+                    return BROKEN_PIPE;
+                }
+            }
+        }
+    }
+}
+
 async fn tail(arguments: Vec<String>, process: Process) -> i32 {
+    let bytes = arguments.first().and_then(|first| first.strip_prefix("-c"));
+    let (bytes, names) = match (bytes, arguments.get(1)) {
+        (Some(""), Some(next)) => (Some(next.as_str()), &arguments[2..]),
+        (bytes, _) => (bytes, arguments.get(1..).unwrap_or_default()),
+    };
+    if let Some(first) = bytes.and_then(|bytes| bytes.strip_prefix('+')?.parse().ok()) {
+        return tail_bytes(first, names, &process).await;
+    }
     let (count, names) = count(arguments, 10);
     match text("tail", &names, &process).await {
         Ok(text) => {
