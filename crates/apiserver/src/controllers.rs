@@ -121,11 +121,7 @@ impl Feed {
             if &**resource == "services"
                 && let Some(before) = &event.before
             {
-                let kept =
-                    !event.deleted && event.object.value["spec"]["clusterIP"] == before.value["spec"]["clusterIP"];
-                if !kept {
-                    defaults::forget(&self.api, &before.value);
-                }
+                defaults::forget(&self.api, &before.value, (!event.deleted).then_some(&event.object.value));
             }
             graph.work(&self.api, resource, &event.object.value, event.deleted, &mut work);
         }

@@ -1,5 +1,9 @@
 //! What an object must be, beyond its shape. Pure but for the settings of the server.
 
+mod pod;
+mod workload;
+
+use std::collections::HashSet;
 use std::net::IpAddr;
 
 use serde::de::{DeserializeSeed, MapAccess, SeqAccess, Visitor};
@@ -12,7 +16,6 @@ use crate::cel;
 use crate::defaults;
 use crate::failure::{Cause, Failure, Result};
 use crate::registry::Resource;
-use crate::rules;
 use crate::warning;
 
 /// Reads an object as what it claims to be: every field has its type (a boolean label is a 400, as on Kubernetes), and
@@ -163,13 +166,22 @@ pub(crate) fn check(api: &Api, resource: &Resource, before: Option<&Value>, obje
     let spec = &object["spec"];
     match &*resource.storage {
         "pods" => {
-            check_pod_spec("spec", spec, &mut causes);
+            pod::check_spec("spec", spec, &mut causes);
             if let Some(before) = before {
                 check_pod_update(before, object, &mut causes);
             }
         }
         "deployments.apps" | "replicasets.apps" | "statefulsets.apps" | "daemonsets.apps" => {
-            check_workload(before, spec, &mut causes);
+            workload::check(resource, before, spec, &mut causes);
+        }
+        "replicationcontrollers" => workload::check_replication(spec, &mut causes),
+        "jobs.batch" => workload::check_job("spec", before.map(|before| &before["spec"]), spec, &mut causes),
+        "cronjobs.batch" => workload::check_cron_job(spec, &mut causes),
+        "poddisruptionbudgets.policy" => workload::check_budget(spec, &mut causes),
+        "horizontalpodautoscalers.autoscaling" => workload::check_scaler(spec, &mut causes),
+        "ingresses.networking.k8s.io" => workload::check_ingress(spec, &mut causes),
+        "clusterroles.rbac.authorization.k8s.io" | "roles.rbac.authorization.k8s.io" => {
+            check_rules(resource.namespaced, object, &mut causes);
         }
         "services" => check_service(before, spec, &mut causes),
         "endpoints" if !api.settings.allow_loopback_endpoints => {
@@ -183,7 +195,10 @@ pub(crate) fn check(api: &Api, resource: &Resource, before: Option<&Value>, obje
             check_endpoint_slice(api.settings.allow_loopback_endpoints, before, object, &mut causes);
         }
         "secrets" => check_secret(before, object, &mut causes),
-        "configmaps" => check_immutable_data(before, object, &mut causes),
+        "configmaps" => {
+            check_keys(object, &mut causes);
+            check_immutable_data(before, object, &mut causes);
+        }
         "customresourcedefinitions.apiextensions.k8s.io" => check_crd(before, object, &mut causes),
         "clusterrolebindings.rbac.authorization.k8s.io" | "rolebindings.rbac.authorization.k8s.io" => {
             if before.is_some_and(|before| before["roleRef"] != object["roleRef"]) {
@@ -195,10 +210,13 @@ pub(crate) fn check(api: &Api, resource: &Resource, before: Option<&Value>, obje
         }
         "mutatingwebhookconfigurations.admissionregistration.k8s.io"
         | "validatingwebhookconfigurations.admissionregistration.k8s.io" => check_webhooks(object, &mut causes),
-        _ => {}
+        storage => check_small(storage, before, object, &mut causes),
     }
     causes
 }
+
+/// The most bytes of all annotations of an object.
+const MOST_ANNOTATIONS: usize = 256 << 10;
 
 fn check_metadata(resource: &Resource, before: Option<&Value>, object: &Value, causes: &mut Vec<Cause>) {
     let name = meta::name(object);
@@ -221,6 +239,11 @@ fn check_metadata(resource: &Resource, before: Option<&Value>, object: &Value, c
             causes.push(Cause::invalid("metadata.annotations", &json!(key), &message));
         }
     }
+    let annotations = object["metadata"]["annotations"].as_object().into_iter().flatten();
+    if annotations.map(|(key, value)| key.len() + text(value).len()).sum::<usize>() > MOST_ANNOTATIONS {
+        let field = "metadata.annotations";
+        causes.push(Cause::from(stolos_k8s::FieldError::too_long(field, MOST_ANNOTATIONS as u64)));
+    }
     for (index, owner) in object["metadata"]["ownerReferences"].as_array().into_iter().flatten().enumerate() {
         for field in ["apiVersion", "kind", "name", "uid"] {
             if owner[field].as_str().unwrap_or_default().is_empty() {
@@ -237,53 +260,6 @@ fn check_metadata(resource: &Resource, before: Option<&Value>, object: &Value, c
                 format!("no new finalizers can be added if the object is being deleted, found new finalizer {added:?}");
             causes.push(Cause::forbidden("metadata.finalizers", &message));
         }
-    }
-}
-
-fn check_pod_spec(at: &str, spec: &Value, causes: &mut Vec<Cause>) {
-    let containers = spec["containers"].as_array().map(Vec::as_slice).unwrap_or_default();
-    if containers.is_empty() {
-        causes.push(Cause::required(format!("{at}.containers"), ""));
-    }
-    let mut names = std::collections::HashSet::new();
-    let volumes: Vec<_> = spec["volumes"].as_array().into_iter().flatten().map(|volume| &volume["name"]).collect();
-    let inits = spec["initContainers"].as_array().map(Vec::as_slice).unwrap_or_default();
-    for (list, items) in [("initContainers", inits), ("containers", containers)] {
-        for (index, container) in items.iter().enumerate() {
-            let at = format!("{at}.{list}[{index}]");
-            let name = container["name"].as_str().unwrap_or_default();
-            if name.is_empty() {
-                causes.push(Cause::required(format!("{at}.name"), ""));
-            } else if !meta::check_label(name).is_empty() {
-                causes.push(Cause::invalid(format!("{at}.name"), &json!(name), &meta::check_label(name).join(", ")));
-            } else if !names.insert(name) {
-                causes.push(Cause {
-                    field: format!("{at}.name"),
-                    reason: "FieldValueDuplicate".into(),
-                    message: format!("Duplicate value: {name:?}"),
-                });
-            }
-            if container["image"].as_str().unwrap_or_default().is_empty() {
-                causes.push(Cause::required(format!("{at}.image"), ""));
-            }
-            for (mount, found) in container["volumeMounts"].as_array().into_iter().flatten().enumerate() {
-                if !volumes.contains(&&found["name"]) {
-                    causes.push(Cause {
-                        field: format!("{at}.volumeMounts[{mount}].name"),
-                        reason: "FieldValueNotFound".into(),
-                        message: format!("Not found: {}", found["name"]),
-                    });
-                }
-            }
-        }
-    }
-    let policy = spec["restartPolicy"].as_str().unwrap_or_default();
-    if !matches!(policy, "Always" | "OnFailure" | "Never") {
-        causes.push(Cause::invalid(
-            format!("{at}.restartPolicy"),
-            &json!(policy),
-            "must be Always, OnFailure or Never",
-        ));
     }
 }
 
@@ -330,58 +306,59 @@ fn check_pod_update(before: &Value, object: &Value, causes: &mut Vec<Cause>) {
     }
 }
 
-fn check_workload(before: Option<&Value>, spec: &Value, causes: &mut Vec<Cause>) {
-    if !spec["selector"].is_object() {
-        causes.push(Cause::required("spec.selector", ""));
-    } else {
-        let empty = spec["selector"]["matchLabels"].as_object().is_none_or(serde_json::Map::is_empty)
-            && spec["selector"]["matchExpressions"].as_array().is_none_or(Vec::is_empty);
-        let labels = &spec["template"]["metadata"]["labels"];
-        if empty {
-            causes.push(Cause::invalid("spec.selector", &spec["selector"], "empty selector is invalid for deployment"));
-        } else if !rules::label_selector_matches(&spec["selector"], labels) {
-            let message = "`selector` does not match template `labels`";
-            causes.push(Cause::invalid("spec.template.metadata.labels", labels, message));
-        }
-        if before.is_some_and(|before| before["spec"]["selector"] != spec["selector"]) {
-            causes.push(Cause::invalid("spec.selector", &spec["selector"], "field is immutable"));
-        }
-    }
-    if spec["replicas"].as_i64().is_some_and(|n| n < 0) {
-        causes.push(Cause::invalid("spec.replicas", &spec["replicas"], "must be greater than or equal to 0"));
-    }
-    check_pod_spec("spec.template.spec", &spec["template"]["spec"], causes);
-}
-
 fn check_service(before: Option<&Value>, spec: &Value, causes: &mut Vec<Cause>) {
-    let kind = spec["type"].as_str().unwrap_or_default();
-    if !matches!(kind, "ClusterIP" | "NodePort" | "LoadBalancer" | "ExternalName") {
-        causes.push(Cause::invalid(
-            "spec.type",
-            &json!(kind),
-            "must be ClusterIP, NodePort, LoadBalancer or ExternalName",
-        ));
+    let kind = text(&spec["type"]);
+    choice("spec.type".into(), &spec["type"], &["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"], causes);
+    choice("spec.sessionAffinity".into(), &spec["sessionAffinity"], &["ClientIP", "None"], causes);
+    for field in ["externalTrafficPolicy", "internalTrafficPolicy"] {
+        if !spec[field].is_null() {
+            choice(format!("spec.{field}"), &spec[field], &["Cluster", "Local"], causes);
+        }
+    }
+    if kind == "ExternalName" {
+        if text(&spec["externalName"]).is_empty() {
+            causes.push(Cause::required("spec.externalName", ""));
+        }
+        for message in meta::check_subdomain(text(&spec["externalName"]).trim_end_matches('.')) {
+            causes.push(Cause::invalid("spec.externalName", &spec["externalName"], &message));
+        }
     }
     let ports = spec["ports"].as_array().map(Vec::as_slice).unwrap_or_default();
     if ports.is_empty() && kind != "ExternalName" && spec["clusterIP"] != "None" {
         causes.push(Cause::required("spec.ports", ""));
     }
-    let mut names = std::collections::HashSet::new();
+    let (mut names, mut numbers, mut nodes) = (HashSet::new(), HashSet::new(), HashSet::new());
     for (index, port) in ports.iter().enumerate() {
-        let name = port["name"].as_str().unwrap_or_default();
-        if name.is_empty() && ports.len() > 1 {
-            causes.push(Cause::required(format!("spec.ports[{index}].name"), ""));
+        let at = format!("spec.ports[{index}]");
+        let name = text(&port["name"]);
+        if name.is_empty() {
+            if ports.len() > 1 {
+                causes.push(Cause::required(format!("{at}.name"), ""));
+            }
+        } else {
+            for message in meta::check_label(name) {
+                causes.push(Cause::invalid(format!("{at}.name"), &port["name"], &message));
+            }
+            if !names.insert(name) {
+                causes.push(duplicate(format!("{at}.name"), &port["name"]));
+            }
         }
-        if !names.insert(name) && !name.is_empty() {
-            causes.push(Cause {
-                field: format!("spec.ports[{index}].name"),
-                reason: "FieldValueDuplicate".into(),
-                message: format!("Duplicate value: {name:?}"),
-            });
+        port_number(format!("{at}.port"), &port["port"], causes);
+        choice(format!("{at}.protocol"), &port["protocol"], &["SCTP", "TCP", "UDP"], causes);
+        if port["targetPort"].is_number() {
+            port_number(format!("{at}.targetPort"), &port["targetPort"], causes);
         }
-        if !port["port"].as_u64().is_some_and(|n| (1..=65535).contains(&n)) {
-            let at = format!("spec.ports[{index}].port");
-            causes.push(Cause::invalid(at, &port["port"], "must be between 1 and 65535, inclusive"));
+        let (number, protocol) = (port["port"].as_i64(), text(&port["protocol"]));
+        if !numbers.insert((number, protocol)) {
+            causes.push(duplicate(at.clone(), &json!({"port": number, "protocol": protocol})));
+        }
+        if let Some(node) = port["nodePort"].as_i64().filter(|node| *node != 0) {
+            if matches!(kind, "ClusterIP" | "ExternalName") {
+                let message = format!("may not be used when `type` is '{kind}'");
+                causes.push(Cause::forbidden(format!("{at}.nodePort"), &message));
+            } else if !nodes.insert((node, protocol)) {
+                causes.push(duplicate(format!("{at}.nodePort"), &port["nodePort"]));
+            }
         }
     }
     if let Some(before) = before {
@@ -391,6 +368,148 @@ fn check_service(before: Option<&Value>, spec: &Value, causes: &mut Vec<Cause>) 
         if !old.is_empty() && !new.is_empty() && old != new && !external {
             causes.push(Cause::invalid("spec.clusterIPs[0]", &json!([new]), "may not change once set"));
         }
+    }
+}
+
+/// The entries of a list, none where it is not there.
+fn items(value: &Value) -> std::slice::Iter<'_, Value> {
+    value.as_array().map_or([].iter(), |list| list.iter())
+}
+
+/// A text, empty where there is none.
+fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or_default()
+}
+
+/// A field that must be one of some words.
+fn choice(at: String, value: &Value, choices: &[&str], causes: &mut Vec<Cause>) {
+    match text(value) {
+        "" => causes.push(Cause::required(at, "")),
+        given if choices.contains(&given) => {}
+        _ => {
+            let choices: Vec<Value> = choices.iter().map(|choice| json!(choice)).collect();
+            causes.push(Cause::from(stolos_k8s::FieldError::not_supported(at, value.clone(), &choices)));
+        }
+    }
+}
+
+fn port_number(at: String, value: &Value, causes: &mut Vec<Cause>) {
+    if !value.as_i64().is_some_and(|port| (1..=65535).contains(&port)) {
+        let shown = if value.is_null() { json!(0) } else { value.clone() };
+        causes.push(Cause::invalid(at, &shown, "must be between 1 and 65535, inclusive"));
+    }
+}
+
+fn duplicate(at: impl Into<String>, value: &Value) -> Cause {
+    Cause { field: at.into(), reason: "FieldValueDuplicate".into(), message: format!("Duplicate value: {value}") }
+}
+
+fn not_found(at: impl Into<String>, value: &Value) -> Cause {
+    Cause { field: at.into(), reason: "FieldValueNotFound".into(), message: format!("Not found: {value}") }
+}
+
+/// Keys of ConfigMaps and Secrets, and how much they hold.
+fn check_keys(object: &Value, causes: &mut Vec<Cause>) {
+    /// Of a ConfigMap or Secret.
+    const MOST: usize = 1 << 20;
+    let mut size = 0;
+    for field in ["data", "binaryData"] {
+        for (key, value) in object[field].as_object().into_iter().flatten() {
+            let plain = object["kind"] == "ConfigMap" && field == "data";
+            size += if plain { text(value).len() } else { text(value).len() / 4 * 3 };
+            let at = format!("{field}[{key}]");
+            if key.len() > 253 {
+                causes.push(Cause::invalid(at.clone(), &json!(key), "must be no more than 253 characters"));
+            }
+            if key.is_empty() || !key.bytes().all(|l| l.is_ascii_alphanumeric() || b"-_.".contains(&l)) {
+                let message = "a valid config key must consist of alphanumeric characters, '-', '_' or '.' (e.g. \
+                               'key.name',  or 'KEY_NAME',  or 'key-name', regex used for validation is \
+                               '[-._a-zA-Z0-9]+')";
+                causes.push(Cause::invalid(at, &json!(key), message));
+            } else if matches!(key.as_str(), "." | "..") {
+                causes.push(Cause::invalid(at, &json!(key), &format!("must not be '{key}'")));
+            }
+        }
+    }
+    if size > MOST {
+        let field = if object["kind"] == "Secret" { "data" } else { "[]" };
+        causes.push(Cause::from(stolos_k8s::FieldError::too_long(field, MOST as u64)));
+    }
+}
+
+/// Rules of roles.
+fn check_rules(namespaced: bool, object: &Value, causes: &mut Vec<Cause>) {
+    for (index, rule) in items(&object["rules"]).enumerate() {
+        let at = format!("rules[{index}]");
+        let none = |field: &str| items(&rule[field]).len() == 0;
+        if none("verbs") {
+            causes.push(Cause::required(format!("{at}.verbs"), "verbs must contain at least one value"));
+        }
+        if !none("nonResourceURLs") {
+            if namespaced {
+                let message = "namespaced rules cannot apply to non-resource URLs";
+                causes.push(Cause::invalid(format!("{at}.nonResourceURLs"), &rule["nonResourceURLs"], message));
+            }
+            if !none("apiGroups") || !none("resources") || !none("resourceNames") {
+                let message = "rules cannot apply to both regular resources and non-resource URLs";
+                causes.push(Cause::invalid(format!("{at}.nonResourceURLs"), &rule["nonResourceURLs"], message));
+            }
+            continue;
+        }
+        if none("apiGroups") {
+            causes
+                .push(Cause::required(format!("{at}.apiGroups"), "resource rules must supply at least one api group"));
+        }
+        if none("resources") {
+            causes.push(Cause::required(format!("{at}.resources"), "resource rules must supply at least one resource"));
+        }
+    }
+}
+
+/// Kinds of which only a few fields must be right, or must stay as they were.
+fn check_small(storage: &str, before: Option<&Value>, object: &Value, causes: &mut Vec<Cause>) {
+    let mut needs = |field: &str, pointer: &str, detail: &str| {
+        let found = object.pointer(pointer).unwrap_or(&Value::Null);
+        let empty = match found {
+            Value::String(text) => text.is_empty(),
+            Value::Array(list) => list.is_empty(),
+            other => other.is_null(),
+        };
+        if empty {
+            causes.push(Cause::required(field, detail));
+        }
+    };
+    match storage {
+        "persistentvolumeclaims" => {
+            needs("spec.accessModes", "/spec/accessModes", "at least 1 access mode is required");
+            needs("spec.resources[storage]", "/spec/resources/requests/storage", "");
+        }
+        "persistentvolumes" => {
+            needs("spec.capacity", "/spec/capacity", "");
+            needs("spec.accessModes", "/spec/accessModes", "");
+        }
+        "storageclasses.storage.k8s.io" => needs("provisioner", "/provisioner", ""),
+        "ingressclasses.networking.k8s.io" => needs("spec.controller", "/spec/controller", ""),
+        _ => {}
+    }
+    let Some(before) = before else { return };
+    let mut stays = |fields: &[&str], words: &dyn Fn(&str) -> String| {
+        for field in fields {
+            if before[*field] != object[*field] {
+                causes.push(Cause::forbidden(*field, &words(field)));
+            }
+        }
+    };
+    match storage {
+        "storageclasses.storage.k8s.io" => {
+            stays(&["parameters", "provisioner", "reclaimPolicy"], &|field| {
+                format!("updates to {field} are forbidden.")
+            });
+        }
+        "priorityclasses.scheduling.k8s.io" => {
+            stays(&["value", "preemptionPolicy"], &|_| "may not be changed in an update.".into());
+        }
+        _ => {}
     }
 }
 
@@ -429,6 +548,7 @@ fn check_endpoint_slice(loopback: bool, before: Option<&Value>, object: &Value, 
 }
 
 fn check_secret(before: Option<&Value>, object: &Value, causes: &mut Vec<Cause>) {
+    check_keys(object, causes);
     check_immutable_data(before, object, causes);
     if before.is_some_and(|before| before["type"] != object["type"]) {
         causes.push(Cause::invalid("type", &object["type"], "field is immutable"));

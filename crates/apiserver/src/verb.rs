@@ -281,7 +281,7 @@ pub(crate) async fn create(
         match api.state.commit(Write { key, expect: Expect::Absent, value: Some(object) }).await {
             Ok(made) => return Ok(made),
             Err(refused) => {
-                defaults::release(api, allocated.as_deref());
+                defaults::release(api, &allocated);
                 match refused {
                     Refused::Exists if !named => {}
                     Refused::Exists => return Err(Failure::already_exists(&resource.storage, &name)),
@@ -350,7 +350,7 @@ pub(crate) async fn change(
         let write = if finished { Write { value: None, ..write } } else { write };
         match api.state.commit(write).await {
             Ok(made) => return Ok(made),
-            Err(Refused::Conflict) => defaults::release(api, allocated.as_deref()),
+            Err(Refused::Conflict) => defaults::release(api, &allocated),
             Err(Refused::Missing) => return Err(Failure::not_found(&resource.storage, name)),
             Err(refused) => return Err(storage_failure(resource, name, &refused)),
         }

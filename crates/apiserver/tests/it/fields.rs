@@ -149,14 +149,14 @@ async fn what_is_wrong_is_said_as_kubernetes_says_it() {
     );
     insta::assert_snapshot!(said.join("\n"), @r#"
     Deployment in version "v1" cannot be handled as a Deployment: json: cannot unmarshal string into Go struct field DeploymentSpec.spec.replicas of type int32
-    Deployment.apps "x" is invalid: spec.selector: Required value
-    Deployment.apps "x" is invalid: [spec.selector: Required value, spec.template.spec.containers: Required value, spec.template.spec.restartPolicy: Invalid value: "": must be Always, OnFailure or Never]
+    Deployment.apps "x" is invalid: [spec.selector: Required value, spec.template.metadata.labels: Invalid value: {"a":"b"}: `selector` does not match template `labels`]
+    Deployment.apps "x" is invalid: [spec.selector: Required value, spec.template.metadata.labels: Invalid value: null: `selector` does not match template `labels`, spec.template.spec.containers: Required value]
     Pod "Bad_Name" is invalid: [metadata.name: Invalid value: "Bad_Name": a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must start and end with an alphanumeric character (e.g. 'example.com', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*'), spec.containers: Required value]
-    Pod "p" is invalid: spec.restartPolicy: Invalid value: "Maybe": must be Always, OnFailure or Never
+    Pod "p" is invalid: [spec.containers[0].imagePullPolicy: Unsupported value: "Often": supported values: "Always", "IfNotPresent", "Never", spec.containers[0].ports[0].containerPort: Required value, spec.containers[0].resources.requests: Invalid value: "2": must be less than or equal to cpu limit of 1, spec.restartPolicy: Unsupported value: "Maybe": supported values: "Always", "OnFailure", "Never"]
     Service "s" is invalid: spec.ports: Required value
-    Service "s" is invalid: [spec.type: Invalid value: "Odd": must be ClusterIP, NodePort, LoadBalancer or ExternalName, spec.ports[0].port: Invalid value: 0: must be between 1 and 65535, inclusive]
-    it is accepted
-    it is accepted
-    it is accepted
+    Service "s" is invalid: [spec.type: Unsupported value: "Odd": supported values: "ClusterIP", "ExternalName", "LoadBalancer", "NodePort", spec.ports[0].port: Invalid value: 0: must be between 1 and 65535, inclusive, spec.ports[0].targetPort: Invalid value: 0: must be between 1 and 65535, inclusive]
+    ConfigMap "c" is invalid: data[a b]: Invalid value: "a b": a valid config key must consist of alphanumeric characters, '-', '_' or '.' (e.g. 'key.name',  or 'KEY_NAME',  or 'key-name', regex used for validation is '[-._a-zA-Z0-9]+')
+    ClusterRole.rbac.authorization.k8s.io "r" is invalid: [rules[0].verbs: Required value: verbs must contain at least one value, rules[0].apiGroups: Required value: resource rules must supply at least one api group, rules[0].resources: Required value: resource rules must supply at least one resource]
+    Ingress.networking.k8s.io "i" is invalid: spec: Invalid value: []: either `defaultBackend` or `rules` must be specified
     "#);
 }

@@ -15,7 +15,9 @@ async fn bodies_are_bounded() {
     let big = |size: usize| -> ConfigMap {
         serde_json::from_value(json!({"metadata": {"generateName": "a-"}, "data": {"a": "x".repeat(size)}})).unwrap()
     };
-    maps.create(&PostParams::default(), &big(2 << 20)).await.unwrap();
+    maps.create(&PostParams::default(), &big(1 << 20)).await.unwrap();
+    // It arrives, but is more than a ConfigMap may hold.
+    assert_eq!(code(maps.create(&PostParams::default(), &big(2 << 20)).await), 422);
     assert_eq!(code(maps.create(&PostParams::default(), &big(4 << 20)).await), 413);
 }
 
