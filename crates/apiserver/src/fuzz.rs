@@ -28,3 +28,12 @@ pub fn connect(server: &Server, trusted: bool) -> DuplexStream {
     });
     near
 }
+
+/// Reads bytes as SPDY frames, whole and in pieces.
+///
+/// # Panics
+///
+/// When how they arrive matters, or what was read cannot be written and read again.
+pub fn spdy(bytes: &[u8]) {
+    crate::stream::fuzz_spdy(bytes);
+}

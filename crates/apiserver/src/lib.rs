@@ -52,15 +52,6 @@ mod verb;
 mod warning;
 mod watch;
 
-/// Entries for fuzz targets; no part of the API.
-#[doc(hidden)]
-pub mod fuzz {
-    /// Reads bytes as SPDY frames.
-    pub fn spdy(bytes: &[u8]) {
-        crate::stream::fuzz_spdy(bytes);
-    }
-}
-
 pub use auth::User;
 pub use builder::{Builder, Server, StartError};
 pub use keys::{Credentials, Error as KeysError};
