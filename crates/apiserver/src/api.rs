@@ -1,15 +1,16 @@
 //! One API server: its state, and what every part of it needs.
 
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use stolos_serve::Stop;
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::auth::Keys;
 use crate::defaults::Addresses;
 use crate::failure::{Failure, Result};
+use crate::metrics::Metrics;
 use crate::registry::{CRDS, Registry};
 use crate::runtime::{PodRuntime, ServiceResolver};
 use crate::state::State;
@@ -24,8 +25,10 @@ pub(crate) struct Settings {
     pub(crate) version_suffix: String,
     /// How often a watch says where it is.
     pub(crate) bookmark_every: Duration,
-    /// Requests at once.
-    pub(crate) in_flight: usize,
+    /// Requests at once that only read.
+    pub(crate) reading: usize,
+    /// Requests at once that write.
+    pub(crate) writing: usize,
     /// The cluster's domain.
     pub(crate) cluster_domain: String,
     /// The issuer of tokens.
@@ -34,13 +37,18 @@ pub(crate) struct Settings {
     pub(crate) audiences: Vec<String>,
 }
 
-/// Counters for `/metrics`.
-#[derive(Debug, Default)]
-pub(crate) struct Metrics {
-    /// Requests so far.
-    pub(crate) requests: AtomicU64,
-    /// Requests refused because too many were under way.
-    pub(crate) refused: AtomicU64,
+/// Watches at once: each costs a task and some kilobytes for as long as it goes on.
+const WATCHES: usize = 20_000;
+
+/// What a request takes a place among.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Among {
+    /// Those that only read.
+    Reading,
+    /// Those that write.
+    Writing,
+    /// Those that go on.
+    Watching,
 }
 
 /// One API server.
@@ -61,9 +69,9 @@ pub(crate) struct Api {
     pub(crate) metrics: Metrics,
     runtime: RwLock<Option<Arc<dyn PodRuntime>>>,
     resolver: RwLock<Option<Arc<dyn ServiceResolver>>>,
-    slots: Semaphore,
     /// Connections that were upgraded.
     pub(crate) streams: Running,
+    slots: [Arc<Semaphore>; 3],
 }
 
 impl Api {
@@ -83,7 +91,7 @@ impl Api {
             let crds = state.cache(CRDS).list("");
             served.replace(crds.iter().map(|object| &*object.value));
         });
-        let slots = Semaphore::new(settings.in_flight);
+        let slots = [settings.reading, settings.writing, WATCHES].map(|places| Arc::new(Semaphore::new(places)));
         Arc::new(Self {
             state,
             registry,
@@ -115,12 +123,36 @@ impl Api {
     ///
     /// # Errors
     ///
-    /// When there are too many.
-    pub(crate) fn slot(&self) -> Result<SemaphorePermit<'_>> {
-        self.slots.try_acquire().map_err(|_| {
-            self.metrics.refused.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-            Failure::too_many_requests("The server is handling too many requests, please try again later.")
+    /// 429 when there are too many: to refuse costs less than to grow.
+    pub(crate) fn slot(&self, among: Among) -> Result<OwnedSemaphorePermit> {
+        Arc::clone(&self.slots[among as usize]).try_acquire_owned().map_err(|_| {
+            if let Some(refused) = self.metrics.refused.get(among as usize) {
+                refused.fetch_add(1, Ordering::Relaxed);
+            }
+            Failure::too_many_requests("too many requests, please try again later")
         })
+    }
+
+    /// Requests under way: reading, writing.
+    #[must_use]
+    pub(crate) fn under_way(&self) -> [usize; 2] {
+        let Settings { reading, writing, .. } = self.settings;
+        [reading - self.slots[0].available_permits(), writing - self.slots[1].available_permits()]
+    }
+
+    /// Watches under way.
+    #[must_use]
+    pub(crate) fn watches_under_way(&self) -> usize {
+        WATCHES - self.slots[2].available_permits()
+    }
+
+    /// Waits until what writes has finished, for a while.
+    pub(crate) async fn written(&self) {
+        let all = u32::try_from(self.settings.writing).unwrap_or(u32::MAX);
+        let waiting = self.slots[Among::Writing as usize].acquire_many(all);
+        if tokio::time::timeout(Duration::from_secs(5), waiting).await.is_err() {
+            tracing::warn!("requests that write have not finished in time");
+        }
     }
 
     /// Who runs pods, if anybody does.

@@ -94,7 +94,8 @@ impl Builder {
                 allow_loopback_endpoints: false,
                 version_suffix: "clean".into(),
                 bookmark_every: Duration::from_secs(60),
-                in_flight: 400,
+                reading: 400,
+                writing: 200,
                 cluster_domain,
                 audiences: vec![issuer.clone()],
                 issuer,
@@ -166,9 +167,11 @@ impl Builder {
         self
     }
 
-    /// Requests that may be under way at once; more are answered 429. Watches do not count.
+    /// Requests that may be under way at once: those that only read, and half as many that write. More are answered
+    /// 429. Watches and streams do not count.
     pub fn in_flight(mut self, requests: usize) -> Self {
-        self.settings.in_flight = requests;
+        self.settings.reading = requests;
+        self.settings.writing = requests.div_ceil(2);
         self
     }
 
@@ -470,6 +473,7 @@ impl Server {
             let _ = task.await;
         }
         self.api.streams.ended().await;
+        self.api.written().await;
         self.api.state.close().await;
     }
 }

@@ -1,7 +1,6 @@
-//! What is served where: discovery in both forms, version, health, metrics, OpenAPI.
+//! What is served where: discovery in both forms, version, OpenAPI.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use http::{HeaderMap, Response, header};
 use serde_json::{Value, json};
@@ -26,8 +25,6 @@ pub(crate) fn answer(api: &Arc<Api>, path: &str, query: &Query, headers: &Header
     let value = match parts.as_slice() {
         [""] => paths(&table),
         ["version"] => version(api),
-        ["healthz" | "livez" | "readyz", ..] => return health(api),
-        ["metrics"] => return Ok(route::respond(200, "text/plain; version=0.0.4", metrics(api))),
         ["openid", "v1", "jwks"] => {
             return Ok(route::respond(200, "application/jwk-set+json", api.keys.jwks.to_string()));
         }
@@ -66,29 +63,6 @@ fn version(api: &Api) -> Value {
         "buildDate": "1970-01-01T00:00:00Z", "goVersion": "none", "compiler": "rustc",
         "platform": format!("{}/{}", std::env::consts::OS, match std::env::consts::ARCH { "x86_64" => "amd64", "aarch64" => "arm64", other => other }),
     })
-}
-
-fn health(api: &Api) -> Result<Response<Body>> {
-    if !api.state.is_well() {
-        return Err(Failure::other(500, "InternalError", "[-]storage failed: not accepting writes"));
-    }
-    Ok(route::respond(200, "text/plain; charset=utf-8", "ok"))
-}
-
-fn metrics(api: &Api) -> String {
-    use std::fmt::Write as _;
-    let mut text = String::new();
-    let mut line = |name: &str, kind: &str, help: &str, value: u64| {
-        let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}");
-    };
-    let requests = api.metrics.requests.load(Ordering::Relaxed);
-    line("apiserver_requests_total", "counter", "Requests so far.", requests);
-    let refused = api.metrics.refused.load(Ordering::Relaxed);
-    line("apiserver_requests_refused_total", "counter", "Requests refused because too many were under way.", refused);
-    line("apiserver_storage_revision", "gauge", "The last durable revision.", api.state.revision());
-    let objects: usize = api.state.resources().iter().map(|r| api.state.cache(r).len()).sum();
-    line("apiserver_storage_objects", "gauge", "Objects stored.", objects as u64);
-    text
 }
 
 fn paths(table: &Table) -> Value {

@@ -35,8 +35,10 @@ mod discovery;
 mod failure;
 #[doc(hidden)]
 pub mod fuzz;
+mod health;
 mod keys;
 mod list;
+mod metrics;
 mod openapi;
 pub mod protobuf;
 mod registry;

@@ -12,8 +12,9 @@ use http::Response;
 use http_body::Frame;
 use http_body_util::{BodyExt as _, StreamBody};
 use serde_json::{Value, json};
+use tokio::sync::OwnedSemaphorePermit;
 
-use crate::api::Api;
+use crate::api::{Among, Api};
 use crate::failure::{Cause, Failure, Result};
 use crate::registry::Resource;
 use crate::route::{self, Ask, Body, BoxError, Form};
@@ -254,6 +255,7 @@ pub(crate) async fn watch(api: &Arc<Api>, ask: &Ask) -> Result<Response<Body>> {
     let selection = selection(ask)?;
     let form = ask.form()?;
     check_options(ask, true)?;
+    let place = api.slot(Among::Watching)?;
     let seconds = ask.query.number::<u64>("timeoutSeconds")?.filter(|s| *s > 0);
     let seconds = seconds.unwrap_or_else(|| rand::random_range(1800..3600));
     // KEP-3157: asked for by name, they end with a bookmark that says so; else revision 0 and none bring them as ever.
@@ -291,6 +293,7 @@ pub(crate) async fn watch(api: &Arc<Api>, ask: &Ask) -> Result<Response<Body>> {
         form,
         pending,
         over,
+        _place: place,
         bookmarks,
         deadline: tokio::time::Instant::now() + Duration::from_secs(seconds),
         next_bookmark: tokio::time::Instant::now() + api.settings.bookmark_every,
@@ -317,6 +320,7 @@ struct Follow {
     form: Form,
     pending: VecDeque<Bytes>,
     over: bool,
+    _place: OwnedSemaphorePermit,
     bookmarks: bool,
     deadline: tokio::time::Instant,
     next_bookmark: tokio::time::Instant,

@@ -19,7 +19,7 @@ use crate::failure::Failure;
 use crate::route::Ask;
 
 pub(crate) mod answer;
-mod special;
+pub(crate) mod special;
 mod wire;
 
 use wire::{Reader, Wire};

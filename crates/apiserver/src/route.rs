@@ -17,13 +17,14 @@ use http_body_util::{BodyExt, Full, Limited};
 use serde_json::{Value, json};
 use stolos_k8s::selector::FieldSelector;
 
-use crate::api::Api;
+use crate::api::{Among, Api};
 use crate::auth::{Caller, User};
 use crate::failure::{Cause, Failure, Result};
+use crate::metrics::Series;
 use crate::registry::Resource;
 use crate::table::Include;
 use crate::watch::Object;
-use crate::{auth, convert, discovery, protobuf, stream, table, verb, warning};
+use crate::{auth, convert, discovery, health, protobuf, stream, table, verb, warning};
 
 /// Why a response body broke off.
 pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -34,6 +35,8 @@ pub(crate) type Body = http_body_util::combinators::UnsyncBoxBody<Bytes, BoxErro
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Events;
 
+/// How long a request that is no watch or stream may take, and at most may ask to take.
+const TIME: std::time::Duration = std::time::Duration::from_secs(60);
 /// The largest request body.
 pub(crate) const MAX_BODY: usize = 3 << 20;
 /// How long a request body may take to arrive: it holds one of the places for requests meanwhile.
@@ -292,30 +295,101 @@ where
     B::Error: Into<BoxError>,
 {
     let in_protobuf = protobuf::answer::instead_of_json(request.headers_mut());
-    api.metrics.requests.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-    let answered = async {
-        answer(&api, &caller, request).await.unwrap_or_else(|failure| {
-            if failure.code >= 500 {
-                tracing::warn!(code = failure.code, message = failure.message, "request failed");
-            }
-            failed(&failure)
-        })
-    };
+    let begun = std::time::Instant::now();
+    let mut seen = Seen::default();
+    let answered = async { answer(&api, &caller, request, &mut seen).await.unwrap_or_else(told) };
     let response = warning::collect(answered).await;
+    let took = (!seen.goes_on).then(|| begun.elapsed());
+    api.metrics.count(seen.series, response.status().as_u16(), took);
     Ok(if in_protobuf { protobuf::answer::translate(response).await } else { response })
 }
 
-async fn answer<B>(api: &Arc<Api>, caller: &Caller, mut request: Request<B>) -> Result<Response<Body>>
+/// What of a request is counted.
+#[derive(Default)]
+struct Seen {
+    series: Series,
+    /// Whether it goes on for as long as both sides like.
+    goes_on: bool,
+}
+
+impl Seen {
+    fn resource(ask: &Ask) -> Series {
+        let target = &ask.target;
+        let known = ask.resource.subresource(&target.sub).is_some();
+        Series {
+            verb: match ask.verb {
+                "create" => "POST",
+                "update" => "PUT",
+                "patch" if ask.content_type().starts_with("application/apply-patch") => "APPLY",
+                "patch" => "PATCH",
+                "delete" => "DELETE",
+                "deletecollection" => "DELETECOLLECTION",
+                "list" => "LIST",
+                "watch" => "WATCH",
+                _ => "GET",
+            },
+            group: target.group.clone(),
+            version: target.version.clone(),
+            resource: target.plural.clone(),
+            // Only what is there: names come from outside.
+            sub: if known { target.sub.clone() } else { String::new() },
+            scope: match (target.name.is_empty(), target.namespace.is_empty()) {
+                (false, _) => "resource",
+                (true, false) => "namespace",
+                (true, true) => "cluster",
+            },
+        }
+    }
+
+    fn path(method: &Method, path: &str) -> Series {
+        const KNOWN: [&str; 9] =
+            ["/api", "/apis", "/healthz", "/livez", "/metrics", "/openapi/v2", "/openapi/v3", "/readyz", "/version"];
+        let known = KNOWN.iter().find(|known| path == **known).copied().unwrap_or_default();
+        let verb = match *method {
+            Method::GET => "GET",
+            Method::POST => "POST",
+            _ => "OTHER",
+        };
+        Series { verb, sub: known.to_owned(), ..Series::default() }
+    }
+}
+
+/// The answer that says what went wrong.
+fn told(failure: Failure) -> Response<Body> {
+    if failure.code >= 500 {
+        tracing::warn!(code = failure.code, message = failure.message, "request failed");
+    }
+    failed(&failure)
+}
+
+/// How long a request may take: as long as its `timeout` says, within bounds.
+fn time_of(query: &Query) -> Result<std::time::Duration> {
+    let Some(text) = query.get("timeout") else { return Ok(TIME) };
+    let nanos = protobuf::special::nanoseconds(text).and_then(|nanos| u64::try_from(nanos).ok());
+    let nanos = nanos.ok_or_else(|| {
+        let why = format!("invalid timeout specified in the request URL - time: invalid duration {text:?}");
+        Failure::bad_request(why)
+    })?;
+    Ok(if nanos == 0 { TIME } else { std::time::Duration::from_nanos(nanos).min(TIME) })
+}
+
+async fn answer<B>(api: &Arc<Api>, caller: &Caller, mut request: Request<B>, seen: &mut Seen) -> Result<Response<Body>>
 where
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: Into<BoxError>,
 {
-    let user = auth::authenticate(api, caller, request.headers())?;
     let path = request.uri().path().to_owned();
+    seen.series = Seen::path(request.method(), &path);
+    let user = auth::authenticate(api, caller, request.headers())?;
     let query = Query::parse(request.uri().query().unwrap_or_default());
     let Some(target) = Target::parse(&path) else {
         let method = request.method().as_str().to_lowercase();
         auth::authorize_path(api, &user, &method, &path)?;
+        // Whether it is well can be asked however much there is to do.
+        if let Some(answer) = health::answer(api, &path, &query) {
+            return answer;
+        }
+        let _slot = api.slot(Among::Reading)?;
         return discovery::answer(api, &path, &query, request.headers());
     };
     let Some(verb) = verb_of(request.method(), &target, &query) else { return Err(Failure::method_not_allowed()) };
@@ -336,14 +410,39 @@ where
     }
     let resource = Arc::clone(resource);
     let mut ask = Ask { user, verb, target, resource, query, headers: request.headers().clone() };
+    seen.series = Seen::resource(&ask);
     if stream::is_stream(&ask) {
+        seen.goes_on = true;
         let upgrade = request.extensions_mut().remove::<hyper::upgrade::OnUpgrade>();
         return stream::answer(api, ask, upgrade).await;
     }
-    let _slot = if ask.verb == "watch" { None } else { Some(api.slot()?) };
-    let body = read_body(request.into_body()).await?;
-    let body = protobuf::body(&mut ask, body)?;
-    verb::answer(api, ask, body).await
+    let time = time_of(&ask.query)?;
+    let late = |_| Failure::timeout("request did not complete within requested timeout - context deadline exceeded");
+    match ask.verb {
+        "watch" => {
+            seen.goes_on = true;
+            verb::answer(api, ask, Bytes::new()).await
+        }
+        "get" | "list" => {
+            let _slot = api.slot(Among::Reading)?;
+            tokio::time::timeout(time, verb::answer(api, ask, Bytes::new())).await.map_err(late)?
+        }
+        _ => {
+            let slot = api.slot(Among::Writing)?;
+            let body = read_body(request.into_body()).await?;
+            let body = protobuf::body(&mut ask, body)?;
+            // A write is carried through, whether or not the client is still there to hear of it: what belongs to a
+            // commit must not be lost with the connection.
+            let owner = Arc::clone(api);
+            let writing = tokio::spawn(async move {
+                let _slot = slot;
+                let answered = async { verb::answer(&owner, ask, body).await.unwrap_or_else(told) };
+                warning::collect(answered).await
+            });
+            let written = tokio::time::timeout(time, writing).await.map_err(late)?;
+            written.map_err(|error| Failure::internal(format!("the request could not be carried through: {error}")))
+        }
+    }
 }
 
 /// The one object that a list or watch can show by its field selector: who may see that one may ask like this.

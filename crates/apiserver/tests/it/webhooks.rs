@@ -300,3 +300,142 @@ async fn failures_of_a_webhook_are_told_in_kubernetes_words() {
         other => panic!("{other:?}"),
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_write_is_carried_through_without_its_client() {
+    let server = server().await;
+    let hook = hook(|_| {
+        std::thread::sleep(std::time::Duration::from_millis(400));
+        json!({"allowed": true})
+    })
+    .await;
+    server.set_service_resolver(Arc::new(To(hook.address)));
+    let client = crate::https(&server).await;
+    let hooks: Api<ValidatingWebhookConfiguration> = Api::all(client.clone());
+    let config = json!({"metadata": {"name": "h"}, "webhooks": [webhook(&hook.bundle, json!({}))]});
+    hooks.create(&PostParams::default(), &of(config)).await.unwrap();
+    let pods: Api<Pod> = Api::namespaced(client.clone(), "default");
+    let soon = std::time::Duration::from_millis(150);
+    assert!(tokio::time::timeout(soon, pods.create(&PostParams::default(), &pod("left"))).await.is_err());
+    let body = serde_json::to_vec(&pod("late")).unwrap();
+    let late =
+        http::Request::post("/api/v1/namespaces/default/pods?timeout=150ms").header("content-type", "application/json");
+    // A client over HTTPS would try again at this answer.
+    assert_eq!(code(server.client().request::<Pod>(late.body(body).unwrap()).await), 504);
+    for name in ["left", "late"] {
+        crate::eventually(name, || async { pods.get_opt(name).await.unwrap().is_some() }).await;
+    }
+}
+
+#[tokio::test]
+async fn a_dry_run_is_admitted_like_a_write_and_leaves_nothing() {
+    let server = server().await;
+    let seen = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let told = Arc::clone(&seen);
+    let hook = hook(move |request| {
+        let operation = request["operation"].as_str().unwrap_or_default();
+        told.lock().unwrap().push(format!("{operation} {}", request["dryRun"]));
+        json!({"allowed": request["object"]["metadata"]["name"] != "refused"})
+    })
+    .await;
+    server.set_service_resolver(Arc::new(To(hook.address)));
+    let client = server.client();
+    let hooks: Api<ValidatingWebhookConfiguration> = Api::all(client.clone());
+    let all = json!([{"operations": ["*"], "apiGroups": ["*"], "apiVersions": ["*"], "resources": ["services", "configmaps"]}]);
+    let config =
+        |name: &str, more: Value| json!({"metadata": {"name": name}, "webhooks": [webhook(&hook.bundle, more)]});
+    hooks.create(&PostParams::default(), &of(config("h", json!({"rules": all})))).await.unwrap();
+    let send = |method: &'static str, path: &str, media: &'static str, body: Value| {
+        let request = http::Request::builder().method(method).uri(path).header("content-type", media);
+        let request = request.body(body.to_string().into_bytes()).unwrap();
+        let client = client.clone();
+        async move { client.request::<Value>(request).await }
+    };
+    const JSON: &str = "application/json";
+    let maps = "/api/v1/namespaces/default/configmaps";
+    let map =
+        |name: &str| json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": {"a": "1"}});
+    let revision =
+        || async { send("GET", maps, JSON, json!("")).await.unwrap()["metadata"]["resourceVersion"].clone() };
+    send("POST", maps, JSON, map("a")).await.unwrap();
+    seen.lock().unwrap().clear();
+
+    let before = revision().await;
+    let made = send("POST", &format!("{maps}?dryRun=All"), JSON, map("b")).await.unwrap();
+    assert!(made["metadata"]["uid"].is_string() && made["metadata"]["resourceVersion"].is_null(), "{made}");
+    assert_eq!(code(send("POST", &format!("{maps}?dryRun=All"), JSON, map("a")).await), 409);
+    assert_eq!(
+        code(send("POST", &format!("{maps}?dryRun=All"), JSON, map("refused")).await),
+        400,
+        "admission is asked"
+    );
+    let one = format!("{maps}/a");
+    let mut new = map("a");
+    new["data"]["a"] = json!("2");
+    let replaced = send("PUT", &format!("{one}?dryRun=All"), JSON, new).await.unwrap();
+    assert_eq!(replaced["data"]["a"], "2");
+    let merge = "application/merge-patch+json";
+    let patched = send("PATCH", &format!("{one}?dryRun=All"), merge, json!({"data": {"a": "3"}})).await.unwrap();
+    assert_eq!(patched["data"]["a"], "3");
+    let apply = "application/apply-patch+yaml";
+    let applied = send("PATCH", &format!("{maps}/c?dryRun=All&fieldManager=m"), apply, map("c")).await.unwrap();
+    assert_eq!(applied["metadata"]["name"], "c");
+    send("DELETE", &format!("{one}?dryRun=All"), JSON, json!({})).await.unwrap();
+    // kubectl says it in the body.
+    send("DELETE", &one, JSON, json!({"kind": "DeleteOptions", "apiVersion": "v1", "dryRun": ["All"]})).await.unwrap();
+    send("DELETE", &format!("{maps}?dryRun=All"), JSON, json!({})).await.unwrap();
+    assert_eq!(revision().await, before, "nothing was written");
+    let seen_so_far = std::mem::take(&mut *seen.lock().unwrap());
+    assert!(seen_so_far.len() >= 8 && seen_so_far.iter().all(|call| call.ends_with(" true")), "{seen_so_far:?}");
+
+    let service =
+        json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "s"}, "spec": {"ports": [{"port": 80}]}});
+    let services = "/api/v1/namespaces/default/services";
+    for _ in 0..3 {
+        send("POST", &format!("{services}?dryRun=All"), JSON, service.clone()).await.unwrap();
+    }
+    let path = format!("{maps}?dryRun=Some");
+    assert_eq!(code(send("POST", &path, JSON, map("d")).await), 422);
+    let wrong = json!({"kind": "DeleteOptions", "apiVersion": "v1", "dryRun": ["Perhaps"]});
+    assert_eq!(code(send("DELETE", &one, JSON, wrong).await), 422, "rather nothing than what was not meant");
+
+    // A webhook that does more than look may not be asked.
+    let acts = json!({"rules": all, "sideEffects": "NoneOnDryRun"});
+    hooks.create(&PostParams::default(), &of(config("i", acts))).await.unwrap();
+    assert!(send("POST", &format!("{maps}?dryRun=All"), JSON, map("e")).await.is_ok());
+}
+
+#[tokio::test]
+async fn subresources_run_dry_as_well() {
+    let server = server().await;
+    let client = server.client();
+    let send = |method: &'static str, path: &str, body: Value| {
+        let request = http::Request::builder().method(method).uri(path).header("content-type", "application/json");
+        let request = request.body(body.to_string().into_bytes()).unwrap();
+        let client = client.clone();
+        async move { client.request::<Value>(request).await.unwrap() }
+    };
+    let labels = json!({"app": "a"});
+    let deployments = "/apis/apps/v1/namespaces/default/deployments";
+    let deployment = json!({"metadata": {"name": "a"}, "spec": {"replicas": 1, "selector": {"matchLabels": labels},
+        "template": {"metadata": {"labels": labels}, "spec": {"containers": [{"name": "c", "image": "i:1"}]}}}});
+    send("POST", deployments, deployment).await;
+    let pods: Api<Pod> = Api::namespaced(client.clone(), "default");
+    pods.create(&PostParams::default(), &pod("p")).await.unwrap();
+    let scale = send(
+        "PUT",
+        &format!("{deployments}/a/scale?dryRun=All"),
+        json!({"metadata": {"name": "a"}, "spec": {"replicas": 5}}),
+    );
+    assert_eq!(scale.await["spec"]["replicas"], 5);
+    let status = json!({"metadata": {"name": "p"}, "status": {"phase": "Running"}});
+    send("PUT", "/api/v1/namespaces/default/pods/p/status?dryRun=All", status).await;
+    let binding = json!({"metadata": {"name": "p"}, "target": {"kind": "Node", "name": "n"}});
+    send("POST", "/api/v1/namespaces/default/pods/p/binding?dryRun=All", binding).await;
+    let eviction = json!({"metadata": {"name": "p"}, "deleteOptions": {"dryRun": ["All"]}});
+    send("POST", "/api/v1/namespaces/default/pods/p/eviction", eviction).await;
+    let deployment = send("GET", &format!("{deployments}/a"), json!("")).await;
+    assert_eq!(deployment["spec"]["replicas"], 1);
+    let pod = pods.get("p").await.unwrap();
+    assert_eq!((pod.spec.unwrap().node_name, pod.status.unwrap().phase), (None, Some("Pending".into())));
+}
