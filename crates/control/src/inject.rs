@@ -465,6 +465,27 @@ mod tests {
     }
 
     #[test]
+    fn a_pod_says_which_proxy_it_wants_and_how() {
+        let mut pod = pod();
+        pod["metadata"]["annotations"] = json!({"stolos.dev/proxy": "envoy",
+            "proxy.istio.io/config": "concurrency: 2\nproxyMetadata: {ISTIO_DELTA_XDS: \"false\", CA_ADDR: ca.example.com:443}\n"});
+        let injected = inject(&pod, "shop", &values()).unwrap();
+        let containers = injected["spec"]["containers"].as_array().unwrap();
+        let proxy = containers.iter().find(|container| container["name"] == "istio-proxy").unwrap();
+        let env = |name: &str| {
+            let all: Vec<_> = proxy["env"].as_array().unwrap().iter().filter(|e| e["name"] == name).collect();
+            assert_eq!(all.len(), 1, "{name}");
+            all[0]["value"].as_str().unwrap().to_owned()
+        };
+        assert_eq!((env("STOLOS_PROXY"), env("ISTIO_DELTA_XDS")), ("envoy".to_owned(), "false".to_owned()));
+        assert_eq!(env("CA_ADDR"), "ca.example.com:443", "the pod's own word goes before the mesh's");
+        let config: Value = serde_json::from_str(&env("PROXY_CONFIG")).unwrap();
+        assert_eq!((&config["concurrency"], &config["meshId"]), (&json!(2), &json!("mymesh")));
+        pod["metadata"]["annotations"]["proxy.istio.io/config"] = json!("[no: mapping");
+        assert!(inject(&pod, "shop", &values()).is_some(), "what cannot be read says nothing");
+    }
+
+    #[test]
     fn who_is_not_injected() {
         let with = |path: &str, value: Value| {
             let mut pod = pod();

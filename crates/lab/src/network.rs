@@ -320,7 +320,9 @@ impl World {
         let source = v4(socket.local_addr()?)?;
         let plan = self.approach(to);
         let pair = (source, plan.socket);
-        if link.is_some() {
+        // A foreign program delays nothing: this end does it for both.
+        let link = link.map(|link| Link { alone: link.alone || plan.is_foreign, ..link });
+        if link.is_some() && !plan.is_foreign {
             let (now, mut dialled) = (Instant::now(), lock(&self.dialled));
             if dialled.len() > 1024 {
                 // Whoever listened went away before it accepted.
@@ -338,14 +340,19 @@ impl World {
     /// The socket to connect to for `to`, and the header to begin with: a redirected pod's proxy takes its
     /// application's connections.
     fn approach(&self, to: SocketAddrV4) -> Approach {
-        match self.pod(*to.ip()) {
+        let (mut socket, mut announce) = (SocketAddrV4::new(*to.ip(), address::socket_port(to.port())), None);
+        let pod = self.pod(*to.ip());
+        let is_foreign = pod.as_ref().is_some_and(|pod| pod.is_foreign());
+        match pod {
             Some(pod) if pod.redirects(to.port()) => {
-                Approach { socket: SocketAddrV4::new(pod.proxy_address(), podnet::INBOUND_PORT), announce: Some(to) }
+                socket = SocketAddrV4::new(pod.proxy_address(), podnet::INBOUND_PORT);
+                announce = Some(to);
             }
             // What a foreign program listens for is dialled where it really is.
-            Some(pod) if pod.is_foreign() => Approach { socket: pod.socket(to.port()), announce: None },
-            _ => Approach { socket: SocketAddrV4::new(*to.ip(), address::socket_port(to.port())), announce: None },
+            Some(pod) if is_foreign => socket = pod.socket(to.port()),
+            _ => {}
         }
+        Approach { socket, announce, is_foreign }
     }
 
     /// Listens at `at`, open to whoever may dial that address.
@@ -409,6 +416,8 @@ impl Drop for Vouched {
 struct Approach {
     socket: SocketAddrV4,
     announce: Option<SocketAddrV4>,
+    /// Whether a program of others listens there.
+    is_foreign: bool,
 }
 
 impl Approach {

@@ -49,7 +49,7 @@ pub(super) fn runs_envoy(pod: &Pod, address: Ipv4Addr, envoy: Option<&Envoy>) ->
         Some(EnvoyFor::Gateways) => !is_sidecar,
         Some(EnvoyFor::Sidecars) => is_sidecar,
         // Addresses are given out in turn: every other pod, and other ones in the next cluster (each has a /20).
-        Some(EnvoyFor::Half) => (address.octets()[3] + address.octets()[2] / 16) % 2 == 0,
+        Some(EnvoyFor::Half) => (address.octets()[3] + address.octets()[2] / 16).is_multiple_of(2),
     }
 }
 

@@ -183,15 +183,4 @@ async fn page_of(container: &Container, method: http::Method, page: &str) -> io:
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_the_connections_of_others_are_waited_for() {
-        let stats = "listener.127.9.9.1_15006.downstream_cx_active: 3\nlistener.127.9.9.1_15021.downstream_cx_active: 1\n\
-                     listener.127.9.9.1_15006.worker_0.downstream_cx_active: 3\nlistener.admin.downstream_cx_active: 1\n\
-                     http.inbound_0.0.0.0_80.downstream_cx_active: 3\nlistener.127.9.9.1_15443.downstream_cx_active: 2\n";
-        assert_eq!(connections(stats), 5);
-        assert_eq!(connections("no such page"), 0);
-    }
-}
+mod tests;
