@@ -15,6 +15,7 @@ use std::iter::Peekable;
 use std::sync::Arc;
 
 use super::changes::Changes;
+use crate::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use crate::message::{CLUSTER, ENDPOINT, LISTENER, ORDER, ROUTE, SECRET};
 use crate::version::{Resource, Resources, Snapshot};
 
@@ -243,8 +244,17 @@ impl Session {
             None => state.compare(resources, removals),
         };
         let first = state.last.is_none() && state.wildcard;
-        if self.mode == Mode::Whole && !state.wildcard && !replaces(url) && found.changed.is_empty() {
-            // There is no way to say that an endpoint or a route is gone or never was.
+        // Endpoints that a proxy waits for and that there are none of (any more): it is told that they are none, as
+        // Istio does. Envoy acknowledges no clusters while one of them waits, and would wait for ever.
+        let none: Vec<Arc<Resource>> = match self.mode {
+            Mode::Whole if url.as_ref() == ENDPOINT && !state.wildcard => {
+                found.missing.iter().map(no_endpoints).collect()
+            }
+            _ => Vec::new(),
+        };
+        let is_silent = found.changed.is_empty() && none.is_empty();
+        if self.mode == Mode::Whole && !state.wildcard && !replaces(url) && is_silent {
+            // There is no way to say that a route is gone or never was.
             state.take_as_sent(&found);
             state.agreed = Some(Arc::clone(resources));
             return None;
@@ -268,7 +278,7 @@ impl Session {
             Mode::Whole if replaces(url) => {
                 state.entries.keys().filter_map(|name| resources.get(name)).cloned().collect()
             }
-            Mode::Whole => found.changed.clone(),
+            Mode::Whole => found.changed.iter().cloned().chain(none).collect(),
         };
         if url.as_ref() == CLUSTER
             && let Some(endpoints) = self.types.get_mut(ENDPOINT)
@@ -283,6 +293,12 @@ impl Session {
             removed: found.removed.into_iter().chain(found.missing).collect(),
         })
     }
+}
+
+/// The endpoints of a cluster that has none.
+fn no_endpoints(cluster: &Arc<str>) -> Arc<Resource> {
+    let none = ClusterLoadAssignment { cluster_name: cluster.to_string(), ..ClusterLoadAssignment::default() };
+    Arc::new(Resource::of(&none))
 }
 
 /// Whether to send removals.
@@ -614,6 +630,21 @@ mod tests {
             let clusters = if mode == Mode::Delta { "CDS +a" } else { "CDS +a +b" };
             assert_eq!(drain(&mut session), [clusters, "EDS +a"]);
         }
+    }
+
+    /// A cluster came and went while its proxy was busy with it: in the state of the world it is told of no endpoints,
+    /// once, so that it stops waiting.
+    #[test]
+    fn a_proxy_does_not_wait_for_endpoints_of_what_is_gone() {
+        let mut session =
+            settled(Mode::Whole, snapshot("1", &[(CLUSTER, &[("a", 1)]), (ENDPOINT, &[("a", 1)])]), &["a"], &[]);
+        session.request(Ask { nonce: session.types[ENDPOINT].last.clone().unwrap(), ..ask(ENDPOINT, &["a", "gone"]) });
+        let answer = session.answer().expect("an answer");
+        let [told] = &answer.resources[..] else { panic!("one resource: {}", show(&answer)) };
+        assert_eq!(told.message::<ClusterLoadAssignment>().unwrap().endpoints, []);
+        assert_eq!(&*told.name, "gone");
+        session.request(Ask { subscribe: vec!["a".into(), "gone".into()], ..ack(&answer) });
+        assert!(session.answer().is_none(), "once is enough");
     }
 
     #[test]
