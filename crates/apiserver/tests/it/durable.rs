@@ -72,11 +72,13 @@ fn child_that_writes_until_it_is_killed() {
     });
 }
 
+/// Fifty times, or as often as `STOLOS_KILL_ROUNDS` says (`cargo xtask endure --rounds N`).
 #[tokio::test]
 async fn fifty_kills_lose_nothing_that_was_acknowledged() {
+    let rounds = std::env::var("STOLOS_KILL_ROUNDS").map_or(50, |rounds| rounds.parse().unwrap());
     let dir = tempfile::tempdir().unwrap();
     let mut acknowledged: Vec<String> = Vec::new();
-    for round in 0..50 {
+    for round in 0..rounds {
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "durable::child_that_writes_until_it_is_killed", "--nocapture"])
             .env(CHILD, dir.path())
@@ -112,6 +114,8 @@ async fn fifty_kills_lose_nothing_that_was_acknowledged() {
     let there: std::collections::HashSet<String> =
         maps.list(&ListParams::default()).await.unwrap().items.iter().map(ResourceExt::name_any).collect();
     let lost: Vec<_> = acknowledged.iter().filter(|name| !there.contains(*name)).collect();
+    let mut out = std::io::stdout();
+    writeln!(out, "{rounds} kills: {} writes acknowledged, {} lost", acknowledged.len(), lost.len()).unwrap();
     assert!(lost.is_empty(), "{} of {} lost: {lost:?}", lost.len(), acknowledged.len());
     server.stop().await;
 }
