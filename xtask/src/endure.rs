@@ -81,7 +81,8 @@ fn churn(duration: Duration) -> Result<()> {
             };
             if !done.status.success() {
                 failures += 1;
-                writeln!(out, "round {rounds}: {step:?} ended with {}", done.status)?;
+                let said = String::from_utf8_lossy(&done.stdout).into_owned();
+                writeln!(out, "round {rounds}: {step:?} ended with {}\n{said}", done.status)?;
             }
             sample(&mut samples, &mut last)?;
         }
