@@ -169,6 +169,7 @@ impl Api {
 
     /// From now on pods are run by `runtime`.
     pub(crate) fn set_runtime(&self, runtime: Arc<dyn PodRuntime>) {
+        self.registry.measure(runtime.usage().is_some());
         *self.runtime.write().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(runtime);
     }
 

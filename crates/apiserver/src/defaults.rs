@@ -18,6 +18,28 @@ pub(crate) fn keeps_status_at_creation(resource: &Resource) -> bool {
     matches!(&*resource.storage, "nodes" | "apiservices.apiregistration.k8s.io")
 }
 
+/// The selector by which a new Job finds its pods, and the labels that go with it, unless `manualSelector` says that the
+/// user has written both (batch/job strategy, `generateSelector`). The Job must have its UID.
+pub(crate) fn job_selector(job: &mut Value) {
+    if job["spec"]["manualSelector"] == json!(true) {
+        return;
+    }
+    let (name, uid) = (job["metadata"]["name"].clone(), job["metadata"]["uid"].clone());
+    job["spec"]["selector"]["matchLabels"]["batch.kubernetes.io/controller-uid"] = uid.clone();
+    let labels = &mut job["spec"]["template"]["metadata"]["labels"];
+    for (label, value) in [
+        ("batch.kubernetes.io/controller-uid", &uid),
+        ("batch.kubernetes.io/job-name", &name),
+        ("controller-uid", &uid),
+        ("job-name", &name),
+    ] {
+        // A name that is generated is not known yet.
+        if !value.is_null() {
+            labels[label] = value.clone();
+        }
+    }
+}
+
 /// Fills in the defaults of a built-in kind.
 pub(crate) fn fill(resource: &Resource, object: &mut Value) {
     match &*resource.storage {

@@ -49,6 +49,7 @@ mod state;
 pub mod store;
 mod stream;
 mod table;
+mod usage;
 mod validate;
 mod verb;
 mod warning;

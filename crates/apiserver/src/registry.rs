@@ -1,6 +1,7 @@
 //! Which resources are served: the built-in kinds and those that CustomResourceDefinitions add.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, RwLock};
 
 use serde_json::Value;
@@ -8,6 +9,7 @@ use stolos_k8s::kind::{self, ALL_VERBS};
 
 use crate::cel::LazyRules;
 use crate::rules::Schema;
+use crate::usage;
 
 /// The resource of CustomResourceDefinitions.
 pub(crate) const CRDS: &str = "customresourcedefinitions.apiextensions.k8s.io";
@@ -99,7 +101,7 @@ impl Resource {
     /// Whether objects are kept, not just answered.
     #[must_use]
     pub(crate) fn is_stored(&self) -> bool {
-        self.verbs.iter().any(|verb| verb == "get")
+        self.group != usage::GROUP && self.verbs.iter().any(|verb| verb == "get")
     }
 
     fn built_in(kind: &kind::Kind) -> Self {
@@ -134,7 +136,7 @@ impl Resource {
 }
 
 /// Every served resource by group, version and plural.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub(crate) struct Table {
     resources: HashMap<(String, String, String), Arc<Resource>>,
     /// Groups in discovery order, each with its versions, the preferred one first.
@@ -206,13 +208,15 @@ impl Table {
 #[derive(Debug)]
 pub(crate) struct Registry {
     table: RwLock<Arc<Table>>,
+    /// Whether what pods use is served.
+    measured: AtomicBool,
 }
 
 impl Registry {
     /// The built-in kinds and the given CustomResourceDefinitions.
     #[must_use]
     pub(crate) fn new<'a>(crds: impl IntoIterator<Item = &'a Value>) -> Self {
-        Self { table: RwLock::new(Arc::new(table(crds))) }
+        Self { table: RwLock::new(Arc::new(table(crds))), measured: AtomicBool::new(false) }
     }
 
     /// The table of now.
@@ -223,8 +227,29 @@ impl Registry {
 
     /// Serves exactly these CustomResourceDefinitions from now on.
     pub(crate) fn replace<'a>(&self, crds: impl IntoIterator<Item = &'a Value>) {
-        let table = Arc::new(table(crds));
-        *self.table.write().unwrap_or_else(std::sync::PoisonError::into_inner) = table;
+        let mut table = table(crds);
+        // Under the lock, so that a change of `measured` is not lost between.
+        let mut current = self.table.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if self.measured.load(Ordering::Acquire) {
+            usage::resources().into_iter().for_each(|resource| table.add(resource));
+        }
+        *current = Arc::new(table);
+    }
+
+    /// From now on serves what pods use, or does not.
+    pub(crate) fn measure(&self, measured: bool) {
+        let mut current = self.table.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if self.measured.swap(measured, Ordering::AcqRel) == measured {
+            return;
+        }
+        let mut table = Table::clone(&current);
+        if measured {
+            usage::resources().into_iter().for_each(|resource| table.add(resource));
+        } else {
+            table.resources.retain(|(group, ..), _| group != usage::GROUP);
+            table.groups.remove(usage::GROUP);
+        }
+        *current = Arc::new(table);
     }
 }
 

@@ -24,7 +24,7 @@ use crate::metrics::Series;
 use crate::registry::Resource;
 use crate::table::Include;
 use crate::watch::Object;
-use crate::{auth, convert, discovery, health, protobuf, stream, table, verb, warning};
+use crate::{auth, convert, discovery, health, protobuf, stream, table, usage, verb, warning};
 
 /// Why a response body broke off.
 pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -415,6 +415,9 @@ where
         seen.goes_on = true;
         let upgrade = request.extensions_mut().remove::<hyper::upgrade::OnUpgrade>();
         return stream::answer(api, ask, upgrade).await;
+    }
+    if ask.resource.group == usage::GROUP {
+        return usage::answer(api, &ask);
     }
     let time = time_of(&ask.query)?;
     let late = |_| Failure::timeout("request did not complete within requested timeout - context deadline exceeded");

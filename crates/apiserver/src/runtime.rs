@@ -75,6 +75,39 @@ pub struct Exit {
     pub code: i32,
 }
 
+/// What something uses.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Of CPU, in billionths of a core, over the window.
+    pub cpu_nanocores: u64,
+    /// Of memory, in bytes; `None` where it is not measured.
+    pub memory_bytes: Option<u64>,
+}
+
+/// What a pod uses.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PodUsage {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub pod: String,
+    /// Its containers, as far as they are measured.
+    pub containers: Vec<(String, Usage)>,
+}
+
+/// What was measured.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Measured {
+    /// When.
+    pub at: jiff::Timestamp,
+    /// Over which time.
+    pub window: Duration,
+    /// Nodes by name.
+    pub nodes: Vec<(String, Usage)>,
+    /// Pods.
+    pub pods: Vec<PodUsage>,
+}
+
 /// Why a pod could not be asked.
 #[derive(Debug, thiserror::Error)]
 pub enum RuntimeError {
@@ -112,6 +145,12 @@ pub trait PodRuntime: Send + Sync + 'static {
 
     /// Connects to the container's main process until it ends.
     fn attach(&self, container: ContainerRef, streams: Streams) -> BoxFuture<'_, Result<Exit, RuntimeError>>;
+
+    /// What nodes and pods use. With `None`, as it is unless overridden, `metrics.k8s.io` is not served; whether it is
+    /// is asked when the runtime is set.
+    fn usage(&self) -> Option<Measured> {
+        None
+    }
 
     /// Opens a connection to the application's own address in the pod, past a sidecar.
     fn dial<'a>(

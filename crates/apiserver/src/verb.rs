@@ -240,6 +240,9 @@ pub(crate) async fn create(
     if resource.has_generation {
         metadata.insert("generation".into(), json!(1));
     }
+    if &*resource.storage == "jobs.batch" {
+        defaults::job_selector(&mut object);
+    }
     let namespace = meta::namespace(&object).to_owned();
     check_namespace(api, resource, &namespace, meta::name(&object))?;
     if resource.has_status && !defaults::keeps_status_at_creation(resource) {

@@ -6,9 +6,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
-use k8s_openapi::api::core::v1::{ConfigMap, Endpoints, Pod, Secret, Service};
+use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulSet};
+use k8s_openapi::api::batch::v1::{CronJob, Job};
+use k8s_openapi::api::core::v1::{ConfigMap, Endpoints, Node, Pod, Secret, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::ResourceExt;
 use serde::Serialize;
 use stolos_apiserver::Server;
@@ -68,7 +70,8 @@ impl Shared {
     }
 }
 
-fn architecture() -> &'static str {
+/// The machine in Kubernetes' words.
+pub(crate) fn architecture() -> &'static str {
     match std::env::consts::ARCH {
         "x86_64" => "amd64",
         "aarch64" => "arm64",
@@ -81,6 +84,13 @@ pub(crate) struct Caches {
     pub(crate) deployments: Arc<Cache<Deployment>>,
     pub(crate) replicasets: Arc<Cache<ReplicaSet>>,
     pub(crate) pods: Arc<Cache<Pod>>,
+    pub(crate) statefulsets: Arc<Cache<StatefulSet>>,
+    pub(crate) daemonsets: Arc<Cache<DaemonSet>>,
+    pub(crate) revisions: Arc<Cache<ControllerRevision>>,
+    pub(crate) jobs: Arc<Cache<Job>>,
+    pub(crate) cronjobs: Arc<Cache<CronJob>>,
+    pub(crate) budgets: Arc<Cache<PodDisruptionBudget>>,
+    pub(crate) nodes: Arc<Cache<Node>>,
     pub(crate) services: Arc<Cache<Service>>,
     pub(crate) slices: Arc<Cache<EndpointSlice>>,
     pub(crate) endpoints: Arc<Cache<Endpoints>>,
@@ -94,6 +104,13 @@ impl Caches {
             deployments: Cache::new(),
             replicasets: Cache::new(),
             pods: Cache::new(),
+            statefulsets: Cache::new(),
+            daemonsets: Cache::new(),
+            revisions: Cache::new(),
+            jobs: Cache::new(),
+            cronjobs: Cache::new(),
+            budgets: Cache::new(),
+            nodes: Cache::new(),
             services: Cache::new(),
             slices: Cache::new(),
             endpoints: Cache::new(),
@@ -106,6 +123,13 @@ impl Caches {
         tasks.spawn(Arc::clone(&self.deployments).run(client.clone(), stop.clone()));
         tasks.spawn(Arc::clone(&self.replicasets).run(client.clone(), stop.clone()));
         tasks.spawn(Arc::clone(&self.pods).run(client.clone(), stop.clone()));
+        tasks.spawn(Arc::clone(&self.statefulsets).run(client.clone(), stop.clone()));
+        tasks.spawn(Arc::clone(&self.daemonsets).run(client.clone(), stop.clone()));
+        tasks.spawn(Arc::clone(&self.revisions).run(client.clone(), stop.clone()));
+        tasks.spawn(Arc::clone(&self.jobs).run(client.clone(), stop.clone()));
+        tasks.spawn(Arc::clone(&self.cronjobs).run(client.clone(), stop.clone()));
+        tasks.spawn(Arc::clone(&self.budgets).run(client.clone(), stop.clone()));
+        tasks.spawn(Arc::clone(&self.nodes).run(client.clone(), stop.clone()));
         tasks.spawn(Arc::clone(&self.services).run(client.clone(), stop.clone()));
         tasks.spawn(Arc::clone(&self.slices).run(client.clone(), stop.clone()));
         tasks.spawn(Arc::clone(&self.endpoints).run(client.clone(), stop.clone()));
@@ -119,6 +143,13 @@ impl Caches {
             self.deployments.ready(),
             self.replicasets.ready(),
             self.pods.ready(),
+            self.statefulsets.ready(),
+            self.daemonsets.ready(),
+            self.revisions.ready(),
+            self.jobs.ready(),
+            self.cronjobs.ready(),
+            self.budgets.ready(),
+            self.nodes.ready(),
             self.services.ready(),
             self.slices.ready(),
             self.endpoints.ready(),

@@ -10,7 +10,7 @@ use stolos_serve::Stop;
 use tokio::sync::mpsc;
 
 /// Events waiting to be written; more are dropped.
-const QUEUE: usize = 256;
+const QUEUE: usize = 1024;
 /// Recent events that are counted instead of repeated.
 const REMEMBERED: usize = 512;
 
@@ -87,11 +87,12 @@ pub(crate) async fn write(mut entries: Entries, client: kube::Client, stop: Stop
             }
             known.remove(&key);
         }
+        let component = component(entry.about["kind"].as_str().unwrap_or(""), entry.reason);
         let name = format!("{}.{:016x}", entry.name, rand::random::<u64>());
         let event = serde_json::from_value(json!({
             "metadata": {"name": name, "namespace": entry.namespace},
             "involvedObject": entry.about, "type": entry.kind, "reason": entry.reason, "message": entry.message,
-            "source": {"component": "stolos-lab"}, "reportingComponent": "stolos-lab", "reportingInstance": "",
+            "source": {"component": component}, "reportingComponent": component, "reportingInstance": "",
             "firstTimestamp": now, "lastTimestamp": now, "count": 1,
         }));
         let Ok(event) = event else { continue };
@@ -104,5 +105,22 @@ pub(crate) async fn write(mut entries: Entries, client: kube::Client, stop: Stop
             }
             Err(error) => tracing::debug!(%error, "cannot write an event"),
         }
+    }
+}
+
+/// Who would say this in a cluster whose parts are programs of their own: what `kubectl describe` shows as `From`.
+fn component(kind: &str, reason: &str) -> &'static str {
+    match (kind, reason) {
+        ("Pod", "Scheduled" | "FailedScheduling") => "default-scheduler",
+        ("Pod", "TaintManagerEviction") => "taint-eviction-controller",
+        ("Pod" | "Node", _) => "kubelet",
+        ("Deployment", _) => "deployment-controller",
+        ("ReplicaSet", _) => "replicaset-controller",
+        ("StatefulSet", _) => "statefulset-controller",
+        ("DaemonSet", _) => "daemonset-controller",
+        ("Job", _) => "job-controller",
+        ("CronJob", _) => "cronjob-controller",
+        ("Service", _) => "service-controller",
+        _ => "stolos-lab",
     }
 }

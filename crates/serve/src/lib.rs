@@ -9,6 +9,7 @@
 
 mod container;
 pub mod listen;
+pub mod meter;
 pub mod net;
 mod output;
 pub mod program;

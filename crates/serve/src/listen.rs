@@ -77,7 +77,7 @@ where
             () = stop.asked() => break,
         };
         let (settings, service, stop, cut) = (settings.clone(), Arc::clone(&service), stop.clone(), cut.clone());
-        tasks.spawn(async move {
+        tasks.spawn(crate::meter::inherit(async move {
             let served = async {
                 let Some(tls) = &settings.tls else {
                     let peer = Peer { address, certificates: Arc::from([]) };
@@ -97,7 +97,7 @@ where
                 () = served => {}
                 () = cut.asked() => {}
             }
-        });
+        }));
     }
     drop(listener);
     tasks.close();

@@ -207,7 +207,9 @@ fn schema_name(group: &str, version: &str, kind: &str) -> String {
 }
 
 fn versions(table: &Table) -> impl Iterator<Item = (&str, &str)> {
-    table.groups.iter().flat_map(|(group, versions)| versions.iter().map(move |v| (group.as_str(), v.as_str())))
+    // What pods use has no schema of ours.
+    let groups = table.groups.iter().filter(|(group, _)| *group != crate::usage::GROUP);
+    groups.flat_map(|(group, versions)| versions.iter().map(move |v| (group.as_str(), v.as_str())))
 }
 
 fn path_of(group: &str, version: &str) -> String {

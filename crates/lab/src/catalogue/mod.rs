@@ -53,6 +53,11 @@ impl Image {
         Self { name, run: Arc::new(run) }
     }
 
+    /// Whether the time that its tasks take is counted: Stolos' own parts must not pay for that.
+    pub(crate) fn is_metered(&self) -> bool {
+        !matches!(self.name, "control" | "proxy")
+    }
+
     /// Runs the container: what its command says where that is a program of the userland, else the image itself.
     pub fn run(&self, launch: Launch) -> BoxFuture<'static, i32> {
         match launch.command.first() {
@@ -127,6 +132,11 @@ impl Catalogue {
     #[must_use]
     pub fn find(&self, reference: &str) -> Option<&Image> {
         self.images.get(normalised(reference).as_str())
+    }
+
+    /// The names of all images.
+    pub fn names(&self) -> impl Iterator<Item = &'static str> {
+        self.images.keys().copied()
     }
 
     /// What there is, for whoever asked for something else.

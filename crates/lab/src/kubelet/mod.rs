@@ -6,6 +6,7 @@ mod log;
 pub(crate) mod pod;
 mod probe;
 mod program;
+mod usage;
 mod volumes;
 
 use std::collections::{BTreeSet, HashMap};
@@ -19,7 +20,7 @@ use futures::stream::{BoxStream, StreamExt};
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 use stolos_apiserver::runtime::{
-    Connection, ContainerRef, Exit, LogOptions, PodRuntime, RuntimeError, ServiceResolver, Size, Streams,
+    Connection, ContainerRef, Exit, LogOptions, Measured, PodRuntime, RuntimeError, ServiceResolver, Size, Streams,
 };
 use tokio::sync::{Notify, mpsc};
 use tokio_util::task::TaskTracker;
@@ -37,6 +38,10 @@ pub(crate) struct Kubelet {
     addresses: Mutex<Pool>,
     poke: Arc<Notify>,
     tasks: TaskTracker,
+    samples: usage::Samples,
+    began: std::time::Instant,
+    /// What the process had used before this cluster began.
+    used_before: Duration,
 }
 
 /// The pod addresses that are in use.
@@ -72,6 +77,9 @@ impl Kubelet {
             addresses: Mutex::default(),
             poke,
             tasks: tasks.clone(),
+            samples: usage::Samples::default(),
+            began: std::time::Instant::now(),
+            used_before: usage::process().unwrap_or_default(),
         })
     }
 
@@ -294,6 +302,10 @@ impl PodRuntime for Door {
             // Whoever attached learns from the pod's status how its process ended.
             Ok(Exit { code: 0 })
         })
+    }
+
+    fn usage(&self) -> Option<Measured> {
+        usage::measure(&self.0)
     }
 
     fn dial<'a>(

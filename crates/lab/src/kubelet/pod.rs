@@ -10,6 +10,7 @@ use k8s_openapi::api::core::v1::{Container, Pod, Probe};
 use kube::ResourceExt;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions};
 use serde_json::{Value, json};
+use stolos_serve::meter::Meter;
 use stolos_serve::{Output, Stop};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
@@ -63,6 +64,8 @@ struct View {
     log: Arc<Log>,
     console: Option<Arc<Console>>,
     previous: Option<Arc<Log>>,
+    /// How long its tasks ran, over all its lives; `None` where that is not counted.
+    meter: Option<Arc<Meter>>,
     world: Option<Inside>,
 }
 
@@ -107,6 +110,7 @@ impl PodRun {
                 log: Log::new(),
                 console: None,
                 previous: None,
+                meter: None,
                 world: None,
             };
             containers.insert(container.name.clone(), view);
@@ -167,6 +171,14 @@ impl PodRun {
     /// What the container's main process reads and shows.
     pub(crate) fn console(&self, container: &str) -> Option<Arc<Console>> {
         self.containers().get(container)?.console.clone()
+    }
+
+    /// How long the tasks of each running container that is metered have run.
+    pub(super) fn usage(&self) -> Vec<(String, Duration)> {
+        let running = |view: &View| matches!(view.state, State::Running { .. });
+        let containers = self.containers();
+        let metered = containers.iter().filter(|(_, view)| running(view));
+        metered.filter_map(|(name, view)| Some((name.clone(), view.meter.as_ref()?.total()))).collect()
     }
 
     /// A container's log, this life's or the last one's; the error is what to tell whoever asked.
@@ -262,6 +274,10 @@ pub(crate) async fn run(kubelet: Arc<Kubelet>, run: Arc<PodRun>, pod: Arc<Pod>) 
         writer = None;
     }
     if let Some(grace) = grace {
+        let running = |view: &View| matches!(view.state, State::Running { .. });
+        for (name, _) in run.containers().iter().filter(|(_, view)| running(view)) {
+            shared.events.normal(pod.as_ref(), "Killing", format!("Stopping container {name}"));
+        }
         // A moment in which everybody learns that the pod is going, before it stops listening: what people write
         // `preStop: sleep` for.
         tokio::select! {
@@ -507,7 +523,22 @@ async fn container_life(
         let code = match prepare(&kubelet, &run, &pod, &container, env) {
             Ok(launch) => {
                 run.change(name, |view| view.image_id = format!("stolos-builtin://{}@sha256:{digest}", image.name));
-                incarnation(&kubelet, &run, &pod, &container, image.run(launch.0), &launch.1, &soft).await
+                // In the kubelet's words: an image of the catalogue is always there.
+                let present = format!("Container image {reference:?} already present on machine");
+                for (reason, message) in [
+                    ("Pulled", present),
+                    ("Created", format!("Created container: {name}")),
+                    ("Started", format!("Started container {name}")),
+                ] {
+                    shared.events.normal(pod.as_ref(), reason, message);
+                }
+                let mut process = image.run(launch.0);
+                if image.is_metered() {
+                    let mut meter = Arc::default();
+                    run.change(name, |view| meter = Arc::clone(view.meter.get_or_insert_default()));
+                    process = Box::pin(meter.count(process));
+                }
+                incarnation(&kubelet, &run, &pod, &container, process, &launch.1, &soft).await
             }
             Err(error) => {
                 let message = format!("cannot make the container's files: {error}");
@@ -847,7 +878,7 @@ fn status(
     let mut status = json!({
         "phase": phase,
         "podIP": ip, "podIPs": [{"ip": ip}], "hostIP": host, "hostIPs": [{"ip": host}],
-        "startTime": time(started), "qosClass": "BestEffort",
+        "startTime": time(started), "qosClass": quality(&spec),
         "observedGeneration": pod.metadata.generation,
         "conditions": conditions,
         "containerStatuses": main.iter().map(|(c, v)| container_status(run, c, v)).collect::<Vec<_>>(),
@@ -857,6 +888,33 @@ fn status(
             init.iter().map(|(c, v)| container_status(run, c, v)).collect::<Vec<_>>().into();
     }
     status
+}
+
+/// The quality of service class (core/v1/helper/qos): what limits memory and CPU everywhere is `Guaranteed`.
+fn quality(spec: &k8s_openapi::api::core::v1::PodSpec) -> &'static str {
+    let all = || spec.containers.iter().chain(spec.init_containers.iter().flatten());
+    let amount = |list: &Option<BTreeMap<String, _>>, name: &str| {
+        let found: Option<&k8s_openapi::apimachinery::pkg::api::resource::Quantity> = list.as_ref()?.get(name);
+        found.map(|q| q.0.clone()).filter(|q| q != "0")
+    };
+    let asks = |c: &Container| {
+        let resources = c.resources.clone().unwrap_or_default();
+        ["cpu", "memory"].iter().any(|n| amount(&resources.requests, n).or(amount(&resources.limits, n)).is_some())
+    };
+    let bounded = |c: &Container| {
+        let resources = c.resources.clone().unwrap_or_default();
+        ["cpu", "memory"].iter().all(|n| {
+            let limit = amount(&resources.limits, n);
+            limit.is_some() && amount(&resources.requests, n).is_none_or(|request| Some(request) == limit)
+        })
+    };
+    if !all().any(asks) {
+        "BestEffort"
+    } else if all().all(bounded) {
+        "Guaranteed"
+    } else {
+        "Burstable"
+    }
 }
 
 fn container_status(run: &PodRun, container: &Container, view: &View) -> Value {

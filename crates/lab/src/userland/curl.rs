@@ -372,9 +372,9 @@ async fn exchange(
         .await
         .map_err(|e| Failure::new(56, e.to_string()))?;
     // The connection ends with the response body, whose task it is.
-    tokio::spawn(async move {
+    tokio::spawn(stolos_serve::meter::inherit(async move {
         let _ = connection.with_upgrades().await;
-    });
+    }));
     let request = request(target, method, data, options)?;
     if options.verbose {
         let path = request.uri();

@@ -234,10 +234,10 @@ impl Shell {
                         let mut shell = self.subshell();
                         shell.process.stdin = Source::empty();
                         let work = item.0.clone();
-                        self.background.spawn(async move {
+                        self.background.spawn(stolos_serve::meter::inherit(async move {
                             let flow = shell.and_or(&work).await;
                             shell.ended(flow)
-                        });
+                        }));
                         self.status = 0;
                     }
                 }

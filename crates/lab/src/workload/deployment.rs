@@ -1,5 +1,6 @@
 //! Deployments: which ReplicaSets there are, and how large each is.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
@@ -8,23 +9,38 @@ use kube::ResourceExt;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
 
-use super::{Trouble, by_controller, each, gone, is_code, owned_by, short_hash};
+use super::{Later, Trouble, adopt, by_controller, differs, each, gone, is_code, orphans, owned_by, short_hash, stamp};
 use crate::cluster::Shared;
 
 const HASH: &str = "pod-template-hash";
 const REVISION: &str = "deployment.kubernetes.io/revision";
+/// The numbers that a ReplicaSet had before it became the newest again.
+const EARLIER: &str = "deployment.kubernetes.io/revision-history";
+const DESIRED: &str = "deployment.kubernetes.io/desired-replicas";
+const MOST: &str = "deployment.kubernetes.io/max-replicas";
+/// Annotations of a Deployment that its ReplicaSets do not inherit (deployment/util, annotationsToSkip).
+const OWN: [&str; 5] = ["kubectl.kubernetes.io/last-applied-configuration", REVISION, EARLIER, DESIRED, MOST];
 
 pub(super) async fn reconcile(shared: Arc<Shared>) -> Result<(), Trouble> {
-    let mut owned = by_controller(shared.caches.replicasets.list());
+    let sets = shared.caches.replicasets.list();
+    let orphans = orphans(&sets);
+    let mut owned = by_controller(sets);
     let deployments = shared.caches.deployments.list().into_iter().filter(|d| d.metadata.deletion_timestamp.is_none());
     let work = deployments.map(|deployment| {
         let sets = deployment.uid().and_then(|uid| owned.remove(&uid)).unwrap_or_default();
-        carry_out(&shared, deployment, sets)
+        carry_out(&shared, deployment, sets, &orphans)
     });
     each(work).await
 }
 
-async fn carry_out(shared: &Shared, deployment: Arc<Deployment>, sets: Vec<Arc<ReplicaSet>>) -> Result<(), Trouble> {
+async fn carry_out(
+    shared: &Shared,
+    deployment: Arc<Deployment>,
+    mut sets: Vec<Arc<ReplicaSet>>,
+    orphans: &[Arc<ReplicaSet>],
+) -> Result<(), Trouble> {
+    let selector = &deployment.spec.selector;
+    adopt(shared, &shared.caches.replicasets, deployment.as_ref(), selector, orphans, &mut sets).await?;
     let namespace = deployment.namespace().unwrap_or_default();
     let api: Api<ReplicaSet> = Api::namespaced(shared.client.clone(), &namespace);
     let decision = decide(&deployment, &sets, jiff::Timestamp::now());
@@ -71,7 +87,7 @@ async fn carry_out(shared: &Shared, deployment: Arc<Deployment>, sets: Vec<Arc<R
             Err(error) => return Err(error.into()),
         }
     }
-    Ok(())
+    decision.deadline.map_or(Ok(()), |seconds| Err(Later::seconds(seconds)))
 }
 
 #[derive(Default)]
@@ -82,6 +98,8 @@ struct Decision {
     /// A new number for the Deployment's own annotation.
     revision: Option<i64>,
     status: Option<Value>,
+    /// Seconds until a rollout that does not move has failed.
+    deadline: Option<i64>,
 }
 
 struct Change {
@@ -146,7 +164,7 @@ fn decide(deployment: &Deployment, sets: &[Arc<ReplicaSet>], now: jiff::Timestam
         }
     };
     match new {
-        None if !paused => decision.create = Some(replica_set(deployment, &hash, number, room(0))),
+        None if !paused => decision.create = Some(replica_set(deployment, &hash, number, room(0), replicas + surge)),
         None => {}
         Some(set) => {
             let counts = counts(set);
@@ -158,12 +176,22 @@ fn decide(deployment: &Deployment, sets: &[Arc<ReplicaSet>], now: jiff::Timestam
                 counts.wanted + room(counts.wanted)
             };
             let mut patch = json!({});
-            let marks =
-                [(REVISION, number.to_string()), ("deployment.kubernetes.io/desired-replicas", replicas.to_string())];
+            let mut marks = inherited(deployment);
+            marks.insert(REVISION.to_owned(), number.to_string());
+            marks.insert(DESIRED.to_owned(), replicas.to_string());
+            marks.insert(MOST.to_owned(), (replicas + surge).to_string());
+            if let Some(before) = set.annotations().get(REVISION).filter(|r| **r != number.to_string()) {
+                let earlier = set.annotations().get(EARLIER).map(|list| format!("{list},{before}"));
+                marks.insert(EARLIER.to_owned(), earlier.unwrap_or_else(|| before.clone()));
+            }
             for (name, value) in marks {
-                if set.annotations().get(name) != Some(&value) {
+                if set.annotations().get(&name) != Some(&value) {
                     patch["metadata"]["annotations"][name] = json!(value);
                 }
+            }
+            let least = spec.min_ready_seconds.unwrap_or(0);
+            if set.spec.min_ready_seconds.unwrap_or(0) != least {
+                patch["spec"]["minReadySeconds"] = json!(least);
             }
             let scale = (target != counts.wanted).then_some((counts.wanted, target));
             if scale.is_some() {
@@ -188,8 +216,9 @@ fn decide(deployment: &Deployment, sets: &[Arc<ReplicaSet>], now: jiff::Timestam
     if new.is_some() && deployment.annotations().get(REVISION) != Some(&number.to_string()) {
         decision.revision = Some(number);
     }
-    let status = status(deployment, sets, new.map(|set| set.as_ref()), replicas, unavailable, now);
+    let (status, deadline) = status(deployment, sets, new.map(|set| set.as_ref()), replicas, unavailable, now);
     decision.status = status;
+    decision.deadline = deadline;
     decision
 }
 
@@ -226,16 +255,22 @@ fn shrink(old: &[&Arc<ReplicaSet>], new: &Counts, replicas: i32, unavailable: i3
     }
 }
 
-fn replica_set(deployment: &Deployment, hash: &str, revision: i64, replicas: i32) -> ReplicaSet {
+/// What a ReplicaSet takes over from its Deployment, `kubernetes.io/change-cause` among it.
+fn inherited(deployment: &Deployment) -> BTreeMap<String, String> {
+    let annotations = deployment.annotations().iter().filter(|(name, _)| !OWN.contains(&name.as_str()));
+    annotations.map(|(name, value)| (name.clone(), value.clone())).collect()
+}
+
+fn replica_set(deployment: &Deployment, hash: &str, revision: i64, replicas: i32, most: i32) -> ReplicaSet {
     let mut set = ReplicaSet::default();
     let spec = &deployment.spec;
     set.metadata.name = Some(format!("{}-{hash}", deployment.name_any()));
     set.metadata.namespace = deployment.namespace();
     set.metadata.owner_references = Some(vec![owned_by("apps/v1", "Deployment", deployment)]);
-    let mut annotations = deployment.annotations().clone();
-    annotations.remove("kubectl.kubernetes.io/last-applied-configuration");
+    let mut annotations = inherited(deployment);
     annotations.insert(REVISION.to_owned(), revision.to_string());
-    annotations.insert("deployment.kubernetes.io/desired-replicas".to_owned(), spec.replicas.unwrap_or(1).to_string());
+    annotations.insert(DESIRED.to_owned(), spec.replicas.unwrap_or(1).to_string());
+    annotations.insert(MOST.to_owned(), most.to_string());
     set.metadata.annotations = Some(annotations);
     let mut template = spec.template.clone();
     let metadata = template.metadata.get_or_insert_default();
@@ -252,7 +287,7 @@ fn replica_set(deployment: &Deployment, hash: &str, revision: i64, replicas: i32
     set
 }
 
-/// The status the Deployment should have, if it has another.
+/// The status the Deployment should have, if it has another; and the seconds until it will have another by time alone.
 fn status(
     deployment: &Deployment,
     sets: &[Arc<ReplicaSet>],
@@ -260,7 +295,7 @@ fn status(
     replicas: i32,
     unavailable: i32,
     now: jiff::Timestamp,
-) -> Option<Value> {
+) -> (Option<Value>, Option<i64>) {
     let sum = |of: fn(&Counts) -> i32| sets.iter().map(|set| of(&counts(set))).sum::<i32>();
     let (have, ready, available) = (sum(|c| c.have), sum(|c| c.ready), sum(|c| c.available));
     let updated = new.map_or(0, |set| counts(set).have);
@@ -279,10 +314,38 @@ fn status(
         )
     };
     let set_name = new.map(ResourceExt::name_any).unwrap_or_default();
-    let progressing = if complete {
+    let old = before["conditions"].as_array().into_iter().flatten().find(|c| c["type"] == "Progressing");
+    let known = |reason: &str| old.is_some_and(|c| c["reason"] == reason);
+    // Progress (deployment/util, DeploymentProgressing): more of the new, less of the old, more that work.
+    let number = |field: &str| before[field].as_i64().unwrap_or(0) as i32;
+    let moved = updated > number("updatedReplicas")
+        || have - updated < number("replicas") - number("updatedReplicas")
+        || ready > number("readyReplicas")
+        || available > number("availableReplicas");
+    let moved_at = old.and_then(|c| c["lastUpdateTime"].as_str()).and_then(|t| t.parse().ok()).unwrap_or(now);
+    let paused = deployment.spec.paused == Some(true);
+    let limit = i64::from(deployment.spec.progress_deadline_seconds.unwrap_or(600));
+    // The largest number means: wait for ever.
+    let unlimited = limit == i64::from(i32::MAX);
+    let left = limit - now.duration_since(moved_at).as_secs();
+    let mut deadline = None;
+    let progressing = if paused {
+        ("Progressing", "Unknown", "DeploymentPaused", "Deployment is paused".to_owned())
+    } else if known("DeploymentPaused") {
+        ("Progressing", "Unknown", "DeploymentResumed", "Deployment is resumed".to_owned())
+    } else if complete {
         let text = format!("ReplicaSet \"{set_name}\" has successfully progressed.");
         ("Progressing", "True", "NewReplicaSetAvailable", text)
+    } else if let Some(old) = old
+        .filter(|_| !moved && known("NewReplicaSetAvailable") && new.is_some_and(|set| updated == counts(set).wanted))
+    {
+        // It was complete: pods that fail later are no failed rollout.
+        ("Progressing", "True", "NewReplicaSetAvailable", old["message"].as_str().unwrap_or_default().to_owned())
+    } else if !unlimited && !moved && old.is_some() && (left <= 0 || known("ProgressDeadlineExceeded")) {
+        let text = format!("ReplicaSet \"{set_name}\" has timed out progressing.");
+        ("Progressing", "False", "ProgressDeadlineExceeded", text)
     } else if new.is_some() {
+        deadline = (!unlimited).then_some(left.max(1));
         let text = format!("ReplicaSet \"{set_name}\" is progressing.");
         ("Progressing", "True", "ReplicaSetUpdated", text)
     } else {
@@ -293,9 +356,11 @@ fn status(
         .map(|(kind, status, reason, message)| {
             let old = before["conditions"].as_array().into_iter().flatten().find(|c| c["type"] == kind);
             let same = old.is_some_and(|c| c["status"] == status);
-            let unchanged = same && old.is_some_and(|c| c["reason"] == reason && c["message"] == message.as_str());
+            let unchanged = same
+                && old.is_some_and(|c| c["reason"] == reason && c["message"] == message.as_str())
+                && !(moved && reason == "ReplicaSetUpdated");
             let keep = |field: &str| old.map(|c| c[field].clone()).filter(|v| !v.is_null());
-            let now = json!(now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string());
+            let now = json!(stamp(now));
             json!({
                 "type": kind, "status": status, "reason": reason, "message": message,
                 "lastTransitionTime": keep("lastTransitionTime").filter(|_| same).unwrap_or_else(|| now.clone()),
@@ -313,12 +378,7 @@ fn status(
         "unavailableReplicas": number((replicas - available).max(0)),
         "conditions": conditions,
     });
-    let differs = after.as_object()?.iter().any(|(field, value)| {
-        let old = &before[field];
-        // Zero and absent are the same count.
-        old != value && !(value.is_null() && (*old == json!(0) || old.is_null()))
-    });
-    differs.then_some(after)
+    (differs(&before, &after).then_some(after), deadline)
 }
 
 /// `maxSurge` and `maxUnavailable`: a number, or a part of `of` in percent.
@@ -393,6 +453,49 @@ mod tests {
                 assert!(old + new <= replicas + surge && old + new >= replicas - unavailable, "{steps:?}");
             }
         }
+    }
+
+    #[test]
+    fn a_rollout_that_does_not_move_has_failed_after_its_deadline() {
+        let mut web = deployment(2, "a:1");
+        let began = jiff::Timestamp::now();
+        let set = Arc::new(decide(&web, &[], began).create.unwrap());
+        let reason = |web: &mut Deployment, now| {
+            let decision = decide(web, &[Arc::clone(&set)], now);
+            if let Some(status) = decision.status {
+                web.status = Some(serde_json::from_value(status).unwrap());
+            }
+            let conditions = web.status.as_ref().unwrap().conditions.clone().unwrap();
+            let reason =
+                conditions.into_iter().find(|c| c.type_.as_deref() == Some("Progressing")).unwrap().reason.unwrap();
+            (reason, decision.deadline)
+        };
+        let after = |seconds| began + jiff::SignedDuration::from_secs(seconds);
+        web.spec.progress_deadline_seconds = Some(60);
+        assert_eq!(reason(&mut web, began), ("ReplicaSetUpdated".to_owned(), Some(60)));
+        assert_eq!(reason(&mut web, after(50)), ("ReplicaSetUpdated".to_owned(), Some(10)));
+        assert_eq!(reason(&mut web, after(61)), ("ProgressDeadlineExceeded".to_owned(), None));
+        web.spec.paused = Some(true);
+        assert_eq!(reason(&mut web, after(62)).0, "DeploymentPaused");
+        web.spec.paused = None;
+        assert_eq!(reason(&mut web, after(63)).0, "DeploymentResumed");
+        assert_eq!(reason(&mut web, after(64)).0, "ReplicaSetUpdated");
+    }
+
+    #[test]
+    fn going_back_keeps_the_earlier_number() {
+        let mut first = deployment(1, "a:1");
+        let now = jiff::Timestamp::now();
+        let old = Arc::new(decide(&first, &[], now).create.unwrap());
+        let new = Arc::new(decide(&deployment(1, "a:2"), std::slice::from_ref(&old), now).create.unwrap());
+        assert_eq!(new.annotations()[REVISION], "2");
+        let cause = ("kubernetes.io/change-cause".to_owned(), "back".to_owned());
+        first.metadata.annotations = Some([cause.clone()].into());
+        let decision = decide(&first, &[old, new], now);
+        let (_, change) = &decision.change[0];
+        let annotations = &change.patch["metadata"]["annotations"];
+        assert_eq!((&annotations[REVISION], &annotations[EARLIER]), (&json!("3"), &json!("1")));
+        assert_eq!(annotations[cause.0], "back");
     }
 
     #[test]

@@ -59,7 +59,10 @@ async fn register(shared: &Shared) -> Result<(), Trouble> {
             api.patch(&shared.node, &PatchParams::default(), &Patch::Merge(patch)).await?;
         }
         let version = env!("CARGO_PKG_VERSION");
-        let room = json!({"cpu": "2", "memory": "4Gi", "pods": crate::address::Subnet::PODS.to_string()});
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let memory = first_number("/proc/meminfo").map_or_else(|| "4Gi".to_owned(), |kib| format!("{kib}Ki"));
+        let room = json!({"cpu": cores.to_string(), "memory": memory,
+            "pods": crate::address::Subnet::PODS.to_string()});
         let condition = |kind: &str, status: &str, reason: &str, message: &str| {
             json!({"type": kind, "status": status, "reason": reason, "message": message,
                 "lastHeartbeatTime": stamp, "lastTransitionTime": stamp})
@@ -73,10 +76,13 @@ async fn register(shared: &Shared) -> Result<(), Trouble> {
                 condition("PIDPressure", "False", "KubeletHasSufficientPID", "kubelet has sufficient PID available"),
                 condition("Ready", "True", "KubeletReady", "the lab runs this node's pods in its own process"),
             ],
+            // What is in the catalogue is on the node already; it is part of this program and takes no room.
+            "images": shared.catalogue.names().map(|name| json!({"names": [name]})).collect::<Vec<_>>(),
             "nodeInfo": {
-                "architecture": std::env::consts::ARCH, "operatingSystem": "linux", "osImage": "Stolos lab",
+                "architecture": crate::cluster::architecture(), "operatingSystem": "linux", "osImage": "Stolos lab",
                 "containerRuntimeVersion": format!("stolos-lab://{version}"), "kubeletVersion": "v1.34.0+stolos",
-                "kubeProxyVersion": "v1.34.0+stolos", "kernelVersion": "", "machineID": "", "systemUUID": "", "bootID": "",
+                "kubeProxyVersion": "v1.34.0+stolos", "machineID": "", "systemUUID": "",
+                "kernelVersion": line("/proc/sys/kernel/osrelease"), "bootID": line("/proc/sys/kernel/random/boot_id"),
             },
         }});
         api.patch_status(&shared.node, &PatchParams::default(), &Patch::Merge(status)).await?;
@@ -97,4 +103,14 @@ async fn register(shared: &Shared) -> Result<(), Trouble> {
         }
         Err(error) => Err(error.into()),
     }
+}
+
+/// A file of one line; empty where there is none.
+fn line(path: &str) -> String {
+    std::fs::read_to_string(path).map(|text| text.trim().to_owned()).unwrap_or_default()
+}
+
+/// The first number in a file: in `/proc/meminfo` the memory there is, in KiB.
+fn first_number(path: &str) -> Option<u64> {
+    line(path).split_whitespace().find_map(|word| word.parse().ok())
 }
