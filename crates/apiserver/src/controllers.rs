@@ -18,6 +18,7 @@ use crate::auth;
 use crate::defaults;
 use crate::failure::{Failure, Result};
 use crate::registry::{CRDS, Resource};
+use crate::state::{Expect, Write};
 use crate::store::Key;
 use crate::verb::{self, DeleteOptions, How};
 use crate::watch::{Event, Expired, Object, place_of};
@@ -59,6 +60,8 @@ pub(crate) async fn run(api: Arc<Api>) {
     let mut running = FuturesUnordered::new();
     let mut retry = tokio::time::interval(Duration::from_millis(200));
     retry.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut sweep = tokio::time::interval(SWEEP);
+    sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         let next: Vec<Work> = todo.iter().filter(|work| !under_way.contains(*work)).cloned().collect();
         for work in next.into_iter().take(AT_ONCE.saturating_sub(running.len())) {
@@ -80,8 +83,47 @@ pub(crate) async fn run(api: Arc<Api>) {
                 }
             }
             _ = changed.changed() => todo.extend(feed.look(&mut graph)),
+            _ = sweep.tick() => forget_events(&api).await,
             _ = retry.tick(), if !again.is_empty() => todo.extend(again.drain()),
         }
+    }
+}
+
+/// How long an event is kept after its last change (as `--event-ttl` is by default), how many are kept at the most, and
+/// how often that is looked after.
+const EVENT_LIFE: jiff::SignedDuration = jiff::SignedDuration::from_hours(1);
+const MOST_EVENTS: usize = 20_000;
+const SWEEP: Duration = Duration::from_secs(30);
+
+/// When an event was written last.
+fn last_written(event: &Value) -> Option<jiff::Timestamp> {
+    let books = event["metadata"]["managedFields"].as_array().into_iter().flatten().map(|entry| &entry["time"]);
+    let times = books.chain([&event["metadata"]["creationTimestamp"]]);
+    times.filter_map(|time| time.as_str()?.parse().ok()).max()
+}
+
+/// The oldest of too many events, and those whose time is over.
+fn past_events(mut events: Vec<Arc<Object>>, now: jiff::Timestamp, most: usize) -> Vec<Arc<Object>> {
+    // Revisions are in the order of the last writes, so that only the past is looked into.
+    events.sort_by_key(|event| event.revision);
+    let surplus = events.len().saturating_sub(most);
+    let is_past = |event: &Arc<Object>| {
+        let read: Value = serde_json::from_slice(&event.json).unwrap_or_default();
+        last_written(&read).is_some_and(|time| now.duration_since(time) > EVENT_LIFE)
+    };
+    let past = surplus + events[surplus..].iter().take_while(|event| is_past(event)).count();
+    events.truncate(past);
+    events
+}
+
+/// Lets old events go. No admission is asked: in Kubernetes it is storage itself that forgets them.
+async fn forget_events(api: &Arc<Api>) {
+    let past = past_events(api.state.cache("events").list(""), jiff::Timestamp::now(), MOST_EVENTS);
+    for event in past {
+        let (namespace, name) = place_of(&event.value);
+        let key = Key { resource: "events".into(), namespace, name };
+        // Whoever changed it in between has given it another hour.
+        let _ = api.state.commit(Write { key, expect: Expect::Revision(event.revision), value: None }).await;
     }
 }
 
@@ -693,4 +735,47 @@ async fn definition(api: &Arc<Api>, name: &str) -> Result<()> {
         return Ok(());
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_are_kept_for_an_hour_and_not_without_number() {
+        let event = |revision: u64, name: &str, created: &str, changed: &str| {
+            let value = json!({"metadata": {"name": name, "creationTimestamp": created,
+                "managedFields": [{"time": changed}]}});
+            Object::unread(value.to_string().into(), revision)
+        };
+        let (old, half, new) = ("2026-01-01T10:00:00Z", "2026-01-01T11:30:00Z", "2026-01-01T11:59:00Z");
+        let now = "2026-01-01T12:00:00Z".parse().unwrap();
+        let events = [event(3, "new", new, new), event(1, "old", old, old), event(2, "again", old, half)];
+        let past = |most| -> Vec<String> {
+            past_events(events.to_vec(), now, most).iter().map(|event| meta::name(&event.value).to_owned()).collect()
+        };
+        assert_eq!(past(10), ["old"]);
+        assert_eq!(past(1), ["old", "again"]);
+        assert_eq!(last_written(&json!({})), None);
+    }
+
+    #[test]
+    fn what_is_left_of_a_namespace_is_said() {
+        let mut left = Left::default();
+        left.objects.insert("pods.".into(), 2);
+        left.finalizers.insert("x.io/y".into(), 1);
+        left.failures.push("no".into());
+        let said: Vec<String> = left
+            .conditions()
+            .iter()
+            .map(|(kind, holds, reason, said)| format!("{kind}={holds} {reason}: {said}"))
+            .collect();
+        insta::assert_snapshot!(said.join("\n"), @r"
+        NamespaceDeletionDiscoveryFailure=false ResourcesDiscovered: All resources successfully discovered
+        NamespaceDeletionGroupVersionParsingFailure=false ParsedGroupVersions: All legacy kube types successfully parsed
+        NamespaceDeletionContentFailure=true ContentDeletionFailed: Failed to delete all resource types, 1 remaining: no
+        NamespaceContentRemaining=true SomeResourcesRemain: Some resources are remaining: pods. has 2 resource instances
+        NamespaceFinalizersRemaining=true SomeFinalizersRemain: Some content in the namespace has finalizers remaining: x.io/y in 1 resource instances
+        ");
+    }
 }

@@ -67,6 +67,7 @@ impl Selection {
     ///
     /// When one cannot be read, or a field cannot be selected by.
     pub(crate) fn parse(resource: &Resource, labels: &str, fields: &str) -> Result<Self> {
+        let fields_text = fields;
         let labels = LabelSelector::parse(labels).map_err(|error| Failure::bad_request(error.to_string()))?;
         let fields = FieldSelector::parse(fields).map_err(|error| Failure::bad_request(error.to_string()))?;
         let unknown = match &resource.custom {
@@ -78,6 +79,12 @@ impl Selection {
         };
         match unknown {
             Some(field) => Err(Failure::bad_request(format!("field label not supported: {field}"))),
+            None if resource.group != resource.stored_group => {
+                // Events of the new group are stored with the old one's names.
+                let stored = fields_as_stored(fields_text);
+                let fields = FieldSelector::parse(&stored).map_err(|error| Failure::bad_request(error.to_string()))?;
+                Ok(Self { labels, fields })
+            }
             None => Ok(Self { labels, fields }),
         }
     }
@@ -93,6 +100,21 @@ impl Selection {
     pub(crate) fn matches(&self, object: &Value) -> bool {
         self.fields.matches_object(object) && (self.labels.is_everything() || self.labels.matches_object(object))
     }
+}
+
+/// A field selector of `events.k8s.io/v1` with the names of `v1`.
+fn fields_as_stored(fields: &str) -> String {
+    let terms = fields.split(',').map(|term| {
+        let term = term.trim();
+        if let Some(rest) = term.strip_prefix("regarding.") {
+            return format!("involvedObject.{rest}");
+        }
+        match term.strip_prefix("reportingController") {
+            Some(rest) => format!("reportingComponent{rest}"),
+            None => term.to_owned(),
+        }
+    });
+    terms.collect::<Vec<_>>().join(",")
 }
 
 /// Whether a `LabelSelector` selects labels. An absent one selects nothing, an empty one everything.

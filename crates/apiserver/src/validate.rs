@@ -251,6 +251,7 @@ fn check_metadata(resource: &Resource, before: Option<&Value>, object: &Value, c
             }
         }
     }
+    check_managed_fields(&object["metadata"]["managedFields"], causes);
     if let Some(before) = before
         && meta::deletion_timestamp(before).is_some()
     {
@@ -259,6 +260,30 @@ fn check_metadata(resource: &Resource, before: Option<&Value>, object: &Value, c
             let message =
                 format!("no new finalizers can be added if the object is being deleted, found new finalizer {added:?}");
             causes.push(Cause::forbidden("metadata.finalizers", &message));
+        }
+    }
+}
+
+/// Books that a client sends have to be books; `[{}]` closes them.
+fn check_managed_fields(entries: &Value, causes: &mut Vec<Cause>) {
+    let entries = entries.as_array().map(Vec::as_slice).unwrap_or_default();
+    if entries.len() == 1 && entries[0] == json!({}) {
+        return;
+    }
+    for (index, entry) in entries.iter().enumerate() {
+        let at = format!("metadata.managedFields[{index}]");
+        if !matches!(entry["operation"].as_str(), Some("Apply" | "Update")) {
+            let given = json!(entry["operation"].as_str().unwrap_or_default());
+            causes.push(Cause::invalid(format!("{at}.operation"), &given, "must be `Apply` or `Update`"));
+        }
+        if !matches!(entry["fieldsType"].as_str(), None | Some("" | "FieldsV1")) {
+            causes.push(Cause::invalid(format!("{at}.fieldsType"), &entry["fieldsType"], "must be `FieldsV1`"));
+        }
+        for (field, most) in [("manager", 128), ("subresource", 256)] {
+            if entry[field].as_str().is_some_and(|text| text.len() > most) {
+                let message = format!("Too long: may not be more than {most} bytes");
+                causes.push(Cause { field: format!("{at}.{field}"), reason: "FieldValueTooLong".into(), message });
+            }
         }
     }
 }

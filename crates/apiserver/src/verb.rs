@@ -62,6 +62,7 @@ impl How {
     }
 
     fn of(ask: &Ask) -> Result<Self> {
+        check_options(ask)?;
         Ok(Self {
             user: ask.user.clone(),
             manager: ask.manager(),
@@ -79,6 +80,32 @@ impl How {
         let doubts = if how.fields == FieldValidation::Ignore { Vec::new() } else { validate::duplicates(body) };
         Ok(Self { doubts, ..how })
     }
+}
+
+/// Options of a write that cannot be.
+fn check_options(ask: &Ask) -> Result<()> {
+    let mut causes = Vec::new();
+    if let Some(manager) = ask.query.get("fieldManager") {
+        if manager.len() > 128 {
+            let message = "Too long: may not be more than 128 bytes".to_owned();
+            causes.push(Cause { field: "fieldManager".into(), reason: "FieldValueTooLong".into(), message });
+        } else if let Some(letter) = manager.chars().find(|letter| letter.is_control()) {
+            let message = format!("should only contain printable characters, found {letter:?}");
+            causes.push(Cause::invalid("fieldManager", &json!(manager), &message));
+        }
+    }
+    if ask.verb == "patch" && ask.query.get("force").is_some() && !ask.content_type().starts_with("application/apply") {
+        causes.push(Cause::forbidden("force", "may not be specified for non-apply patch"));
+    }
+    if causes.is_empty() {
+        return Ok(());
+    }
+    let kind = match ask.verb {
+        "create" => "CreateOptions",
+        "patch" => "PatchOptions",
+        _ => "UpdateOptions",
+    };
+    Err(Failure::invalid(kind, "meta.k8s.io", "", &causes))
 }
 
 /// What becomes of fields that a kind does not have, and of those that are there twice (KEP-2885).
@@ -179,9 +206,20 @@ fn decode(body: &Bytes) -> Result<Value> {
     serde_json::from_slice(body).map_err(|error| Failure::bad_request(format!("cannot read the body as JSON: {error}")))
 }
 
+/// What is applied may be YAML (of which JSON is a part); kubectl sends JSON, people with curl do not.
+fn decode_yaml(body: &Bytes) -> Result<Value> {
+    if body.is_empty() || serde_json::from_slice::<serde::de::IgnoredAny>(body).is_ok() {
+        return decode(body);
+    }
+    let read = std::str::from_utf8(body).map_err(|error| error.to_string());
+    let read = read.and_then(|text| serde_saphyr::from_str(text).map_err(|error| error.to_string()));
+    read.map_err(|error| Failure::bad_request(format!("error decoding YAML: {error}")))
+}
+
 fn decode_for(ask: &Ask, body: &Bytes) -> Result<Value> {
     match ask.content_type() {
         "" | "application/json" => decode(body),
+        "application/yaml" => decode_yaml(body),
         other => Err(Failure::unsupported_media_type(other, "application/json")),
     }
 }
@@ -660,16 +698,18 @@ async fn patch(api: &Arc<Api>, ask: &Ask, body: &Bytes) -> Result<Response<Body>
     Ok(route::json_bytes(200, route::render(ask.form()?, resource, &made)))
 }
 
+/// The manager of an apply: who owns fields has to have a name.
+fn applier(ask: &Ask) -> Result<&str> {
+    ask.query.get("fieldManager").filter(|manager| !manager.is_empty()).ok_or_else(|| {
+        let cause = Cause::required("fieldManager", "is required for apply patch");
+        Failure::invalid("PatchOptions", "meta.k8s.io", "", &[cause])
+    })
+}
+
 async fn apply(api: &Arc<Api>, ask: &Ask, body: &Bytes) -> Result<Response<Body>> {
     let (resource, target) = (&ask.resource, &ask.target);
-    let Some(manager) = ask.query.get("fieldManager") else {
-        let cause = Cause::required("fieldManager", "is required for apply patch");
-        return Err(Failure::invalid("PatchOptions", "meta.k8s.io", "", &[cause]));
-    };
-    let applied = decode(body).map_err(|failure| {
-        Failure::bad_request(format!("error decoding the applied configuration (JSON is understood here): {failure}"))
-    })?;
-    let mut applied = applied;
+    let manager = applier(ask)?;
+    let mut applied = decode_yaml(body)?;
     let how = How::with_body(ask, body)?;
     report(resource, &applied, &how, &how.doubts)?;
     let unknown = identify(resource, &mut applied)?;
@@ -701,13 +741,37 @@ async fn apply(api: &Arc<Api>, ask: &Ask, body: &Bytes) -> Result<Response<Body>
     let (force, now) = (ask.query.is("force"), api.now());
     let how = How { applied: true, manager: manager.to_owned(), doubts: Vec::new(), ..how };
     let place = (target.namespace.as_str(), target.name.as_str(), target.sub.as_str());
+    let (wanted_uid, wanted_version) = (meta::uid(&applied).to_owned(), meta::resource_version(&applied).to_owned());
     let by = |current: Option<&Value>| {
-        rules::apply(resource, current, &applied, rules::Writer { manager, force, sub: &target.sub, now: &now })
+        let found = current.map(|current| (meta::uid(current), meta::resource_version(current))).unwrap_or_default();
+        if !wanted_uid.is_empty() && wanted_uid != found.0 {
+            let why =
+                format!("Precondition failed: UID in precondition: {wanted_uid}, UID in object meta: {}", found.0);
+            return Err(Failure::conflict(&resource.storage, &target.name, &why));
+        }
+        if !wanted_version.is_empty() && wanted_version != found.1 {
+            return Err(Failure::modified(&resource.storage, &target.name));
+        }
+        let writer = rules::Writer { manager, force, sub: &target.sub, now: &now };
+        rules::apply(resource, current, &applied, writer).map_err(|failure| match failure.code {
+            // What has no place in the kind's schema fails as in Kubernetes, where it is no object at all.
+            400 => {
+                let object = format!("{}/{}", target.namespace, target.name);
+                let message = format!(
+                    "failed to create typed patch object ({}; {}, Kind={}): {}",
+                    object.trim_start_matches('/'),
+                    resource.api_version(),
+                    resource.kind,
+                    failure.message
+                );
+                Failure::other(500, "", message)
+            }
+            _ => failure,
+        })
     };
     for _ in 0..ATTEMPTS {
-        let wanted_uid = meta::uid(&applied);
         match change(api, resource, place, &how, |current| by(Some(current))).await {
-            Err(failure) if failure.code == 404 && target.sub.is_empty() && wanted_uid.is_empty() => {}
+            Err(failure) if failure.code == 404 && target.sub.is_empty() => {}
             Ok(made) => return Ok(route::json_bytes(200, route::render(ask.form()?, resource, &made))),
             Err(failure) => return Err(failure),
         }
@@ -726,42 +790,62 @@ async fn scale(api: &Arc<Api>, ask: &Ask, body: &Bytes) -> Result<Response<Body>
     let (resource, target) = (&ask.resource, &ask.target);
     let current = api.state.get(&resource.storage, &target.namespace, &target.name);
     let current = current.ok_or_else(|| Failure::not_found(&resource.storage, &target.name))?;
-    let given = match ask.verb {
-        "get" => return Ok(route::json_value(200, &scale_of(resource, &current.value))),
-        "update" => decode(body)?,
-        "patch" => {
-            let kind = match ask.content_type() {
-                "application/json-patch+json" => PatchKind::Json,
-                "application/apply-patch+yaml" => {
-                    return Err(Failure::unsupported_media_type(
-                        "application/apply-patch+yaml",
-                        "merge and JSON patches",
-                    ));
+    let path = scale_path(resource, "specReplicasPath", "/spec/replicas");
+    let place = (target.namespace.as_str(), target.name.as_str(), "scale");
+    let invalid = |cause: Cause| Failure::invalid("Scale", "autoscaling", &target.name, &[cause]);
+    let replicas = |given: &Value| match &given["spec"]["replicas"] {
+        Value::Null => Ok(0),
+        value => match value.as_i64() {
+            Some(count) if count >= 0 => Ok(count),
+            Some(count) => {
+                let cause = Cause::invalid("spec.replicas", &json!(count), "must be greater than or equal to 0");
+                Err(invalid(cause))
+            }
+            None => Err(Failure::bad_request("Scale in version \"v1\" cannot be handled as a Scale: spec.replicas")),
+        },
+    };
+    let made = match (ask.verb, ask.content_type()) {
+        ("get", _) => return Ok(route::json_value(200, &scale_of(resource, &current.value))),
+        ("patch", "application/apply-patch+yaml" | "application/apply-patch+json") => {
+            let manager = applier(ask)?;
+            let given = decode_yaml(body)?;
+            if given["kind"].as_str().is_some_and(|kind| kind != "Scale") {
+                return Err(Failure::bad_request("the applied configuration is no Scale"));
+            }
+            let mut wanted = json!({"apiVersion": resource.api_version(), "kind": resource.kind,
+                "metadata": {"name": target.name}});
+            if resource.namespaced {
+                wanted["metadata"]["namespace"] = json!(target.namespace);
+            }
+            if !given["spec"]["replicas"].is_null() {
+                rules::set(&mut wanted, &path, json!(replicas(&given)?));
+            }
+            let (force, now) = (ask.query.is("force"), api.now());
+            let how = How { applied: true, manager: manager.to_owned(), ..How::of(ask)? };
+            let by = rules::Writer { manager, force, sub: "scale", now: &now };
+            change(api, resource, place, &how, |now| rules::apply(resource, Some(now), &wanted, by)).await?
+        }
+        ("update" | "patch", kind) => {
+            let body = decode(body)?;
+            let kind = if kind == "application/json-patch+json" { PatchKind::Json } else { PatchKind::Merge };
+            change(api, resource, place, &How::of(ask)?, |now| {
+                let given = match ask.verb {
+                    "update" => body.clone(),
+                    _ => rules::patch(kind, resource, &scale_of(resource, now), &body)?,
+                };
+                let seen = meta::resource_version(&given);
+                if !seen.is_empty() && seen != meta::resource_version(now) {
+                    return Err(Failure::modified(&resource.storage, &target.name));
                 }
-                _ => PatchKind::Merge,
-            };
-            rules::patch(kind, resource, &scale_of(resource, &current.value), &decode(body)?)?
+                let mut new = now.clone();
+                rules::set(&mut new, &path, json!(replicas(&given)?));
+                Ok(new)
+            })
+            .await?
         }
         _ => return Err(Failure::method_not_allowed()),
     };
-    let replicas = given["spec"]["replicas"].as_i64().unwrap_or(0);
-    if replicas < 0 {
-        let cause = Cause::invalid("spec.replicas", &json!(replicas), "must be greater than or equal to 0");
-        return Err(Failure::invalid("Scale", "autoscaling", &target.name, &[cause]));
-    }
-    let seen = meta::resource_version(&given).to_owned();
-    let path = scale_path(resource, "specReplicasPath", "/spec/replicas");
-    let place = (target.namespace.as_str(), target.name.as_str(), "");
-    let how = How::of(ask)?;
-    let made = change(api, resource, place, &how, |now| {
-        if ask.verb == "update" && !seen.is_empty() && seen != meta::resource_version(now) {
-            return Err(Failure::modified(&resource.storage, &target.name));
-        }
-        let mut new = now.clone();
-        rules::set(&mut new, &path, json!(replicas));
-        Ok(new)
-    });
-    Ok(route::json_value(200, &scale_of(resource, &made.await?.value)))
+    Ok(route::json_value(200, &scale_of(resource, &made.value)))
 }
 
 fn scale_path(resource: &Resource, field: &str, default: &str) -> String {

@@ -159,3 +159,117 @@ async fn a_second_apply_of_anything_writes_nothing() {
         assert_eq!(first, second);
     }
 }
+
+fn refusal<T: std::fmt::Debug>(result: kube::Result<T>) -> (u16, String) {
+    match result {
+        Err(kube::Error::Api(status)) => (status.code, status.message.clone()),
+        other => panic!("expected a refusal, got {other:?}"),
+    }
+}
+
+/// Scale is written through its subresource, and the books say so, however it is written.
+#[tokio::test]
+async fn scale_has_its_own_managers() {
+    let server = server().await;
+    let client = https(&server).await;
+    let api: Api<Deployment> = Api::namespaced(client.clone(), "default");
+    let spec = json!({"selector": {"matchLabels": {"a": "b"}}, "template": {"metadata": {"labels": {"a": "b"}},
+        "spec": {"containers": [{"name": "c", "image": "i:1"}]}}});
+    let mut wish = json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "d"}, "spec": spec});
+    wish["spec"]["replicas"] = json!(1);
+    api.patch("d", &PatchParams::apply("me"), &Patch::Apply(&wish)).await.unwrap();
+    let scale = |replicas: i32| json!({"apiVersion": "autoscaling/v1", "kind": "Scale", "metadata": {"name": "d"}, "spec": {"replicas": replicas}});
+    let (code, said) = refusal(api.patch_scale("d", &PatchParams::apply("hpa"), &Patch::Apply(scale(3))).await);
+    assert_eq!((code, said.as_str()), (409, "Apply failed with 1 conflict: conflict with \"me\": .spec.replicas"));
+    let made = api.patch_scale("d", &PatchParams::apply("hpa").force(), &Patch::Apply(scale(3))).await.unwrap();
+    assert_eq!(made.spec.unwrap().replicas, Some(3));
+    let books = |object: &Deployment| -> Vec<String> {
+        let said = object.managed_fields().iter().map(|m| {
+            let sub = m.subresource.as_deref().unwrap_or("-");
+            format!("{} {} {sub}", m.manager.as_deref().unwrap(), m.operation.as_deref().unwrap())
+        });
+        said.collect()
+    };
+    assert_eq!(books(&api.get("d").await.unwrap()), ["hpa Apply scale", "me Apply -"]);
+    let patch = PatchParams { field_manager: Some("kubectl-scale".into()), ..Default::default() };
+    api.patch_scale("d", &patch, &Patch::Merge(json!({"spec": {"replicas": 5}}))).await.unwrap();
+    let scaled = api.get("d").await.unwrap();
+    assert_eq!(books(&scaled), ["me Apply -", "kubectl-scale Update scale"]);
+    assert_eq!((scaled.spec.replicas, scaled.metadata.generation), (Some(5), Some(3)));
+    let (code, _) = refusal(api.patch_scale("d", &patch, &Patch::Merge(json!({"spec": {"replicas": -1}}))).await);
+    assert_eq!(code, 422);
+    // Who still applies the count is told who has it now.
+    let (_, said) = refusal(api.patch("d", &PatchParams::apply("me"), &Patch::Apply(&wish)).await);
+    assert!(
+        said.ends_with("conflict with \"kubectl-scale\" with subresource \"scale\" using apps/v1: .spec.replicas"),
+        "{said}"
+    );
+    // The status has its managers too.
+    let status =
+        json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "d"}, "status": {"replicas": 5}});
+    let made = api.patch_status("d", &PatchParams::apply("controller"), &Patch::Apply(&status)).await.unwrap();
+    assert!(books(&made).contains(&"controller Apply status".to_owned()));
+}
+
+#[tokio::test]
+async fn what_cannot_be_applied_is_told_why() {
+    let server = server().await;
+    let client = https(&server).await;
+    let api: Api<ConfigMap> = Api::namespaced(client.clone(), "default");
+    let params = PatchParams::apply("me");
+    let with = |metadata: Value| Patch::Apply(json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata}));
+    let (code, said) = refusal(api.patch("a", &params, &with(json!({"name": "a", "uid": "x"}))).await);
+    assert_eq!(code, 409, "{said}");
+    let made = api.patch("a", &params, &with(json!({"name": "a"}))).await.unwrap();
+    let (code, said) = refusal(api.patch("a", &params, &with(json!({"name": "a", "resourceVersion": "1"}))).await);
+    assert_eq!(code, 409);
+    assert!(said.contains("the object has been modified"), "{said}");
+    let now = json!({"name": "a", "resourceVersion": made.resource_version(), "labels": {"a": "b"}});
+    api.patch("a", &params, &with(now)).await.unwrap();
+    let books = json!([{"manager": "x", "operation": "Apply"}]);
+    let (code, said) = refusal(api.patch("a", &params, &with(json!({"name": "a", "managedFields": books}))).await);
+    assert_eq!((code, said.as_str()), (400, "metadata.managedFields must be nil"));
+    let long = format!("/api/v1/namespaces/default/configmaps/a?fieldManager={}", "x".repeat(129));
+    let long = http::Request::patch(long).header("content-type", "application/apply-patch+yaml");
+    assert_eq!(refusal(client.request::<Value>(long.body(b"{}".to_vec()).unwrap()).await).0, 422);
+    let forced = PatchParams { force: true, ..Default::default() };
+    let request = kube::api::Request::new("/api/v1/namespaces/default/configmaps")
+        .patch("a", &PatchParams::default(), &Patch::Merge(json!({"data": {}})))
+        .unwrap();
+    let (mut parts, body) = request.into_parts();
+    parts.uri = format!("{}?force={}", parts.uri.path(), forced.force).parse().unwrap();
+    let (code, said) = refusal(client.request::<Value>(http::Request::from_parts(parts, body)).await);
+    let expected =
+        "PatchOptions.meta.k8s.io \"\" is invalid: force: Forbidden: may not be specified for non-apply patch";
+    assert_eq!((code, said.as_str()), (422, expected));
+    let wrong = Patch::Merge(
+        json!({"metadata": {"managedFields": [{"manager": "x", "operation": "Steal", "fieldsType": "V2"}]}}),
+    );
+    let (code, said) = refusal(api.patch("a", &PatchParams::default(), &wrong).await);
+    assert_eq!(code, 422);
+    assert!(
+        said.contains("metadata.managedFields[0].operation: Invalid value: \"Steal\": must be `Apply` or `Update`"),
+        "{said}"
+    );
+
+    let deployments: Api<Deployment> = Api::namespaced(client.clone(), "default");
+    let twice = json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "d"}, "spec": {
+        "selector": {"matchLabels": {"a": "b"}}, "template": {"metadata": {"labels": {"a": "b"}},
+        "spec": {"containers": [{"name": "c", "image": "1"}, {"name": "c", "image": "2"}]}}}});
+    let (code, said) = refusal(deployments.patch("d", &params, &Patch::Apply(twice)).await);
+    assert_eq!(code, 500);
+    let expected = "failed to create typed patch object (default/d; apps/v1, Kind=Deployment): \
+                    .spec.template.spec.containers: duplicate entries for key [name=\"c\"]";
+    assert_eq!(said, expected);
+
+    // YAML, as its media type says, and everybody forgotten.
+    let yaml = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: why}\ndata:\n  x: |\n    1\n";
+    let request = http::Request::patch("/api/v1/namespaces/default/configmaps/why?fieldManager=me")
+        .header("content-type", "application/apply-patch+yaml")
+        .body(yaml.as_bytes().to_vec())
+        .unwrap();
+    let made: ConfigMap = client.request(request).await.unwrap();
+    assert_eq!(made.data.unwrap()["x"], "1\n");
+    let clear = Patch::Merge(json!({"metadata": {"managedFields": [{}]}}));
+    assert!(api.patch("why", &PatchParams::default(), &clear).await.unwrap().managed_fields().is_empty());
+}

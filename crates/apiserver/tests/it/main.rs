@@ -3,6 +3,7 @@
 
 mod apply;
 mod controllers;
+mod coordination;
 mod definitions;
 mod durable;
 mod fields;

@@ -48,6 +48,12 @@ impl Conflicts {
         self.0.is_empty()
     }
 
+    /// Takes out what is about these fields.
+    pub(super) fn forgive(&mut self, fields: &FieldSet) {
+        let fields = fields.paths();
+        self.0.retain(|conflict| !fields.contains(&conflict.field));
+    }
+
     /// The answer to the client.
     pub fn to_status(&self) -> Status {
         let causes = self.0.iter().map(|conflict| Cause {
@@ -157,6 +163,16 @@ impl Managers {
             managed.fields = managed.fields.union(&fields);
         }
         managers
+    }
+
+    /// Whether every entry can be read; if not, what a client sent is not what it got, and is left aside.
+    pub(super) fn readable(entries: &[Value]) -> bool {
+        entries.iter().all(|entry| {
+            let fields = entry.get("fieldsV1").is_none_or(Value::is_object);
+            let kind = matches!(entry.get("fieldsType").and_then(Value::as_str), None | Some("" | "FieldsV1"));
+            let operation = matches!(entry.get("operation").and_then(Value::as_str), Some("Apply" | "Update"));
+            fields && kind && operation
+        })
     }
 
     pub(super) fn is_empty(&self) -> bool {

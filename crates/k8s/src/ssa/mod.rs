@@ -88,7 +88,10 @@ pub fn apply(live: Option<&Value>, config: &Value, write: &Write<'_>, force: boo
     }
 
     let changes = Changes::between(old.as_ref(), &merged, write.shape);
-    let conflicts = managers.conflicts(&me, &changes);
+    let mut conflicts = managers.conflicts(&me, &changes);
+    if !conflicts.is_empty() && write.manager == KUBECTL {
+        conflicts.forgive(&applied_before(old.as_ref(), write));
+    }
     if !conflicts.is_empty() && !force {
         return Err(ApplyError::Conflicts(conflicts));
     }
@@ -97,8 +100,39 @@ pub fn apply(live: Option<&Value>, config: &Value, write: &Write<'_>, force: boo
     if let (true, Some(old)) = (changes.is_empty(), old) {
         merged = old;
     }
+    if write.manager == KUBECTL && meta::annotation(&merged, LAST_APPLIED).is_some() {
+        // The annotation of `kubectl apply` without server-side apply is kept true, for those who go back. Nobody owns
+        // it anew (Kubernetes' `lastAppliedUpdater`).
+        meta::set_annotation(&mut merged, LAST_APPLIED, &last_applied(config));
+    }
     managers.write(&mut merged);
     Ok(merged)
+}
+
+/// The manager as which `kubectl apply --server-side` applies, and where `kubectl apply` keeps what it applied.
+const KUBECTL: &str = "kubectl";
+const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
+
+/// What kubectl writes down of what it applies.
+fn last_applied(config: &Value) -> String {
+    let mut config = without_managed_fields(config);
+    if let Some(notes) = config.pointer_mut("/metadata/annotations").and_then(Value::as_object_mut) {
+        notes.remove(LAST_APPLIED);
+    }
+    format!("{config}\n")
+}
+
+/// Fields that `kubectl apply` wrote and nobody has changed since: as the same user's they are no conflict when kubectl
+/// applies on the server's side (Kubernetes' `lastAppliedManager`).
+fn applied_before(live: Option<&Value>, write: &Write<'_>) -> FieldSet {
+    let Some(live) = live else { return FieldSet::new() };
+    let text = meta::annotation(live, LAST_APPLIED).unwrap_or_default();
+    let Ok(before) = serde_json::from_str::<Value>(text) else { return FieldSet::new() };
+    let before = own_part(&before, write);
+    let Ok(set) = field_set(&before, write.shape) else { return FieldSet::new() };
+    let now = Changes::between(Some(&before), &own_part(live, write), write.shape);
+    let added = Changes::between(Some(&own_part(live, write)), &before, write.shape);
+    set.difference(&now.changed).difference(&now.removed).difference(&added.changed)
 }
 
 /// Keeps the books for a create, update or patch: `new` is what will be stored, and who manages what is written into it.
@@ -114,7 +148,7 @@ pub fn update(live: Option<&Value>, new: &Value, write: &Write<'_>) -> Value {
         return object;
     }
     let mut managers = Managers::of(Some(new));
-    if managers.is_empty() {
+    if managers.is_empty() || given.is_some_and(|given| !Managers::readable(given)) {
         managers = Managers::of(live);
     }
     if live.is_some() && managers.is_empty() {
@@ -178,3 +212,5 @@ fn without_managed_fields(object: &Value) -> Value {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod worked;
