@@ -219,7 +219,6 @@ fn decode_yaml(body: &Bytes) -> Result<Value> {
 fn decode_for(ask: &Ask, body: &Bytes) -> Result<Value> {
     match ask.content_type() {
         "" | "application/json" => decode(body),
-        "application/yaml" => decode_yaml(body),
         other => Err(Failure::unsupported_media_type(other, "application/json")),
     }
 }
