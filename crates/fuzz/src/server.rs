@@ -180,6 +180,7 @@ pub(crate) fn websocket(bytes: &[u8]) {
 /// Frames after the upgrade to SPDY of an older `kubectl exec` or `port-forward`.
 pub(crate) fn spdy(bytes: &[u8]) {
     let Some((which, frames)) = bytes.split_first() else { return };
+    stolos_apiserver::fuzz::spdy(bytes);
     let (verb, version) = [(EXEC, "v4.channel.k8s.io"), ("portforward", "portforward.k8s.io")][usize::from(*which) % 2];
     let said = upgrade("POST", verb, &format!("upgrade: SPDY/3.1\r\nx-stream-protocol-version: {version}\r\n"));
     with_server(async |server| drop(talk(server, true, &[&said, frames].concat()).await));

@@ -103,10 +103,11 @@ pub(crate) async fn over_spdy(door: Door, mut streams: mpsc::Receiver<Opened>) {
                             connect(&door, data, error).await;
                             None
                         })),
-                        Err((half, other)) => {
+                        Err(both) => {
                             // Twice the same: neither is to be trusted.
-                            half.stream.outgoing.reset(reset::CANCEL).await;
-                            other.stream.outgoing.reset(reset::CANCEL).await;
+                            for half in *both {
+                                half.stream.outgoing.reset(reset::CANCEL).await;
+                            }
                         }
                     },
                 }
@@ -149,11 +150,11 @@ impl Half {
     }
 
     /// The data stream and the error stream.
-    fn pair(self, other: Self) -> std::result::Result<(Self, Self), (Self, Self)> {
+    fn pair(self, other: Self) -> std::result::Result<(Self, Self), Box<[Self; 2]>> {
         match (self.is_data, other.is_data) {
             (true, false) => Ok((self, other)),
             (false, true) => Ok((other, self)),
-            _ => Err((self, other)),
+            _ => Err(Box::new([self, other])),
         }
     }
 }

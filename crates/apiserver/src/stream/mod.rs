@@ -140,7 +140,7 @@ pub(crate) async fn answer(api: &Arc<Api>, ask: Ask, upgrade: Option<OnUpgrade>)
                 // Clients of Kubernetes 1.0 named none.
                 Ok(None) => (1, None),
                 Ok(Some(index)) => (exec::PROTOCOLS.len() - index, exec::PROTOCOLS.get(index).copied()),
-                Err(refusal) => return Ok(refusal),
+                Err(refusal) => return Ok(*refusal),
             };
             Switch::to_spdy(name).accept(api, upgrade, move |upgraded| async move {
                 let io = TokioIo::new(upgraded);
@@ -172,7 +172,7 @@ fn port_forward(api: &Arc<Api>, ask: &Ask, door: forward::Door, upgrade: Option<
         Speech::Spdy => {
             let name = match choose_protocol(&ask.headers, &[forward::PROTOCOL]) {
                 Ok(index) => index.map(|_| forward::PROTOCOL),
-                Err(refusal) => return Ok(refusal),
+                Err(refusal) => return Ok(*refusal),
             };
             Switch::to_spdy(name).accept(api, upgrade, move |upgraded| async move {
                 let io = TokioIo::new(upgraded);
@@ -253,7 +253,7 @@ const ACCEPTED_VERSIONS: HeaderName = HeaderName::from_static("x-accepted-stream
 
 /// The first of the client's protocols that is `known`, by its place there; `None` when it names none. The error is
 /// the refusal, from which clients see what they could have said.
-fn choose_protocol(headers: &HeaderMap, known: &[&str]) -> std::result::Result<Option<usize>, Response<Body>> {
+fn choose_protocol(headers: &HeaderMap, known: &[&str]) -> std::result::Result<Option<usize>, Box<Response<Body>>> {
     let values = headers.get_all(PROTOCOL_VERSION).iter().filter_map(|value| value.to_str().ok());
     let offers: Vec<&str> = values.flat_map(|value| value.split(',')).map(str::trim).collect();
     if offers.is_empty() {
@@ -271,7 +271,7 @@ fn choose_protocol(headers: &HeaderMap, known: &[&str]) -> std::result::Result<O
             response.headers_mut().append(ACCEPTED_VERSIONS, value);
         }
     }
-    Err(response)
+    Err(Box::new(response))
 }
 
 /// The answer that hands the connection over.

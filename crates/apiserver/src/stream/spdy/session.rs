@@ -548,7 +548,7 @@ impl Hearing {
     }
 
     async fn open(&mut self, id: u32, headers: Headers, fin: bool) -> Result<(), SpdyError> {
-        if id % 2 == 0 || id <= self.last {
+        if id.is_multiple_of(2) || id <= self.last {
             return Err(SpdyError::Protocol("a stream out of order"));
         }
         self.last = id;
@@ -586,7 +586,7 @@ impl Hearing {
     }
 
     async fn data(&mut self, stream: u32, data: &[u8], fin: bool) {
-        if stream > self.last || stream % 2 == 0 {
+        if stream > self.last || stream.is_multiple_of(2) {
             return self.answer(Frame::Rst { stream, status: reset::INVALID_STREAM }).await;
         }
         // Whoever is not interested any more, or never was, still gives the bytes back to all.
