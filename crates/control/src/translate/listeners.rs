@@ -83,7 +83,10 @@ fn of_port(world: &World, service: &Service, port: &Port, places: &[IpAddr]) -> 
     if port.protocol.is_http() {
         let filters = vec![http_filter_for(world, &port.number.to_string())];
         let chain = envoy::FilterChain { filters, ..Default::default() };
-        return places.iter().map(|at| listener(world, *at, port.number, Chains::One(chain.clone()))).collect();
+        return places
+            .iter()
+            .map(|at| listener(world, *at, port.number, Chains { first: chain.clone(), rest: None }))
+            .collect();
     }
     let cluster = clusters::name(Style::Client, port.number, "", &service.host);
     let bytes =
@@ -99,26 +102,21 @@ fn of_port(world: &World, service: &Service, port: &Port, places: &[IpAddr]) -> 
             filters: vec![http_filter_for(world, &name)],
             ..Default::default()
         };
-        Chains::Sniffed { http, rest: bytes }
+        Chains { first: http, rest: Some(bytes) }
     } else {
-        Chains::One(bytes)
+        Chains { first: bytes, rest: None }
     };
     places.iter().map(|at| listener(world, *at, port.number, chains.clone())).collect()
 }
 
 /// What becomes of a listener's connections.
 #[derive(Clone)]
-enum Chains {
-    /// All the same.
-    One(envoy::FilterChain),
-    /// It depends on their first bytes.
-    Sniffed {
-        /// What is plain HTTP.
-        http: envoy::FilterChain,
-        /// Everything else, and who says nothing. As the default chain: Envoy does not look again at a chain without
-        /// conditions once another one's transport protocol has fitted.
-        rest: envoy::FilterChain,
-    },
+struct Chains {
+    /// All of them, or those that are plain HTTP.
+    first: envoy::FilterChain,
+    /// Everything else, and who says nothing; given where first bytes decide. As the default chain: Envoy does not look
+    /// again at a chain without conditions once another one's transport protocol has fitted.
+    rest: Option<envoy::FilterChain>,
 }
 
 fn http_filter_for(world: &World, routes: &str) -> envoy::Filter {
@@ -136,16 +134,16 @@ fn listener(world: &World, address: IpAddr, port: u16, chains: Chains) -> envoy:
         traffic_direction: core::TrafficDirection::Outbound.into(),
         ..Default::default()
     };
-    match chains {
-        Chains::One(chain) => envoy::Listener { filter_chains: vec![chain], ..listener },
-        Chains::Sniffed { http, rest } => envoy::Listener {
-            filter_chains: vec![http],
-            default_filter_chain: Some(rest),
-            listener_filters: vec![tls_inspector(), http_inspector()],
-            listener_filters_timeout: Some(duration(world.settings.detection)),
-            continue_on_listener_filters_timeout: true,
-            ..listener
-        },
+    if chains.rest.is_none() {
+        return envoy::Listener { filter_chains: vec![chains.first], ..listener };
+    }
+    envoy::Listener {
+        filter_chains: vec![chains.first],
+        default_filter_chain: chains.rest,
+        listener_filters: vec![tls_inspector(), http_inspector()],
+        listener_filters_timeout: Some(duration(world.settings.detection)),
+        continue_on_listener_filters_timeout: true,
+        ..listener
     }
 }
 
@@ -603,10 +601,10 @@ mod tests {
             let service = &world.services.in_order[0];
             let cluster =
                 clusters::outbound(&world, &proxy, service, &service.ports[0], "", Style::Client, None).unwrap();
-            let speaks = format!("{:?}", cluster.typed_extension_protocol_options.len());
+            let speaks = speaks(&cluster);
             let alpn = alpn(&cluster);
             lines.push(format!(
-                "{protocol:?}: {} -> {}{}; looks at {looks:?}{}; HTTP options {speaks}; ALPN {alpn}",
+                "{protocol:?}: {} -> {}{}; looks at {looks:?}{}; hosts speak {speaks}; ALPN {alpn}",
                 all[0].name,
                 chains.join(", "),
                 rest.unwrap_or_default(),
@@ -614,12 +612,34 @@ mod tests {
             ));
         }
         insta::assert_snapshot!(lines.join("\n"), @r#"
-        Http: 0.0.0.0_8080 -> http_connection_manager; looks at []; HTTP options 1; ALPN istio-peer-exchange,istio
-        Http2: 0.0.0.0_8080 -> http_connection_manager; looks at []; HTTP options 1; ALPN istio-peer-exchange,istio,h2
-        Tcp: 10.101.0.1_8080 -> tcp_proxy; looks at []; HTTP options 0; ALPN istio-peer-exchange,istio
-        Tls: 10.101.0.1_8080 -> tcp_proxy; looks at []; HTTP options 0; ALPN istio-peer-exchange,istio
-        Auto: 10.101.0.1_8080 -> raw_buffer [http/1.1,h2c] http_connection_manager, else tcp_proxy; looks at ["tls_inspector", "http_inspector"] for 5 s; HTTP options 1; ALPN istio-peer-exchange,istio
+        Http: 0.0.0.0_8080 -> http_connection_manager; looks at []; hosts speak HTTP/1.1; ALPN istio-peer-exchange,istio
+        Http2: 0.0.0.0_8080 -> http_connection_manager; looks at []; hosts speak HTTP/2; ALPN istio-peer-exchange,istio,h2
+        Tcp: 10.101.0.1_8080 -> tcp_proxy; looks at []; hosts speak -; ALPN istio-peer-exchange,istio
+        Tls: 10.101.0.1_8080 -> tcp_proxy; looks at []; hosts speak -; ALPN istio-peer-exchange,istio
+        Auto: 10.101.0.1_8080 -> raw_buffer [http/1.1,h2c] http_connection_manager, else tcp_proxy; looks at ["tls_inspector", "http_inspector"] for 5 s; hosts speak what the client speaks; ALPN istio-peer-exchange,istio
         "#);
+    }
+
+    fn speaks(cluster: &stolos_xds::envoy::config::cluster::v3::Cluster) -> &'static str {
+        use stolos_xds::envoy::extensions::upstreams::http::v3::http_protocol_options::{
+            UpstreamProtocolOptions, explicit_http_config::ProtocolConfig,
+        };
+        let options = cluster.typed_extension_protocol_options.values().next();
+        let options = options.map(|any| {
+            let options: stolos_xds::envoy::extensions::upstreams::http::v3::HttpProtocolOptions =
+                stolos_xds::unpack(any).unwrap();
+            options.upstream_protocol_options.unwrap()
+        });
+        match options {
+            None => "-",
+            Some(UpstreamProtocolOptions::UseDownstreamProtocolConfig(_)) => "what the client speaks",
+            Some(UpstreamProtocolOptions::ExplicitHttpConfig(explicit)) => match explicit.protocol_config {
+                Some(ProtocolConfig::Http2ProtocolOptions(_)) => "HTTP/2",
+                Some(ProtocolConfig::HttpProtocolOptions(_)) => "HTTP/1.1",
+                _ => "?",
+            },
+            Some(_) => "?",
+        }
     }
 
     fn alpn(cluster: &stolos_xds::envoy::config::cluster::v3::Cluster) -> String {

@@ -41,8 +41,9 @@ pub(super) fn judge(parts: &Parts) -> Result<(), Local> {
     }
     let path = parts.uri.path();
     let whole_server = path == "*" && parts.method == Method::OPTIONS;
+    let absolute = path.is_empty() && authority.is_some();
     // Anything else would be another form of request target for whoever reads it next.
-    if !path.starts_with('/') && !whole_server && !(path.is_empty() && authority.is_some()) {
+    if !(path.starts_with('/') || whole_server || absolute) {
         return Err(headers::BAD_REQUEST);
     }
     // Lengths are framing's business; one that framing has not understood must not reach anybody.
