@@ -90,7 +90,7 @@ fn decide(set: &DaemonSet, owned: &[Arc<Pod>], hash: &str, belongs: bool) -> Dec
         "numberUnavailable": (desired - available).max(0),
     });
     // The old pod goes before the new one comes, as with `maxUnavailable: 1`: there is one node.
-    let create = belongs && owned.iter().all(|pod| pods::is_going(pod) && failed(pod)) || belongs && owned.is_empty();
+    let create = belongs && owned.iter().all(|pod| pods::is_going(pod) && failed(pod));
     Decision { create, delete, status, waits: available < count(&|pod| condition(pod, "Ready")) }
 }
 

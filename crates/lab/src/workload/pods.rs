@@ -49,9 +49,9 @@ pub(super) async fn delete<K: Resource<DynamicType = ()>>(
     pod: &Pod,
 ) -> Result<(), kube::Error> {
     let api: Api<Pod> = Api::namespaced(shared.client.clone(), &pod.namespace().unwrap_or_default());
-    let mut params = DeleteParams::default();
     // Names of StatefulSets' pods come again: the one that was looked at is meant.
-    params.preconditions = Some(Preconditions { uid: pod.uid(), resource_version: None });
+    let preconditions = Some(Preconditions { uid: pod.uid(), resource_version: None });
+    let params = DeleteParams { preconditions, ..DeleteParams::default() };
     match api.delete(&pod.name_any(), &params).await {
         Err(error) if is_code(&error, 409) => Ok(()),
         Ok(_) => {
