@@ -229,7 +229,7 @@ fn service(number: usize, dice: &mut Dice) -> Value {
     }
     let selector = dice.of(&["helloworld", "sleep", "nobody"]);
     let mut spec = json!({"selector": {"app": selector}, "ports": ports.into_values().collect::<Vec<_>>()});
-    if number % 5 == 0 {
+    if number.is_multiple_of(5) {
         spec["clusterIP"] = json!("None");
     }
     json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": format!("random-{number}"), "namespace": "sample"}, "spec": spec})
