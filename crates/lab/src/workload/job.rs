@@ -297,7 +297,9 @@ mod tests {
         let two = json!({"completions": 2, "parallelism": 2});
         let indexed = json!({"completions": 3, "parallelism": 2, "completionMode": "Indexed"});
         let (run, done, failed) = ("Running", "Succeeded", "Failed");
-        let cases: [(Value, Vec<Arc<Pod>>, usize, usize, &[&str]); 9] = [
+        /// A Job's spec, its pods, how many are created, how many go, and the conditions after that.
+        type Case = (Value, Vec<Arc<Pod>>, usize, usize, &'static [&'static str]);
+        let cases: [Case; 9] = [
             (json!({}), vec![], 1, 0, &[]),
             (two.clone(), vec![], 2, 0, &[]),
             (two.clone(), vec![member(run, None), member(done, None)], 0, 0, &[]),

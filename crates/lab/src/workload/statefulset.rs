@@ -214,7 +214,9 @@ mod tests {
     fn one_after_another() {
         let three = set(3, json!({}));
         let parallel = set(3, json!({"podManagementPolicy": "Parallel"}));
-        let cases: [(&StatefulSet, Vec<Arc<Pod>>, (Vec<i32>, Vec<i32>)); 7] = [
+        /// The set, its pods, and the ordinals that are created and deleted.
+        type Case<'a> = (&'a StatefulSet, Vec<Arc<Pod>>, (Vec<i32>, Vec<i32>));
+        let cases: [Case<'_>; 7] = [
             (&three, vec![], (vec![0], vec![])),
             (&three, vec![member(0, "new", false)], (vec![], vec![])),
             (&three, vec![member(0, "new", true)], (vec![1], vec![])),
