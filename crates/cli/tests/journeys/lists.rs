@@ -30,6 +30,8 @@ pub(crate) async fn everything(client: &Client) -> Result<Everything, kube::Erro
         let (group, version) = list.group_version.split_once('/').unwrap_or(("", &list.group_version));
         for resource in list.resources {
             let listable = resource.verbs.iter().any(|verb| verb == "list") && !resource.name.contains('/');
+            // What is measured is another each time.
+            let listable = listable && group != "metrics.k8s.io";
             if listable && !matches!(resource.kind.as_str(), "Event" | "Lease") {
                 let kind = GroupVersionKind::gvk(group, version, &resource.kind);
                 kinds.push(ApiResource::from_gvk_with_plural(&kind, &resource.name));
