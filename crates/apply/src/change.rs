@@ -246,9 +246,11 @@ async fn wait(
             waiting(&missing);
             said = missing;
         }
-        let changes = match &mut changes {
-            Some(changes) => changes,
-            none => none.insert(follow(cluster, conditions).await),
+        let Some(changes) = &mut changes else {
+            // What went away after the first look and before its watch was open, no watch tells of.
+            changes = Some(follow(cluster, conditions).await);
+            seen = look(hands, cluster, conditions).await;
+            continue;
         };
         let rest = if changes.is_empty() { pause } else { SAFETY_LOOK };
         if Instant::now() >= deadline {
