@@ -2,7 +2,6 @@
 
 mod bench;
 mod ci;
-mod endure;
 mod openapi;
 mod protobuf;
 mod xds;
@@ -16,13 +15,12 @@ fn main() -> Result<()> {
         ["xds", "--check"] => xds::check(),
         ["protobuf"] => protobuf::write(),
         ["protobuf", "--check"] => protobuf::check(),
-        ["bench", ref sections @ ..] => bench::bench(sections),
-        ["endure", ref arguments @ ..] => endure::endure(arguments),
+        ref arguments @ ["bench" | "endure", ..] => bench::run(arguments),
         ["openapi"] => openapi::write(),
         ["judge-demo", report] => ci::judge_demo(report.as_ref()),
         ["test-programs"] => ci::test_programs(),
         _ => bail!(
-            "usage: cargo xtask bench [demo|apply|lab]… | endure [--minutes N] [--rounds N] | xds [--check] | protobuf [--check] | openapi | judge-demo REPORT | test-programs"
+            "usage: cargo xtask bench [SECTION]… | endure [--minutes N] [--rounds N] | xds [--check] | protobuf [--check] | openapi | judge-demo REPORT | test-programs"
         ),
     }
 }

@@ -1,18 +1,20 @@
-//! `cargo xtask endure`: does anything grow, and is anything lost?
+//! `endure`: does anything grow, and is anything lost?
 
 use std::io::Write as _;
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::bench::{Lab, binary, memory};
+use crate::labs::Lab;
+use crate::process::memory;
 
 /// Between two samples.
 const PERIOD: Duration = Duration::from_secs(10);
 
-/// `cargo xtask endure [--minutes N] [--rounds N]`
-pub(crate) fn endure(arguments: &[&str]) -> Result<()> {
+/// `endure [--minutes N] [--rounds N]`
+pub(crate) fn endure(stolos: &Path, arguments: &[&str]) -> Result<()> {
     let (mut minutes, mut rounds) = (60, 0);
     for pair in arguments.chunks(2) {
         match pair {
@@ -23,7 +25,7 @@ pub(crate) fn endure(arguments: &[&str]) -> Result<()> {
     }
     if rounds > 0 {
         let test = ["test", "--release", "--package", "stolos-apiserver", "--test", "it"];
-        let kills = Command::new(env!("CARGO"))
+        let kills = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
             .args(test)
             .args(["--", "--exact", "durable::fifty_kills_lose_nothing_that_was_acknowledged", "--nocapture"])
             .env("STOLOS_KILL_ROUNDS", rounds.to_string())
@@ -31,7 +33,7 @@ pub(crate) fn endure(arguments: &[&str]) -> Result<()> {
         ensure!(kills.success(), "a write that was acknowledged was lost");
     }
     if minutes > 0 {
-        churn(Duration::from_secs(60 * minutes))?;
+        churn(stolos, Duration::from_secs(60 * minutes))?;
     }
     Ok(())
 }
@@ -47,8 +49,8 @@ struct Sample {
 /// One lab of three clusters on two networks. Until time is over: build a mesh with samples, prove it, kill a gateway,
 /// prove it again, change the links, take the samples away, tear the mesh down every fifth time. Whatever is learnt at
 /// once (code that is paged in, caches that fill) is over after the first fifth, so the slope is taken from there on.
-fn churn(duration: Duration) -> Result<()> {
-    let lab = Lab::up(&binary()?, 3, &[])?;
+fn churn(stolos: &Path, duration: Duration) -> Result<()> {
+    let lab = Lab::up(stolos, 3, &[])?;
     let mut out = std::io::stdout();
     let began = Instant::now();
     let (mut samples, mut last, mut rounds, mut failures): (Vec<Sample>, _, u32, u32) = (vec![], None, 0, 0);

@@ -1,0 +1,38 @@
+//! Times Stolos as its users run it, beside real peers. Prints Markdown tables; what stands in `docs/benchmarks.md` is
+//! copied from here by hand, with the machine it was measured on. `cargo xtask bench` builds and runs it.
+
+mod endure;
+mod labs;
+mod process;
+mod table;
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+
+/// The sections, in the order in which they run when none is named.
+const SECTIONS: [&str; 3] = ["demo", "apply", "lab"];
+
+fn main() -> Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let stolos = std::env::var_os("STOLOS_BIN").context("STOLOS_BIN names the binary that is measured")?;
+    let stolos = PathBuf::from(stolos).canonicalize().context("STOLOS_BIN")?;
+    let sections = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["endure", ref arguments @ ..] => return endure::endure(&stolos, arguments),
+        ["bench", ref sections @ ..] => sections.to_vec(),
+        _ => bail!("usage: stolos-bench bench [{}]… | endure [--minutes N] [--rounds N]", SECTIONS.join("|")),
+    };
+    if let Some(unknown) = sections.iter().find(|section| !SECTIONS.contains(section)) {
+        bail!("`{unknown}` is no section; there are {}", SECTIONS.join(", "));
+    }
+    let mut out = std::io::stdout();
+    table::head(&mut out)?;
+    for section in SECTIONS.into_iter().filter(|section| sections.is_empty() || sections.contains(section)) {
+        match section {
+            "demo" => labs::demo(&stolos, &mut out)?,
+            "apply" => labs::apply(&stolos, &mut out)?,
+            _ => labs::lab(&stolos, &mut out)?,
+        }
+    }
+    Ok(())
+}

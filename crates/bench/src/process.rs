@@ -1,0 +1,52 @@
+//! Processes: started quietly, on a core of their own, and what they cost.
+
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use anyhow::{Context, Result};
+
+/// MiB resident, of them anonymous (what is not the binary's own text), and open descriptors.
+pub(crate) fn memory(process: u32) -> Result<(f64, f64, usize)> {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status"))?;
+    let of = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name));
+        line.and_then(|l| l.trim().trim_end_matches(" kB").trim().parse::<f64>().ok()).unwrap_or(0.0) / 1024.0
+    };
+    Ok((of("VmRSS:"), of("RssAnon:"), std::fs::read_dir(format!("/proc/{process}/fd"))?.count()))
+}
+
+/// CPU-seconds a process has used, at 100 ticks a second (proc(5)).
+pub(crate) fn cpu(process: u32) -> Result<f64> {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat"))?;
+    let after = stat.rsplit_once(')').context("stat")?.1;
+    let fields: Vec<f64> = after.split_whitespace().skip(11).take(2).filter_map(|f| f.parse().ok()).collect();
+    Ok(fields.iter().sum::<f64>() / 100.0)
+}
+
+/// The most memory a process has had resident so far, in MiB (`VmHWM`, proc(5)).
+pub(crate) fn resident(process: &Child) -> f64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", process.id())).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kib = line.and_then(|l| l.trim().trim_end_matches(" kB").trim().parse::<f64>().ok());
+    kib.unwrap_or(0.0) / 1024.0
+}
+
+/// A command that says nothing and keeps its state below `home`.
+pub(crate) fn quiet(stolos: &Path, home: &Path) -> Command {
+    let mut command = Command::new(stolos);
+    command
+        .env("XDG_STATE_HOME", home.join("state"))
+        .env_remove("KUBECONFIG")
+        .env_remove("STOLOS_STATE")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    command
+}
+
+/// The same on one core, so that a server and who measures it do not share one (taskset(1), util-linux).
+pub(crate) fn on_core(core: usize, program: &Path) -> Command {
+    let mut command = Command::new("taskset");
+    command.arg("--cpu-list").arg(core.to_string()).arg(program).stdin(Stdio::null());
+    command
+}
