@@ -1,6 +1,7 @@
 //! Times Stolos as its users run it, beside real peers. Prints Markdown tables; what stands in `docs/benchmarks.md` is
 //! copied from here by hand, with the machine it was measured on. `cargo xtask bench` builds and runs it.
 
+mod apiserver;
 mod endure;
 mod labs;
 mod process;
@@ -11,10 +12,14 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail};
 
 /// The sections, in the order in which they run when none is named.
-const SECTIONS: [&str; 3] = ["demo", "apply", "lab"];
+const SECTIONS: [&str; 4] = ["demo", "apply", "lab", "apiserver"];
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
+    // The servers under test that no shipped command starts alone: children of the bench itself.
+    if let ["serve-apiserver", dir] = arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        return apiserver::serve(dir.as_ref());
+    }
     let stolos = std::env::var_os("STOLOS_BIN").context("STOLOS_BIN names the binary that is measured")?;
     let stolos = PathBuf::from(stolos).canonicalize().context("STOLOS_BIN")?;
     let sections = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
@@ -31,6 +36,7 @@ fn main() -> Result<()> {
         match section {
             "demo" => labs::demo(&stolos, &mut out)?,
             "apply" => labs::apply(&stolos, &mut out)?,
+            "apiserver" => apiserver::apiserver(&mut out)?,
             _ => labs::lab(&stolos, &mut out)?,
         }
     }
