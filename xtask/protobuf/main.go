@@ -317,7 +317,10 @@ func main() {
 			key = "* " + gvk.Kind
 		}
 		kinds[key] = 0
-		objects[key] = gvk
+		// A map has another order in every run.
+		if before, ok := objects[key]; !ok || gvk.String() < before.String() {
+			objects[key] = gvk
+		}
 	}
 	// In no scheme under their own names.
 	extra := map[string]reflect.Type{

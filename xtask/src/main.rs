@@ -17,10 +17,11 @@ fn main() -> Result<()> {
         ["protobuf", "--check"] => protobuf::check(),
         ref arguments @ ["bench" | "endure", ..] => bench::run(arguments),
         ["openapi"] => openapi::write(),
+        ["openapi", "--check"] => openapi::check(),
         ["judge-demo", report] => ci::judge_demo(report.as_ref()),
         ["test-programs"] => ci::test_programs(),
         _ => bail!(
-            "usage: cargo xtask bench [SECTION]… | endure [--minutes N] [--rounds N] | xds [--check] | protobuf [--check] | openapi | judge-demo REPORT | test-programs"
+            "usage: cargo xtask bench [SECTION]… | endure [--minutes N] [--rounds N] | xds [--check] | protobuf [--check] | openapi [--check] | judge-demo REPORT | test-programs"
         ),
     }
 }

@@ -4,12 +4,12 @@
 //! module proxy and checked by Go against its checksum database. Nothing of it is fetched at build time.
 
 use std::collections::BTreeMap;
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use flate2::{Compression, write::ZlibEncoder};
+use flate2::{Compression, read::ZlibDecoder, write::ZlibEncoder};
 use serde_json::{Value, json};
 
 /// The release whose kinds are described.
@@ -17,16 +17,42 @@ const MODULE: &str = "k8s.io/kubernetes@v1.34.1";
 
 /// Generates into the crate's sources.
 pub(crate) fn write() -> Result<()> {
+    for (file, text) in generate()? {
+        let mut packed = ZlibEncoder::new(Vec::new(), Compression::best());
+        packed.write_all(text.as_bytes())?;
+        let path = folder().join(file);
+        std::fs::create_dir_all(folder())?;
+        std::fs::write(&path, packed.finish()?).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(())
+}
+
+/// Fails when what is there is not what would be generated.
+pub(crate) fn check() -> Result<()> {
+    for (file, text) in generate()? {
+        // How it is packed is the packer's business.
+        let mut there = String::new();
+        let packed = std::fs::read(folder().join(file)).with_context(|| format!("cannot read {file}"))?;
+        ZlibDecoder::new(packed.as_slice()).read_to_string(&mut there).with_context(|| format!("{file} is broken"))?;
+        ensure!(there == text, "{file} is not what {MODULE} says: run `cargo xtask openapi`");
+    }
+    Ok(())
+}
+
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates/k8s/src/schema/builtin")
+}
+
+/// The files and what is in them.
+fn generate() -> Result<[(&'static str, String); 2]> {
     let mut definitions = read(&fetch()?)?;
     definitions.retain(|name, _| is_stable(name));
     let missing: Vec<_> =
         definitions.values().flat_map(references).filter(|name| !definitions.contains_key(name)).collect();
     ensure!(missing.is_empty(), "definitions are named that are not there: {missing:?}");
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates/k8s/src/schema/builtin");
-    std::fs::create_dir_all(&folder)?;
-    pack(&folder.join("definitions.z"), &definitions)?;
+    let whole = lines(&definitions);
     definitions.values_mut().for_each(strip);
-    pack(&folder.join("types.z"), &definitions)
+    Ok([("definitions.z", whole), ("types.z", lines(&definitions))])
 }
 
 fn fetch() -> Result<PathBuf> {
@@ -88,11 +114,6 @@ fn strip(schema: &mut Value) {
 }
 
 /// One definition a line: its name, a tab, its schema.
-fn pack(path: &Path, definitions: &BTreeMap<String, Value>) -> Result<()> {
-    let mut packed = ZlibEncoder::new(Vec::new(), Compression::best());
-    for (name, schema) in definitions {
-        writeln!(packed, "{name}\t{}", json!(schema))?;
-    }
-    let packed = packed.finish()?;
-    std::fs::write(path, packed).with_context(|| format!("cannot write {}", path.display()))
+fn lines(definitions: &BTreeMap<String, Value>) -> String {
+    definitions.iter().map(|(name, schema)| format!("{name}\t{}\n", json!(schema))).collect()
 }

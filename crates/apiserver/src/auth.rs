@@ -14,7 +14,7 @@ mod tokens;
 pub(crate) use access::{authorize, authorize_path, check_escalation};
 pub(crate) use defaults::{bootstrap, reconcile};
 pub(crate) use reviews::{review, user_info};
-pub(crate) use tokens::{secret_token, token_request};
+pub(crate) use tokens::{fuzz as fuzz_token, secret_token, token_request};
 
 pub(crate) use crate::keys::Keys;
 

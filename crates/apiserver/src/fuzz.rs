@@ -37,3 +37,23 @@ pub fn connect(server: &Server, trusted: bool) -> DuplexStream {
 pub fn spdy(bytes: &[u8]) {
     crate::stream::fuzz_spdy(bytes);
 }
+
+/// Reads bytes as WebSocket frames, whole and in pieces.
+///
+/// # Panics
+///
+/// When how they arrive matters, or a channel's message is not written as it was read.
+pub fn websocket(bytes: &[u8]) {
+    crate::stream::fuzz_websocket(bytes);
+}
+
+/// Reads bytes as a bearer token, and as header and claims (a zero byte between them) of a token that this server has
+/// signed, with `$UID` standing for the UID of service account `default/a`. Whether the second was believed.
+///
+/// # Panics
+///
+/// When a token that nobody signed is believed, or one stands for more than its claims say.
+#[must_use]
+pub fn token(server: &Server, bytes: &[u8]) -> bool {
+    crate::auth::fuzz_token(&server.api(), bytes)
+}

@@ -25,13 +25,18 @@ pub const TARGETS: &[Target] = &[
     Target { name: "kubeconfig", run: pure::kubeconfig },
     Target { name: "certificate", run: pure::certificate },
     Target { name: "beginning", run: pure::beginning },
+    Target { name: "http", run: pure::http },
+    Target { name: "dns", run: pure::dns },
     Target { name: "xds", run: pure::xds },
     Target { name: "api_request", run: server::request },
     Target { name: "api_protobuf", run: server::protobuf },
     Target { name: "api_http", run: server::http },
     Target { name: "token", run: server::token },
+    Target { name: "jwt", run: server::jwt },
     Target { name: "websocket", run: server::websocket },
+    Target { name: "websocket_frames", run: stolos_apiserver::fuzz::websocket },
     Target { name: "spdy", run: server::spdy },
+    Target { name: "spdy_frames", run: stolos_apiserver::fuzz::spdy },
 ];
 
 /// The target called `name`; what a cargo-fuzz target calls.
@@ -43,4 +48,10 @@ pub const TARGETS: &[Target] = &[
 pub fn run(name: &str, bytes: &[u8]) {
     let target = TARGETS.iter().find(|target| target.name == name).expect("a target of that name");
     (target.run)(bytes);
+}
+
+/// Whether `header` and `claims` (as the corpus of `jwt` writes them), signed by the server, are believed.
+#[must_use]
+pub fn is_believed(token: &[u8]) -> bool {
+    server::is_believed(token)
 }

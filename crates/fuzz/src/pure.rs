@@ -78,6 +78,16 @@ pub(crate) fn beginning(bytes: &[u8]) {
     stolos_proxy::fuzz::beginning(bytes);
 }
 
+/// Requests to a proxy over HTTP/1.1; the first byte is how they are cut up.
+pub(crate) fn http(bytes: &[u8]) {
+    stolos_proxy::fuzz::http(bytes);
+}
+
+/// Questions and answers about names.
+pub(crate) fn dns(bytes: &[u8]) {
+    stolos_proxy::fuzz::dns(bytes);
+}
+
 /// A discovery resource: the first byte chooses its type.
 pub(crate) fn xds(bytes: &[u8]) {
     let Some((which, rest)) = bytes.split_first() else { return };

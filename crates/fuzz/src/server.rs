@@ -65,7 +65,7 @@ fn with_server(ask: impl AsyncFnOnce(&Server)) {
     });
 }
 
-fn seeds() -> [(&'static str, serde_json::Value); 3] {
+fn seeds() -> [(&'static str, serde_json::Value); 4] {
     let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p", "labels": {"app": "a"}},
         "spec": {"nodeName": "n", "containers": [{"name": "c", "image": "i"}]}});
     let crd = json!({"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
@@ -73,11 +73,13 @@ fn seeds() -> [(&'static str, serde_json::Value); 3] {
         "spec": {"group": "example.com", "scope": "Namespaced", "names": {"plural": "things", "kind": "Thing"},
             "versions": [{"name": "v1", "served": true, "storage": true, "schema": {"openAPIV3Schema":
                 {"type": "object", "x-kubernetes-preserve-unknown-fields": true}}}]}});
+    let account = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "a"}});
     let map = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "m"}, "data": {"a": "b"}});
     [
         ("/api/v1/namespaces/default/pods", pod),
         ("/apis/apiextensions.k8s.io/v1/customresourcedefinitions", crd),
         ("/api/v1/namespaces/default/configmaps", map),
+        ("/api/v1/namespaces/default/serviceaccounts", account),
     ]
 }
 
@@ -165,6 +167,17 @@ pub(crate) fn token(bytes: &[u8]) {
     });
 }
 
+/// A bearer token without the HTTP around it; and header and claims of one that the server has signed, whatever they say.
+pub(crate) fn jwt(bytes: &[u8]) {
+    let _ = is_believed(bytes);
+}
+
+pub(crate) fn is_believed(bytes: &[u8]) -> bool {
+    let mut believed = false;
+    with_server(async |server| believed = stolos_apiserver::fuzz::token(server, bytes));
+    believed
+}
+
 /// Frames after the upgrade to WebSocket of `kubectl exec`; the first byte chooses the subprotocol.
 pub(crate) fn websocket(bytes: &[u8]) {
     let Some((which, frames)) = bytes.split_first() else { return };
@@ -185,7 +198,6 @@ pub(crate) fn websocket(bytes: &[u8]) {
 /// Frames after the upgrade to SPDY of an older `kubectl exec` or `port-forward`.
 pub(crate) fn spdy(bytes: &[u8]) {
     let Some((which, frames)) = bytes.split_first() else { return };
-    stolos_apiserver::fuzz::spdy(bytes);
     let (verb, version) = [(EXEC, "v4.channel.k8s.io"), ("portforward", "portforward.k8s.io")][usize::from(*which) % 2];
     let said = upgrade("POST", verb, &format!("upgrade: SPDY/3.1\r\nx-stream-protocol-version: {version}\r\n"));
     with_server(async |server| drop(talk(server, true, &[&said, frames].concat()).await));

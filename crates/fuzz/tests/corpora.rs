@@ -218,3 +218,17 @@ fn cargo_fuzz_knows_every_target() {
         assert!(manifest.contains(&format!("name = \"{name}\"")), "fuzz/Cargo.toml lacks {name}");
     }
 }
+
+/// The corpus of `jwt` gets past the signature: one that says the truth is believed, the others are refused for what
+/// they claim.
+#[test]
+fn signed_tokens_are_judged_by_their_claims() {
+    let believed = |name: &str| {
+        let token = std::fs::read(folder("corpus", "jwt").join(name)).unwrap();
+        stolos_fuzz::is_believed(&token)
+    };
+    assert!(believed("account"));
+    for name in ["another_uid", "another_issuer", "another_audience", "over", "not_yet", "gone_pod", "algorithm_none"] {
+        assert!(!believed(name), "{name}");
+    }
+}

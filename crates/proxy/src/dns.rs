@@ -374,6 +374,24 @@ pub fn server(address: IpAddr) -> SocketAddr {
     SocketAddr::new(address, PORT)
 }
 
+/// What [`crate::fuzz::dns`] promises.
+pub(crate) fn fuzz(bytes: &[u8]) {
+    let addresses_of_all = [IpAddr::from([10, 0, 0, 1]), IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1])];
+    if let Some(asked) = Asked::read(bytes) {
+        let code = asked.question.as_ref().err().copied().unwrap_or(NO_ERROR);
+        let answer = asked.answer(code, &addresses_of_all);
+        assert!(answer.len() <= bytes.len() + 40, "an answer of two addresses is no amplifier");
+        let kind = asked.question.as_ref().map_or(0, |question| question.kind);
+        let expected = if kind == A { vec![addresses_of_all[0]] } else { Vec::new() };
+        let read = addresses(&answer, asked.id, 12 + asked.raw.len());
+        assert_eq!(read, Some((code, expected)), "an answer is read as it was meant");
+    }
+    let id = bytes.first_chunk().map_or(0, |id| u16::from_be_bytes(*id));
+    for question in [0, 12, 29] {
+        let _ = addresses(bytes, id, question);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

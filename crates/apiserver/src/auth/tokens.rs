@@ -223,3 +223,33 @@ fn over_for_good(pod: &Value) -> bool {
     let at = meta::deletion_timestamp(pod).and_then(|at| at.parse::<jiff::Timestamp>().ok());
     at.is_some_and(|at| jiff::Timestamp::now() > at + jiff::SignedDuration::from_secs(60))
 }
+
+/// What [`crate::fuzz::token`] promises.
+///
+/// # Panics
+///
+/// As said there.
+pub(crate) fn fuzz(api: &Api, bytes: &[u8]) -> bool {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+
+    let accepted = &api.settings.audiences;
+    let raw = String::from_utf8_lossy(bytes);
+    assert!(check_token(api, &raw, accepted).is_err(), "a token nobody gave out is believed: {raw}");
+
+    let mut parts = bytes.splitn(2, |byte| *byte == 0);
+    let (header, claims) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+    let account = api.state.get("serviceaccounts", "default", "a");
+    let uid = account.as_ref().map(|account| meta::uid(&account.value)).unwrap_or_default();
+    let claims = String::from_utf8_lossy(claims).replace("$UID", uid);
+    let message = format!("{}.{}", URL_SAFE_NO_PAD.encode(header), URL_SAFE_NO_PAD.encode(&claims));
+    let signature = jsonwebtoken::crypto::sign(message.as_bytes(), &api.keys.token_encoding, Algorithm::ES256);
+    let Ok(signature) = signature else { return false };
+    let Ok((user, shared)) = check_token(api, &format!("{message}.{signature}"), accepted) else { return false };
+    // Two fields of one name are one or the other; what is believed must be one of them, and alive.
+    let header: Value = serde_json::from_slice(header).unwrap_or_default();
+    assert_eq!(header["alg"], "ES256", "another algorithm is believed");
+    assert_eq!((user.name.as_str(), user.uid.as_str()), ("system:serviceaccount:default:a", uid));
+    assert!(!uid.is_empty() && !shared.is_empty() && shared.iter().all(|audience| accepted.contains(audience)));
+    true
+}

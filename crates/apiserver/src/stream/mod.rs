@@ -33,6 +33,7 @@ use spdy::session;
 use websocket::Channels;
 
 pub(crate) use spdy::fuzz as fuzz_spdy;
+pub(crate) use websocket::fuzz as fuzz_websocket;
 
 /// How long a connection may be silent: the kubelet's `streamingConnectionIdleTimeout`.
 const IDLE: Duration = Duration::from_secs(4 * 60 * 60);

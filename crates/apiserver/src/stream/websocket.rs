@@ -29,8 +29,13 @@ pub(crate) type Socket = WebSocketStream<TokioIo<hyper::upgrade::Upgraded>>;
 
 /// The server's end of an upgraded connection.
 pub(crate) async fn socket(upgraded: hyper::upgrade::Upgraded) -> Socket {
+    serve(TokioIo::new(upgraded)).await
+}
+
+/// The server's end of a connection that has left HTTP already.
+async fn serve<S: AsyncRead + AsyncWrite + Unpin>(connection: S) -> WebSocketStream<S> {
     let config = WebSocketConfig::default().max_message_size(Some(MAX_MESSAGE)).max_frame_size(Some(MAX_MESSAGE));
-    WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Server, Some(config)).await
+    WebSocketStream::from_raw_socket(connection, Role::Server, Some(config)).await
 }
 
 /// A subprotocol in which the first byte of a message says which stream it belongs to.
@@ -201,6 +206,84 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Tunnel<S> {
         match ready!(Pin::new(&mut self.socket).poll_flush(cx)) {
             Ok(()) | Err(tokio_tungstenite::tungstenite::Error::ConnectionClosed) => Poll::Ready(Ok(())),
             Err(error) => Poll::Ready(Err(broken(error))),
+        }
+    }
+}
+
+/// A client that says what it has to say in pieces of at most so many bytes, closes, and hears nothing.
+struct Script {
+    rest: Bytes,
+    piece: usize,
+}
+
+impl AsyncRead for Script {
+    fn poll_read(mut self: Pin<&mut Self>, _: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let count = self.piece.min(self.rest.len()).min(buffer.remaining());
+        buffer.put_slice(&self.rest.split_to(count));
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Script {
+    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// Reads whatever `bytes` are as frames (RFC 6455), whole and in pieces, as messages of every subprotocol and as the
+/// bytes of a tunnel: how they arrive does not matter, and what was read of a channel is written alike.
+///
+/// For fuzzing only.
+///
+/// # Panics
+///
+/// When one of these does not hold.
+#[allow(clippy::expect_used, reason = "a panic is what a fuzzer looks for")]
+pub(crate) fn fuzz(bytes: &[u8]) {
+    use futures::{FutureExt as _, StreamExt as _};
+    use tokio::io::AsyncReadExt as _;
+
+    let Some((&cut, bytes)) = bytes.split_first() else { return };
+    let bytes = Bytes::copy_from_slice(bytes);
+    let script = |piece| Script { rest: bytes.clone(), piece };
+    let messages = |piece| {
+        let hearing = async {
+            let mut heard = Vec::new();
+            let mut socket = serve(script(piece)).await;
+            while let Some(Ok(message)) = socket.next().await {
+                heard.push(message);
+            }
+            heard
+        };
+        hearing.now_or_never().expect("a client that has closed is not waited for")
+    };
+    let piece = usize::from(cut) + 1 + bytes.len() / 512;
+    let whole = messages(usize::MAX);
+    assert_eq!(whole, messages(piece), "how bytes arrive must not matter");
+    let tunnelled = async {
+        let mut heard = Vec::new();
+        let _ = Tunnel::new(serve(script(piece)).await).read_to_end(&mut heard).await;
+        heard
+    };
+    let tunnelled = tunnelled.now_or_never().expect("a client that has closed is not waited for");
+    let binary = whole.iter().take_while(|message| !message.is_close()).filter(|message| message.is_binary());
+    let expected: Vec<u8> = binary.flat_map(|message| message.clone().into_data()).collect();
+    assert_eq!(tunnelled, expected, "a tunnel carries what is in its binary messages");
+    for channels in EXEC.iter().chain(FORWARD) {
+        for message in &whole {
+            if let Some((channel, data)) = channels.read(message.clone()) {
+                // Answers go out on channels of one digit only.
+                let again = channels.read(channels.message(channel, &data));
+                assert_eq!(again, Some((channel, data)), "{channels:?}");
+            }
         }
     }
 }

@@ -6,6 +6,7 @@
 
 pub(crate) mod body;
 pub(crate) mod exchange;
+pub(crate) mod fuzz;
 mod guard;
 pub(crate) mod headers;
 mod reply;

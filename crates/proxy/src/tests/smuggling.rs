@@ -263,3 +263,113 @@ async fn a_request_of_two_lengths_reaches_nobody_in_two_ways() {
     assert!(seen.doubtful.is_empty(), "{:?}", seen.doubtful);
     assert!(seen.paths.iter().all(|path| path == "/a"), "{:?}", seen.paths);
 }
+
+/// What becomes of a request.
+enum Fate {
+    /// Nobody but the proxy sees it: 400, and the connection is over.
+    Refused,
+    /// The application sees it, in a form with one meaning, and what follows is a request of its own.
+    Passed,
+    /// It goes on and then breaks off: no success, and nothing after it is heard.
+    Broken,
+}
+
+/// Every way that is known of writing a request so that two readers could find different ends of it (RFC 9112, sections
+/// 2.2, 5.1, 5.2, 6 and 7.1). `$GET` is a request that nobody may make of a body, `$LAST` one that is really there.
+const WAYS: [(&str, &str, Fate); 40] = [
+    // Lengths.
+    ("a length", "Content-Length: 5\r\n\r\nhello$LAST", Fate::Passed),
+    ("leading zeros", "Content-Length: 005\r\n\r\nhello$LAST", Fate::Passed),
+    ("two lengths", "Content-Length: 0\r\nContent-Length: 5\r\n\r\n$GET", Fate::Refused),
+    ("two lengths, the other way round", "Content-Length: 5\r\nContent-Length: 0\r\n\r\n$GET", Fate::Refused),
+    ("the same length twice", "Content-Length: 5\r\nContent-Length: 5\r\n\r\nhello$LAST", Fate::Passed),
+    ("the same length in a list", "Content-Length: 5, 5\r\n\r\nhello$GET", Fate::Refused),
+    ("two lengths in a list", "Content-Length: 5, 0\r\n\r\n$GET", Fate::Refused),
+    ("a signed length", "Content-Length: +5\r\n\r\n$GET", Fate::Refused),
+    ("a negative length", "Content-Length: -5\r\n\r\n$GET", Fate::Refused),
+    ("a hexadecimal length", "Content-Length: 0x5\r\n\r\n$GET", Fate::Refused),
+    ("a length of two numbers", "Content-Length: 5 0\r\n\r\n$GET", Fate::Refused),
+    ("no length in the length", "Content-Length:\r\n\r\n$GET", Fate::Refused),
+    ("a length too large to count", "Content-Length: 18446744073709551621\r\n\r\n$GET", Fate::Refused),
+    // Codings.
+    ("chunks", "Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n$LAST", Fate::Passed),
+    ("chunks in capitals", "Transfer-Encoding: CHUNKED\r\n\r\n5\r\nhello\r\n0\r\n\r\n$LAST", Fate::Passed),
+    ("a coding that is not chunked", "Transfer-Encoding: xchunked\r\n\r\n$GET", Fate::Refused),
+    ("chunked, but not at last", "Transfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n$GET", Fate::Refused),
+    ("two codings", "Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n\r\n0\r\n\r\n$GET", Fate::Refused),
+    ("quoted", "Transfer-Encoding: \"chunked\"\r\n\r\n0\r\n\r\n$GET", Fate::Refused),
+    ("no coding in the coding", "Transfer-Encoding:\r\n\r\n0\r\n\r\n$GET", Fate::Refused),
+    // Names and line ends.
+    ("a space before the colon", "Content-Length : 5\r\n\r\nhello$GET", Fate::Refused),
+    ("a tab before the colon", "Transfer-Encoding\t: chunked\r\n\r\n0\r\n\r\n$GET", Fate::Refused),
+    ("a folded line", "X: a\r\n Content-Length: 5\r\n\r\n$GET", Fate::Refused),
+    ("a folded length", "Content-Length:\r\n 5\r\n\r\nhello$GET", Fate::Refused),
+    ("a line that begins with a space", " Content-Length: 5\r\n\r\nhello$GET", Fate::Refused),
+    ("a line without a colon", "Content-Length 5\r\n\r\nhello$GET", Fate::Refused),
+    ("a name with a zero byte", "Content-Length\0: 5\r\n\r\nhello$GET", Fate::Refused),
+    ("a value with a zero byte", "X: a\0b\r\n\r\n$GET", Fate::Refused),
+    ("a bare CR", "X: a\rContent-Length: 5\r\n\r\n$GET", Fate::Refused),
+    // A bare LF ends a line (a recipient may take it so); what goes on has both.
+    ("a bare LF", "X: a\nContent-Length: 5\n\nhello$LAST", Fate::Passed),
+    // Chunks.
+    ("an extension", "Transfer-Encoding: chunked\r\n\r\n5;a=\"b\"\r\nhello\r\n0;c\r\n\r\n$LAST", Fate::Passed),
+    ("an LF in an extension", "Transfer-Encoding: chunked\r\n\r\n5;a\nhello\r\n0\r\n\r\n$GET", Fate::Broken),
+    ("a size that ends in LF", "Transfer-Encoding: chunked\r\n\r\n5\nhello\n0\n\n$GET", Fate::Broken),
+    ("a signed size", "Transfer-Encoding: chunked\r\n\r\n+5\r\nhello\r\n0\r\n\r\n$GET", Fate::Broken),
+    ("a size with 0x", "Transfer-Encoding: chunked\r\n\r\n0x5\r\nhello\r\n0\r\n\r\n$GET", Fate::Broken),
+    ("a size too large to count", "Transfer-Encoding: chunked\r\n\r\n10000000000000005\r\nhello\r\n$GET", Fate::Broken),
+    ("a chunk longer than it says", "Transfer-Encoding: chunked\r\n\r\n3\r\nhello\r\n0\r\n\r\n$GET", Fate::Broken),
+    ("no size", "Transfer-Encoding: chunked\r\n\r\n\r\nhello\r\n0\r\n\r\n$GET", Fate::Broken),
+    (
+        "a length in the trailers",
+        "Transfer-Encoding: chunked\r\nTrailer: content-length\r\n\r\n0\r\nContent-Length: 5\r\n\r\n$LAST",
+        Fate::Passed,
+    ),
+    (
+        "a hop's headers named by another",
+        "Connection: content-length\r\nContent-Length: 5\r\n\r\nhello$LAST",
+        Fate::Passed,
+    ),
+];
+
+#[tokio::test]
+async fn every_known_way_of_two_readings_is_refused_or_made_plain() {
+    let request = |path: &str| format!("GET {path} HTTP/1.1\r\nHost: {SERVICE}\r\nConnection: close\r\n\r\n");
+    let mut wrong = Vec::new();
+    for (what, text, fate) in WAYS {
+        let seen = Arc::new(Mutex::new(Seen::default()));
+        let proxy = proxy(application(Arc::clone(&seen)).await);
+        let text = text.replace("$GET", &request("/smuggled")).replace("$LAST", &request("/last"));
+        let mut stream = proxy.redirected(VIP).await;
+        // Whoever is refused hears so although not everything was read.
+        let post = format!("POST /a HTTP/1.1\r\nHost: {SERVICE}\r\n{text}");
+        let _ = stream.write_all(post.as_bytes()).await;
+        let mut answer = Vec::new();
+        let _ = tokio::time::timeout(SOON, stream.read_to_end(&mut answer)).await.expect(what);
+        let answer = String::from_utf8_lossy(&answer).into_owned();
+        let codes: Vec<&str> = answer.split("HTTP/1.1 ").skip(1).filter_map(|rest| rest.get(..3)).collect();
+        let seen = seen.lock().unwrap();
+        let paths: Vec<&str> = seen.paths.iter().map(String::as_str).collect();
+        assert!(seen.doubtful.is_empty(), "{what}: {:?}", seen.doubtful);
+        let holds = match fate {
+            Fate::Refused => codes == ["400"] && paths.is_empty(),
+            Fate::Passed => codes == ["200", "200"] && paths == ["/a", "/last"],
+            Fate::Broken => codes.len() <= 1 && !codes.contains(&"200") && (paths.is_empty() || paths == ["/a"]),
+        };
+        if !holds {
+            wrong.push(format!("{what}: answered {codes:?}, seen {paths:?}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// A length or coding of two meanings in HTTP/1.0, which knows no chunks (RFC 9112, section 6.1).
+#[tokio::test]
+async fn chunks_in_an_old_request_are_refused() {
+    let seen = Arc::new(Mutex::new(Seen::default()));
+    let proxy = proxy(application(Arc::clone(&seen)).await);
+    let text = format!("POST /a HTTP/1.0\r\nHost: {SERVICE}\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n");
+    let answer = say(&proxy, &text).await;
+    assert!(answer.contains(" 400 "), "{answer}");
+    assert!(seen.lock().unwrap().paths.is_empty());
+}
