@@ -3,22 +3,29 @@
 
 mod apiserver;
 mod endure;
+mod gateway;
 mod labs;
+mod load;
+mod peer;
 mod process;
 mod table;
+mod tls;
 
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 
 /// The sections, in the order in which they run when none is named.
-const SECTIONS: [&str; 4] = ["demo", "apply", "lab", "apiserver"];
+const SECTIONS: [&str; 5] = ["demo", "apply", "lab", "apiserver", "gateway"];
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     // The servers under test that no shipped command starts alone: children of the bench itself.
-    if let ["serve-apiserver", dir] = arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        return apiserver::serve(dir.as_ref());
+    match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["serve-apiserver", dir] => return apiserver::serve(dir.as_ref()),
+        ["serve-gateway", ref arguments @ ..] => return gateway::serve_gateway(arguments),
+        ["serve-relay", ref arguments @ ..] => return gateway::serve_relay(arguments),
+        _ => {}
     }
     let stolos = std::env::var_os("STOLOS_BIN").context("STOLOS_BIN names the binary that is measured")?;
     let stolos = PathBuf::from(stolos).canonicalize().context("STOLOS_BIN")?;
@@ -37,6 +44,7 @@ fn main() -> Result<()> {
             "demo" => labs::demo(&stolos, &mut out)?,
             "apply" => labs::apply(&stolos, &mut out)?,
             "apiserver" => apiserver::apiserver(&mut out)?,
+            "gateway" => gateway::gateway(&mut out)?,
             _ => labs::lab(&stolos, &mut out)?,
         }
     }

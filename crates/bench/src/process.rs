@@ -50,3 +50,35 @@ pub(crate) fn on_core(core: usize, program: &Path) -> Command {
     command.arg("--cpu-list").arg(core.to_string()).arg(program).stdin(Stdio::null());
     command
 }
+
+/// CPU-seconds that the living threads of a process have used, to the nanosecond (`schedstat`, proc(5)). Interrupts
+/// that came to them are part of it.
+pub(crate) fn busy(process: u32) -> Result<f64> {
+    let mut nanos = 0;
+    for task in std::fs::read_dir(format!("/proc/{process}/task"))? {
+        let text = std::fs::read_to_string(task?.path().join("schedstat")).unwrap_or_default();
+        nanos += text.split(' ').next().and_then(|field| field.parse::<u64>().ok()).unwrap_or(0);
+    }
+    Ok(nanos as f64 / 1e9)
+}
+
+/// Keeps the calling thread, and what it starts from now on, on one core (taskset(1), util-linux).
+pub(crate) fn stay_on(core: usize) -> Result<()> {
+    let thread = std::fs::read_link("/proc/thread-self")?;
+    let thread = thread.file_name().context("no thread")?.to_owned();
+    let done = Command::new("taskset")
+        .args(["--cpu-list", "--pid", &core.to_string()])
+        .arg(thread)
+        .stdout(Stdio::null())
+        .status()
+        .context("cannot run taskset")?;
+    anyhow::ensure!(done.success(), "taskset ended with {done}");
+    Ok(())
+}
+
+/// A server has two sockets for each connection, and so has who loads it.
+pub(crate) fn raise_open_files() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
+}
