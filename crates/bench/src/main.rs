@@ -8,6 +8,7 @@ mod labs;
 mod load;
 mod peer;
 mod process;
+mod sidecar;
 mod table;
 mod tls;
 
@@ -16,7 +17,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail};
 
 /// The sections, in the order in which they run when none is named.
-const SECTIONS: [&str; 5] = ["demo", "apply", "lab", "apiserver", "gateway"];
+const SECTIONS: [&str; 6] = ["demo", "apply", "lab", "apiserver", "gateway", "sidecar"];
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -25,6 +26,7 @@ fn main() -> Result<()> {
         ["serve-apiserver", dir] => return apiserver::serve(dir.as_ref()),
         ["serve-gateway", ref arguments @ ..] => return gateway::serve_gateway(arguments),
         ["serve-relay", ref arguments @ ..] => return gateway::serve_relay(arguments),
+        ["sidecar", ref role @ ..] => return sidecar::role(role),
         _ => {}
     }
     let stolos = std::env::var_os("STOLOS_BIN").context("STOLOS_BIN names the binary that is measured")?;
@@ -45,6 +47,7 @@ fn main() -> Result<()> {
             "apply" => labs::apply(&stolos, &mut out)?,
             "apiserver" => apiserver::apiserver(&mut out)?,
             "gateway" => gateway::gateway(&mut out)?,
+            "sidecar" => sidecar::bench(&stolos, &mut out)?,
             _ => labs::lab(&stolos, &mut out)?,
         }
     }

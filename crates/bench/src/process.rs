@@ -44,13 +44,6 @@ pub(crate) fn quiet(stolos: &Path, home: &Path) -> Command {
     command
 }
 
-/// The same on one core, so that a server and who measures it do not share one (taskset(1), util-linux).
-pub(crate) fn on_core(core: usize, program: &Path) -> Command {
-    let mut command = Command::new("taskset");
-    command.arg("--cpu-list").arg(core.to_string()).arg(program).stdin(Stdio::null());
-    command
-}
-
 /// CPU-seconds that the living threads of a process have used, to the nanosecond (`schedstat`, proc(5)). Interrupts
 /// that came to them are part of it.
 pub(crate) fn busy(process: u32) -> Result<f64> {

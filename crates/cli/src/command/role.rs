@@ -50,7 +50,8 @@ fn container(args: Vec<String>, screen: &Screen) -> Container {
     let lines = screen.lines();
     Container {
         net: Arc::new(HostNet::new(address)),
-        root: PathBuf::from("/"),
+        // Tokens, roots and labels of a machine that is no container lie elsewhere.
+        root: env.get("STOLOS_ROOT").map_or_else(|| PathBuf::from("/"), PathBuf::from),
         env,
         args,
         output: Output::new(move |line| lines.data(line)),
