@@ -1,10 +1,11 @@
 //! Admission: what happens to an object between a client's wish and storage.
 //!
-//! First the service account of a pod, then webhooks, each given what the one before made of the object; what webhooks
+//! First what pods get that do not say it (tolerations, amounts of a LimitRange, a service account), then webhooks, each given what the one before made of the object; what webhooks
 //! changed is looked at once more. A webhook is reached through the embedder's
 //! [`ServiceResolver`](crate::runtime::ServiceResolver), over HTTPS, and believed only with a certificate of its
 //! `caBundle`.
 
+mod limits;
 mod webhook;
 
 use std::sync::Arc;
@@ -60,7 +61,12 @@ pub(crate) async fn mutate(
 ) -> Result<Value> {
     let is_new_pod = &*resource.storage == "pods" && operation == Operation::Create && sub.is_empty();
     if is_new_pod {
+        tolerations(&mut object);
+        limits::fill(api, &mut object);
         service_account(api, &mut object).await?;
+    }
+    if &*resource.storage == "persistentvolumeclaims" && operation == Operation::Create && sub.is_empty() {
+        storage_class(api, &mut object);
     }
     let webhooks = webhook::of(api, MUTATING, resource);
     if webhooks.is_empty() {
@@ -84,6 +90,7 @@ pub(crate) async fn mutate(
             *seen = Some(object.clone());
         }
         if is_new_pod && object != at_start {
+            limits::fill(api, &mut object);
             // Containers that a webhook added need the account's token as well.
             service_account(api, &mut object).await?;
         }
@@ -123,6 +130,11 @@ pub(crate) async fn validate(
     object: Option<&Value>,
     how: &How,
 ) -> Result<()> {
+    if let (Some(object), "pods" | "persistentvolumeclaims", "") = (object, &*resource.storage, sub)
+        && (operation == Operation::Create || &*resource.storage != "pods")
+    {
+        limits::check(api, &resource.storage, object)?;
+    }
     let question = Question { resource, operation, sub, before, how };
     let webhooks = webhook::of(api, VALIDATING, resource);
     let mut asked = Vec::new();
@@ -133,6 +145,49 @@ pub(crate) async fn validate(
     }
     let asked = asked.iter().map(|(webhook, as_what)| webhook::ask(api, webhook, &question, as_what, object, false));
     futures::future::try_join_all(asked).await.map(drop)
+}
+
+/// Lets a pod stay for five minutes on a node that is not ready or cannot be reached, unless it says something else
+/// (Kubernetes' `DefaultTolerationSeconds`).
+fn tolerations(pod: &mut Value) {
+    let known = pod["spec"]["tolerations"].as_array().cloned().unwrap_or_default();
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    for taint in ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"] {
+        let says = |toleration: &Value| {
+            let (key, effect) = (text(&toleration["key"]), text(&toleration["effect"]));
+            (key.is_empty() || key == taint) && matches!(effect.as_str(), "" | "NoExecute")
+        };
+        if known.iter().any(says) {
+            continue;
+        }
+        if !pod["spec"]["tolerations"].is_array() {
+            pod["spec"]["tolerations"] = json!([]);
+        }
+        if let Some(list) = pod["spec"]["tolerations"].as_array_mut() {
+            list.push(json!({"key": taint, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 300}));
+        }
+    }
+}
+
+/// Gives a claim that names no class the default one, the newest of several (Kubernetes' `DefaultStorageClass`).
+fn storage_class(api: &Api, claim: &mut Value) {
+    const DEFAULT: [&str; 2] =
+        ["storageclass.kubernetes.io/is-default-class", "storageclass.beta.kubernetes.io/is-default-class"];
+    let spoken = !claim["spec"]["storageClassName"].is_null()
+        || meta::annotation(claim, "volume.beta.kubernetes.io/storage-class").is_some();
+    if spoken || !claim["spec"].is_object() {
+        return;
+    }
+    let classes = api.state.cache("storageclasses.storage.k8s.io").list("");
+    let is_default = |class: &Value| DEFAULT.iter().any(|key| meta::annotation(class, key) == Some("true"));
+    let age = |class: &Value| class["metadata"]["creationTimestamp"].as_str().unwrap_or_default().to_owned();
+    let newest = classes.iter().filter(|class| is_default(&class.value)).max_by(|a, b| {
+        // Of two of one second the first by name.
+        (age(&a.value), meta::name(&b.value)).cmp(&(age(&b.value), meta::name(&a.value)))
+    });
+    if let Some(class) = newest {
+        claim["spec"]["storageClassName"] = json!(meta::name(&class.value));
+    }
 }
 
 // Service accounts.
@@ -227,6 +282,30 @@ fn mount_token(pod: &mut Value) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pods_bear_a_node_in_trouble_for_five_minutes() {
+        let all = |given: Value| {
+            let mut pod = json!({"spec": {"tolerations": given}});
+            tolerations(&mut pod);
+            let once = pod.clone();
+            tolerations(&mut pod);
+            assert_eq!(pod, once);
+            let list = pod["spec"]["tolerations"].as_array().cloned().unwrap_or_default();
+            list.iter().map(|one| format!("{} {}", one["key"], one["tolerationSeconds"])).collect::<Vec<_>>().join(", ")
+        };
+        insta::assert_snapshot!([
+            all(json!(null)),
+            all(json!([{"operator": "Exists"}])),
+            all(json!([{"key": "node.kubernetes.io/not-ready", "effect": "NoExecute", "tolerationSeconds": 5}])),
+            all(json!([{"operator": "Exists", "effect": "NoSchedule"}])),
+        ].join("\n"), @r#"
+        "node.kubernetes.io/not-ready" 300, "node.kubernetes.io/unreachable" 300
+        null null
+        "node.kubernetes.io/not-ready" 5, "node.kubernetes.io/unreachable" 300
+        null null, "node.kubernetes.io/not-ready" 300, "node.kubernetes.io/unreachable" 300
+        "#);
+    }
 
     #[test]
     fn a_token_is_mounted_once_into_every_container() {

@@ -1,6 +1,6 @@
 //! One API server: its state, and what every part of it needs.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
@@ -11,6 +11,7 @@ use crate::auth::Keys;
 use crate::defaults::Addresses;
 use crate::failure::{Failure, Result};
 use crate::metrics::Metrics;
+use crate::naming;
 use crate::registry::{CRDS, Registry};
 use crate::runtime::{PodRuntime, ServiceResolver};
 use crate::state::State;
@@ -67,6 +68,10 @@ pub(crate) struct Api {
     pub(crate) stop: Stop,
     /// Counters.
     pub(crate) metrics: Metrics,
+    /// Names that definitions under way have been given.
+    pub(crate) naming: naming::Claims,
+    /// How many writes have been charged to a quota and are not stored yet.
+    pub(crate) charging: Arc<AtomicUsize>,
     runtime: RwLock<Option<Arc<dyn PodRuntime>>>,
     resolver: RwLock<Option<Arc<dyn ServiceResolver>>>,
     /// Connections that were upgraded.
@@ -100,6 +105,8 @@ impl Api {
             addresses,
             stop,
             metrics: Metrics::default(),
+            naming: naming::Claims::default(),
+            charging: Arc::default(),
             runtime: RwLock::new(None),
             resolver: RwLock::new(None),
             slots,

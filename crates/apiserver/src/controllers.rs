@@ -1,5 +1,5 @@
 //! The controllers without which an API server is not whole: namespaces, service accounts and their tokens, garbage
-//! collection, CustomResourceDefinitions on their way out.
+//! collection, quotas, CustomResourceDefinitions that wait for a name or are on their way out.
 //!
 //! One task looks at everything that changes ([`Feed`]), decides what is to be done ([`Graph::work`]) and does it
 //! ([`Work`]); what fails is tried again. A task that falls behind the window looks at everything anew.
@@ -17,6 +17,8 @@ use crate::api::Api;
 use crate::auth;
 use crate::defaults;
 use crate::failure::{Failure, Result};
+use crate::naming;
+use crate::quota::{self, QUOTAS};
 use crate::registry::{CRDS, Resource};
 use crate::state::{Expect, Write};
 use crate::store::Key;
@@ -258,6 +260,16 @@ impl Graph {
             }
             _ => {}
         }
+        if &**resource == CRDS {
+            // Names may have become free.
+            let waiting = api.state.cache(CRDS).list("").into_iter();
+            let waiting = waiting.filter(|other| naming::waits(&other.value));
+            work.extend(waiting.map(|other| Work::Names(meta::name(&other.value).to_owned())));
+        }
+        let quotas = api.state.cache(QUOTAS);
+        if !quotas.is_empty() && !namespace.is_empty() && !quotas.list(&namespace).is_empty() {
+            work.insert(Work::Quota(namespace.clone()));
+        }
         let going = meta::deletion_timestamp(object).is_some();
         if deleted {
             for dependent in self.dependents.get(uid).into_iter().flatten() {
@@ -316,6 +328,10 @@ enum Work {
     Owned(Key),
     /// Empty and end a CustomResourceDefinition.
     Definition(String),
+    /// Give a CustomResourceDefinition the names that it waits for, if they are free.
+    Names(String),
+    /// Count what a namespace uses of its quotas.
+    Quota(String),
 }
 
 impl Work {
@@ -326,6 +342,8 @@ impl Work {
             Self::Owners(key) => owners(api, key).await,
             Self::Owned(key) => owned(api, key).await,
             Self::Definition(name) => definition(api, name).await,
+            Self::Names(name) => names(api, name).await,
+            Self::Quota(namespace) => quota::count(api, namespace).await,
         };
         match done {
             // Gone in the meantime is as good as done.
@@ -710,6 +728,12 @@ async fn drop_finalizer(
         Ok(new)
     })
     .await?;
+    Ok(())
+}
+
+/// A write that changes nothing but what [`naming`] makes of it.
+async fn names(api: &Arc<Api>, name: &str) -> Result<()> {
+    verb::change(api, &resource(api, CRDS)?, ("", name, "status"), &How::internal(), |now| Ok(now.clone())).await?;
     Ok(())
 }
 

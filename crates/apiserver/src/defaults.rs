@@ -303,7 +303,7 @@ fn limits(entry: &mut Value) {
 }
 
 /// How a pod's resources are held (the QoS class of its `cpu` and `memory`).
-fn qos_class(spec: &Value) -> &'static str {
+pub(crate) fn qos_class(spec: &Value) -> &'static str {
     let amount = |value: &Value| value.as_str().and_then(|text| Quantity::parse(text).ok()).map_or(0, |q| q.nano());
     let (mut any, mut all) = (false, true);
     let containers = ["containers", "initContainers"].into_iter().filter_map(|list| spec.get(list)?.as_array());
@@ -526,8 +526,6 @@ fn crd(object: &mut Value) {
     default(names, "singular", json!(kind.to_lowercase()));
     default(names, "listKind", json!(format!("{kind}List")));
     default(&mut object["spec"], "conversion", json!({"strategy": "None"}));
-    // Served from the moment it is stored, so it is established with the very first write.
-    let names = object["spec"]["names"].clone();
     let stored: Vec<Value> = object["spec"]["versions"]
         .as_array()
         .into_iter()
@@ -535,20 +533,11 @@ fn crd(object: &mut Value) {
         .filter(|version| version["storage"] == true)
         .map(|version| version["name"].clone())
         .collect();
-    let at = object["metadata"]["creationTimestamp"].clone();
-    let condition = |kind: &str, reason: &str, message: &str| json!({"type": kind, "status": "True", "reason": reason, "message": message, "lastTransitionTime": at});
     default(object, "status", json!({}));
-    object["status"]["acceptedNames"] = names;
     let known: Vec<Value> = object["status"]["storedVersions"].as_array().cloned().unwrap_or_default();
     let mut versions = known.clone();
     versions.extend(stored.into_iter().filter(|version| !known.contains(version)));
     object["status"]["storedVersions"] = Value::Array(versions);
-    if object["status"]["conditions"].as_array().is_none_or(Vec::is_empty) {
-        object["status"]["conditions"] = json!([
-            condition("NamesAccepted", "NoConflicts", "no conflicts found"),
-            condition("Established", "InitialNamesAccepted", "the initial names have been accepted"),
-        ]);
-    }
     let finalizer = json!("customresourcecleanup.apiextensions.k8s.io");
     if object["metadata"]["deletionTimestamp"].is_null() {
         default(&mut object["metadata"], "finalizers", json!([]));

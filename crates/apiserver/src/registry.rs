@@ -8,6 +8,7 @@ use serde_json::Value;
 use stolos_k8s::kind::{self, ALL_VERBS};
 
 use crate::cel::LazyRules;
+use crate::naming;
 use crate::rules::Schema;
 use crate::usage;
 
@@ -268,10 +269,15 @@ fn table<'a>(crds: impl IntoIterator<Item = &'a Value>) -> Table {
 
 /// The served versions of a CustomResourceDefinition.
 fn custom(crd: &Value) -> Vec<Resource> {
+    if !naming::is_established(crd) {
+        return Vec::new();
+    }
     let spec = &crd["spec"];
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let texts = |value: &Value| value.as_array().into_iter().flatten().map(text).collect::<Vec<_>>();
-    let (group, names) = (text(&spec["group"]), &spec["names"]);
+    // Those that it has, not those that it asks for.
+    let names = Some(&crd["status"]["acceptedNames"]).filter(|names| names.is_object()).unwrap_or(&spec["names"]);
+    let group = text(&spec["group"]);
     let (plural, kind) = (text(&names["plural"]), text(&names["kind"]));
     let versions = spec["versions"].as_array().map(Vec::as_slice).unwrap_or_default();
     let Some(stored) = versions.iter().find(|v| v["storage"] == true) else { return Vec::new() };

@@ -18,7 +18,9 @@ use crate::convert;
 use crate::defaults;
 use crate::failure::{self, Cause, Failure, Result};
 use crate::list;
-use crate::registry::Resource;
+use crate::naming;
+use crate::quota;
+use crate::registry::{CRDS, Resource};
 use crate::route::{self, Ask, Body};
 use crate::rules::{self, PatchKind};
 use crate::state::{Expect, Refused, Write};
@@ -303,12 +305,15 @@ pub(crate) async fn create(
         shape(resource, &mut object);
         object = admit::mutate(api, resource, admit::Operation::Create, "", None, object, how).await?;
         shape(resource, &mut object);
+        let _claimed = (&*resource.storage == CRDS).then(|| naming::settle(api, &mut object));
         let causes = validate::check(api, resource, None, &object);
         if !causes.is_empty() {
             return Err(Failure::invalid(&resource.kind, group, &name, &causes));
         }
         admit::validate(api, resource, admit::Operation::Create, "", None, Some(&object), how).await?;
         auth::check_escalation(api, resource, &how.user, None, &object)?;
+        // Until it is stored, or not.
+        let _charged = quota::charge(api, resource, (admit::Operation::Create, ""), None, &object, how).await?;
         let allocated = defaults::allocate(api, resource, None, &mut object, how.dry_run)?;
         if !how.applied {
             let by = rules::Writer { manager: &how.manager, force: false, sub: "", now: &now };
@@ -363,6 +368,7 @@ pub(crate) async fn change(
         shape(resource, &mut new);
         new = admit::mutate(api, resource, admit::Operation::Update, sub, Some(&before), new, how).await?;
         shape(resource, &mut new);
+        let _claimed = (&*resource.storage == CRDS).then(|| naming::settle(api, &mut new));
         if resource.has_generation && !rules::same_but_metadata_and_status(&before, &new) {
             meta::metadata_mut(&mut new).insert("generation".into(), json!(meta::generation(&before) + 1));
         }
@@ -372,6 +378,7 @@ pub(crate) async fn change(
         }
         admit::validate(api, resource, admit::Operation::Update, sub, Some(&before), Some(&new), how).await?;
         auth::check_escalation(api, resource, &how.user, Some(&before), &new)?;
+        let _charged = quota::charge(api, resource, (admit::Operation::Update, sub), Some(&before), &new, how).await?;
         let allocated = defaults::allocate(api, resource, Some(&before), &mut new, how.dry_run)?;
         if !how.applied {
             let by = rules::Writer { manager: &how.manager, force: false, sub, now: &api.now() };

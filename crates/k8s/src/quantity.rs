@@ -91,6 +91,25 @@ impl Quantity {
     pub fn nano(&self) -> i128 {
         self.nano
     }
+
+    /// So many whole things.
+    #[must_use]
+    pub fn of(count: u32) -> Self {
+        Self { nano: i128::from(count) * NANO, form: Form::Decimal }
+    }
+
+    /// Both together, written as the first was, or as the second if the first is nothing (as Kubernetes adds).
+    #[must_use]
+    pub fn plus(self, other: Self) -> Self {
+        let form = if self.nano == 0 { other.form } else { self.form };
+        Self { nano: self.nano.saturating_add(other.nano).clamp(-MOST, MOST), form }
+    }
+
+    /// What is left of this without the other, and no less than nothing.
+    #[must_use]
+    pub fn less(self, other: Self) -> Self {
+        Self { nano: self.nano.saturating_sub(other.nano).max(0), form: self.form }
+    }
 }
 
 /// A unit: how it is written, its factor, its power of ten.
@@ -170,6 +189,16 @@ mod tests {
         for (given, why) in wrong {
             assert_eq!(Quantity::parse(given).unwrap_err(), why, "{given:?}");
         }
+    }
+
+    #[test]
+    fn amounts_are_added_and_taken_away() {
+        let of = |text: &str| Quantity::parse(text).unwrap();
+        assert_eq!(of("500m").plus(of("1")).to_string(), "1500m");
+        assert_eq!(of("0").plus(of("1Gi")).plus(of("512Mi")).to_string(), "1536Mi");
+        assert_eq!(of("2").less(of("500m")).to_string(), "1500m");
+        assert_eq!(of("1").less(of("2")).to_string(), "0");
+        assert_eq!(Quantity::of(3).to_string(), "3");
     }
 
     proptest! {

@@ -93,3 +93,36 @@ async fn rules_in_cel_hold_for_every_write() {
     assert!(message.contains(at), "{message}");
     server.stop().await;
 }
+
+#[tokio::test]
+async fn a_definition_waits_for_names_that_another_has() {
+    let server = server().await;
+    let definitions: Api<CustomResourceDefinition> = Api::all(server.client());
+    let versions =
+        json!([{"name": "v1", "served": true, "storage": true, "schema": {"openAPIV3Schema": {"type": "object"}}}]);
+    definitions.create(&PostParams::default(), &crd(versions.clone())).await.unwrap();
+    let second = of(json!({"metadata": {"name": "widgetz.example.com"}, "spec": {"group": "example.com",
+        "scope": "Namespaced", "names": {"plural": "widgetz", "singular": "widgetz", "kind": "Widget",
+        "listKind": "WidgetzList", "shortNames": ["wi"]}, "versions": versions}}));
+    let made = definitions.create(&PostParams::default(), &second).await.unwrap();
+    let told = |crd: &CustomResourceDefinition| {
+        let conditions = crd.status.clone().and_then(|status| status.conditions).unwrap_or_default();
+        let of = |c: &k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinitionCondition| {
+            format!("{}={} {}", c.type_, c.status, c.reason.clone().unwrap_or_default())
+        };
+        conditions.iter().map(of).collect::<Vec<_>>().join(", ")
+    };
+    assert_eq!(told(&made), "NamesAccepted=False KindConflict, Established=False NotAccepted");
+    let list = |plural: &str| {
+        let path = format!("/apis/example.com/v1/{plural}");
+        let client = server.client();
+        async move { client.request::<Value>(http::Request::get(path).body(Vec::new()).unwrap()).await }
+    };
+    assert_eq!(refusal(list("widgetz").await).0, 404, "what is not established is not served");
+    list("widgets").await.unwrap();
+    definitions.delete("widgets.example.com", &Default::default()).await.unwrap();
+    eventually("the names are free and the second is served", async || list("widgetz").await.is_ok()).await;
+    let after = definitions.get("widgetz.example.com").await.unwrap();
+    assert_eq!(told(&after), "NamesAccepted=True NoConflicts, Established=True InitialNamesAccepted");
+    server.stop().await;
+}

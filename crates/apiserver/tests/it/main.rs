@@ -13,6 +13,7 @@ mod objects;
 mod openapi;
 mod permissions;
 mod protobuf;
+mod quotas;
 mod streams;
 mod tables;
 mod webhooks;
