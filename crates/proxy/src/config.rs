@@ -165,6 +165,8 @@ pub(crate) struct Tcp {
     /// Names and weights.
     pub(crate) clusters: Vec<(String, u32)>,
     pub(crate) log: Vec<Arc<log::Log>>,
+    /// Whether `log` shows the address that upstream connections come from.
+    pub(crate) local_logged: bool,
     pub(crate) idle: Duration,
     /// How often a connection is tried; unsaid, a few times, each on another host.
     pub(crate) attempts: Option<u32>,

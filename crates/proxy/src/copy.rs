@@ -7,23 +7,27 @@ use std::cell::RefCell;
 use std::future::Future;
 use std::io;
 use std::net::Shutdown;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Buf as _, Bytes};
 use rustix::pipe::{PipeFlags, SpliceFlags};
 use stolos_serve::Stream;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, Interest, ReadBuf};
-use tokio::net::TcpStream;
+use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::time::Instant;
 
 /// How much is read at once; a read that fills it calls for `splice`.
 const CHUNK: usize = 32 * 1024;
-/// The pipe between two spliced sockets.
-const PIPE: usize = 256 * 1024;
+/// What a pipe holds when it is made (pipe(7)).
+const PIPE: usize = 64 * 1024;
+/// What it is made to hold when it was filled: fewer, larger moves.
+const LARGE_PIPE: usize = 1 << 20;
+/// After this many moves that would have fitted into memory a direction is no bulk any more, and its pipe is closed.
+const LULL: u32 = 16;
 
 /// What has passed, each way, and when last.
 #[derive(Debug, Default)]
@@ -42,25 +46,25 @@ impl Traffic {
 
 /// Carries bytes between two plain sockets until both directions have ended, `head` first.
 pub(crate) async fn plain(
-    client: Stream,
+    mut client: Stream,
     head: Bytes,
-    server: Stream,
+    mut server: Stream,
     traffic: &Traffic,
     idle: Duration,
 ) -> io::Result<()> {
     if client.link().is_some() || server.link().is_some() {
         return linked(client, head, server, traffic, idle).await;
     }
-    let (near, far) = (client.tcp(), server.tcp());
-    let up = async {
-        write_all(far, &head).await?;
-        traffic.up.fetch_add(head.len() as u64, Ordering::Relaxed);
-        drop(head);
-        one_way(near, far, &traffic.up).await
+    traffic.up.fetch_add(head.len() as u64, Ordering::Relaxed);
+    let ended = {
+        let (from_client, to_client) = client.tcp_mut().split();
+        let (from_server, to_server) = server.tcp_mut().split();
+        let both = Both {
+            up: Way::new(from_client, to_server, &traffic.up, head),
+            down: Way::new(from_server, to_client, &traffic.down, Bytes::new()),
+        };
+        watched(both, traffic, idle).await
     };
-    // On the heap once, instead of in every future that it passes through: there is one per open connection.
-    let both = Box::pin(async { tokio::try_join!(up, one_way(far, near, &traffic.down)).map(|_| ()) });
-    let ended = watched(both, traffic, idle).await;
     if ended.is_err() {
         // Each end learns that the other did not end in order.
         client.reset_on_drop();
@@ -104,7 +108,7 @@ where
 
 /// Ends `moving` when nothing has moved for `idle`.
 async fn watched(
-    mut moving: Pin<Box<impl Future<Output = io::Result<()>>>>,
+    mut moving: impl Future<Output = io::Result<()>> + Unpin,
     traffic: &Traffic,
     idle: Duration,
 ) -> io::Result<()> {
@@ -126,21 +130,180 @@ async fn watched(
     }
 }
 
-async fn one_way(from: &TcpStream, to: &TcpStream, moved: &AtomicU64) -> io::Result<()> {
-    let mut splicing = true;
-    loop {
-        match through_memory(from, to, moved).await? {
-            0 => break,
-            CHUNK if splicing => match through_pipe(from, to, moved).await {
-                Ok(()) => break,
-                Err(Spliced::Refused) => splicing = false,
-                Err(Spliced::Failed(error)) => return Err(error),
-            },
-            _ => {}
+/// Both directions, until both have ended.
+///
+/// Written out instead of as two `async` blocks: it is what every open connection holds, and what every piece of every
+/// connection wakes. A read that leaves nothing behind is known to (tokio clears the readiness that `epoll` reports
+/// once), so that it is not tried again in vain.
+struct Both<'a> {
+    up: Way<'a>,
+    down: Way<'a>,
+}
+
+impl Future for Both<'_> {
+    type Output = io::Result<()>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let Self { up, down } = &mut *self;
+        // Both each time: a failure of one ends the other.
+        let (moved_up, moved_down) = (up.poll(cx)?, down.poll(cx)?);
+        if moved_up.is_ready() && moved_down.is_ready() {
+            // Closing the sockets says it.
+            return Poll::Ready(Ok(()));
+        }
+        up.tell_end();
+        down.tell_end();
+        Poll::Pending
+    }
+}
+
+/// One direction.
+struct Way<'a> {
+    from: ReadHalf<'a>,
+    to: WriteHalf<'a>,
+    moved: &'a AtomicU64,
+    /// Read, but not written yet; usually nothing.
+    rest: Bytes,
+    pipe: Option<Box<Pipe>>,
+    /// Whether the kernel refused to splice these two.
+    refused: bool,
+    end: End,
+}
+
+/// How far a direction's end has come.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    Open,
+    /// Nothing more comes, and all that came has been written.
+    Seen,
+    /// The receiver knows.
+    Told,
+}
+
+impl<'a> Way<'a> {
+    fn new(from: ReadHalf<'a>, to: WriteHalf<'a>, moved: &'a AtomicU64, head: Bytes) -> Self {
+        Self { from, to, moved, rest: head, pipe: None, refused: false, end: End::Open }
+    }
+
+    /// Moves what can be moved; ready when it has ended.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.end == End::Open {
+            while !self.rest.is_empty() {
+                match ready!(Pin::new(&mut self.to).poll_write(cx, &self.rest))? {
+                    0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                    written => self.rest.advance(written),
+                }
+            }
+            // Lets go of what it lay in.
+            self.rest = Bytes::new();
+            let ended = match &mut self.pipe {
+                None => ready!(self.through_memory(cx))?,
+                Some(_) => ready!(self.through_pipe(cx))?,
+            };
+            if ended {
+                self.end = End::Seen;
+                self.pipe = None;
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Passes the end on, once.
+    fn tell_end(&mut self) {
+        if self.end == End::Seen {
+            let _ = socket2::SockRef::from(self.to.as_ref()).shutdown(Shutdown::Write);
+            self.end = End::Told;
         }
     }
-    let _ = socket2::SockRef::from(to).shutdown(Shutdown::Write);
-    Ok(())
+
+    /// Moves what is there; says whether that was the end.
+    fn through_memory(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
+        with_scratch(|scratch| {
+            let mut space = ReadBuf::new(scratch);
+            ready!(Pin::new(&mut self.from).poll_read(cx, &mut space))?;
+            let read = space.filled();
+            if read.is_empty() {
+                return Poll::Ready(Ok(true));
+            }
+            self.moved.fetch_add(read.len() as u64, Ordering::Relaxed);
+            let written = match Pin::new(&mut self.to).poll_write(cx, read) {
+                Poll::Ready(written) => written?,
+                Poll::Pending => 0,
+            };
+            if written < read.len() {
+                self.rest = Bytes::copy_from_slice(&read[written..]);
+            }
+            if read.len() == CHUNK && !self.refused {
+                self.pipe = Pipe::new().ok().map(Box::new);
+                self.refused = self.pipe.is_none();
+            }
+            Poll::Ready(Ok(false))
+        })
+    }
+
+    /// The same, past memory.
+    fn through_pipe(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
+        let Some(pipe) = &mut self.pipe else { return Poll::Ready(Ok(false)) };
+        let (from, to) = (self.from.as_ref(), self.to.as_ref());
+        while pipe.held > 0 {
+            ready!(to.poll_write_ready(cx))?;
+            match to.try_io(Interest::WRITABLE, || splice(&pipe.out, to, pipe.held)) {
+                Ok(count) => pipe.held -= count,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+        if pipe.small >= LULL {
+            self.pipe = None;
+            return Poll::Ready(Ok(false));
+        }
+        ready!(from.poll_read_ready(cx))?;
+        match from.try_io(Interest::READABLE, || splice(from, &pipe.into, pipe.size)) {
+            Ok(0) => return Poll::Ready(Ok(true)),
+            Ok(count) => {
+                pipe.held = count;
+                self.moved.fetch_add(count as u64, Ordering::Relaxed);
+                pipe.note(count);
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => (self.pipe, self.refused) = (None, true),
+            Err(error) => return Poll::Ready(Err(error)),
+        }
+        Poll::Ready(Ok(false))
+    }
+}
+
+/// The pipe between two spliced sockets.
+struct Pipe {
+    out: OwnedFd,
+    into: OwnedFd,
+    size: usize,
+    /// What is in it.
+    held: usize,
+    /// How many moves in a row were small.
+    small: u32,
+}
+
+impl Pipe {
+    fn new() -> io::Result<Self> {
+        let (out, into) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
+        Ok(Self { out, into, size: PIPE, held: 0, small: 0 })
+    }
+
+    /// Grows with what it is needed for. Not granted to everybody (`pipe-user-pages-soft`, pipe(7)); as it is, it works
+    /// too, and is not asked again.
+    fn note(&mut self, count: usize) {
+        if count >= PIPE && self.size == PIPE {
+            let _ = rustix::pipe::fcntl_setpipe_size(&self.into, LARGE_PIPE);
+            self.size = LARGE_PIPE;
+        }
+        self.small = if count < CHUNK / 2 { self.small + 1 } else { 0 };
+    }
+}
+
+fn splice(from: impl AsFd, to: impl AsFd, most: usize) -> io::Result<usize> {
+    let flags = SpliceFlags::NONBLOCK | SpliceFlags::MOVE;
+    rustix::pipe::splice(from, None, to, None, most, flags).map_err(io::Error::from)
 }
 
 thread_local! {
@@ -148,93 +311,9 @@ thread_local! {
     static SCRATCH: RefCell<Vec<u8>> = RefCell::new(vec![0; CHUNK]);
 }
 
-/// Moves what is there; 0 is the end.
-async fn through_memory(from: &TcpStream, to: &TcpStream, moved: &AtomicU64) -> io::Result<usize> {
-    loop {
-        from.readable().await?;
-        // What cannot be written at once is kept; usually nothing.
-        let read = SCRATCH.with_borrow_mut(|scratch| {
-            let count = from.try_read(scratch)?;
-            let written = match to.try_write(&scratch[..count]) {
-                Ok(written) => written,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
-                Err(error) => return Err(error),
-            };
-            Ok((count, scratch[written..count].to_vec()))
-        });
-        match read {
-            Ok((count, rest)) => {
-                moved.fetch_add(count as u64, Ordering::Relaxed);
-                write_all(to, &rest).await?;
-                return Ok(count);
-            }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) => return Err(error),
-        }
-    }
-}
-
-async fn write_all(to: &TcpStream, mut bytes: &[u8]) -> io::Result<()> {
-    while !bytes.is_empty() {
-        to.writable().await?;
-        match to.try_write(bytes) {
-            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-            Ok(count) => bytes = &bytes[count..],
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
-}
-
-enum Spliced {
-    /// The kernel will not splice these two.
-    Refused,
-    Failed(io::Error),
-}
-
-impl From<io::Error> for Spliced {
-    fn from(error: io::Error) -> Self {
-        Self::Failed(error)
-    }
-}
-
-async fn through_pipe(from: &TcpStream, to: &TcpStream, moved: &AtomicU64) -> Result<(), Spliced> {
-    let Ok((out, into)) = pipe() else { return Err(Spliced::Refused) };
-    let flags = SpliceFlags::NONBLOCK | SpliceFlags::MOVE;
-    loop {
-        from.readable().await?;
-        let read = from.try_io(Interest::READABLE, || {
-            rustix::pipe::splice(from, None, &into, None, PIPE, flags).map_err(io::Error::from)
-        });
-        let mut held = match read {
-            Ok(0) => return Ok(()),
-            Ok(count) => count,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
-            Err(error) if error.kind() == io::ErrorKind::InvalidInput => return Err(Spliced::Refused),
-            Err(error) => return Err(error.into()),
-        };
-        moved.fetch_add(held as u64, Ordering::Relaxed);
-        while held > 0 {
-            to.writable().await?;
-            let written = to.try_io(Interest::WRITABLE, || {
-                rustix::pipe::splice(&out, None, to, None, held, flags).map_err(io::Error::from)
-            });
-            match written {
-                Ok(count) => held -= count,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-    }
-}
-
-/// The reading and the writing end.
-fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
-    let (out, into) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
-    // Not granted to everybody; the default size works too.
-    let _ = rustix::pipe::fcntl_setpipe_size(&into, PIPE);
-    Ok((out, into))
+/// Memory of this thread, for as long as `used` runs.
+pub(crate) fn with_scratch<T>(used: impl FnOnce(&mut [u8]) -> T) -> T {
+    SCRATCH.with_borrow_mut(|scratch| used(scratch))
 }
 
 /// Counts what is read.
@@ -329,7 +408,7 @@ impl AsyncWrite for Rewound {
 mod tests {
     use super::*;
     use tokio::io::AsyncReadExt;
-    use tokio::net::TcpListener;
+    use tokio::net::{TcpListener, TcpStream};
 
     async fn pair() -> (TcpStream, Stream) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -367,6 +446,62 @@ mod tests {
         carrying.await.unwrap().unwrap();
         assert_eq!(traffic.up.load(Ordering::Relaxed), SIZE as u64 + 4);
         assert_eq!(traffic.down.load(Ordering::Relaxed), 9);
+    }
+
+    /// Bulk, then small pieces for longer than a lull, then bulk again: whole, and in order.
+    #[tokio::test]
+    async fn what_was_bulk_may_become_small_and_bulk_again() {
+        let ((mut client, inner_client), (mut server, inner_server)) = (pair().await, pair().await);
+        let carrying = tokio::spawn(async move {
+            let traffic = Traffic::default();
+            plain(inner_client, Bytes::new(), inner_server, &traffic, Duration::from_secs(20)).await.map(|()| traffic)
+        });
+        let mut total = 0;
+        for round in 0..2 {
+            const BULK: usize = 4 << 20;
+            let block: Vec<u8> = (0..BULK).map(|i| (i % 251) as u8).collect();
+            let mut got = vec![0; BULK];
+            let (sent, read) = tokio::join!(client.write_all(&block), server.read_exact(&mut got));
+            sent.unwrap();
+            read.unwrap();
+            assert!(got == block, "round {round}");
+            for piece in 0..3 * LULL {
+                let piece = piece.to_be_bytes();
+                client.write_all(&piece).await.unwrap();
+                let mut got = [0; 4];
+                server.read_exact(&mut got).await.unwrap();
+                assert_eq!(got, piece);
+                server.write_all(&got).await.unwrap();
+                client.read_exact(&mut got).await.unwrap();
+            }
+            total += BULK as u64 + u64::from(3 * LULL * 4);
+        }
+        client.shutdown().await.unwrap();
+        assert_eq!(server.read(&mut [0]).await.unwrap(), 0, "the end arrives");
+        drop(server);
+        let traffic = carrying.await.unwrap().unwrap();
+        assert_eq!(traffic.up.load(Ordering::Relaxed), total);
+    }
+
+    /// A receiver that does not read holds its sender up, and nothing is lost when it goes on.
+    #[tokio::test]
+    async fn a_slow_receiver_loses_nothing() {
+        let ((mut client, inner_client), (mut server, inner_server)) = (pair().await, pair().await);
+        let carrying = tokio::spawn(async move {
+            plain(inner_client, Bytes::from_static(b"head"), inner_server, &Traffic::default(), Duration::from_secs(20))
+                .await
+        });
+        let mut sent = 0_usize;
+        let block = vec![5; 10_000];
+        while let Ok(Ok(count)) = tokio::time::timeout(Duration::from_millis(100), client.write(&block)).await {
+            sent += count;
+        }
+        client.shutdown().await.unwrap();
+        let mut all = Vec::new();
+        server.read_to_end(&mut all).await.unwrap();
+        assert_eq!((&all[..4], all.len()), (&b"head"[..], sent + 4));
+        drop(server);
+        carrying.await.unwrap().unwrap();
     }
 
     #[tokio::test]

@@ -9,13 +9,14 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use bytes::BytesMut;
+use rustix::net::RecvFlags;
 use stolos_serve::{Listener as Socket, Stop, Stream};
 use tokio::io::AsyncReadExt;
 use tokio::time::Instant;
 use tokio_rustls::server::TlsStream;
 
 use crate::config::{Action, Chain, Listener, Origin};
-use crate::copy::Rewound;
+use crate::copy::{self, Rewound};
 use crate::inspect::{self, Hello, Look};
 use crate::matching::Facts;
 use crate::state::Shared;
@@ -76,7 +77,7 @@ async fn reconcile(shared: &Arc<Shared>, bound: &mut HashMap<u16, Bound>) -> boo
             Ok((address, socket)) => {
                 let current = Arc::new(ArcSwap::from(Arc::clone(listener)));
                 let stop = shared.draining.child();
-                let accepting = accept(Arc::clone(shared), socket, Arc::clone(&current), stop.clone());
+                let accepting = accept(Arc::clone(shared), socket, address, Arc::clone(&current), stop.clone());
                 shared.tasks.spawn(accepting);
                 tracing::info!(listener = listener.name, %address, "listening");
                 bound.insert(port, Bound { current, address, stop });
@@ -95,20 +96,22 @@ async fn reconcile(shared: &Arc<Shared>, bound: &mut HashMap<u16, Bound>) -> boo
     all
 }
 
-async fn accept(shared: Arc<Shared>, socket: Socket, current: Arc<ArcSwap<Listener>>, stop: Stop) {
+async fn accept(shared: Arc<Shared>, socket: Socket, address: SocketAddr, current: Arc<ArcSwap<Listener>>, stop: Stop) {
+    let stopped = stop.asked();
+    tokio::pin!(stopped);
     loop {
         let (stream, peer) = tokio::select! {
             accepted = socket.accept() => match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => return tracing::error!(%error, "cannot accept any more"),
             },
-            () = stop.asked() => return,
+            () = &mut stopped => return,
         };
         let (shared, listener) = (Arc::clone(&shared), current.load_full());
         let tasks = shared.tasks.clone();
         tasks.spawn(async move {
             shared.metrics.connections.inc();
-            serve(&shared, listener, stream, peer).await;
+            serve(&shared, listener, stream, peer, address).await;
             shared.metrics.connections.dec();
         });
     }
@@ -149,9 +152,12 @@ impl Arrived {
     }
 }
 
-/// Serves a connection: where did it mean to go, what does it speak, which chain takes it, who is it.
-async fn serve(shared: &Arc<Shared>, listener: Arc<Listener>, stream: Stream, peer: SocketAddr) {
-    let Ok(local) = stream.local_addr() else { return };
+/// Serves a connection that arrived at the socket bound to `bound`: where did it mean to go, what does it speak, which
+/// chain takes it, who is it.
+async fn serve(shared: &Arc<Shared>, listener: Arc<Listener>, stream: Stream, peer: SocketAddr, bound: SocketAddr) {
+    // A socket bound to one address takes nothing for another.
+    let known = !bound.ip().is_unspecified() && listener.origin != Origin::Kernel;
+    let Ok(local) = (if known { Ok(bound) } else { stream.local_addr() }) else { return };
     let mut opening = Opening { stream, buffer: BytesMut::new(), remote: peer, destination: local, restored: false };
     let mut listener = listener;
     if let Err(error) = opening.restore(&listener).await {
@@ -325,6 +331,27 @@ impl Opening {
         }
     }
 
+    /// Takes what has arrived already, into memory that is no larger than that. Says whether there was something.
+    fn at_once(&mut self) -> io::Result<bool> {
+        const MOST: usize = 8 * 1024;
+        if self.stream.link().is_some() {
+            // Only the stream itself knows whether it has arrived.
+            return Ok(false);
+        }
+        copy::with_scratch(|scratch| {
+            let socket = self.stream.tcp();
+            match rustix::net::recv(socket, &mut scratch[..MOST], RecvFlags::DONTWAIT) {
+                // The end is left for the reader proper.
+                Ok((count, _)) => {
+                    self.buffer.extend_from_slice(&scratch[..count]);
+                    Ok(count > 0)
+                }
+                Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => Ok(false),
+                Err(error) => Err(error.into()),
+            }
+        })
+    }
+
     /// Reads until `parse` can say what it is. `parse` also says whether half of it is nothing to go on with.
     async fn read<T>(&mut self, deadline: Instant, parse: impl Fn(&[u8]) -> (Look<T>, bool)) -> io::Result<Read<T>> {
         loop {
@@ -335,6 +362,10 @@ impl Opening {
             };
             if self.buffer.len() >= inspect::MOST {
                 return Err(io::Error::new(io::ErrorKind::InvalidData, "too long"));
+            }
+            // A client that has something to say has usually said it when it is accepted.
+            if self.buffer.is_empty() && self.at_once()? {
+                continue;
             }
             self.buffer.reserve(2048);
             let ended = match tokio::time::timeout_at(deadline, self.stream.read_buf(&mut self.buffer)).await {

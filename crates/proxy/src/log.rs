@@ -171,6 +171,10 @@ fn write_parts(line: &mut String, parts: &[Part], entry: &Entry<'_>) {
 
 fn write_quoted(line: &mut String, text: &str) {
     line.push('"');
+    if !text.bytes().any(|byte| byte < 0x20 || byte == b'"' || byte == b'\\') {
+        line.push_str(text);
+        return line.push('"');
+    }
     for character in text.chars() {
         match character {
             '"' => line.push_str("\\\""),
@@ -391,6 +395,24 @@ pub(crate) fn headers(logs: &[Arc<Log>]) -> Headers {
     out
 }
 
+/// Whether any of these logs shows what `wanted` stands for.
+pub(crate) fn show(logs: &[Arc<Log>], wanted: &Operator) -> bool {
+    fn parts(parts: &[Part], wanted: &Operator) -> bool {
+        parts.iter().any(|part| matches!(part, Part::Operator(operator) if operator == wanted))
+    }
+    fn fields(of: &[(String, Value)], wanted: &Operator) -> bool {
+        of.iter().any(|(_, value)| match value {
+            Value::Alone(operator) => operator == wanted,
+            Value::Mixed(of) => parts(of, wanted),
+            Value::Object(of) => fields(of, wanted),
+        })
+    }
+    logs.iter().any(|log| match &log.format {
+        Format::Json(of) => fields(of, wanted),
+        Format::Text(of) => parts(of, wanted),
+    })
+}
+
 /// Writes an entry to every log that takes it.
 pub(crate) fn write(logs: &[Arc<Log>], output: &stolos_serve::Output, entry: &Entry<'_>) {
     for log in logs {
@@ -426,6 +448,16 @@ mod tests {
         insta::assert_snapshot!(text.line(&entry).unwrap(), @"200 -");
         let only = Log { only_flags: Some(vec!["NR".into()]), ..text };
         assert_eq!(only.line(&entry), None);
+        let (log, only) = (Arc::new(log), Arc::new(only));
+        for (wanted, json, text) in [
+            (Operator::UpstreamPeerUri, true, false),
+            (Operator::UpstreamHost, false, true),
+            (Operator::Path, true, false),
+        ] {
+            assert_eq!(show(&[Arc::clone(&log)], &wanted), json, "{wanted:?}");
+            assert_eq!(show(&[Arc::clone(&only)], &wanted), text, "{wanted:?}");
+            assert_eq!(show(&[Arc::clone(&only), Arc::clone(&log)], &wanted), json || text);
+        }
         assert_eq!(parts("%SOMETHING%"), Err(Unknown("SOMETHING".into())));
         assert!(parts(DEFAULT).is_ok());
     }

@@ -51,10 +51,19 @@ pub(crate) enum Wire {
     Tls(Box<TlsStream<Stream>>),
 }
 
+impl Wire {
+    /// Its end here.
+    pub(crate) fn local(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Plain(stream) => stream.local_addr().ok(),
+            Self::Tls(stream) => stream.get_ref().0.local_addr().ok(),
+        }
+    }
+}
+
 /// A connection to a host, and who is at its other end.
 pub(crate) struct Connected {
     pub(crate) wire: Wire,
-    pub(crate) local: Option<SocketAddr>,
     pub(crate) peer: Option<Arc<str>>,
     pub(crate) permit: Permit,
 }
@@ -107,14 +116,13 @@ pub(crate) async fn connect(
     let permit = Permit::take(cluster).ok_or(Error::Overflow)?;
     let connecting = async {
         let stream = dial(shared, host).await.map_err(Error::Dial)?;
-        let local = stream.local_addr().ok();
         let Transport::Tls(tls) = &host.transport else {
-            return Ok(Connected { wire: Wire::Plain(stream), local, peer: None, permit });
+            return Ok(Connected { wire: Wire::Plain(stream), peer: None, permit });
         };
         let identity = shared.identity.load_full();
         let tls = tls.connect(stream, usage, identity.as_deref()).await?;
         let peer = Peer::of(tls.get_ref().1.peer_certificates()).map(|peer| peer.uri);
-        Ok(Connected { wire: Wire::Tls(Box::new(tls)), local, peer, permit })
+        Ok(Connected { wire: Wire::Tls(Box::new(tls)), peer, permit })
     };
     tokio::time::timeout(cluster.connect_timeout, connecting).await.unwrap_or(Err(Error::Timeout))
 }
@@ -288,7 +296,7 @@ pub(crate) async fn lease(
     }
     let connected = connect(shared, cluster, host, usage).await?;
     let left = cluster.requests_per_connection.map(|most| most.saturating_sub(1));
-    let about = About { local: connected.local, peer: connected.peer, left, streams: Arc::default() };
+    let about = About { local: connected.wire.local(), peer: connected.peer, left, streams: Arc::default() };
     let sender = start(shared, connected.wire, connected.permit, usage, &about.streams).await?;
     let place = if usage == Use::Http2 { about.streams.enter() } else { None };
     if let Sender::Http2(sender) = &sender

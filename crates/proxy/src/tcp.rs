@@ -20,8 +20,8 @@ const ELSEWHERE: u32 = 3;
 
 /// What is told of a connection when it has ended.
 #[derive(Default)]
-struct Told {
-    cluster: Arc<str>,
+struct Told<'a> {
+    cluster: &'a str,
     host: Arc<str>,
     local: Option<std::net::SocketAddr>,
     peer: Option<Arc<str>>,
@@ -37,9 +37,16 @@ pub(crate) async fn serve(shared: &Arc<Shared>, tcp: &Tcp, arrived: Arrived, cli
     match Box::pin(upstream(shared, tcp, &arrived, &mut told)).await {
         Some((cluster, host, connected)) => {
             let _busy = Busy::with(&host);
-            told.local = connected.local;
+            told.local = if tcp.local_logged { connected.wire.local() } else { None };
             told.peer = connected.peer.clone();
-            let series = series(shared, tcp, &arrived, &cluster, &host, told.peer.as_deref());
+            let own;
+            let series = match tcp.side {
+                Side::Outbound => outbound(shared, &cluster, &host, told.peer.as_deref()),
+                Side::Inbound => {
+                    own = inbound(shared, &arrived, &cluster);
+                    &own
+                }
+            };
             series.opened.inc();
             carry(shared, tcp, client, connected, &traffic, &mut told).await;
             series.closed.inc();
@@ -56,7 +63,7 @@ pub(crate) async fn serve(shared: &Arc<Shared>, tcp: &Tcp, arrived: Arrived, cli
         received: traffic.up.load(Ordering::Relaxed),
         sent: traffic.down.load(Ordering::Relaxed),
         upstream_host: &told.host,
-        upstream_cluster: &told.cluster,
+        upstream_cluster: told.cluster,
         upstream_local: told.local,
         upstream_uri: told.peer.as_deref().unwrap_or_default(),
         attempts: told.attempts,
@@ -66,17 +73,17 @@ pub(crate) async fn serve(shared: &Arc<Shared>, tcp: &Tcp, arrived: Arrived, cli
 }
 
 /// A connection to a host of one of the clusters; another host is tried where one is dead.
-async fn upstream(
+async fn upstream<'a>(
     shared: &Arc<Shared>,
-    tcp: &Tcp,
+    tcp: &'a Tcp,
     arrived: &Arrived,
-    told: &mut Told,
+    told: &mut Told<'a>,
 ) -> Option<(Arc<Cluster>, Arc<Host>, Connected)> {
     let chosen = match tcp.clusters.as_slice() {
         [(only, _)] => only,
         several => &several[balance::weighted(several.iter().map(|(_, weight)| *weight), rand::random())?].0,
     };
-    told.cluster = chosen.as_str().into();
+    told.cluster = chosen;
     let Some(cluster) = shared.cluster(chosen).await else {
         told.flags = "NC";
         return None;
@@ -113,7 +120,14 @@ async fn upstream(
     }
 }
 
-async fn carry(shared: &Shared, tcp: &Tcp, client: Client, connected: Connected, traffic: &Traffic, told: &mut Told) {
+async fn carry(
+    shared: &Shared,
+    tcp: &Tcp,
+    client: Client,
+    connected: Connected,
+    traffic: &Traffic,
+    told: &mut Told<'_>,
+) {
     let Connected { wire, permit: _permit, .. } = connected;
     let carrying = async {
         match (client, wire) {
@@ -138,49 +152,39 @@ async fn carry(shared: &Shared, tcp: &Tcp, client: Client, connected: Connected,
     }
 }
 
-fn series(
-    shared: &Shared,
-    tcp: &Tcp,
-    arrived: &Arrived,
-    cluster: &Cluster,
-    host: &Host,
-    peer: Option<&str>,
-) -> Connections {
+/// The counters of connections to `host`, looked up once.
+fn outbound<'a>(shared: &Shared, cluster: &Cluster, host: &'a Host, peer: Option<&str>) -> &'a Connections {
+    host.tcp_series.get_or_init(|| {
+        let identity = shared.identity.load();
+        shared.metrics.connections(&Facts {
+            reporter: "source",
+            source: &shared.local,
+            source_principal: identity.as_ref().map(|identity| &*identity.uri).unwrap_or_default(),
+            destination: &host.workload,
+            destination_principal: peer.unwrap_or_default(),
+            service: &cluster.service,
+            protocol: "tcp",
+            code: None,
+            flags: "",
+            security: "unknown",
+        })
+    })
+}
+
+/// The counters of connections to the workload itself.
+fn inbound(shared: &Shared, arrived: &Arrived, cluster: &Cluster) -> Connections {
     let identity = shared.identity.load();
-    let own = identity.as_ref().map(|identity| &*identity.uri).unwrap_or_default();
-    let unknown = Workload::default();
-    match tcp.side {
-        Side::Outbound => {
-            let find = || {
-                shared.metrics.connections(&Facts {
-                    reporter: "source",
-                    source: &shared.local,
-                    source_principal: own,
-                    destination: &host.workload,
-                    destination_principal: peer.unwrap_or_default(),
-                    service: &cluster.service,
-                    protocol: "tcp",
-                    code: None,
-                    flags: "",
-                    security: "unknown",
-                })
-            };
-            host.tcp_series.get_or_init(find).clone()
-        }
-        Side::Inbound => {
-            let client = arrived.peer.as_ref().map(|peer| &*peer.uri);
-            shared.metrics.connections(&Facts {
-                reporter: "destination",
-                source: &unknown,
-                source_principal: client.unwrap_or_default(),
-                destination: &shared.local,
-                destination_principal: own,
-                service: &cluster.service,
-                protocol: "tcp",
-                code: None,
-                flags: "",
-                security: if client.is_some() { "mutual_tls" } else { "none" },
-            })
-        }
-    }
+    let client = arrived.peer.as_ref().map(|peer| &*peer.uri);
+    shared.metrics.connections(&Facts {
+        reporter: "destination",
+        source: &Workload::default(),
+        source_principal: client.unwrap_or_default(),
+        destination: &shared.local,
+        destination_principal: identity.as_ref().map(|identity| &*identity.uri).unwrap_or_default(),
+        service: &cluster.service,
+        protocol: "tcp",
+        code: None,
+        flags: "",
+        security: if client.is_some() { "mutual_tls" } else { "none" },
+    })
 }

@@ -366,6 +366,11 @@ impl Stream {
     #[must_use]
     pub fn linked(tcp: TcpStream, link: Option<Link>) -> Self {
         let _ = tcp.set_nodelay(true);
+        Self::prompt(tcp, link)
+    }
+
+    /// The same, of a socket that sends without waiting (`TCP_NODELAY`) already.
+    fn prompt(tcp: TcpStream, link: Option<Link>) -> Self {
         Self { tcp, link: link.map(Box::new), reading: None, writing: None, held: None }
     }
 
@@ -379,6 +384,12 @@ impl Stream {
     #[must_use]
     pub fn tcp(&self) -> &TcpStream {
         &self.tcp
+    }
+
+    /// The same, to be divided into its two directions.
+    #[must_use]
+    pub fn tcp_mut(&mut self) -> &mut TcpStream {
+        &mut self.tcp
     }
 
     /// The link this connection crosses, if any.
@@ -528,7 +539,7 @@ impl Listener {
     /// `tcp`, guarded by `door`.
     #[must_use]
     pub fn guarded(tcp: TcpListener, door: Arc<dyn Door>) -> Self {
-        Self { tcp, door: Some(door) }
+        Self { door: Some(door), ..Self::from(tcp) }
     }
 
     /// The address it listens on.
@@ -558,12 +569,12 @@ impl Listener {
                 }
                 Err(error) => return Err(error),
             };
-            let Some(door) = &self.door else { return Ok((Stream::from(tcp), peer)) };
+            let Some(door) = &self.door else { return Ok((Stream::prompt(tcp, None), peer)) };
             match door.admit(peer, tcp.local_addr()?) {
-                Admission::Pass => return Ok((Stream::from(tcp), peer)),
+                Admission::Pass => return Ok((Stream::prompt(tcp, None), peer)),
                 Admission::Through(link) => {
                     let greeting = if link.alone { link.greeting() } else { Duration::ZERO };
-                    let mut stream = Stream::linked(tcp, Some(link));
+                    let mut stream = Stream::prompt(tcp, Some(link));
                     if !greeting.is_zero() {
                         stream.hold_until(Instant::now() + greeting);
                     }
@@ -586,6 +597,8 @@ fn is_passing(error: &io::Error) -> bool {
 
 impl From<TcpListener> for Listener {
     fn from(tcp: TcpListener) -> Self {
+        // Linux and the BSDs hand it down to what is accepted: once instead of for every connection.
+        let _ = socket2::SockRef::from(&tcp).set_tcp_nodelay(true);
         Self { tcp, door: None }
     }
 }
@@ -612,6 +625,20 @@ mod tests {
     impl Door for Nobody {
         fn admit(&self, _: SocketAddr, _: SocketAddr) -> Admission {
             Admission::Refuse
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_accepted_sends_without_waiting() {
+        for guarded in [false, true] {
+            let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let listener = match guarded {
+                true => Listener::guarded(tcp, Arc::new(Cut(Gate::open()))),
+                false => Listener::from(tcp),
+            };
+            let _client = HostNet::default().dial(listener.local_addr().unwrap()).await.unwrap();
+            let (server, _) = listener.accept().await.unwrap();
+            assert!(server.tcp().nodelay().unwrap());
         }
     }
 

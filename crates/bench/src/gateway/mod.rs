@@ -5,6 +5,7 @@ mod serve;
 
 use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::ops::Not as _;
 use std::path::Path;
 use std::time::Duration;
 
@@ -66,7 +67,7 @@ fn measure(out: &mut impl Write) -> Result<()> {
     let ends = Ends::new()?;
     let hello = ends.hello()?;
     let mut candidates = start(folder.path(), &backends, out)?;
-    for (_, candidate) in candidates.iter_mut().filter(|(role, _)| *role == Role::Gateway) {
+    for (_, candidate) in candidates.iter_mut().filter(|(role, _)| *role == Role::Gateway && wanted("idle")) {
         candidate.memory = idle(&backends, candidate, &hello)?;
     }
     for _ in 0..RUNS {
@@ -157,19 +158,28 @@ fn idle(backends: &Backends, candidate: &Candidate, hello: &[u8]) -> Result<(f64
     Ok((before, after))
 }
 
+/// Whether a kind of load is measured: all are, unless `$STOLOS_BENCH_ONLY` names some (for who tunes one of them).
+fn wanted(kind: &str) -> bool {
+    std::env::var("STOLOS_BENCH_ONLY").is_ok_and(|only| only.split(',').all(|named| named != kind)).not()
+}
+
 fn run(role: Role, candidate: &mut Candidate, backends: &Backends, ends: &Ends, hello: &[u8]) -> Result<()> {
     let Candidate { server, target, connections, handshakes, requests, paced, bulk, .. } = candidate;
     let cpu = || server.busy();
     let clock = || Clock::new(LENGTH, &cpu);
-    if role != Role::Relay {
+    if role != Role::Relay && wanted("connections") {
         connections.push(load::connections(backends, *target, hello, 64, clock())?);
     }
-    if role == Role::Gateway {
+    if role == Role::Gateway && wanted("handshakes") {
         handshakes.push(ends.connections(backends.listeners()?, *target, 8, clock())?);
+    }
+    if role == Role::Gateway && wanted("requests") {
         requests.push(Exchange::open(backends, *target, hello, 64)?.saturate(clock())?);
+    }
+    if role == Role::Gateway && wanted("paced") {
         paced.push(Exchange::open(backends, *target, hello, 16)?.paced(PACE, clock())?);
     }
-    if role != Role::Logging {
+    if role != Role::Logging && wanted("bulk") {
         bulk.push(load::bulk(backends, *target, hello, 4, clock())?);
     }
     Ok(())
@@ -257,7 +267,7 @@ fn print(candidates: &[(Role, Candidate)], out: &mut impl Write) -> Result<()> {
             table::ratio(out, &what, &of(ours), &of(theirs))?;
         }
     }
-    for (_, candidate) in candidates.iter().filter(|(role, _)| *role == Role::Gateway) {
+    for (_, candidate) in candidates.iter().filter(|(role, _)| *role == Role::Gateway && wanted("idle")) {
         let (before, after) = candidate.memory;
         let name = candidate.name;
         table::row(out, &format!("gateway: memory at rest: {name}, MiB"), [before])?;

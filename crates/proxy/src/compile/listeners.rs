@@ -277,10 +277,12 @@ fn tcp(message: &tcp_proxy::TcpProxy, side: Side) -> Result<Tcp> {
         None => return refuse("tcp_proxy names no cluster"),
     };
     let idle = duration(message.idle_timeout.as_ref())?.unwrap_or(Duration::from_secs(3600));
+    let log = access_logs(&message.access_log)?;
     Ok(Tcp {
         side,
         clusters,
-        log: access_logs(&message.access_log)?,
+        local_logged: log::show(&log, &log::Operator::UpstreamLocalAddress),
+        log,
         // Zero switches the limit off in Envoy; a day is as good and bounded.
         idle: if idle.is_zero() { Duration::from_secs(86_400) } else { idle },
         attempts: message.max_connect_attempts.map(|most| most.clamp(1, 10)),
