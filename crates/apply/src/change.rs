@@ -12,8 +12,8 @@ use serde_json::{Value, json};
 use stolos_cluster::objects::{self, Event};
 use stolos_cluster::{Cluster, Error};
 use stolos_plan::{
-    Change, Condition, MANAGER, ObjectKey, Objects, READER_SERVICE_ACCOUNT, SYSTEM_NAMESPACE, Step, link_kubeconfig,
-    peer_secret,
+    Change, Condition, MANAGER, ObjectKey, Objects, Operator, READER_SERVICE_ACCOUNT, Release, SYSTEM_NAMESPACE, Step,
+    link_kubeconfig, peer_secret,
 };
 use stolos_spec::Mesh;
 use tokio::sync::Semaphore;
@@ -21,6 +21,7 @@ use tokio::time::Instant;
 
 use crate::clusters::because;
 use crate::observe::resource;
+use crate::program::{Program, Programs};
 use crate::{Clusters, State, crash};
 
 /// How often a request is sent again when the API server was busy or the connection broke.
@@ -29,6 +30,8 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// Between two looks at what is waited for where it cannot be watched.
 const SHORTEST_LOOK: Duration = Duration::from_millis(20);
 const LONGEST_LOOK: Duration = Duration::from_millis(500);
+/// How long a Helm that somebody else runs may take to end before it counts as dead.
+const STUCK: Duration = Duration::from_secs(20);
 /// Between two looks at what is watched as well.
 const SAFETY_LOOK: Duration = Duration::from_secs(2);
 
@@ -43,6 +46,16 @@ pub(crate) struct Hands<'a> {
     pub(crate) writes: &'a AtomicU64,
     /// Bounds the requests in flight, by cluster.
     pub(crate) room: &'a (dyn Fn(&str) -> std::sync::Arc<Semaphore> + Sync),
+    /// What of other people's programs the plan needs.
+    pub(crate) programs: &'a Programs,
+}
+
+/// Who hears what a step has to tell while it goes on.
+pub(crate) struct Ears<'a> {
+    /// What it waits for, each time that changes.
+    pub(crate) waiting: &'a (dyn Fn(&str) + Sync),
+    /// What a program says, line by line.
+    pub(crate) said: &'a (dyn Fn(&str) + Sync),
 }
 
 /// Why a step failed.
@@ -66,8 +79,8 @@ impl From<String> for Cause {
     }
 }
 
-/// Makes the step's change; `waiting` hears what is waited for, each time that changes.
-pub(crate) async fn make(hands: &Hands<'_>, step: &Step, waiting: &(dyn Fn(&str) + Sync)) -> Result<(), Cause> {
+/// Makes the step's change.
+pub(crate) async fn make(hands: &Hands<'_>, step: &Step, hear: &Ears<'_>) -> Result<(), Cause> {
     let Some(name) = &step.cluster else { return in_folder(hands, &step.change) };
     let cluster = hands.clusters.get(name)?;
     match &step.change {
@@ -116,7 +129,114 @@ pub(crate) async fn make(hands: &Hands<'_>, step: &Step, waiting: &(dyn Fn(&str)
             }
             apply(hands, &cluster, &nothing).await
         }
-        Change::Wait { conditions } => wait(hands, &cluster, conditions, waiting).await,
+        Change::Install { release, .. } => install(hands, &cluster, release, hear).await,
+        Change::Uninstall { releases, .. } => {
+            for release in releases {
+                let arguments = release.arguments(&cluster.context, hands.patience.as_secs());
+                match call(hands, &hands.programs.helm, &cluster, arguments, hear).await {
+                    // One that is gone is as wanted.
+                    Err(Cause::Error(why)) if why.contains("release: not found") => {}
+                    result => result?,
+                }
+            }
+            Ok(())
+        }
+        Change::Operate { operator, .. } => operate(hands, &cluster, operator, hear).await,
+        Change::Withdraw { operators, .. } => {
+            for operator in operators {
+                withdraw(hands, &cluster, operator, hear).await?;
+            }
+            Ok(())
+        }
+        Change::Wait { conditions } => wait(hands, &cluster, conditions, hear.waiting).await,
+    }
+}
+
+/// Installs a release or upgrades it. The values go by a file that only its owner may read.
+async fn install(hands: &Hands<'_>, cluster: &Cluster, release: &Release, hear: &Ears<'_>) -> Result<(), Cause> {
+    if release.stuck {
+        unstick(hands, cluster, release, hear.waiting).await?;
+    }
+    let values = format!("{:#}", release.values);
+    let file = hands.state.note(&format!("values-{}-{}.yaml", cluster.name, release.name), &values);
+    let file = file.map_err(|error| because(&error))?;
+    let arguments = release.arguments(&cluster.context, &file.to_string_lossy(), hands.patience.as_secs());
+    let result = call(hands, &hands.programs.helm, cluster, arguments, hear).await;
+    let _ = std::fs::remove_file(&file);
+    result
+}
+
+/// Installs what a document says, and writes down what that was: `istioctl` leaves no memory in the cluster.
+async fn operate(hands: &Hands<'_>, cluster: &Cluster, operator: &Operator, hear: &Ears<'_>) -> Result<(), Cause> {
+    let file = document(hands, cluster, operator)?;
+    let arguments = operator.install(&cluster.context, &file.to_string_lossy(), hands.patience.as_secs());
+    let result = call(hands, &hands.programs.istioctl, cluster, arguments, hear).await;
+    let _ = std::fs::remove_file(&file);
+    result?;
+    apply(hands, cluster, &operator.record()).await
+}
+
+/// Takes away what a document said, and forgets it.
+async fn withdraw(hands: &Hands<'_>, cluster: &Cluster, operator: &Operator, hear: &Ears<'_>) -> Result<(), Cause> {
+    let file = document(hands, cluster, operator)?;
+    let arguments = operator.uninstall(&cluster.context, &file.to_string_lossy());
+    let result = call(hands, &hands.programs.istioctl, cluster, arguments, hear).await;
+    let _ = std::fs::remove_file(&file);
+    result?;
+    remove(hands, cluster, &ObjectKey::of(&operator.record()), "").await
+}
+
+fn document(hands: &Hands<'_>, cluster: &Cluster, operator: &Operator) -> Result<std::path::PathBuf, Cause> {
+    let name = format!("values-{}-{}.yaml", cluster.name, operator.name);
+    let file = hands.state.note(&name, &format!("{:#}", operator.document));
+    file.map_err(|error| Cause::Error(because(&error)))
+}
+
+/// One run of a program is a write like any other, but it is not sent again: the program does that by itself.
+async fn call(
+    hands: &Hands<'_>,
+    program: &Option<Program>,
+    cluster: &Cluster,
+    arguments: Vec<String>,
+    hear: &Ears<'_>,
+) -> Result<(), Cause> {
+    let program = program.as_ref().ok_or_else(|| "the program was not looked for".to_owned())?;
+    hands.writes.fetch_add(1, Ordering::Relaxed);
+    crash::pass(crash::Point::WriteBefore);
+    let result = program.run(cluster, arguments, hands.patience, hear.said).await;
+    crash::pass(crash::Point::WriteAfter);
+    result
+}
+
+/// A Helm that was killed leaves a revision that is `pending` for ever, and no Helm touches the release any more. The
+/// mesh is ours while we hold its lock; so when nobody ends that operation for a while, it is forgotten. What it made
+/// bears the release's name, and the next run takes it up.
+async fn unstick(
+    hands: &Hands<'_>,
+    cluster: &Cluster,
+    release: &Release,
+    waiting: &(dyn Fn(&str) + Sync),
+) -> Result<(), Cause> {
+    let secrets = resource("v1", "Secret");
+    let labels = format!("owner=helm,name={}", release.name);
+    let deadline = Instant::now() + STUCK;
+    waiting(&format!("the last operation on release {} to end", release.name));
+    loop {
+        let found = objects::list(&cluster.client, &secrets, Some(&release.namespace), Some(&labels)).await?;
+        let status = |secret: &Value| secret["metadata"]["labels"]["status"].as_str().unwrap_or_default().to_owned();
+        let pending = |secret: &&Value| status(secret).starts_with("pending") || status(secret) == "uninstalling";
+        let pending: Vec<_> = found.iter().filter(pending).collect();
+        if pending.is_empty() {
+            return Ok(());
+        }
+        if Instant::now() >= deadline {
+            for secret in pending {
+                let uid = secret["metadata"]["uid"].as_str().unwrap_or_default();
+                remove(hands, cluster, &ObjectKey::of(secret), uid).await?;
+            }
+            return Ok(());
+        }
+        tokio::time::sleep(LONGEST_LOOK).await;
     }
 }
 

@@ -9,7 +9,7 @@ use stolos_plan::{Action, Plan, Step, StepId};
 use stolos_spec::Mesh;
 use tokio::sync::Semaphore;
 
-use crate::change::{Cause, Hands, make};
+use crate::change::{Cause, Ears, Hands, make};
 use crate::journal::{Event, Journal};
 use crate::{Clusters, Error, State};
 
@@ -54,6 +54,8 @@ pub enum News<'a> {
     Started(&'a Step),
     /// It waits for something; said again when that changes.
     Waiting(&'a Step, &'a str),
+    /// A program that it runs said a line.
+    Said(&'a Step, &'a str),
     /// It succeeded, in so much time.
     Done(&'a Step, Duration),
     /// It failed.
@@ -159,6 +161,7 @@ pub async fn execute(
     progress: &dyn Progress,
 ) -> Result<Report, Error> {
     let started = Instant::now();
+    let programs = crate::program::needed(plan).await?;
     let writes = AtomicU64::new(0);
     let journal = Journal::new(state.journal()?);
     let rooms: Mutex<BTreeMap<String, Arc<Semaphore>>> = Mutex::default();
@@ -166,7 +169,8 @@ pub async fn execute(
         let mut rooms = rooms.lock().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(rooms.entry(cluster.to_owned()).or_insert_with(|| Arc::new(Semaphore::new(options.at_once))))
     };
-    let hands = Hands { mesh, clusters, state, patience: options.patience, writes: &writes, room: &room };
+    let patience = options.patience;
+    let hands = Hands { mesh, clusters, state, patience, writes: &writes, room: &room, programs: &programs };
 
     let mut report = Report::default();
     let mut queue = Queue::new(plan);
@@ -279,16 +283,18 @@ async fn carry_out<'a>(
     let started = Instant::now();
     progress.news(News::Started(step));
     let waiting = |what: &str| progress.news(News::Waiting(step, what));
+    let said = |line: &str| progress.news(News::Said(step, line));
+    let hear = Ears { waiting: &waiting, said: &said };
     let work = async {
         if step.action == Action::Wait {
             // A wait changes nothing, so there is nothing to record and it can be given up at any moment.
             return tokio::select! {
-                made = make(hands, step, &waiting) => made,
+                made = make(hands, step, &hear) => made,
                 _ = stopped.wait_for(|stop| *stop) => Err(Cause::Error("interrupted".to_owned())),
             };
         }
         journal.note(&step.id, &Event::Started).await?;
-        let made = make(hands, step, &waiting).await;
+        let made = make(hands, step, &hear).await;
         let event = match &made {
             Ok(()) => Event::Succeeded,
             Err(Cause::Error(why) | Cause::TimedOut(why)) => Event::Failed(why.clone()),

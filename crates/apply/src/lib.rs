@@ -13,6 +13,7 @@ mod execute;
 mod journal;
 mod lock;
 mod observe;
+mod program;
 mod run;
 mod state;
 
@@ -69,6 +70,32 @@ pub enum Error {
     Cluster {
         /// Which.
         cluster: String,
+        /// Why.
+        why: String,
+    },
+    /// A program that is needed is not there.
+    #[error("`{name}` is not there: {needed} is needed")]
+    NoProgram {
+        /// Which.
+        name: &'static str,
+        /// Its version.
+        needed: String,
+    },
+    /// A program that is needed is too old.
+    #[error("{path} is {found}: {needed} is needed")]
+    OldProgram {
+        /// Where it is.
+        path: std::path::PathBuf,
+        /// What it says of itself.
+        found: String,
+        /// What would do.
+        needed: String,
+    },
+    /// A program that is needed cannot be used.
+    #[error("{path} cannot be used: {why}")]
+    Program {
+        /// Where it is.
+        path: std::path::PathBuf,
         /// Why.
         why: String,
     },

@@ -6,9 +6,10 @@ use serde_json::Value;
 use stolos_cluster::objects::{self, Resource};
 use stolos_cluster::{Cluster, Error};
 use stolos_plan::{
-    ClusterState, ObjectKey, Observed, Remembered, SAMPLE_NAMESPACE, SYSTEM_NAMESPACE, Sight, Unreadable,
+    ClusterState, LocalChart, ObjectKey, Objects, Observed, Remembered, SAMPLE_NAMESPACE, SYSTEM_NAMESPACE, Sight,
+    Unreadable,
 };
-use stolos_spec::Mesh;
+use stolos_spec::{Charts, Mesh};
 
 use crate::clusters::because;
 use crate::{Clusters, State};
@@ -76,7 +77,45 @@ pub async fn observe(mesh: &Mesh, clusters: &Clusters, state: &State) -> Observe
         (member.name, sight)
     });
     seen.extend(futures::future::join_all(former).await);
-    Observed { now, clusters: seen, state: state.facts(mesh, now) }
+    Observed { now, clusters: seen, state: state.facts(mesh, now), charts: charts(mesh) }
+}
+
+/// Where the charts of an Istio release lie below its `manifests/charts`, and below a folder made by hand.
+const PLACES: [(&str, &str); 4] =
+    [("base", "base"), ("istiod", "istiod"), ("istiod", "istio-control/istio-discovery"), ("gateway", "gateway")];
+
+/// The charts in the folder that the mesh file names, if it names one.
+fn charts(mesh: &Mesh) -> Vec<LocalChart> {
+    let Charts::Folder(folder) = &mesh.control_plane.charts else { return vec![] };
+    let folder = std::path::absolute(folder).unwrap_or_else(|_| folder.clone());
+    let mut found = Vec::new();
+    for (name, place) in PLACES {
+        let path = folder.join(place);
+        let text = std::fs::read_to_string(path.join("Chart.yaml")).unwrap_or_default();
+        let field = |key: &str| {
+            let line = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))?;
+            Some(line.trim().trim_matches(['"', '\'']).to_owned())
+        };
+        if let Some(version) = field("version") {
+            found.push(LocalChart { name: name.to_owned(), version, path: path.to_string_lossy().into_owned() });
+        }
+    }
+    let entries = std::fs::read_dir(&folder).into_iter().flatten().flatten();
+    let mut archives: Vec<_> = entries.map(|entry| entry.path()).collect();
+    archives.sort();
+    for path in archives {
+        let archive = path.file_name().and_then(|name| name.to_str()?.strip_suffix(".tgz"));
+        for name in ["base", "istiod", "gateway"] {
+            let version = archive.and_then(|archive| archive.strip_prefix(name)?.strip_prefix('-'));
+            if let Some(version) =
+                version.filter(|v| v.trim_start_matches('v').starts_with(|c: char| c.is_ascii_digit()))
+            {
+                let path = path.to_string_lossy().into_owned();
+                found.push(LocalChart { name: name.to_owned(), version: version.to_owned(), path });
+            }
+        }
+    }
+    found
 }
 
 async fn look(cluster: Result<Cluster, String>) -> Sight {
@@ -119,6 +158,11 @@ async fn inspect(cluster: &Cluster) -> Result<ClusterState, String> {
         cluster.client.request::<Value>(version).await.map_err(|e| because(&e))
     };
     let (version, ()) = tokio::join!(version, ask(cluster, asking, &mut state));
+    // Istio before 1.22 does not serve v1 of its kinds; the next one down every version has.
+    let older: Vec<_> = stolos_k8s::istio::KINDS.iter().filter_map(|kind| older(kind, &state.objects)).collect();
+    if !older.is_empty() {
+        ask(cluster, older.into_iter().map(Question::of).collect(), &mut state).await;
+    }
     let version = version?;
     state.version = text(&version["gitVersion"]);
     state.is_lab = version["gitTreeState"] == "stolos-lab";
@@ -174,6 +218,18 @@ fn authority(cluster: &Cluster) -> String {
     certificates.collect()
 }
 
+/// How a kind of Istio's is addressed where its newest version is not served.
+fn older(kind: &stolos_k8s::istio::IstioKind, objects: &Objects) -> Option<Resource> {
+    let key = ObjectKey::new("apiextensions.k8s.io/v1", "CustomResourceDefinition", None, &kind.crd_name());
+    let versions = objects.get(&key)?["spec"]["versions"].as_array()?.clone();
+    let serves = |name: &str| versions.iter().any(|v| v["name"] == name && v["served"] == true);
+    if serves(kind.version()) {
+        return None;
+    }
+    let newest = kind.versions.iter().rev().find(|version| serves(version))?;
+    Some(Resource { api_version: format!("{}/{newest}", kind.group), ..istio(kind) })
+}
+
 fn istio(kind: &stolos_k8s::istio::IstioKind) -> Resource {
     Resource {
         api_version: kind.api_version(),
@@ -199,5 +255,38 @@ pub(crate) fn resource(api_version: &str, kind: &str) -> Resource {
         kind: kind.to_owned(),
         plural: known.map_or_else(|| format!("{}s", kind.to_lowercase()), |k| k.plural.to_owned()),
         namespaced: true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn charts_are_found_as_folders_archives_and_as_a_release_has_them() {
+        let folder = tempfile::tempdir().unwrap();
+        let chart = |place: &str, version: &str| {
+            std::fs::create_dir_all(folder.path().join(place)).unwrap();
+            let text = format!("apiVersion: v2\nname: x\nversion: \"{version}\"\n");
+            std::fs::write(folder.path().join(place).join("Chart.yaml"), text).unwrap();
+        };
+        chart("base", "1.28.0");
+        chart("istio-control/istio-discovery", "1.28.0");
+        for archive in ["gateway-1.27.1.tgz", "gateway-api.tgz", "istiod-remote-1.23.0.tgz"] {
+            std::fs::write(folder.path().join(archive), "").unwrap();
+        }
+        let mut mesh = crate::run::tests::mesh(&["a"]);
+        assert_eq!(charts(&mesh), []);
+        mesh.control_plane.charts = Charts::Folder(folder.path().to_owned());
+        let found = charts(&mesh);
+        let lines: Vec<_> = found
+            .iter()
+            .map(|c| {
+                format!("{} {} {}", c.name, c.version, c.path.strip_prefix(folder.path().to_str().unwrap()).unwrap())
+            })
+            .collect();
+        let expected =
+            ["base 1.28.0 /base", "istiod 1.28.0 /istio-control/istio-discovery", "gateway 1.27.1 /gateway-1.27.1.tgz"];
+        assert_eq!(lines, expected);
     }
 }

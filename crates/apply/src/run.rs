@@ -53,6 +53,8 @@ pub async fn run(
     if shown.is_empty() {
         return execute(shown, mesh, clusters, state, options, interrupt, progress).await;
     }
+    // What is missing on this machine is said before anybody is locked out.
+    crate::program::needed(shown).await?;
     let began = Instant::now();
     let lock = Lock::take(mesh, clusters, state).await?;
     let locked = began.elapsed();
@@ -119,7 +121,7 @@ pub(crate) mod tests {
                 root: Root::SelfSigned { validity: 3650 * day },
                 intermediates: IntermediateTrust { validity: 730 * day, renew_before: 30 * day },
             },
-            control_plane: ControlPlane { engine: Engine::Stolos, version: None, values: serde_json::json!({}) },
+            control_plane: ControlPlane::of(Engine::Stolos),
             clusters: names.iter().enumerate().map(cluster).collect(),
             mtls: Mtls::Strict,
             expose: vec!["*.local".into()],

@@ -199,6 +199,12 @@ impl State {
         }
     }
 
+    /// A file for a program to read, which only its owner may; whoever asks for it removes it again.
+    pub(crate) fn note(&self, name: &str, text: &str) -> Result<PathBuf, Error> {
+        self.write(name, text)?;
+        Ok(self.folder.join(name))
+    }
+
     /// Whole or not at all, and on disk when it returns.
     fn write(&self, name: &str, text: &str) -> Result<(), Error> {
         self.create()?;

@@ -20,11 +20,13 @@ pub(crate) const CLIENT: &str = "client";
 pub(crate) const OUTSIDER: &str = "outsider";
 
 /// The namespace itself.
-pub(crate) fn namespace(name: &str, mesh: &str) -> Value {
+pub(crate) fn namespace(name: &str, mesh: &str, revision: Option<&str>) -> Value {
+    // A control plane that has a revision answers to its name only; the older label would win over it (E.18).
+    let (label, value) = revision.map_or(("istio-injection", "enabled"), |revision| ("istio.io/rev", revision));
     json!({
         "apiVersion": "v1", "kind": "Namespace",
         "metadata": {"name": name, "labels": {
-            "istio-injection": "enabled", LABEL: "true",
+            label: value, LABEL: "true",
             "app.kubernetes.io/managed-by": "stolos", "stolos.dev/mesh": mesh,
         }},
     })

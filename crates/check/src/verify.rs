@@ -176,7 +176,8 @@ impl Run<'_> {
     }
 
     async fn install(&self, cluster: &Cluster) -> Result<(), Error> {
-        let namespace = probe::namespace(&self.namespace, self.mesh.name.as_str());
+        let namespace =
+            probe::namespace(&self.namespace, self.mesh.name.as_str(), self.mesh.control_plane.revision.as_deref());
         for object in std::iter::once(namespace).chain(probe::objects(&self.namespace)) {
             let write = async {
                 objects::apply(&cluster.client, &Resource::of(&object)?, &object, "stolos-verify", true).await

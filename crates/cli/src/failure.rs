@@ -136,6 +136,12 @@ impl From<stolos_apply::Error> for Failure {
             E::FolderInUse(_) => {
                 Self::caused(&error).hint("wait until it is done, or use another folder with `--state DIR`")
             }
+            E::NoProgram { .. } | E::OldProgram { .. } | E::Program { .. } => Self::caused(&error)
+                .hint(
+                    "https://helm.sh/docs/intro/install and https://istio.io/latest/docs/setup/getting-started say how to get them; \
+                     `STOLOS_HELM` and `STOLOS_ISTIOCTL` name one that is not in PATH",
+                )
+                .hint("nothing was touched; `stolos plan` needs no program"),
             E::Changed { .. } => Self::caused(&error).hint("`stolos plan` shows what it would be now"),
             _ => Self::caused(&error),
         }

@@ -249,6 +249,11 @@ impl Progress<'_> {
         }
     }
 
+    /// What a program says that something runs.
+    pub(crate) fn said(&self, text: &str) {
+        self.screen.line(format!("    {}", self.screen.progress_tone(Tone::Dim, text)));
+    }
+
     /// Something ends.
     pub(crate) fn end(&self, id: &str, mark: Mark, text: &str) {
         let begun = self.lock().remove(id);

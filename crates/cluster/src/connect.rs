@@ -42,6 +42,8 @@ pub struct Cluster {
     pub authorities: Vec<Vec<u8>>,
     /// The client.
     pub client: kube::Client,
+    /// The kubeconfig files that the context is in, for programs that are to reach the same cluster.
+    pub kubeconfigs: Vec<std::path::PathBuf>,
 }
 
 impl std::fmt::Debug for Cluster {
@@ -60,7 +62,9 @@ pub async fn connect(kubeconfig: &Kubeconfig, context: &str, name: &str) -> Resu
     let server = config.cluster_url.to_string().trim_end_matches('/').to_owned();
     let authorities = config.root_cert.clone().unwrap_or_default();
     let client = client(config, Arc::new(HostNet::default()))?;
-    Ok(Cluster { name: name.to_owned(), context: context.to_owned(), server, authorities, client })
+    let kubeconfigs = kubeconfig.files().iter().map(|file| std::path::absolute(file).unwrap_or_else(|_| file.clone()));
+    let (name, context) = (name.to_owned(), context.to_owned());
+    Ok(Cluster { name, context, server, authorities, client, kubeconfigs: kubeconfigs.collect() })
 }
 
 /// A client whose every socket comes from `net`. Nothing is sent yet.

@@ -2,6 +2,7 @@
 
 mod control;
 mod gateways;
+mod istio;
 mod leftovers;
 mod links;
 mod samples;
@@ -23,8 +24,13 @@ use crate::{
     Plan, Purpose, Sight, VERSION,
 };
 
+/// Those of the small engine.
 const PARTS: &[fn(&Scene<'_>, &mut Sketch)] =
     &[trust::steps, control::steps, gateways::steps, links::steps, samples::steps, leftovers::steps];
+
+/// Those of real Istio: trust, links and samples are the same, since Istio is whose objects they are.
+const ISTIO_PARTS: &[fn(&Scene<'_>, &mut Sketch)] =
+    &[trust::steps, istio::steps, links::steps, samples::steps, leftovers::steps];
 
 /// Plans the steps that take `observed` to `mesh`.
 ///
@@ -40,7 +46,7 @@ pub fn plan(mesh: &Mesh, observed: &Observed) -> Result<Plan, Blocked> {
     let mut sketch = Sketch::new(mesh);
     scene.preflight(&mut sketch);
     if sketch.problems.is_empty() {
-        for part in PARTS {
+        for part in if scene.istio { ISTIO_PARTS } else { PARTS } {
             part(&scene, &mut sketch);
         }
     }
@@ -169,6 +175,8 @@ struct Scene<'a> {
     live: Vec<(&'a Cluster, &'a ClusterState)>,
     /// Clusters that are remembered but no longer in the file.
     former: BTreeMap<String, Remembered>,
+    /// Whether the engine is real Istio: decision 18.
+    istio: bool,
 }
 
 impl<'a> Scene<'a> {
@@ -180,7 +188,26 @@ impl<'a> Scene<'a> {
             .filter(|member| mesh.clusters.iter().all(|c| c.name.as_str() != member.name))
             .map(|member| (member.name.clone(), member))
             .collect();
-        Self { mesh, observed, live, former }
+        let istio = match mesh.control_plane.engine {
+            Engine::Istio => true,
+            Engine::Stolos => false,
+            Engine::Auto => !live.is_empty() && live.iter().all(|(_, state)| !state.is_lab),
+        };
+        Self { mesh, observed, live, former, istio }
+    }
+
+    /// The kubeconfig context of a cluster of the mesh, or of one that left it.
+    fn context(&self, cluster: &str) -> String {
+        let member = self.mesh.clusters.iter().find(|c| c.name.as_str() == cluster).map(|c| c.context.clone());
+        member.or_else(|| self.former.get(cluster).map(|f| f.context.clone())).unwrap_or_default()
+    }
+
+    /// The Deployment of the control plane, as the chart names it (B.8).
+    fn istiod(&self) -> String {
+        match self.mesh.control_plane.revision.as_deref().filter(|_| self.istio) {
+            Some(revision) => format!("{}-{revision}", control::ISTIOD),
+            None => control::ISTIOD.to_owned(),
+        }
     }
 
     /// The name by which the file now has the cluster that was remembered as `former`.
@@ -233,7 +260,10 @@ impl<'a> Scene<'a> {
                 );
             }
             if let Role::Remote { primary } = &cluster.role {
-                let text = format!("a remote of {primary}: the small engine runs a control plane in every cluster");
+                let text = match self.istio {
+                    false => format!("a remote of {primary}: the small engine runs a control plane in every cluster"),
+                    true => format!("a remote of {primary}: clusters without a control plane are not built yet"),
+                };
                 sketch.problem("remote", Some(name), text, &["leave `controlPlane.primary` out"]);
             }
         }
@@ -241,33 +271,24 @@ impl<'a> Scene<'a> {
 
     /// Which engine: decision 18.
     fn engine(&self, sketch: &mut Sketch) {
-        let engine = self.mesh.control_plane.engine;
         let (lab, real): (Vec<_>, Vec<_>) = self.live.iter().partition(|(_, state)| state.is_lab);
         let names = |clusters: &[&(&Cluster, &ClusterState)]| {
             clusters.iter().map(|(c, _)| c.name.to_string()).collect::<Vec<_>>().join(", ")
         };
-        match engine {
-            Engine::Istio => sketch.problem(
-                "engine-istio",
-                None,
-                "engine `istio` is not built yet".to_owned(),
-                &["`engine: stolos` in a lab (`stolos lab up`)"],
-            ),
-            Engine::Auto if !lab.is_empty() && !real.is_empty() => {
-                let text = format!(
-                    "a mesh is made of lab clusters or of real ones; these are lab clusters: {}; these are not: {}",
-                    names(&lab),
-                    names(&real)
-                );
-                sketch.problem("engine-mixed", None, text, &["take the ones or the others out of the mesh file"]);
-            }
-            Engine::Auto if !real.is_empty() => {
-                let text = format!("engine `istio`, which real clusters need, is not built yet ({})", names(&real));
-                sketch.problem("engine-istio", None, text, &["use lab clusters (`stolos lab up`)"]);
-            }
-            Engine::Auto | Engine::Stolos => {}
+        // One chosen by name may be tried anywhere; together, lab and real clusters reach each other never.
+        if !lab.is_empty() && !real.is_empty() {
+            let text = format!(
+                "a mesh is made of lab clusters or of real ones; these are lab clusters: {}; these are not: {}",
+                names(&lab),
+                names(&real)
+            );
+            sketch.problem("engine-mixed", None, text, &["take the ones or the others out of the mesh file"]);
         }
-        if let Some(version) = &self.mesh.control_plane.version {
+        if let Some(revision) = self.mesh.control_plane.revision.as_ref().filter(|_| !self.istio) {
+            let text = format!("the small engine has no revisions, and the file names one: {revision}");
+            sketch.problem("revision", None, text, &["leave `controlPlane.revision` out", "`engine: istio`"]);
+        }
+        if let Some(version) = self.mesh.control_plane.version.as_ref().filter(|_| !self.istio) {
             let text = match self.mesh.origin {
                 Origin::Mesh => format!("version {version} is Istio's; the small engine has Stolos' own, {VERSION}"),
                 _ => format!("the file wishes for Istio {version}; the small engine is Stolos' own, {VERSION}"),
@@ -291,6 +312,8 @@ struct Sketch {
     problems: Vec<Problem>,
     blast: Blast,
     leftovers: Vec<Leftover>,
+    /// The engine with its version.
+    engine: String,
 }
 
 impl Sketch {
@@ -303,6 +326,10 @@ impl Sketch {
             problems: vec![],
             blast: Blast::default(),
             leftovers: vec![],
+            engine: match mesh.control_plane.engine {
+                Engine::Istio => "istio".to_owned(),
+                _ => format!("stolos {VERSION}"),
+            },
         }
     }
 
@@ -417,7 +444,7 @@ impl Sketch {
         Ok(Plan {
             mesh: self.mesh,
             purpose,
-            engine: format!("stolos {VERSION}"),
+            engine: self.engine,
             members: members(scene),
             steps: ordered(self.drafts),
             blast: self.blast,

@@ -57,8 +57,13 @@ impl Plan {
     #[must_use]
     pub fn document(&self) -> Value {
         let step = |step: &Step| {
-            json!({"id": step.id, "action": step.action, "cluster": step.cluster, "because": step.because,
-                "after": step.after, "diff": step.diff})
+            let mut line = json!({"id": step.id, "action": step.action, "cluster": step.cluster,
+                "because": step.because, "after": step.after, "diff": step.diff});
+            let commands = step.change.commands();
+            if !commands.is_empty() {
+                line["commands"] = json!(commands);
+            }
+            line
         };
         json!({"apiVersion": "stolos.dev/v1alpha1", "kind": "Plan", "mesh": self.mesh, "purpose": self.purpose,
             "engine": self.engine, "clusters": self.members, "summary": self.summary(),

@@ -10,12 +10,17 @@
 mod build;
 mod compare;
 mod graph;
+#[cfg(test)]
+mod istio_tests;
 mod object;
 mod observed;
+mod operator;
+mod release;
 mod show;
 mod step;
 #[cfg(test)]
 mod tests;
+mod values;
 
 pub use build::{Blocked, Problem, Remembered, plan, remembered, teardown};
 pub use graph::{Blast, Leftover, Member, Note, Plan, Purpose, Summary};
@@ -23,7 +28,9 @@ pub use object::{
     CACERTS_SECRET, MANAGED_BY_LABEL, MANAGER, MEMBERSHIP, MESH_LABEL, READER_SERVICE_ACCOUNT, ROOT_CONFIG_MAP,
     SAMPLE_NAMESPACE, SYSTEM_NAMESPACE, is_owned, link_kubeconfig, ours, peer_secret, remote_secret_name, secret_text,
 };
-pub use observed::{ClusterState, Objects, Observed, RootFacts, Sight, StateFacts, Unreadable};
+pub use observed::{ClusterState, LocalChart, Objects, Observed, RootFacts, Sight, StateFacts, Unreadable};
+pub use operator::Operator;
+pub use release::{Chart, RELEASE_SECRET, Release, Uninstall};
 pub use show::Show;
 pub use step::{Action, Change, Condition, FieldDiff, ObjectDiff, ObjectKey, Step, StepId};
 

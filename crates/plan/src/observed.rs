@@ -15,6 +15,19 @@ pub struct Observed {
     pub clusters: BTreeMap<String, Sight>,
     /// What the state folder holds.
     pub state: StateFacts,
+    /// The charts in the folder that the mesh file names, if it names one.
+    pub charts: Vec<LocalChart>,
+}
+
+/// A chart in a folder.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LocalChart {
+    /// Its name, such as `istiod`.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+    /// Where it is, for `helm`: a folder or an archive.
+    pub path: String,
 }
 
 impl Observed {

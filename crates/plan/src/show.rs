@@ -2,7 +2,8 @@
 
 use std::fmt::Write as _;
 
-use crate::{Action, Plan, Purpose, Step};
+use crate::release::hidden;
+use crate::{Action, Change, Plan, Purpose, Step};
 
 /// How a plan is printed.
 #[derive(Clone, Copy, Debug, Default)]
@@ -67,6 +68,25 @@ impl Show {
         for step in steps {
             let line = format!("{} {:width$}  {}", step.action.symbol(), step.id, step.because);
             let _ = writeln!(out, "  {}", self.paint(step.action, &line));
+            for command in step.change.commands() {
+                // The rest is the same for all.
+                let command = match command.split_once(" --namespace") {
+                    Some((telling, _)) if !self.objects => format!("{telling} …"),
+                    _ => command,
+                };
+                let _ = writeln!(out, "      {}", self.escape("2", &format!("$ {command}")));
+            }
+            let given = match &step.change {
+                Change::Install { release, .. } => Some(&release.values),
+                Change::Operate { operator, .. } => Some(&operator.document["spec"]),
+                _ => None,
+            };
+            if let Some(given) = given.filter(|_| self.objects) {
+                let values = serde_json::to_string_pretty(&hidden(given)).unwrap_or_default();
+                for line in values.lines() {
+                    let _ = writeln!(out, "        {line}");
+                }
+            }
             for diff in &step.diff {
                 let one = step.diff.len() == 1 && diff.fields.is_empty();
                 if !one && (self.objects || diff.action != Action::Add || step.action == Action::Change) {

@@ -7,6 +7,8 @@ use stolos_pki::Certificate;
 
 use crate::Objects;
 use crate::object::{self, secret_text};
+use crate::operator::Operator;
+use crate::release::{Release, Uninstall};
 
 /// A readable name that is the same in every plan of a mesh, such as `trust/cluster-east-1/cacerts`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize)]
@@ -121,6 +123,38 @@ pub enum Change {
         /// The Secret without its data.
         secret: Value,
     },
+    /// Install a release with `helm`, or upgrade it.
+    #[serde(rename_all = "camelCase")]
+    Install {
+        /// The kubeconfig context of the cluster.
+        context: String,
+        /// The release.
+        release: Release,
+    },
+    /// Uninstall releases with `helm`, one after the other.
+    #[serde(rename_all = "camelCase")]
+    Uninstall {
+        /// The kubeconfig context of the cluster.
+        context: String,
+        /// The releases.
+        releases: Vec<Uninstall>,
+    },
+    /// Install what a document says with `istioctl`, and write down that it was done.
+    #[serde(rename_all = "camelCase")]
+    Operate {
+        /// The kubeconfig context of the cluster.
+        context: String,
+        /// The document.
+        operator: Operator,
+    },
+    /// Take away with `istioctl` what documents said, one after the other, and forget them.
+    #[serde(rename_all = "camelCase")]
+    Withdraw {
+        /// The kubeconfig context of the cluster.
+        context: String,
+        /// The documents.
+        operators: Vec<Operator>,
+    },
     /// Delete these objects, as long as they are still the ones that were seen.
     Remove {
         /// Key and UID of each.
@@ -136,6 +170,20 @@ pub enum Change {
         /// What is waited for.
         conditions: Vec<Condition>,
     },
+}
+
+impl Change {
+    /// The commands of other people's programs that it runs, as a shell would take them.
+    #[must_use]
+    pub fn commands(&self) -> Vec<String> {
+        match self {
+            Self::Install { context, release } => vec![release.command(context)],
+            Self::Uninstall { context, releases } => releases.iter().map(|release| release.command(context)).collect(),
+            Self::Operate { context, operator } => vec![operator.command(context, true)],
+            Self::Withdraw { context, operators } => operators.iter().map(|o| o.command(context, false)).collect(),
+            _ => vec![],
+        }
+    }
 }
 
 /// Something that becomes true after a write, by somebody else's hand.

@@ -12,7 +12,7 @@ use stolos_spec::{Mesh, Mtls, Sample, SourceText, read};
 
 use crate::*;
 
-const DAY: Duration = Duration::from_secs(86_400);
+pub(crate) const DAY: Duration = Duration::from_secs(86_400);
 
 fn mesh(clusters: &[(&str, &str)]) -> Mesh {
     let cluster = |(name, network): &(&str, &str)| json!({"name": name, "context": format!("context-{name}"), "network": network});
@@ -33,17 +33,21 @@ fn three() -> Mesh {
 
 /// Clusters and a state folder that do what steps say.
 #[derive(Clone)]
-struct World {
-    observed: Observed,
+pub(crate) struct World {
+    pub(crate) observed: Observed,
     root: Option<std::sync::Arc<Authority>>,
     made: u32,
 }
 
 impl World {
-    fn new(names: &[&str]) -> Self {
+    pub(crate) fn new(names: &[&str]) -> Self {
         let now = UNIX_EPOCH + 20_000 * DAY;
         let state = StateFacts { folder: "/state".into(), ..StateFacts::default() };
-        let mut world = Self { observed: Observed { now, clusters: Default::default(), state }, root: None, made: 0 };
+        let mut world = Self {
+            observed: Observed { now, clusters: Default::default(), state, charts: vec![] },
+            root: None,
+            made: 0,
+        };
         names.iter().for_each(|name| world.join(name));
         world
     }
@@ -61,14 +65,14 @@ impl World {
         self.observed.clusters.insert(name.into(), Sight::Seen(state));
     }
 
-    fn state(&mut self, cluster: &str) -> &mut ClusterState {
+    pub(crate) fn state(&mut self, cluster: &str) -> &mut ClusterState {
         match self.observed.clusters.get_mut(cluster) {
             Some(Sight::Seen(state)) => state,
             _ => panic!("{cluster} is not there"),
         }
     }
 
-    fn run(&mut self, plan: &Plan) {
+    pub(crate) fn run(&mut self, plan: &Plan) {
         let mut done = BTreeSet::new();
         for step in &plan.steps {
             assert!(step.after.is_subset(&done), "{} is too early", step.id);
@@ -77,7 +81,7 @@ impl World {
         }
     }
 
-    fn carry_out(&mut self, step: &Step) {
+    pub(crate) fn carry_out(&mut self, step: &Step) {
         let now = self.observed.now;
         self.made += 1;
         let uid = format!("made-{}", self.made);
@@ -138,7 +142,8 @@ impl World {
                     let state = self.state(&cluster);
                     let Some(gone) = state.objects.remove(key) else { continue };
                     assert_eq!(gone["metadata"]["uid"], **uid, "{key}");
-                    assert!(is_owned("mymesh", &gone) || key.name == ROOT_CONFIG_MAP, "{key} is not ours");
+                    let ours = is_owned("mymesh", &gone) || key.kind == "CustomResourceDefinition";
+                    assert!(ours || key.name == ROOT_CONFIG_MAP, "{key} is not ours");
                     if key.kind == "Namespace" {
                         let inside: Vec<_> = state.objects.iter().map(|(k, _)| k.clone()).collect();
                         for inside in inside.iter().filter(|k| k.namespace.as_ref() == Some(&key.name)) {
@@ -146,6 +151,14 @@ impl World {
                         }
                     }
                 }
+            }
+            Change::Install { release, .. } => self.helm_install(&cluster, release, &uid),
+            Change::Operate { operator, .. } => self.operate(&cluster, operator, &uid),
+            Change::Withdraw { operators, .. } => {
+                operators.iter().for_each(|gone| self.withdraw(&cluster, gone));
+            }
+            Change::Uninstall { releases, .. } => {
+                releases.iter().for_each(|gone| self.helm_uninstall(&cluster, gone));
             }
             Change::Release { object } => {
                 let state = self.state(&cluster);
@@ -160,6 +173,113 @@ impl World {
                 }
             }
         }
+    }
+
+    /// What Istio's charts make, as far as a plan looks at it.
+    fn helm_install(&mut self, cluster: &str, release: &Release, uid: &str) {
+        let annotations = json!({"meta.helm.sh/release-name": release.name,
+            "meta.helm.sh/release-namespace": release.namespace, "helm.sh/resource-policy": "keep"});
+        let marks = json!({"annotations": annotations, "labels": {"app.kubernetes.io/managed-by": "Helm"}});
+        let chart = release.chart.reference.rsplit('/').next().unwrap();
+        self.make(cluster, chart, &release.name, &release.values["networkGateway"], &marks, uid);
+        let version = release.chart.version.clone().unwrap_or_else(|| "1.28.0".into());
+        let version = version.strip_prefix('~').map_or(version.clone(), |minor| minor.replace(".0", ".3"));
+        let state = self.state(cluster);
+        let before =
+            state.objects.kind("Secret").filter(|(key, _)| key.name.contains(&format!(".{}.v", release.name))).count();
+        let revision = before as u64 + 1;
+        state.objects.put(crate::release::tests::secret(release, revision, "deployed", &version));
+    }
+
+    /// As `istioctl` does it.
+    fn operate(&mut self, cluster: &str, operator: &Operator, uid: &str) {
+        let marks = json!({"labels": {"install.operator.istio.io/owning-resource": operator.name}});
+        let spec = &operator.document["spec"];
+        if spec["profile"] == "empty" {
+            let gateway = &spec["components"]["ingressGateways"][0];
+            let network = gateway["label"]["topology.istio.io/network"].clone();
+            self.make(cluster, "gateway", gateway["name"].as_str().unwrap(), &network, &marks, uid);
+        } else {
+            let name = spec["revision"].as_str().map_or("istiod".to_owned(), |revision| format!("istiod-{revision}"));
+            self.make(cluster, "base", "base", &Value::Null, &marks, uid);
+            self.make(cluster, "istiod", &name, &Value::Null, &marks, uid);
+        }
+        let mut record = operator.record();
+        record["metadata"]["uid"] = format!("{uid}-record").into();
+        self.state(cluster).objects.put(record);
+    }
+
+    fn make(&mut self, cluster: &str, chart: &str, name: &str, network: &Value, marks: &Value, uid: &str) {
+        let state = self.state(cluster);
+        let metadata = |name: &str, app: &str| {
+            let mut metadata = marks.clone();
+            metadata["name"] = name.into();
+            metadata["namespace"] = "istio-system".into();
+            metadata["labels"]["app"] = app.into();
+            metadata["uid"] = format!("{uid}-{name}").into();
+            metadata
+        };
+        let app = if chart == "istiod" { "istiod" } else { name };
+        let deployment = json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": metadata(name, app),
+            "spec": {"selector": {"matchLabels": {"app": name}}}});
+        let made: Vec<Value> = match chart {
+            "base" => {
+                let account = json!({"apiVersion": "v1", "kind": "ServiceAccount",
+                    "metadata": metadata(READER_SERVICE_ACCOUNT, "istio-reader")});
+                let crds = stolos_k8s::istio::crds().into_iter().map(|mut crd| {
+                    crd["metadata"]["annotations"] = marks["annotations"].clone();
+                    crd["metadata"]["labels"] = marks["labels"].clone();
+                    crd["metadata"]["uid"] = format!("{uid}-{}", crd["metadata"]["name"]).into();
+                    crd
+                });
+                crds.chain([account]).collect()
+            }
+            "istiod" => {
+                let mut webhook = json!({"apiVersion": "admissionregistration.k8s.io/v1",
+                    "kind": "MutatingWebhookConfiguration", "metadata": marks.clone(),
+                    "webhooks": [{"name": "a", "clientConfig": {}}]});
+                webhook["metadata"]["name"] = name.replace("istiod", "istio-sidecar-injector").into();
+                vec![deployment, webhook]
+            }
+            _ => {
+                let mut service = json!({"apiVersion": "v1", "kind": "Service", "metadata": metadata(name, name)});
+                service["metadata"]["labels"]["topology.istio.io/network"] = network.clone();
+                vec![deployment, service]
+            }
+        };
+        for mut object in made {
+            // What is there stays the object that it is.
+            if let Some(there) = state.objects.get(&ObjectKey::of(&object)) {
+                object["metadata"]["uid"] = there["metadata"]["uid"].clone();
+            }
+            state.objects.put(object);
+        }
+    }
+
+    /// What `istioctl` made goes, but for the definitions, and the memory of it.
+    fn withdraw(&mut self, cluster: &str, operator: &Operator) {
+        let state = self.state(cluster);
+        let goes = |key: &ObjectKey, object: &Value| {
+            let of =
+                object["metadata"]["labels"]["install.operator.istio.io/owning-resource"] == operator.name.as_str();
+            (of && key.kind != "CustomResourceDefinition") || *key == ObjectKey::of(&operator.record())
+        };
+        let keys: Vec<_> = state.objects.iter().filter(|(k, o)| goes(k, o)).map(|(k, _)| k.clone()).collect();
+        assert!(!keys.is_empty(), "{} is not there", operator.name);
+        keys.iter().for_each(|key| drop(state.objects.remove(key)));
+    }
+
+    /// Objects of the release go, but for what says that it is to be kept, and so does Helm's memory of it.
+    fn helm_uninstall(&mut self, cluster: &str, gone: &Uninstall) {
+        let state = self.state(cluster);
+        let goes = |key: &ObjectKey, object: &Value| {
+            let of = object["metadata"]["annotations"]["meta.helm.sh/release-name"] == gone.name.as_str();
+            (of && key.kind != "CustomResourceDefinition")
+                || key.name.starts_with(&format!("sh.helm.release.v1.{}.v", gone.name))
+        };
+        let keys: Vec<_> = state.objects.iter().filter(|(k, o)| goes(k, o)).map(|(k, _)| k.clone()).collect();
+        assert!(!keys.is_empty(), "{} is not there", gone.name);
+        keys.iter().for_each(|key| drop(state.objects.remove(key)));
     }
 
     fn apply_secret(&mut self, cluster: &str, secret: &Value, uid: &str) {
@@ -226,7 +346,7 @@ fn applied(live: Option<&Value>, object: &Value) -> Value {
     stolos_k8s::ssa::apply(live, object, &write, true).unwrap()
 }
 
-fn ids(plan: &Plan) -> Vec<String> {
+pub(crate) fn ids(plan: &Plan) -> Vec<String> {
     plan.steps.iter().map(|s| format!("{} {}", s.action.symbol(), s.id)).collect()
 }
 
@@ -409,7 +529,7 @@ fn what_blocks_is_said_all_at_once() {
     assert_eq!(said(&mixed, &mesh), ["engine-mixed"]);
     let mut real = mixed.clone();
     real.state("a").is_lab = false;
-    assert_eq!(said(&real, &mesh), ["engine-istio"]);
+    assert_eq!(said(&real, &mesh), ["engine-changed", "engine-changed"]);
 
     let mut twice = world.clone();
     twice.state("b").uid = "uid-a".into();

@@ -1,6 +1,6 @@
 //! Helm values laid over what Stolos computes: `base.yaml` beside a topology.yaml, or `spec.controlPlane.values`.
 
-use crate::mesh::{Mesh, Mtls};
+use crate::mesh::{Engine, Mesh, Mtls};
 use crate::problem::{At, Notes, quoted};
 use crate::yaml::{Node, Value, name_of};
 
@@ -46,6 +46,7 @@ pub(crate) fn read(notes: &mut Notes<'_>, node: &Node, path: &str, mesh: &Mesh) 
 fn operator(notes: &mut Notes<'_>, node: &Node, path: &str, mesh: &Mesh) -> Option<Overlay> {
     let mut keys = Keys::new(mesh);
     let mut values = serde_json::Map::new();
+    let mut below_values = serde_json::Map::new();
     let path_of = |key: &str| if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") };
     let spec = match node.get("spec") {
         Some(spec) if !spec.is_null() => spec,
@@ -66,7 +67,17 @@ fn operator(notes: &mut Notes<'_>, node: &Node, path: &str, mesh: &Mesh) -> Opti
                         keys.trust_domain = field.value.text().map(|t| (t.to_owned(), field.value.at));
                     } else {
                         keys.leaves(&field.value, &format!("{path}.{}", field.key));
+                        // The charts have it among their values.
+                        if let Some(settings) = below(&mut below_values, "meshConfig") {
+                            settings.insert(field.key.clone(), field.value.json());
+                        }
                     }
+                }
+            }
+            "hub" | "tag" => {
+                keys.leaves(&entry.value, &path);
+                if let Some(global) = below(&mut below_values, "global") {
+                    global.insert(entry.key.clone(), entry.value.json());
                 }
             }
             "components" | "addonComponents" => {
@@ -74,13 +85,27 @@ fn operator(notes: &mut Notes<'_>, node: &Node, path: &str, mesh: &Mesh) -> Opti
                     let path = format!("{path}.{}", component.key);
                     if !keys.is_gone(notes, &component.key, component.key_at, &path) {
                         keys.leaves(&component.value, &path);
+                        keys.placeless(&component.value, &path);
                     }
                 }
             }
-            _ => keys.leaves(&entry.value, &path),
+            _ => {
+                keys.leaves(&entry.value, &path);
+                keys.placeless(&entry.value, &path);
+            }
         }
     }
-    Some(keys.finish(notes, values, path))
+    // What stands under `values` itself wins over the operator's own words for the same.
+    merge(&mut below_values, values);
+    Some(keys.finish(notes, below_values, path))
+}
+
+/// The map at `key`, made where there is none.
+fn below<'v>(
+    values: &'v mut serde_json::Map<String, serde_json::Value>,
+    key: &str,
+) -> Option<&'v mut serde_json::Map<String, serde_json::Value>> {
+    values.entry(key).or_insert_with(|| serde_json::json!({})).as_object_mut()
 }
 
 /// Parts of Istio 1.4 that no supported Istio has.
@@ -93,6 +118,9 @@ struct Keys {
     trust_domain: Option<(String, At)>,
     /// What the small engine does not act on.
     passive: Vec<String>,
+    /// What has no place in Istio's charts either.
+    placeless: Vec<String>,
+    engine: Engine,
 }
 
 impl Keys {
@@ -127,6 +155,8 @@ impl Keys {
             mtls: None,
             trust_domain: None,
             passive: Vec::new(),
+            placeless: Vec::new(),
+            engine: mesh.control_plane.engine,
         }
     }
 
@@ -238,18 +268,25 @@ impl Keys {
     }
 
     fn leaves(&mut self, node: &Node, path: &str) {
-        match &node.value {
-            Value::Map(entries) if !entries.is_empty() => {
-                for entry in entries {
-                    self.leaves(&entry.value, &format!("{path}.{}", entry.key));
-                }
-            }
-            _ => self.passive.push(path.to_owned()),
-        }
+        paths(node, path, &mut self.passive);
+    }
+
+    fn placeless(&mut self, node: &Node, path: &str) {
+        paths(node, path, &mut self.placeless);
     }
 
     fn finish(self, notes: &mut Notes<'_>, values: serde_json::Map<String, serde_json::Value>, path: &str) -> Overlay {
-        if !self.passive.is_empty() {
+        if self.engine == Engine::Istio {
+            if !self.placeless.is_empty() {
+                let list: Vec<_> = self.placeless.iter().map(|key| quoted(key)).collect();
+                notes.warn(
+                    None,
+                    format!("keys of an IstioOperator that are no values of Istio's charts: {}", list.join(", ")),
+                    "they are ignored; what a chart's values can say goes under `values`, what concerns gateways under \
+                     `controlPlane.gateways`",
+                );
+            }
+        } else if !self.passive.is_empty() {
             let list: Vec<_> = self.passive.iter().map(|key| quoted(key)).collect();
             let place = if path.is_empty() { String::new() } else { format!("`{path}` sets ") };
             notes.warn(
@@ -259,6 +296,15 @@ impl Keys {
             );
         }
         Overlay { mtls: self.mtls, trust_domain: self.trust_domain, values }
+    }
+}
+
+fn paths(node: &Node, path: &str, found: &mut Vec<String>) {
+    match &node.value {
+        Value::Map(entries) if !entries.is_empty() => {
+            entries.iter().for_each(|entry| paths(&entry.value, &format!("{path}.{}", entry.key), found));
+        }
+        _ => found.push(path.to_owned()),
     }
 }
 

@@ -60,11 +60,7 @@ pub(crate) fn mesh(name: MeshName, origin: Origin) -> Mesh {
             intermediates: IntermediateTrust { validity: DAY * 730, renew_before: DAY * 30 },
         },
         name,
-        control_plane: ControlPlane {
-            engine: Engine::Auto,
-            version: None,
-            values: serde_json::Value::Object(serde_json::Map::new()),
-        },
+        control_plane: ControlPlane::of(Engine::Auto),
         clusters: Vec::new(),
         mtls: Mtls::Strict,
         expose: vec!["*.local".to_owned()],

@@ -20,7 +20,10 @@ mod yaml;
 
 pub use draft::{DEFAULT_NETWORK, DEFAULT_TRUST_DOMAIN};
 pub use file::{Reading, read, recognise};
-pub use mesh::{Api, Cluster, ControlPlane, Engine, IntermediateTrust, Mesh, Mtls, Origin, Role, Root, Sample, Trust};
+pub use mesh::{
+    Api, Charts, Cluster, ControlPlane, Engine, Gateways, ISTIO_CHARTS, Installer, IntermediateTrust, Mesh, Mtls,
+    Origin, Role, Root, Sample, Trust,
+};
 pub use mesh_file::API_VERSION;
 pub use name::{ClusterName, MeshName, NameError, NetworkName};
 pub use problem::{Place, Problem, Problems, SourceText, Warning};

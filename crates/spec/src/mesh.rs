@@ -166,6 +166,65 @@ pub struct ControlPlane {
     pub version: Option<String>,
     /// Helm values overlaid on what Stolos computes; Stolos' own always win.
     pub values: serde_json::Value,
+    /// Which program installs Istio. The small engine needs none.
+    pub installer: Installer,
+    /// Where Istio's charts come from.
+    pub charts: Charts,
+    /// The revision of Istio's control plane; none is the one it calls `default`.
+    pub revision: Option<String>,
+    /// What stands under `gateways`.
+    pub gateways: Gateways,
+}
+
+impl ControlPlane {
+    /// As a file has it that says nothing about it.
+    #[must_use]
+    pub fn of(engine: Engine) -> Self {
+        Self {
+            engine,
+            version: None,
+            values: serde_json::Value::Object(serde_json::Map::new()),
+            installer: Installer::Helm,
+            charts: Charts::Repository(ISTIO_CHARTS.to_owned()),
+            revision: None,
+            gateways: Gateways::default(),
+        }
+    }
+}
+
+/// Where Istio publishes its charts.
+pub const ISTIO_CHARTS: &str = "https://istio-release.storage.googleapis.com/charts";
+
+/// Which program installs Istio.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Installer {
+    /// `helm`, version 3 or 4, with Istio's charts.
+    Helm,
+    /// `istioctl` of the version that is to be installed.
+    Istioctl,
+}
+
+/// Where Istio's charts come from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Charts {
+    /// A chart repository.
+    Repository(String),
+    /// An OCI registry: what stands before `/base`, `/istiod` and `/gateway`.
+    Registry(String),
+    /// A folder with the charts, unpacked or as archives: nothing is fetched.
+    Folder(PathBuf),
+}
+
+/// Values of Istio's chart `gateway`; what the mesh needs of them always wins.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Gateways {
+    /// For the east-west gateway of each cluster.
+    pub eastwest: serde_json::Map<String, serde_json::Value>,
+    /// For an ingress gateway in each cluster; none, and there is none.
+    pub ingress: Option<serde_json::Map<String, serde_json::Value>>,
 }
 
 /// Which control plane and proxies a mesh is made of.

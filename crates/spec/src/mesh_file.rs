@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::draft::{self, DEFAULT_NETWORK, Member};
-use crate::mesh::{Api, Engine, Mesh, Mtls, Origin, Root, Sample};
+use crate::mesh::{Api, Charts, Engine, Installer, Mesh, Mtls, Origin, Root, Sample};
 use crate::problem::{At, Notes, nearest, one_of, quoted};
 use crate::yaml::{Fields, Node, Unknown, Value};
 use crate::{ClusterName, MeshName, NetworkName};
@@ -19,7 +19,7 @@ const SHORT: &[&str] = &["name", "trust", "controlPlane", "clusters", "mtls", "e
 const TRUST: &[&str] = &["domain", "organization", "root", "intermediates"];
 const ROOT: &[&str] = &["selfSigned", "files", "exec"];
 const INTERMEDIATES: &[&str] = &["validity", "renewBefore"];
-const CONTROL_PLANE: &[&str] = &["engine", "version", "values"];
+const CONTROL_PLANE: &[&str] = &["engine", "version", "values", "installer", "charts", "revision", "gateways"];
 const CLUSTER: &[&str] = &["name", "context", "kubeconfig", "network", "region", "zone", "controlPlane", "api"];
 
 /// The name of a mesh whose short form names none.
@@ -304,11 +304,71 @@ fn control_plane(notes: &mut Notes<'_>, node: &Node, path: &str, mesh: &mut Mesh
         }
         mesh.control_plane.version = Some(text.to_owned());
     }
+    if let Some((text, at)) = fields.text(notes, "installer") {
+        let choices = [("helm", Installer::Helm), ("istioctl", Installer::Istioctl)];
+        mesh.control_plane.installer = choice(notes, text, at, "installer", &choices).unwrap_or(Installer::Helm);
+    }
+    if let Some((text, at)) = fields.text(notes, "charts")
+        && let Some(charts) = charts(notes, text, at)
+    {
+        mesh.control_plane.charts = charts;
+    }
+    if let Some((text, at)) = fields.text(notes, "revision") {
+        match ClusterName::parse(text) {
+            // The revision that Istio calls `default` is the one without a name.
+            Ok(_) => mesh.control_plane.revision = Some(text.to_owned()).filter(|r| r != "default"),
+            Err(error) => {
+                let problem = notes.problem(at, format!("{} is not a revision: {}", quoted(text), error.why));
+                problem.hint(format!("write `{}`", text.to_lowercase().replace(['.', '_'], "-")));
+            }
+        }
+    }
+    if let Some(node) = fields.node("gateways") {
+        gateways(notes, node, &fields.path_of("gateways"), mesh);
+    }
     if let Some(values) = fields.node("values")
         && let Some(overlay) = crate::base::read(notes, values, &fields.path_of("values"), mesh)
     {
         crate::topology::accept(notes, overlay, mesh);
     }
+}
+
+/// Where Istio's charts come from: a repository, a registry, or a folder beside the mesh file.
+fn charts(notes: &mut Notes<'_>, text: &str, at: At) -> Option<Charts> {
+    let place = text.trim_end_matches('/');
+    match place.split_once("://") {
+        Some(("https" | "http", rest)) if !rest.is_empty() => Some(Charts::Repository(place.to_owned())),
+        Some(("oci", rest)) if !rest.is_empty() => Some(Charts::Registry(place.to_owned())),
+        None if !place.is_empty() => {
+            let folder = notes.file().path.parent().map(PathBuf::from).unwrap_or_default();
+            Some(Charts::Folder(folder.join(place)))
+        }
+        _ => {
+            notes
+                .problem(at, format!("{} is no place for charts", quoted(text)))
+                .expected("a repository (`https://…`), a registry (`oci://…`) or a folder");
+            None
+        }
+    }
+}
+
+fn gateways(notes: &mut Notes<'_>, node: &Node, path: &str, mesh: &mut Mesh) {
+    let Some(fields) = Fields::of(notes, node, path, &["eastwest", "ingress"], Unknown::Refused) else { return };
+    let mut values = |key: &str| {
+        let node = fields.node(key)?;
+        match (node.json(), node.boolean()) {
+            (serde_json::Value::Object(values), _) => Some(values),
+            (serde_json::Value::Null, _) | (_, Some(true)) => Some(serde_json::Map::new()),
+            (_, Some(false)) => None,
+            _ => {
+                let what = format!("`{}` is {}", fields.path_of(key), node.description());
+                notes.problem(node.at, what).expected("a map of values of Istio's chart `gateway`, or `true`");
+                None
+            }
+        }
+    };
+    mesh.control_plane.gateways.eastwest = values("eastwest").unwrap_or_default();
+    mesh.control_plane.gateways.ingress = values("ingress");
 }
 
 fn trust(notes: &mut Notes<'_>, node: &Node, path: &str, mesh: &mut Mesh) {

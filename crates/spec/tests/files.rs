@@ -1,6 +1,6 @@
 //! The files of other systems, read unmodified, and what people are told about them.
 
-use stolos_spec::{Mtls, Origin, Reading, Sample, SourceText, read};
+use stolos_spec::{Charts, Installer, Mtls, Origin, Reading, Sample, SourceText, read};
 
 fn text(path: &str) -> SourceText {
     let whole = format!("{}/tests/inputs/{path}", env!("CARGO_MANIFEST_DIR"));
@@ -97,7 +97,7 @@ spec:
 ";
     let reading = read(&text("setup-mesh/topology.yaml"), Some(&SourceText::new("base.yaml", base))).unwrap();
     assert_eq!(reading.mesh.mtls, Mtls::Permissive);
-    insta::assert_snapshot!(reading.mesh.control_plane.values, @r#"{"global":{"proxy":{"logLevel":"info"}},"pilot":{"traceSampling":10}}"#);
+    insta::assert_snapshot!(reading.mesh.control_plane.values, @r#"{"global":{"proxy":{"logLevel":"info"}},"meshConfig":{"accessLogFile":"/dev/stdout"},"pilot":{"traceSampling":10}}"#);
     insta::assert_snapshot!(warnings(&reading), @r#"
     warning: `spec.components.citadel` configures a part that Istio no longer has
      --> base.yaml:8:5
@@ -549,7 +549,16 @@ spec:
       "controlPlane": {
         "engine": "auto",
         "version": "1.28.0",
-        "values": {}
+        "values": {},
+        "installer": "helm",
+        "charts": {
+          "repository": "https://istio-release.storage.googleapis.com/charts"
+        },
+        "revision": null,
+        "gateways": {
+          "eastwest": {},
+          "ingress": null
+        }
       },
       "clusters": [
         {
@@ -1047,4 +1056,65 @@ mod laws {
         never_panics(format!("kind: Mesh{}\n", "x".repeat(1_000_000)));
         never_panics("a: &a [*a]".to_owned());
     }
+}
+
+/// What engine `istio` is told besides a version.
+#[test]
+fn where_istio_comes_from_and_what_it_is_told() {
+    let file = |control: &str| {
+        let text = format!(
+            "kind: Mesh\napiVersion: stolos.dev/v1alpha1\nmetadata: {{name: m}}\nspec:\n  clusters: [a]\n  controlPlane: {control}\n"
+        );
+        read(&SourceText::new("/meshes/mesh.yaml", &text), None)
+    };
+    let charts = |text: &str| file(&format!("{{charts: '{text}'}}")).unwrap().mesh.control_plane.charts;
+    assert_eq!(charts("https://charts.example.com/"), Charts::Repository("https://charts.example.com".into()));
+    assert_eq!(charts("oci://registry.example.com/istio"), Charts::Registry("oci://registry.example.com/istio".into()));
+    assert_eq!(charts("charts/1.28"), Charts::Folder("/meshes/charts/1.28".into()));
+    assert_eq!(charts("/opt/charts"), Charts::Folder("/opt/charts".into()));
+
+    let told = file(
+        "{engine: istio, installer: istioctl, revision: 1-28-0, gateways: {eastwest: {replicaCount: 2}, ingress: true}}",
+    );
+    let told = told.unwrap().mesh.control_plane;
+    assert_eq!((told.installer, told.revision.as_deref()), (Installer::Istioctl, Some("1-28-0")));
+    assert_eq!(told.gateways.eastwest["replicaCount"], 2);
+    assert_eq!(told.gateways.ingress, Some(serde_json::Map::new()));
+
+    for (control, says) in [
+        ("{charts: 'ftp://x'}", "is no place for charts"),
+        ("{installer: kustomize}", "is not a known installer"),
+        ("{revision: 1.28.0}", "is not a revision"),
+        ("{gateways: {ingress: 7}}", "`spec.controlPlane.gateways.ingress` is"),
+    ] {
+        let problems = file(control).unwrap_err().to_string();
+        assert!(problems.contains(says), "{problems}");
+    }
+}
+
+/// An IstioOperator's own words become the charts' values; what the charts have no place for is named.
+#[test]
+fn an_operator_is_read_as_values_where_the_engine_is_istio() {
+    let text = "kind: Mesh
+apiVersion: stolos.dev/v1alpha1
+metadata: {name: m}
+spec:
+  clusters: [a]
+  controlPlane:
+    engine: istio
+    values:
+      apiVersion: install.istio.io/v1alpha1
+      kind: IstioOperator
+      spec:
+        profile: demo
+        hub: registry.example.com/istio
+        tag: 1.28.0
+        meshConfig: {accessLogFile: /dev/stdout, outboundTrafficPolicy: {mode: REGISTRY_ONLY}}
+        values: {pilot: {traceSampling: 10}, meshConfig: {accessLogFile: /dev/stderr}}
+";
+    let reading = read(&SourceText::new("mesh.yaml", text), None).unwrap();
+    insta::assert_snapshot!(reading.mesh.control_plane.values, @r#"{"global":{"hub":"registry.example.com/istio","tag":"1.28.0"},"meshConfig":{"accessLogFile":"/dev/stderr","outboundTrafficPolicy":{"mode":"REGISTRY_ONLY"}},"pilot":{"traceSampling":10}}"#);
+    let warnings: Vec<_> = reading.warnings.iter().map(ToString::to_string).collect();
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    assert!(warnings[0].contains("`spec.controlPlane.values.spec.profile`"), "{}", warnings[0]);
 }

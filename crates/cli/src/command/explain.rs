@@ -14,16 +14,28 @@ pub(crate) struct ExplainArgs {
 /// Every finding: its id, what it means, what to do.
 const FINDINGS: &[(&str, &str, &str)] = &[
     (
-        "engine-istio",
-        "The clusters are not lab clusters, so the mesh would have to be made of real Istio, and this version of Stolos \
-         has only its own small engine.",
-        "Use lab clusters (`stolos lab up -f FILE`), or wait for the engine `istio`.",
+        "charts",
+        "The mesh file names a folder with Istio's charts (`controlPlane.charts`), and a chart that is needed is not in it, \
+         or is there in another version than the file asks for.",
+        "Put `base`, `istiod` and `gateway` there, as folders or as `NAME-VERSION.tgz` (`helm pull`), or name the \
+         `manifests/charts` of an unpacked Istio release.",
+    ),
+    (
+        "engine-changed",
+        "The mesh in the cluster was built with the small engine, and the file now asks for real Istio (or the other way \
+         round). Both would have the same names.",
+        "`stolos teardown`, then apply the file with the other engine; or go back to the engine there is.",
     ),
     (
         "engine-mixed",
         "Some clusters of the mesh are lab clusters and some are not. Traffic cannot go between them: a lab's networks \
          exist inside one machine.",
         "Take the ones or the others out of the mesh file.",
+    ),
+    (
+        "istio-version",
+        "The mesh file asks for an Istio that is older than 1.20. Older ones are read, but not installed.",
+        "Name a later version as `spec.controlPlane.version`.",
     ),
     (
         "no-cluster",
@@ -48,6 +60,12 @@ const FINDINGS: &[(&str, &str, &str)] = &[
          the two would refuse each other.",
         "Name the folder the mesh was built with (`--state DIR` or `STOLOS_STATE`), or give that root as \
          `spec.trust.root.files`.",
+    ),
+    (
+        "revision",
+        "The mesh file names a revision of the control plane, which only Istio has; the small engine has one control plane \
+         in each cluster.",
+        "Leave `controlPlane.revision` out, or use `engine: istio`.",
     ),
     (
         "root-exec",

@@ -87,6 +87,7 @@ impl Scene {
         let hear = |news: News<'_>| match news {
             News::Started(step) => progress.begin(step.id.as_str(), &format!("{} {}", step.action.symbol(), step.id)),
             News::Waiting(step, what) => progress.note(step.id.as_str(), &format!("{} waiting for {what}", step.id)),
+            News::Said(step, line) => progress.said(&format!("{}: {line}", step.id)),
             News::Done(step, _) => progress.end(step.id.as_str(), Mark::Done, step.id.as_str()),
             News::Failed(step, why) => progress.end(step.id.as_str(), Mark::Failed, &format!("{}: {why}", step.id)),
             News::Skipped(step, after) => {

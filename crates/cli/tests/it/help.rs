@@ -69,18 +69,21 @@ fn findings_are_explained_by_id() {
     insta::assert_snapshot!(desk.run(["explain"]).shown(), @r#"
     exit 0
     --- stdout
-    ID            MEANING
-    engine-istio  The clusters are not lab clusters, so the mesh would have to be made of real Istio, and this version of Stolos has only its own small engine
-    engine-mixed  Some clusters of the mesh are lab clusters and some are not
-    no-cluster    None of the mesh's clusters answered, so nothing is known and nothing may be changed
-    no-root       Clusters of this mesh are built already, but the state folder has no root to issue certificates from
-    other-mesh    A cluster carries objects of another mesh of Stolos'
-    other-root    A cluster's signing certificate (Secret `cacerts`) comes from another root than the state folder's
-    root-exec     The mesh file leaves signing to a program of your own (`trust.root.exec`), which this version cannot use yet
-    root-key      A new certificate is needed, and the root's key cannot be used
-    root-refused  The root certificate that the mesh file names cannot be used
-    same-cluster  Two entries of the mesh file lead to one cluster
-    unreachable   A cluster did not answer in time
+    ID              MEANING
+    charts          The mesh file names a folder with Istio's charts (`controlPlane.charts`), and a chart that is needed is not in it, or is there in another version than the file asks for
+    engine-changed  The mesh in the cluster was built with the small engine, and the file now asks for real Istio (or the other way round)
+    engine-mixed    Some clusters of the mesh are lab clusters and some are not
+    istio-version   The mesh file asks for an Istio that is older than 1.20
+    no-cluster      None of the mesh's clusters answered, so nothing is known and nothing may be changed
+    no-root         Clusters of this mesh are built already, but the state folder has no root to issue certificates from
+    other-mesh      A cluster carries objects of another mesh of Stolos'
+    other-root      A cluster's signing certificate (Secret `cacerts`) comes from another root than the state folder's
+    revision        The mesh file names a revision of the control plane, which only Istio has; the small engine has one control plane in each cluster
+    root-exec       The mesh file leaves signing to a program of your own (`trust.root.exec`), which this version cannot use yet
+    root-key        A new certificate is needed, and the root's key cannot be used
+    root-refused    The root certificate that the mesh file names cannot be used
+    same-cluster    Two entries of the mesh file lead to one cluster
+    unreachable     A cluster did not answer in time
     --- stderr
     "#);
     insta::assert_snapshot!(desk.run(["explain", "other-root"]).shown(), @r#"

@@ -7,6 +7,7 @@
 mod crash_sweep;
 mod envoy;
 mod faults;
+mod helm;
 mod join_and_leave;
 mod lists;
 mod ristioctl;

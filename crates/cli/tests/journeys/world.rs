@@ -62,6 +62,7 @@ impl World {
             .env("TMPDIR", std::env::temp_dir())
             .env("XDG_STATE_HOME", self.path("state"))
             .env("KUBECONFIG", self.path("kubeconfig"))
+            .envs(std::env::var_os("STOLOS_HELM").map(|helm| ("STOLOS_HELM", helm)))
             .stdin(Stdio::null())
             .kill_on_drop(true);
         command

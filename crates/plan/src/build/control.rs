@@ -234,7 +234,7 @@ fn injector() -> Value {
     })
 }
 
-fn mtls(mesh: &Mesh) -> Value {
+pub(super) fn mtls(mesh: &Mesh) -> Value {
     let mode = match mesh.mtls {
         Mtls::Strict => "STRICT",
         Mtls::Permissive => "PERMISSIVE",
@@ -245,7 +245,7 @@ fn mtls(mesh: &Mesh) -> Value {
 
 /// Remembers who is in the mesh. A cluster that left is forgotten only after its traces are gone, so that a run that
 /// was cut short, or could not reach it, finds it again.
-fn membership(scene: &Scene<'_>, sketch: &mut Sketch, name: &str, state: &ClusterState) {
+pub(super) fn membership(scene: &Scene<'_>, sketch: &mut Sketch, name: &str, state: &ClusterState) {
     let mut members: Vec<Remembered> = scene.mesh.clusters.iter().filter_map(|c| member(scene, c, state)).collect();
     let mut after = vec![id("trust", name, "namespace")];
     for (former, record) in &scene.former {

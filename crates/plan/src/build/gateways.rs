@@ -79,7 +79,7 @@ fn service(cluster: &Cluster) -> Value {
             "ports": [port("status-port", 15021), port("tls", 15443)]}})
 }
 
-fn expose(mesh: &Mesh) -> Value {
+pub(super) fn expose(mesh: &Mesh) -> Value {
     json!({"apiVersion": "networking.istio.io/v1", "kind": "Gateway",
         "metadata": {"name": "cross-network-gateway", "namespace": SYSTEM_NAMESPACE, "labels": {}},
         "spec": {"selector": {"istio": "eastwestgateway"}, "servers": [{

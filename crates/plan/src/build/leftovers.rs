@@ -9,12 +9,14 @@ use serde_json::Value;
 
 use super::control::{INJECTOR, ISTIOD};
 use super::gateways::GATEWAY;
-use super::{Scene, Sketch, id};
+use super::{Scene, Sketch, id, istio};
 use crate::graph::Work;
 use crate::object::{
     CACERTS_SECRET, MANAGED_BY_LABEL, MANAGER, MEMBERSHIP, ROOT_CONFIG_MAP, SYSTEM_NAMESPACE, is_owned, is_touched,
     mesh_of, peer_secret, remote_secret_name, secret_text,
 };
+use crate::operator::{self, recorded};
+use crate::release::{Deployed, deployed};
 use crate::{Action, Change, ClusterState, Condition, ObjectDiff, ObjectKey, Sight};
 
 pub(super) fn steps(scene: &Scene<'_>, sketch: &mut Sketch) {
@@ -171,13 +173,19 @@ fn dismantle(scene: &Scene<'_>, sketch: &mut Sketch, cluster: &str, state: &Clus
         true => format!("{cluster} is no longer in the mesh file"),
         false => "the mesh is torn down".to_owned(),
     };
-    let (kept_namespaces, kept_definitions) = kept(scene, sketch, cluster, state);
+    let releases = deployed(&state.objects);
+    let operators = recorded(&state.objects, mesh);
+    let belongs = |object: &Value| istio::belongs(&releases, mesh, object) || operator::is_of(object, &operators);
+    let (kept_namespaces, kept_definitions) = kept(scene, sketch, cluster, state, &belongs);
 
     // Every object of ours goes in exactly one of these steps.
     let mut stages: BTreeMap<&str, Vec<&Value>> = BTreeMap::new();
     for (key, object) in state.objects.iter() {
         let stage = if is_published_root(scene, state, key, object) {
             "roots"
+        } else if key.kind == "CustomResourceDefinition" && belongs(object) {
+            // Istio's charts have theirs kept when they are uninstalled.
+            "crds"
         } else if !is_ours_to_delete(mesh, key, object) {
             continue;
         } else {
@@ -192,23 +200,47 @@ fn dismantle(scene: &Scene<'_>, sketch: &mut Sketch, cluster: &str, state: &Clus
             stages.entry(stage).or_default().push(object);
         }
     }
-    const ORDER: [(&str, &[&str]); 9] = [
+    const ORDER: [(&str, &[&str]); 12] = [
         ("injector", &[]),
         ("links", &[]),
         ("samples", &["injector"]),
         ("gateways", &["samples", "injector"]),
+        ("helm-gateways", &["gateways"]),
         ("istiod", &["gateways", "injector", "links"]),
+        ("helm-istiod", &["helm-gateways", "istiod"]),
         ("roots", &["stopped"]),
         ("config", &["roots"]),
-        ("crds", &["config"]),
-        ("namespaces", &["config"]),
+        ("helm-base", &["config", "helm-istiod"]),
+        ("crds", &["config", "helm-base"]),
+        ("namespaces", &["config", "helm-base"]),
     ];
+    let mut helms: BTreeMap<&str, Vec<&Deployed>> = BTreeMap::new();
+    for release in releases.values().filter(|release| release.mesh.as_deref() == Some(mesh)) {
+        let stage = istio::stage(release);
+        if stage == "helm-base" && !definitions_stay(state, &kept_definitions) {
+            let object = ObjectKey::new(crate::RELEASE_SECRET, "Release", Some(&release.namespace), &release.name);
+            sketch.leftover(cluster, Some(object), "definitions would go with it that others have objects of");
+            continue;
+        }
+        helms.entry(stage).or_default().push(release);
+    }
     for (name, after) in ORDER {
         let mut after: Vec<String> = after.iter().map(|a| here(a)).collect();
         after.extend(first.clone());
-        let objects = stages.remove(name).unwrap_or_default();
-        sketch.remove(cluster, here(name), after, objects, because.clone());
-        if name == "istiod" {
+        if name.starts_with("helm-") {
+            let releases = helms.remove(name).unwrap_or_default();
+            // A mesh has its Istio from the one or from the other.
+            if name == "helm-istiod" && !operators.is_empty() {
+                istio::withdraw(scene, sketch, cluster, here("istioctl"), after.clone(), &operators, &because);
+            } else if name == "helm-istiod" {
+                sketch.draft(here("istioctl"), Some(cluster), after.clone(), Work::Nothing);
+            }
+            istio::uninstall(scene, sketch, cluster, here(name), after, &releases, &because);
+        } else {
+            let objects = stages.remove(name).unwrap_or_default();
+            sketch.remove(cluster, here(name), after, objects, because.clone());
+        }
+        if name == "helm-istiod" {
             // A control plane that is still there would write what is being removed.
             let gone = |app: &str| Condition::NoPods {
                 namespace: SYSTEM_NAMESPACE.to_owned(),
@@ -222,8 +254,15 @@ fn dismantle(scene: &Scene<'_>, sketch: &mut Sketch, cluster: &str, state: &Clus
                 state.objects.get(&key).is_none_or(|live| is_owned(mesh, live))
             };
             let apps = [ISTIOD, GATEWAY].into_iter().filter(|app| ours(app));
-            let until = apps.flat_map(|app| [deployment(app), gone(app)]).collect();
-            sketch.wait(cluster, state, here("stopped"), ["istiod", "gateways"].map(here).to_vec(), until);
+            let mut until: Vec<Condition> = apps.flat_map(|app| [deployment(app), gone(app)]).collect();
+            for (key, object) in state.objects.kind("Deployment").filter(|(_, o)| belongs(o)) {
+                let labels = object["spec"]["selector"]["matchLabels"].as_object().into_iter().flatten();
+                let labels = labels.filter_map(|(k, v)| Some((k.clone(), v.as_str()?.to_owned()))).collect();
+                until.push(Condition::Gone { object: key.clone() });
+                until.push(Condition::NoPods { namespace: key.namespace.clone().unwrap_or_default(), labels });
+            }
+            let after = ["istiod", "gateways", "helm-istiod", "helm-gateways", "istioctl"].map(here).to_vec();
+            sketch.wait(cluster, state, here("stopped"), after, until);
         }
     }
     release(scene, sketch, cluster, state, &because);
@@ -270,19 +309,23 @@ fn kept(
     sketch: &mut Sketch,
     cluster: &str,
     state: &ClusterState,
+    belongs: &dyn Fn(&Value) -> bool,
 ) -> (BTreeSet<String>, BTreeSet<String>) {
     let mesh = scene.mesh_name();
     let (mut namespaces, mut definitions) = (BTreeSet::new(), BTreeSet::new());
     for (key, _) in state.objects.kind("Namespace").filter(|(_, o)| is_owned(mesh, o)) {
         let inside = state.objects.iter().filter(|(k, _)| k.namespace.as_deref() == Some(&key.name));
-        let foreign: Vec<String> =
-            inside.filter(|(k, o)| !is_ours_or_derived(mesh, k, o)).map(|(k, _)| k.to_string()).collect();
+        let foreign: Vec<String> = inside
+            .filter(|(k, o)| !is_ours_or_derived(mesh, k, o) && !belongs(o))
+            .map(|(k, _)| k.to_string())
+            .collect();
         if let Some(why) = because_of(&foreign) {
             sketch.leftover(cluster, Some(key.clone()), why);
             namespaces.insert(key.name.clone());
         }
     }
-    for (key, crd) in state.objects.kind("CustomResourceDefinition").filter(|(_, o)| is_owned(mesh, o)) {
+    let ours = |crd: &Value| is_owned(mesh, crd) || belongs(crd);
+    for (key, crd) in state.objects.kind("CustomResourceDefinition").filter(|(_, o)| ours(o)) {
         let (group, kind) = (crd["spec"]["group"].as_str(), crd["spec"]["names"]["kind"].as_str());
         let of_kind = state
             .objects
@@ -295,6 +338,15 @@ fn kept(
         }
     }
     (namespaces, definitions)
+}
+
+/// Whether the definitions that have to stay would survive Helm: those of Istio's charts say that they are to be kept.
+fn definitions_stay(state: &ClusterState, kept: &BTreeSet<String>) -> bool {
+    state
+        .objects
+        .kind("CustomResourceDefinition")
+        .filter(|(key, _)| kept.contains(&key.name))
+        .all(|(_, crd)| crd["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep")
 }
 
 fn because_of(foreign: &[String]) -> Option<String> {
@@ -328,7 +380,11 @@ fn is_ours_to_delete(mesh: &str, key: &ObjectKey, object: &Value) -> bool {
     let has_owner = object["metadata"]["ownerReferences"].as_array().is_some_and(|owners| !owners.is_empty());
     let derived = ["Pod", "ReplicaSet", "EndpointSlice", "Endpoints"].contains(&key.kind.as_str());
     let remembers = key.kind == "ConfigMap" && key.name == MEMBERSHIP;
-    is_owned(mesh, object) && !has_owner && !derived && !remembers
+    // Helm's memory is Helm's to forget.
+    let release = object["type"] == crate::RELEASE_SECRET;
+    // And what `istioctl` installed is forgotten when it is gone.
+    let record = key.kind == "ConfigMap" && key.name.starts_with(operator::RECORD);
+    is_owned(mesh, object) && !has_owner && !derived && !remembers && !release && !record
 }
 
 /// Whether deleting the namespace around it harms nobody: ours, made from ours, or made by Kubernetes and the control

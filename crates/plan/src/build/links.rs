@@ -16,18 +16,32 @@ const ROLE: &str = "istio-reader-clusterrole-istio-system";
 
 /// Decision 23: the life of a token in a lab. It is renewed when less than half of it is left.
 const TOKEN_SECONDS: u64 = 30 * 24 * 3600;
+/// Decision 23: the same for real Istio, which may lose endpoints for a moment whenever a token changes (contract
+/// B.5). It is renewed when less than a third of it is left.
+const ISTIO_TOKEN_SECONDS: u64 = 90 * 24 * 3600;
+/// Below Istio 1.31 a token is never renewed oftener than this.
+const SHORTEST_LIFE: i64 = 24 * 3600;
+
+const READS_SECRETS: &str =
+    "the reader of Istio's charts may read every Secret of its cluster: whoever holds a remote secret can, too";
 
 pub(super) fn steps(scene: &Scene<'_>, sketch: &mut Sketch) {
     for (read, state) in &scene.live {
         reader(scene, sketch, read, state);
     }
+    let mut before = Vec::new();
     for (into, state) in &scene.live {
+        let mut changed = Vec::new();
         for read in scene.mesh.clusters.iter().filter(|read| read.name != into.name) {
             // What is known of a cluster that does not answer stays.
             sketch.want(into.name.as_str(), remote_key(read));
             if let Some(read_state) = scene.observed.cluster(read.name.as_str()) {
-                link(scene, sketch, (into, state), (read, read_state));
+                changed.extend(link(scene, sketch, (into, state), (read, read_state), &before));
             }
+        }
+        // Real Istio drops and takes up a cluster anew when its secret changes: one holder at a time (contract C.7).
+        if scene.istio && !changed.is_empty() {
+            before = changed;
         }
     }
 }
@@ -38,6 +52,14 @@ fn reader(scene: &Scene<'_>, sketch: &mut Sketch, read: &Cluster, state: &Cluste
     let after = || vec![id("trust", name, "namespace")];
     let own = |object| ours(scene.mesh_name(), object);
     const READ: [&str; 3] = ["get", "list", "watch"];
+    if scene.istio {
+        // The reader is in Istio's charts: the account in `base`, its role in `istiod` (contract B.5). Helm takes no
+        // object for a release's that somebody else made.
+        sketch.note(None, READS_SECRETS);
+        let after = vec![id("control", name, "istiod")];
+        sketch.draft(id("links", name, "reader"), Some(name), after, Work::Nothing);
+        return peers(scene, sketch, read, state);
+    }
     let objects = vec![
         own(json!({"apiVersion": "v1", "kind": "ServiceAccount",
             "metadata": {"name": READER_SERVICE_ACCOUNT, "namespace": SYSTEM_NAMESPACE, "labels": {"app": "istio-reader"}}})),
@@ -52,6 +74,13 @@ fn reader(scene: &Scene<'_>, sketch: &mut Sketch, read: &Cluster, state: &Cluste
             "subjects": [{"kind": "ServiceAccount", "name": READER_SERVICE_ACCOUNT, "namespace": SYSTEM_NAMESPACE}]})),
     ];
     sketch.write(name, state, id("links", name, "reader"), after(), objects);
+    peers(scene, sketch, read, state);
+}
+
+fn peers(scene: &Scene<'_>, sketch: &mut Sketch, read: &Cluster, state: &ClusterState) {
+    let name = read.name.as_str();
+    let after = vec![id("trust", name, "namespace")];
+    let own = |object| ours(scene.mesh_name(), object);
     // One for each peer, reachable or not: deleting it revokes that peer's tokens and nobody else's.
     let peers = scene.mesh.clusters.iter().filter(|peer| peer.name != read.name);
     let objects: Vec<_> = peers
@@ -61,7 +90,7 @@ fn reader(scene: &Scene<'_>, sketch: &mut Sketch, read: &Cluster, state: &Cluste
                     "annotations": {"stolos.dev/peer": peer.name.as_str()}}}))
         })
         .collect();
-    sketch.write(name, state, id("links", name, "peers"), after(), objects);
+    sketch.write(name, state, id("links", name, "peers"), after, objects);
 }
 
 fn link(
@@ -69,13 +98,15 @@ fn link(
     sketch: &mut Sketch,
     (into, state): (&Cluster, &ClusterState),
     (read, read_state): (&Cluster, &ClusterState),
-) {
+    others: &[String],
+) -> Option<String> {
     let server = match &read.api {
         None => read_state.server.clone(),
         Some(Api::Server(url)) => url.clone(),
         Some(Api::Tunnel) => {
             let text = "reaching an API server through a tunnel is not built yet";
-            return sketch.problem("tunnel", Some(read.name.as_str()), text, &["`api.server`, or leave `api` out"]);
+            sketch.problem("tunnel", Some(read.name.as_str()), text, &["`api.server`, or leave `api` out"]);
+            return None;
         }
     };
     let key = remote_key(read);
@@ -90,7 +121,19 @@ fn link(
         && mesh_of(live) != Some(scene.mesh_name())
     {
         let text = format!("{key} exists and was not made for this mesh");
-        return sketch.problem("foreign", Some(into.name.as_str()), text, &["remove it, or use another cluster"]);
+        sketch.problem("foreign", Some(into.name.as_str()), text, &["remove it, or use another cluster"]);
+        return None;
+    }
+    let asked = if scene.istio { ISTIO_TOKEN_SECONDS } else { TOKEN_SECONDS };
+    let claims = live.and_then(|live| claims(&token_in(&secret_text(live, read.name.as_str())?)?));
+    let granted = claims.and_then(|claims| u64::try_from(claims.expires - claims.issued).ok());
+    if let Some(granted) = granted.filter(|granted| granted + 60 < asked) {
+        let text = format!(
+            "it grants tokens of {} h where {} h were asked for; they are renewed by what it grants",
+            granted / 3600,
+            asked / 3600
+        );
+        sketch.note(Some(read.name.as_str()), text);
     }
     let step = id("links", into.name.as_str(), read.name.as_str());
     let mut fields = vec![];
@@ -116,6 +159,10 @@ fn link(
         let ready = if scene.mesh.needs_gateways() { "gateways" } else { "control" };
         after.push(id(ready, read.name.as_str(), "ready"));
     }
+    let changes = because.is_some() && action == Action::Change;
+    if changes {
+        after.extend(others.iter().cloned());
+    }
     let work = match because {
         None => Work::Nothing,
         Some(because) => Work::Do {
@@ -124,14 +171,15 @@ fn link(
                 read: read.name.to_string(),
                 server,
                 authority: read_state.authority.clone(),
-                token_seconds: TOKEN_SECONDS,
+                token_seconds: asked,
                 secret,
             },
             because,
             diff: vec![ObjectDiff { object: key, action, fields }],
         },
     };
-    sketch.draft(step, Some(into.name.as_str()), after, work);
+    sketch.draft(step.clone(), Some(into.name.as_str()), after, work);
+    changes.then_some(step)
 }
 
 /// Why a credential must be written anew, if it must.
@@ -169,21 +217,26 @@ fn outdated(
     let now = scene.observed.now.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     let left = claims.expires - i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
     let life = claims.expires - claims.issued;
-    (left < life / 2).then(|| match left {
+    // Half of its life in a lab, a third with real Istio (decision 23); and there, a day at the least.
+    let (share, words) = if scene.istio { (3, "a third") } else { (2, "half") };
+    let young = scene.istio && left > 0 && life - left < SHORTEST_LIFE;
+    (left < life / share && !young).then(|| match left {
         ..=0 => format!("the token for {read_name} has expired"),
         _ => format!(
-            "less than half of the life of the token for {read_name} is left ({} of {} days)",
+            "less than {words} of the life of the token for {read_name} is left ({} of {} days)",
             left / 86_400,
             life / 86_400
         ),
     })
 }
 
+/// Whether any control plane runs there, of whatever revision.
 fn is_running(state: &ClusterState) -> bool {
+    let is_istiod = |object: &serde_json::Value| object["metadata"]["labels"]["app"] == super::control::ISTIOD;
     state
         .objects
-        .get(&ObjectKey::new("apps/v1", "Deployment", Some(SYSTEM_NAMESPACE), super::control::ISTIOD))
-        .is_some()
+        .kind("Deployment")
+        .any(|(key, object)| key.namespace.as_deref() == Some(SYSTEM_NAMESPACE) && is_istiod(object))
 }
 
 fn remote_key(read: &Cluster) -> ObjectKey {

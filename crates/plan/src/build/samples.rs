@@ -64,7 +64,11 @@ impl Place<'_, '_> {
         let live = self.state.objects.get(&key);
         let step = self.id(&format!("namespace-{name}"));
         let mut wanted = ours(self.scene.mesh_name(), namespace(name));
-        wanted["metadata"]["labels"]["istio-injection"] = "enabled".into();
+        match &self.scene.mesh.control_plane.revision {
+            // A control plane that has a revision answers to its name only (B.8).
+            Some(revision) => wanted["metadata"]["labels"]["istio.io/rev"] = revision.as_str().into(),
+            None => wanted["metadata"]["labels"]["istio-injection"] = "enabled".into(),
+        }
         match live {
             Some(live) if live["metadata"]["deletionTimestamp"].is_string() => {
                 let gone = self.id(&format!("namespace-{name}-gone"));
