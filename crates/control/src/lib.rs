@@ -34,6 +34,8 @@ use tokio_util::task::TaskTracker;
 use tonic::service::Routes;
 
 pub use inject::{Values, answer, inject};
+pub use push::Done;
+pub use state::feed::Feed;
 
 /// Why the control plane cannot run.
 #[derive(Debug, thiserror::Error)]
@@ -138,6 +140,37 @@ pub async fn run(container: Container, stop: Stop) -> Result<(), Error> {
 ///
 /// As [`run`].
 pub async fn run_with(container: Container, client: kube::Client, stop: Stop) -> Result<(), Error> {
+    serve(container, client, stop, None).await
+}
+
+/// As [`run_with`], with these remote clusters, of which everything is told instead of watched: `begun` is handed the
+/// [`Feed`] once proxies are served. For measurements; the own cluster's API server is still asked whose tokens are.
+///
+/// # Errors
+///
+/// As [`run`].
+pub async fn run_told(
+    container: Container,
+    client: kube::Client,
+    clusters: &[&str],
+    stop: Stop,
+    begun: impl FnOnce(Feed) + Send,
+) -> Result<(), Error> {
+    serve(container, client, stop, Some(Teller { clusters, begun: Box::new(begun) })).await
+}
+
+/// Who tells what there is, where nobody watches.
+struct Teller<'a> {
+    clusters: &'a [&'a str],
+    begun: Box<dyn FnOnce(Feed) + Send + 'a>,
+}
+
+async fn serve(
+    container: Container,
+    client: kube::Client,
+    stop: Stop,
+    teller: Option<Teller<'_>>,
+) -> Result<(), Error> {
     let config = Config::of(&container)?;
     let trust = sign::Trust::load(&container, &config, SystemTime::now())?;
     let ports = Ports::bind(&container).await?;
@@ -153,7 +186,13 @@ pub async fn run_with(container: Container, client: kube::Client, stop: Stop) ->
     let _guard = Guard(stop.clone());
     let tasks = TaskTracker::new();
     let metrics = Arc::new(metrics::Metrics::default());
-    let state = state::start(&config, client.clone(), Arc::clone(&container.net), stop.clone(), &tasks);
+    let net = Arc::clone(&container.net);
+    let told =
+        teller.map(|teller| (state::feed::start(&config, teller.clusters, net, stop.clone(), &tasks), teller.begun));
+    let state = match &told {
+        Some((told, _)) => told.state.clone(),
+        None => state::start(&config, client.clone(), Arc::clone(&container.net), stop.clone(), &tasks),
+    };
     let authenticator = Arc::new(sign::Authenticator::new(client.clone(), &config.cluster));
     let pusher = push::Pusher::new(state.clone(), Arc::clone(&authenticator), Arc::clone(&metrics));
     let server = Server::new(Arc::clone(&pusher), stop.clone());
@@ -184,6 +223,9 @@ pub async fn run_with(container: Container, client: kube::Client, stop: Stop) ->
     tasks.spawn(listen::http(ports.webhook, tls, stop.clone(), move |_| {
         hyper_util::service::TowerToHyperService::new(webhook.clone())
     }));
+    if let Some((told, begun)) = told {
+        begun(told.feed(pusher.done()));
+    }
     let pages = debug::pages(debug::Pages { state: state.clone(), pusher, server: server.clone(), metrics });
     for listener in [ports.debug, ports.monitoring] {
         let pages = pages.clone();

@@ -11,12 +11,17 @@ use stolos_xds::server::Totals;
 
 use crate::state::State;
 
+/// The bounds of what is counted of delays, in seconds: Istio's, and below them those that ours are in.
+const DELAYS: [&str; 13] = ["0.005", "0.01", "0.02", "0.05", "0.1", "0.2", "0.5", "1", "3", "5", "10", "20", "30"];
+
 /// What has been counted since the start.
 #[derive(Debug, Default)]
 pub(crate) struct Metrics {
     pushes: AtomicU64,
     push_micros: AtomicU64,
     settled: AtomicU64,
+    delays: [AtomicU64; DELAYS.len() + 1],
+    delay_micros: AtomicU64,
     csrs: AtomicU64,
     issued: AtomicU64,
     injections: AtomicU64,
@@ -33,9 +38,15 @@ impl Metrics {
         }
     }
 
-    /// A proxy has all of a picture.
-    pub(crate) fn settled(&self) {
+    /// A proxy has all of a picture; so long was it behind, if it was.
+    pub(crate) fn settled(&self, delay: Option<Duration>) {
         self.settled.fetch_add(1, Relaxed);
+        let Some(delay) = delay else { return };
+        let seconds = delay.as_secs_f64();
+        let within = |bound: &&str| bound.parse::<f64>().is_ok_and(|bound| seconds <= bound);
+        let bucket = DELAYS.iter().position(|bound| within(&bound)).unwrap_or(DELAYS.len());
+        self.delays[bucket].fetch_add(1, Relaxed);
+        self.delay_micros.fetch_add(u64::try_from(delay.as_micros()).unwrap_or(u64::MAX), Relaxed);
     }
 
     /// A proxy has refused resources of this type.
@@ -118,6 +129,19 @@ impl Metrics {
             "Pictures that proxies have all of.",
             self.settled.load(Relaxed),
         );
+        text.family(
+            "pilot_proxy_convergence_time",
+            "histogram",
+            "Seconds from the first change that a proxy had not to its acknowledgement of all of them.",
+        );
+        let mut sum = 0;
+        for (bound, count) in DELAYS.iter().chain(&["+Inf"]).zip(&self.delays) {
+            sum += count.load(Relaxed);
+            text.sample("pilot_proxy_convergence_time_bucket", &[("le", bound)], sum);
+        }
+        text.sample("pilot_proxy_convergence_time_count", &[], sum);
+        let seconds = self.delay_micros.load(Relaxed) as f64 / 1e6;
+        text.0.push_str(&format!("pilot_proxy_convergence_time_sum {seconds}\n"));
         text.single("stolos_world_version", "gauge", "The picture now.", world.version);
         text.single(
             "stolos_unsupported_objects",

@@ -492,6 +492,8 @@ pub fn host_matches(pattern: &str, host: &str) -> bool {
 pub struct World {
     /// Counts pictures.
     pub version: u64,
+    /// When the first change was seen that made it differ from the picture before.
+    pub since: Option<std::time::Instant>,
     /// The mesh's settings.
     pub settings: Arc<Settings>,
     /// The clusters, the own one first, then in the order they came.
@@ -543,7 +545,7 @@ impl World {
         let gateways = if gateways == *before.gateways { Arc::clone(&before.gateways) } else { Arc::new(gateways) };
         let mut by_id: Vec<_> = (0..clusters.len()).collect();
         by_id.sort_by(|a, b| clusters[*a].id.cmp(&clusters[*b].id));
-        Self { version: before.version + 1, settings, clusters, services, gateways, policies, by_id }
+        Self { version: before.version + 1, since: None, settings, clusters, services, gateways, policies, by_id }
     }
 }
 

@@ -123,6 +123,12 @@ pub struct SliceEndpoint {
     pub conditions: (Option<bool>, Option<bool>, Option<bool>),
 }
 
+/// How many changes at once are looked at as a whole, because looking at each would be the square of them.
+const MANY: usize = 16;
+
+/// The slices of each service.
+type SlicesOf<'a> = BTreeMap<(&'a str, &'a str), Vec<&'a Arc<SliceFacts>>>;
+
 /// The objects of one cluster.
 #[derive(Debug)]
 pub struct Registry {
@@ -204,8 +210,14 @@ impl Registry {
 
     /// Pods changed.
     pub fn pods(&mut self, change: Change<PodFacts>) {
-        for key in self.pods.apply(change) {
-            self.dirty.pods = true;
+        let changed = self.pods.apply(change);
+        self.dirty.pods |= !changed.is_empty();
+        if changed.len() > MANY {
+            let of = |((namespace, _), slice): (&Key, &Arc<SliceFacts>)| (namespace.clone(), slice.service.clone());
+            self.dirty.hosts.extend(self.slices.rows.iter().map(of));
+            return;
+        }
+        for key in changed {
             for ((namespace, _), slice) in self.slices.in_namespace(&key.0) {
                 if slice.endpoints.iter().any(|endpoint| endpoint.pod.as_ref() == Some(&key)) {
                     self.dirty.hosts.insert((namespace.clone(), slice.service.clone()));
@@ -364,11 +376,17 @@ impl Registry {
     }
 
     /// Makes the endpoints of these services anew.
-    fn set_endpoints<'a>(&self, view: &mut ClusterView, settings: &Settings, hosts: impl Iterator<Item = &'a Key>) {
+    fn set_endpoints<'a>(
+        &self,
+        view: &mut ClusterView,
+        settings: &Settings,
+        hosts: impl ExactSizeIterator<Item = &'a Key>,
+    ) {
+        let slices = (hosts.len() > MANY).then(|| self.slices_of());
         for key in hosts {
             let host: Arc<str> = istio::host(&key.1, &key.0, &settings.domain).into();
             let endpoints = match self.services.rows.get(key) {
-                Some(facts) => self.endpoints(facts, settings, &view.network),
+                Some(facts) => self.endpoints(facts, settings, &view.network, slices.as_ref()),
                 None => Vec::new(),
             };
             let written = self.services.rows.get(key).map(|facts| facts.accounts.as_slice()).unwrap_or_default();
@@ -398,11 +416,31 @@ impl Registry {
         }
     }
 
-    fn endpoints(&self, facts: &ServiceFacts, settings: &Settings, network: &Arc<str>) -> Vec<Endpoint> {
+    fn slices_of(&self) -> SlicesOf<'_> {
+        let mut of = SlicesOf::new();
+        for ((namespace, _), slice) in &self.slices.rows {
+            of.entry((namespace, &slice.service)).or_default().push(slice);
+        }
+        of
+    }
+
+    fn endpoints(
+        &self,
+        facts: &ServiceFacts,
+        settings: &Settings,
+        network: &Arc<str>,
+        slices: Option<&SlicesOf<'_>>,
+    ) -> Vec<Endpoint> {
         let service = &facts.service;
         let (mut endpoints, mut seen) = (Vec::new(), BTreeSet::new());
-        let slices = self.slices.in_namespace(&service.namespace).map(|(_, slice)| slice);
-        for slice in slices.filter(|slice| slice.service == service.name) {
+        let slices = match slices {
+            Some(known) => known.get(&(service.namespace.as_str(), service.name.as_str())).cloned().unwrap_or_default(),
+            None => {
+                let near = self.slices.in_namespace(&service.namespace).map(|(_, slice)| slice);
+                near.filter(|slice| slice.service == service.name).collect()
+            }
+        };
+        for slice in slices {
             for endpoint in &slice.endpoints {
                 let pod = match &endpoint.pod {
                     // Its pod is not known yet: held back until it is.

@@ -4,19 +4,15 @@
 //! the registries; it gathers events for a few milliseconds and then publishes a new [`World`]. Readers take the
 //! latest and never wait.
 
+pub mod feed;
+mod watches;
+
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Debug;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures::StreamExt;
-use k8s_openapi::api::{core::v1 as core, discovery::v1::EndpointSlice};
-use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind};
-use kube::runtime::watcher;
-use kube::{Client, Resource, ResourceExt};
-use serde::de::DeserializeOwned;
-use serde_json::Value;
+use kube::Client;
 use stolos_k8s::istio;
 use stolos_serve::{Net, Stop};
 use tokio::sync::{mpsc, watch};
@@ -25,19 +21,17 @@ use tokio_util::task::TaskTracker;
 use crate::Config;
 use crate::model::{Labels, PodFacts, Settings, World};
 use crate::policy::{Object, Policies};
-use crate::registry::{self, Change, Key, Registry, ServiceFacts, SliceFacts};
+use crate::registry::{Change, Key, Registry, ServiceFacts, SliceFacts};
 use crate::remote::{Action, Kubeconfigs, Remotes};
+use watches::Watches;
 
-/// A new picture is published when nothing has changed for this long …
+/// A change that comes alone is published at once. One that follows another within [`AT_MOST`] is published when nothing
+/// has changed for this long …
 const QUIET: Duration = Duration::from_millis(5);
-/// … or this long after the first change.
+/// … or this long after the first that is not published. (Istio waits for 100 ms at least, and for 10 s at most.)
 const AT_MOST: Duration = Duration::from_millis(50);
-/// The first pause after a watch has failed, and the longest.
-const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 /// How often gateway host names are resolved again.
 const RESOLVE_EVERY: Duration = Duration::from_secs(30);
-/// How long one such question may take.
-const RESOLVE_WITHIN: Duration = Duration::from_secs(5);
 
 /// What is known now.
 #[derive(Clone)]
@@ -122,50 +116,13 @@ enum Seen {
 /// Starts to look. Everything ends with `stop`, and is one of `tasks`.
 #[must_use]
 pub fn start(config: &Config, client: Client, net: Arc<dyn Net>, stop: Stop, tasks: &TaskTracker) -> State {
-    let (events, inbox) = mpsc::channel(1024);
-    let (settings, _) = crate::settings::read(config, &BTreeMap::new());
-    let settings = Arc::new(settings);
-    let nothing = World::compose(&World::default(), settings.clone(), Vec::new(), Arc::default());
-    let (worlds, seen_worlds) = watch::channel(Arc::new(nothing));
-    let (reports, seen_reports) = watch::channel(Arc::new(Report::default()));
-    let (values, seen_values) = watch::channel(Arc::new(BTreeMap::new()));
-
-    let watches = Watches { events, net, stop: stop.clone(), tasks: tasks.clone(), domain: settings.domain.clone() };
-    watches.config(&client, config);
-    let own_stop = stop.child();
-    watches.cluster(&client, config.cluster.as_str().into(), 0, &own_stop);
-    let own = Slot {
-        id: config.cluster.as_str().into(),
-        secret: String::new(),
-        current: Some(Run { generation: 0, registry: Registry::new(&config.cluster, true), stop: own_stop }),
-        next: None,
-        since: Instant::now(),
-        timed_out: false,
-        error: None,
-        refused: false,
-    };
-    let writer = Writer {
-        config: config.clone(),
-        remotes: Remotes::new(&config.cluster),
-        watches,
-        slots: vec![own],
-        generations: 0,
-        settings,
-        unread: Vec::new(),
-        objects: BTreeMap::new(),
-        policies: Arc::default(),
-        listed: BTreeSet::new(),
-        resolved: BTreeMap::new(),
-        asked: BTreeMap::new(),
-        ready: false,
-        timeouts: 0,
-        secret_events: 0,
-        worlds,
-        reports,
-        values,
-    };
+    let (writer, inbox, state) = Writer::new(config, net, &stop, tasks);
+    writer.watches.config(&client, config);
+    if let Some(own) = writer.slots.first().and_then(|slot| slot.current.as_ref()) {
+        writer.watches.cluster(&client, config.cluster.as_str().into(), own.generation, &own.stop);
+    }
     tasks.spawn(writer.run(inbox, stop));
-    State { worlds: seen_worlds, reports: seen_reports, values: seen_values }
+    state
 }
 
 /// A cluster that is watched.
@@ -221,6 +178,9 @@ struct Writer {
     ready: bool,
     timeouts: u64,
     secret_events: u64,
+    /// When the first change was seen that is not published.
+    since: Option<Instant>,
+    published: Option<Instant>,
     worlds: watch::Sender<Arc<World>>,
     reports: watch::Sender<Arc<Report>>,
     values: watch::Sender<Arc<BTreeMap<String, String>>>,
@@ -230,6 +190,56 @@ const SECRETS: &str = "remote secrets";
 const CONFIG: &str = "mesh configuration";
 
 impl Writer {
+    /// One that knows of the own cluster alone, with where it is told of things, and what it makes of them.
+    fn new(
+        config: &Config,
+        net: Arc<dyn Net>,
+        stop: &Stop,
+        tasks: &TaskTracker,
+    ) -> (Self, mpsc::Receiver<Event>, State) {
+        let (events, inbox) = mpsc::channel(1024);
+        let (settings, _) = crate::settings::read(config, &BTreeMap::new());
+        let settings = Arc::new(settings);
+        let nothing = World::compose(&World::default(), settings.clone(), Vec::new(), Arc::default());
+        let (worlds, seen_worlds) = watch::channel(Arc::new(nothing));
+        let (reports, seen_reports) = watch::channel(Arc::new(Report::default()));
+        let (values, seen_values) = watch::channel(Arc::new(BTreeMap::new()));
+        let domain = settings.domain.clone();
+        let own = Slot {
+            id: config.cluster.as_str().into(),
+            secret: String::new(),
+            current: Some(Run { generation: 0, registry: Registry::new(&config.cluster, true), stop: stop.child() }),
+            next: None,
+            since: Instant::now(),
+            timed_out: false,
+            error: None,
+            refused: false,
+        };
+        let writer = Self {
+            config: config.clone(),
+            remotes: Remotes::new(&config.cluster),
+            watches: Watches { events, net, stop: stop.clone(), tasks: tasks.clone(), domain },
+            slots: vec![own],
+            generations: 0,
+            settings,
+            unread: Vec::new(),
+            objects: BTreeMap::new(),
+            policies: Arc::default(),
+            listed: BTreeSet::new(),
+            resolved: BTreeMap::new(),
+            asked: BTreeMap::new(),
+            ready: false,
+            timeouts: 0,
+            secret_events: 0,
+            since: None,
+            published: None,
+            worlds,
+            reports,
+            values,
+        };
+        (writer, inbox, State { worlds: seen_worlds, reports: seen_reports, values: seen_values })
+    }
+
     async fn run(mut self, mut inbox: mpsc::Receiver<Event>, stop: Stop) {
         let mut tick = tokio::time::interval(Duration::from_millis(500));
         loop {
@@ -238,17 +248,29 @@ impl Writer {
                 _ = tick.tick() => self.pass_time(),
                 event = inbox.recv() => {
                     let Some(event) = event else { return };
+                    self.since.get_or_insert_with(Instant::now);
                     self.take(event);
-                    let first = tokio::time::Instant::now();
-                    while let Some(left) = AT_MOST.checked_sub(first.elapsed()) {
-                        match tokio::time::timeout(left.min(QUIET), inbox.recv()).await {
-                            Ok(Some(event)) => self.take(event),
-                            Ok(None) | Err(_) => break,
-                        }
-                    }
+                    self.gather(&mut inbox).await;
                 }
             }
             self.publish();
+        }
+    }
+
+    /// Takes what belongs together.
+    async fn gather(&mut self, inbox: &mut mpsc::Receiver<Event>) {
+        let first = Instant::now();
+        let alone = self.ready && self.published.is_none_or(|at| at.elapsed() > AT_MOST);
+        while let Some(left) = AT_MOST.checked_sub(first.elapsed()) {
+            let event = if alone {
+                inbox.try_recv().ok()
+            } else {
+                tokio::time::timeout(left.min(QUIET), inbox.recv()).await.ok().flatten()
+            };
+            match event {
+                Some(event) => self.take(event),
+                None => break,
+            }
         }
     }
 
@@ -437,9 +459,12 @@ impl Writer {
             && Arc::ptr_eq(&before.settings, &self.settings)
             && Arc::ptr_eq(&before.policies, &self.policies);
         if !same {
-            let world = World::compose(&before, Arc::clone(&self.settings), views, Arc::clone(&self.policies));
+            let mut world = World::compose(&before, Arc::clone(&self.settings), views, Arc::clone(&self.policies));
+            world.since = self.since;
+            self.published = Some(Instant::now());
             self.worlds.send_replace(Arc::new(world));
         }
+        self.since = None;
         let report = Arc::new(self.report());
         self.reports.send_if_modified(|have| {
             let changed = *have != report;
@@ -488,201 +513,4 @@ fn one(change: Change<BTreeMap<String, String>>) -> BTreeMap<String, String> {
         Change::Gone(_) => BTreeMap::new(),
         Change::All(all) => all.into_values().next().unwrap_or_default(),
     }
-}
-
-/// Starts watches, which send what they see to the writer.
-#[derive(Clone)]
-struct Watches {
-    events: mpsc::Sender<Event>,
-    net: Arc<dyn Net>,
-    stop: Stop,
-    tasks: TaskTracker,
-    domain: String,
-}
-
-impl Watches {
-    /// The own cluster's configuration: Istio's kinds, remote secrets, the mesh's settings.
-    fn config(&self, client: &Client, config: &Config) {
-        for kind in istio::KINDS {
-            let gvk = GroupVersionKind::gvk(kind.group, kind.version(), kind.kind);
-            let resource = ApiResource::from_gvk_with_plural(&gvk, kind.plural);
-            let api = Api::<DynamicObject>::all_with(client.clone(), &resource);
-            let name = kind.kind;
-            let emit = move |change| Event::Objects { kind: name, change };
-            let fail = move |error| Event::Trouble(name, error);
-            self.follow(api, watcher::Config::default(), move |o| object(name, o), emit, fail, &self.stop);
-        }
-        let labels = format!("{}={}", istio::MULTI_CLUSTER_LABEL, istio::TRUE);
-        let api = Api::<core::Secret>::namespaced(client.clone(), &config.namespace);
-        let read = |secret: core::Secret| {
-            let key = (secret.metadata.namespace?, secret.metadata.name?);
-            let data = secret.data.unwrap_or_default().into_iter().map(|(id, config)| (id, config.0));
-            let text = secret.string_data.unwrap_or_default().into_iter();
-            Some((key, data.chain(text.map(|(id, config)| (id, config.into_bytes()))).collect()))
-        };
-        let fail = |error| Event::Trouble(SECRETS, error);
-        self.follow(api, watcher::Config::default().labels(&labels), read, Event::Secrets, fail, &self.stop);
-        type Emit = fn(Change<BTreeMap<String, String>>) -> Event;
-        let named: [(String, Emit); 2] = [
-            (istio::with_revision(istio::MESH_CONFIG_MAP, &config.revision), Event::Config),
-            (istio::with_revision(istio::INJECTOR_CONFIG_MAP, &config.revision), Event::Values),
-        ];
-        for (name, emit) in named {
-            let api = Api::<core::ConfigMap>::namespaced(client.clone(), &config.namespace);
-            let read = |map: core::ConfigMap| {
-                Some(((map.metadata.namespace?, map.metadata.name?), map.data.unwrap_or_default()))
-            };
-            let fail = |error| Event::Trouble(CONFIG, error);
-            let only = watcher::Config::default().fields(&format!("metadata.name={name}"));
-            self.follow(api, only, read, emit, fail, &self.stop);
-        }
-    }
-
-    /// Reads a remote secret's kubeconfig and watches the cluster it leads to.
-    fn remote(&self, id: Arc<str>, generation: u64, kubeconfig: Vec<u8>, stop: &Stop) {
-        let (watches, stop) = (self.clone(), stop.clone());
-        self.tasks.spawn(async move {
-            let client = async {
-                let text = String::from_utf8(kubeconfig).map_err(|_| "the kubeconfig is not text".to_owned())?;
-                let config = stolos_cluster::from_kubeconfig_text(&text).await.map_err(|e| e.to_string())?;
-                stolos_cluster::client(config, Arc::clone(&watches.net)).map_err(|e| e.to_string())
-            };
-            match client.await {
-                Ok(client) => watches.cluster(&client, id, generation, &stop),
-                Err(error) => {
-                    let _ = watches
-                        .events
-                        .send(Event::Cluster { id, generation, seen: Box::new(Seen::Refused(error)) })
-                        .await;
-                }
-            }
-        });
-    }
-
-    /// The kinds that discovery needs of every cluster.
-    fn cluster(&self, client: &Client, id: Arc<str>, generation: u64, stop: &Stop) {
-        macro_rules! follow {
-            ($kind:ty, $config:expr, $read:expr, $seen:expr) => {{
-                let (to, from) = (Arc::clone(&id), Arc::clone(&id));
-                let emit =
-                    move |change| Event::Cluster { id: Arc::clone(&to), generation, seen: Box::new($seen(change)) };
-                let fail = move |error| Event::Cluster {
-                    id: Arc::clone(&from),
-                    generation,
-                    seen: Box::new(Seen::Failed(error)),
-                };
-                self.follow(Api::<$kind>::all(client.clone()), $config, $read, emit, fail, stop);
-            }};
-        }
-        let all = watcher::Config::default;
-        let domain = self.domain.clone();
-        follow!(core::Namespace, all(), registry::namespace, Seen::Namespaces);
-        follow!(core::Node, all(), registry::node, Seen::Nodes);
-        follow!(core::Service, all(), move |o| registry::service(o, &domain), Seen::Services);
-        follow!(EndpointSlice, all(), registry::slice, Seen::Slices);
-        follow!(core::Pod, all().fields("status.phase!=Failed"), registry::pod, Seen::Pods);
-    }
-
-    fn resolve(&self, host: String) {
-        let watches = self.clone();
-        self.tasks.spawn(async move {
-            let found = tokio::time::timeout(RESOLVE_WITHIN, watches.net.resolve(&host)).await;
-            let addresses = match found {
-                Ok(Ok(addresses)) => Some(addresses),
-                Ok(Err(error)) => {
-                    tracing::warn!(host, %error, "cannot resolve a gateway's address");
-                    None
-                }
-                Err(_) => None,
-            };
-            let _ = watches.events.send(Event::Resolved(host, addresses)).await;
-        });
-    }
-
-    /// One watch, for ever: lists, follows, and begins again after failures, ever slower.
-    fn follow<K, F>(
-        &self,
-        api: Api<K>,
-        config: watcher::Config,
-        read: impl Fn(K) -> Option<(Key, F)> + Send + Sync + 'static,
-        emit: impl Fn(Change<F>) -> Event + Send + Sync + 'static,
-        fail: impl Fn(String) -> Event + Send + Sync + 'static,
-        stop: &Stop,
-    ) where
-        K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
-        F: Send + 'static,
-    {
-        let (events, stop) = (self.events.clone(), stop.clone());
-        self.tasks.spawn(async move {
-            let following = async {
-                let mut stream = std::pin::pin!(watcher(api, config));
-                let mut listing = BTreeMap::new();
-                let mut pause = RETRY.0;
-                while let Some(event) = stream.next().await {
-                    let change = match event {
-                        Ok(watcher::Event::Init) => {
-                            listing.clear();
-                            continue;
-                        }
-                        Ok(watcher::Event::InitApply(object)) => {
-                            listing.extend(read(object));
-                            continue;
-                        }
-                        Ok(watcher::Event::InitDone) => Change::All(std::mem::take(&mut listing)),
-                        Ok(watcher::Event::Apply(object)) => {
-                            let key = (object.namespace().unwrap_or_default(), object.name_any());
-                            read(object).map_or(Change::Gone(key), |(key, fact)| Change::Set(key, fact))
-                        }
-                        Ok(watcher::Event::Delete(object)) => {
-                            Change::Gone((object.namespace().unwrap_or_default(), object.name_any()))
-                        }
-                        Err(error) => {
-                            // A kind that the cluster does not have has no objects.
-                            let missing = is_missing(&error).then(|| emit(Change::All(BTreeMap::new())));
-                            for event in missing.into_iter().chain([fail(error.to_string())]) {
-                                if events.send(event).await.is_err() {
-                                    return;
-                                }
-                            }
-                            tokio::time::sleep(pause).await;
-                            pause = (pause * 2).min(RETRY.1);
-                            continue;
-                        }
-                    };
-                    pause = RETRY.0;
-                    if events.send(emit(change)).await.is_err() {
-                        return;
-                    }
-                }
-            };
-            tokio::select! {
-                () = following => {}
-                () = stop.asked() => {}
-            }
-        });
-    }
-}
-
-fn is_missing(error: &watcher::Error) -> bool {
-    let (watcher::Error::InitialListFailed(kube::Error::Api(status))
-    | watcher::Error::WatchStartFailed(kube::Error::Api(status))) = error
-    else {
-        return false;
-    };
-    status.code == 404
-}
-
-fn object(kind: &str, object: DynamicObject) -> Option<(Key, Object)> {
-    let metadata = object.metadata;
-    let (namespace, name) = (metadata.namespace?, metadata.name?);
-    let read = Object {
-        kind: kind.to_owned(),
-        namespace: namespace.clone(),
-        name: name.clone(),
-        uid: metadata.uid.unwrap_or_default(),
-        generation: metadata.generation.unwrap_or_default(),
-        created: metadata.creation_timestamp.map_or(0, |time| time.0.as_second()),
-        spec: object.data.get("spec").cloned().unwrap_or(Value::Null),
-    };
-    Some(((namespace, name), read))
 }

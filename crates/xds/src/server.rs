@@ -11,8 +11,10 @@ mod changes;
 mod laws;
 mod session;
 mod status;
+mod wire;
 
 use std::convert::Infallible;
+use std::marker::PhantomData;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -31,11 +33,11 @@ use crate::envoy::config::core::v3::Node;
 use crate::envoy::service::discovery::v3 as discovery;
 use crate::version::Snapshot;
 use changes::Changes;
-use discovery::aggregated_discovery_service_server::{AggregatedDiscoveryService, AggregatedDiscoveryServiceServer};
 use session::{Answer, Ask, Heard, Mode, Session};
 
 use status::Register;
 pub use status::{Connection, Nack, Totals, TypeStatus};
+use wire::{Method, Wire};
 
 /// How long a new stream may stay silent.
 const FIRST_REQUEST: Duration = Duration::from_secs(15);
@@ -131,8 +133,8 @@ impl<S: Source> Server<S> {
 
     /// As a gRPC service, to add to `tonic::service::Routes`.
     #[must_use]
-    pub fn service(&self) -> AggregatedDiscoveryServiceServer<Self> {
-        AggregatedDiscoveryServiceServer::new(self.clone()).max_decoding_message_size(REQUEST_LIMIT)
+    pub fn service(&self) -> Discovery<S> {
+        Discovery(self.clone())
     }
 
     /// Every connected proxy, and what it has of what it should have.
@@ -154,7 +156,7 @@ impl<S: Source> Server<S> {
     }
 
     /// Starts the task of one stream.
-    fn serve<P: Protocol>(&self, request: Request<Streaming<P::Request>>) -> Response<Responses<P::Response>> {
+    fn serve<P: Protocol>(&self, request: Request<Streaming<P::Request>>) -> Response<Responses> {
         let (metadata, extensions, requests) = request.into_parts();
         let (responses, stream) = mpsc::channel(QUEUE);
         let shared = Arc::clone(&self.shared);
@@ -176,7 +178,7 @@ impl<S: Source> Shared<S> {
         metadata: MetadataMap,
         extensions: http::Extensions,
         mut requests: Streaming<P::Request>,
-        responses: &mpsc::Sender<Result<P::Response, tonic::Status>>,
+        responses: &mpsc::Sender<Result<Answer, tonic::Status>>,
     ) -> Result<(), tonic::Status> {
         let first = match tokio::time::timeout(FIRST_REQUEST, requests.message()).await {
             Ok(first) => first?,
@@ -221,7 +223,7 @@ impl<S: Source> Shared<S> {
                     let Ok(permit) = permit else { return Ok(()) };
                     if let Some(answer) = session.answer() {
                         book.sent(&answer);
-                        permit.send(Ok(P::response(answer)));
+                        permit.send(Ok(answer));
                     } else if let Some(version) = session.settled() {
                         book.settled(&version);
                         self.source.settled(&proxy, &version);
@@ -250,23 +252,48 @@ impl<S: Source> Shared<S> {
     }
 }
 
-#[tonic::async_trait]
-impl<S: Source> AggregatedDiscoveryService for Server<S> {
-    type StreamAggregatedResourcesStream = Responses<discovery::DiscoveryResponse>;
-    type DeltaAggregatedResourcesStream = Responses<discovery::DeltaDiscoveryResponse>;
+/// The service, as gRPC routes requests to it.
+pub struct Discovery<S>(Server<S>);
 
-    async fn stream_aggregated_resources(
-        &self,
-        request: Request<Streaming<discovery::DiscoveryRequest>>,
-    ) -> Result<Response<Self::StreamAggregatedResourcesStream>, tonic::Status> {
-        Ok(self.serve::<Whole>(request))
+impl<S> Clone for Discovery<S> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<S> tonic::server::NamedService for Discovery<S> {
+    const NAME: &'static str = "envoy.service.discovery.v3.AggregatedDiscoveryService";
+}
+
+impl<S: Source> tower::Service<http::Request<tonic::body::Body>> for Discovery<S> {
+    type Response = http::Response<tonic::body::Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Result<Self::Response, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut std::task::Context<'_>) -> std::task::Poll<Result<(), Infallible>> {
+        std::task::Poll::Ready(Ok(()))
     }
 
-    async fn delta_aggregated_resources(
+    fn call(&mut self, request: http::Request<tonic::body::Body>) -> Self::Future {
+        let server = self.0.clone();
+        Box::pin(async move {
+            Ok(match request.uri().path().rsplit_once('/').map(|(_, method)| method) {
+                Some("StreamAggregatedResources") => server.method::<Whole>(request).await,
+                Some("DeltaAggregatedResources") => server.method::<Delta>(request).await,
+                _ => tonic::Status::unimplemented("no such method").into_http(),
+            })
+        })
+    }
+}
+
+impl<S: Source> Server<S> {
+    async fn method<P: Protocol>(
         &self,
-        request: Request<Streaming<discovery::DeltaDiscoveryRequest>>,
-    ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, tonic::Status> {
-        Ok(self.serve::<Delta>(request))
+        request: http::Request<tonic::body::Body>,
+    ) -> http::Response<tonic::body::Body> {
+        let limits = (Some(REQUEST_LIMIT), None);
+        let mut grpc = tonic::server::Grpc::new(Wire::<P>::default()).apply_max_message_size_config(limits.0, limits.1);
+        grpc.streaming(Method::<S, P>(self.clone(), PhantomData), request).await
     }
 }
 
@@ -307,10 +334,10 @@ where
 }
 
 /// The responses of one stream.
-pub struct Responses<T>(mpsc::Receiver<Result<T, tonic::Status>>);
+struct Responses(mpsc::Receiver<Result<Answer, tonic::Status>>);
 
-impl<T> Stream for Responses<T> {
-    type Item = Result<T, tonic::Status>;
+impl Stream for Responses {
+    type Item = Result<Answer, tonic::Status>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut std::task::Context<'_>) -> std::task::Poll<Option<Self::Item>> {
         self.0.poll_recv(cx)
@@ -318,14 +345,17 @@ impl<T> Stream for Responses<T> {
 }
 
 /// What the two variants of the protocol differ in on the wire.
-trait Protocol {
-    type Request: Send + 'static;
-    type Response: Send + 'static;
+trait Protocol: Send + Sync + 'static {
+    type Request: prost::Message + Default + Send + 'static;
+    /// What [`wire`] writes.
+    #[cfg(test)]
+    type Message: prost::Message + Default;
     const MODE: Mode;
 
     fn node(request: &mut Self::Request) -> Option<Node>;
     fn ask(request: Self::Request) -> Ask;
-    fn response(answer: Answer) -> Self::Response;
+    #[cfg(test)]
+    fn response(answer: Answer) -> Self::Message;
 }
 
 /// Only what changed.
@@ -333,7 +363,8 @@ enum Delta {}
 
 impl Protocol for Delta {
     type Request = discovery::DeltaDiscoveryRequest;
-    type Response = discovery::DeltaDiscoveryResponse;
+    #[cfg(test)]
+    type Message = discovery::DeltaDiscoveryResponse;
     const MODE: Mode = Mode::Delta;
 
     fn node(request: &mut Self::Request) -> Option<Node> {
@@ -351,7 +382,8 @@ impl Protocol for Delta {
         }
     }
 
-    fn response(answer: Answer) -> Self::Response {
+    #[cfg(test)]
+    fn response(answer: Answer) -> Self::Message {
         let resource = |resource: Arc<crate::Resource>| discovery::Resource {
             name: resource.name.to_string(),
             version: resource.version.to_string(),
@@ -374,7 +406,8 @@ enum Whole {}
 
 impl Protocol for Whole {
     type Request = discovery::DiscoveryRequest;
-    type Response = discovery::DiscoveryResponse;
+    #[cfg(test)]
+    type Message = discovery::DiscoveryResponse;
     const MODE: Mode = Mode::Whole;
 
     fn node(request: &mut Self::Request) -> Option<Node> {
@@ -392,7 +425,8 @@ impl Protocol for Whole {
         }
     }
 
-    fn response(answer: Answer) -> Self::Response {
+    #[cfg(test)]
+    fn response(answer: Answer) -> Self::Message {
         discovery::DiscoveryResponse {
             version_info: answer.version.to_string(),
             resources: answer.resources.into_iter().map(|resource| resource.body.clone()).collect(),

@@ -11,6 +11,7 @@
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
+use std::hash::{Hash, Hasher};
 use std::iter::Peekable;
 use std::sync::Arc;
 
@@ -77,6 +78,8 @@ pub(super) struct Session {
     changes: Arc<Changes>,
     snapshot: Arc<Snapshot>,
     types: BTreeMap<Arc<str>, Subscription>,
+    /// The types asked for, in the order in which they are sent.
+    order: Vec<Arc<str>>,
     nonces: u64,
     /// Whether there may be something to send.
     stirred: bool,
@@ -87,13 +90,26 @@ pub(super) struct Session {
 #[derive(Default)]
 struct Subscription {
     wildcard: bool,
+    /// Every name, unless there is a `base`.
     entries: BTreeMap<Arc<str>, Entry>,
+    /// What stands for all entries where the proxy has just what there is, as most have most of the time: so what a
+    /// thousand proxies have is kept once.
+    base: Option<Base>,
+    /// The number and a hash of the names that were asked for last in the state of the world: every acknowledgement
+    /// repeats them all.
+    asked: Option<(usize, u64)>,
     /// Nonce and snapshot version of the unanswered response.
     under_way: Option<(String, Arc<str>)>,
     /// The nonce of the last response on this stream, if there was one.
     last: Option<String>,
     /// The resources that the entries are known to agree with: as sent, if not yet as taken.
     agreed: Option<Arc<Resources>>,
+}
+
+/// Resources that a proxy has all of, and has asked for each by name or none.
+struct Base {
+    resources: Arc<Resources>,
+    named: bool,
 }
 
 /// One name.
@@ -122,6 +138,7 @@ impl Session {
             changes,
             snapshot: Arc::default(),
             types: BTreeMap::new(),
+            order: Vec::new(),
             nonces: 0,
             stirred: false,
             settled: None,
@@ -141,7 +158,11 @@ impl Session {
 
     /// Whether a type is subscribed to by wildcard, and how many names the proxy wants or has.
     pub(super) fn subscription(&self, type_url: &str) -> Option<(bool, usize)> {
-        self.types.get(type_url).map(|state| (state.wildcard, state.entries.len()))
+        let count = |state: &Subscription| match &state.base {
+            Some(base) => base.resources.len(),
+            None => state.entries.len(),
+        };
+        self.types.get(type_url).map(|state| (state.wildcard, count(state)))
     }
 
     /// Takes a request.
@@ -154,6 +175,11 @@ impl Session {
             Some((type_url, _)) => Arc::clone(type_url),
             None => ask.type_url.as_str().into(),
         };
+        if !known {
+            self.order.push(Arc::clone(&type_url));
+            let place = |url: &Arc<str>| ORDER.iter().position(|of| *of == url.as_ref()).unwrap_or(ORDER.len());
+            self.order.sort_by(|a, b| (place(a), a).cmp(&(place(b), b)));
+        }
         let state = self.types.entry(Arc::clone(&type_url)).or_default();
         let mut heard = Heard::Nothing;
         if !ask.nonce.is_empty() {
@@ -164,6 +190,7 @@ impl Session {
                         None => Heard::Taken { type_url: Arc::clone(&type_url), version },
                     };
                     self.stirred = true;
+                    state.collapse();
                 }
                 other => {
                     state.under_way = other;
@@ -182,10 +209,17 @@ impl Session {
             Some(resource) => Arc::clone(&resource.name),
             None => name.into(),
         };
-        let names = ask.subscribe.into_iter().map(shared);
         match self.mode {
-            Mode::Delta => state.change(&type_url, known, names, &ask.unsubscribe, ask.initial.into_iter()),
-            Mode::Whole => state.replace(&type_url, known, names),
+            Mode::Delta => {
+                let names = ask.subscribe.into_iter().map(shared);
+                state.change(&type_url, known, names, &ask.unsubscribe, ask.initial.into_iter());
+            }
+            Mode::Whole => {
+                let names = (ask.subscribe.len(), hash(&ask.subscribe));
+                if state.asked.replace(names) != Some(names) {
+                    state.replace(&type_url, known, ask.subscribe.into_iter().map(shared));
+                }
+            }
         }
         if state.agreed.is_none() {
             self.stirred = true;
@@ -197,10 +231,15 @@ impl Session {
 
     /// The next response to send, if there is one now.
     pub(super) fn answer(&mut self) -> Option<Answer> {
-        let known = ORDER.iter().copied().filter_map(|url| self.types.get_key_value(url));
-        let other = self.types.iter().filter(|(url, _)| !ORDER.contains(&url.as_ref()));
-        let urls: Vec<Arc<str>> = known.chain(other).map(|(url, _)| Arc::clone(url)).collect();
-        for url in &urls {
+        let order = std::mem::take(&mut self.order);
+        let answer = self.next_of(&order);
+        self.order = order;
+        self.stirred = answer.is_some();
+        answer
+    }
+
+    fn next_of(&mut self, order: &[Arc<str>]) -> Option<Answer> {
+        for url in order {
             if self.may_send(url)
                 && let Some(answer) = self.difference(url, &removals_of(self.mode, url))
             {
@@ -208,13 +247,12 @@ impl Session {
             }
         }
         if self.types.values().all(|state| state.under_way.is_none()) {
-            for url in urls.iter().filter(|url| matches!(url.as_ref(), CLUSTER | ENDPOINT)) {
+            for url in order.iter().filter(|url| matches!(url.as_ref(), CLUSTER | ENDPOINT)) {
                 if let Some(answer) = self.difference(url, &Removals::Now) {
                     return Some(answer);
                 }
             }
         }
-        self.stirred = false;
         None
     }
 
@@ -241,7 +279,10 @@ impl Session {
         let found = match &state.agreed {
             Some(agreed) if Arc::ptr_eq(agreed, resources) => return None,
             Some(agreed) => state.compare_some(&self.changes.between(agreed, resources), resources, removals),
-            None => state.compare(resources, removals),
+            None => {
+                state.expand();
+                state.compare(resources, removals)
+            }
         };
         let first = state.last.is_none() && state.wildcard;
         // Endpoints that a proxy waits for and that there are none of (any more): it is told that they are none, as
@@ -255,7 +296,7 @@ impl Session {
         let is_silent = found.changed.is_empty() && none.is_empty();
         if self.mode == Mode::Whole && !state.wildcard && !replaces(url) && is_silent {
             // There is no way to say that a route is gone or never was.
-            state.take_as_sent(&found);
+            state.take_as_sent(&found, resources);
             state.agreed = Some(Arc::clone(resources));
             return None;
         }
@@ -263,12 +304,13 @@ impl Session {
         let agreed = (!found.postponed).then(|| Arc::clone(resources));
         if found.is_empty() && !first {
             state.agreed = agreed.or(state.agreed.take());
+            state.collapse();
             return None;
         }
         state.agreed = agreed;
         self.nonces += 1;
         let nonce = format!("{}-{}", self.connection, self.nonces);
-        state.take_as_sent(&found);
+        state.take_as_sent(&found, resources);
         state.under_way = Some((nonce.clone(), Arc::clone(&self.snapshot.version)));
         state.last = Some(nonce.clone());
         let sent = match self.mode {
@@ -276,7 +318,7 @@ impl Session {
             // Clusters and listeners that are not named in a state of the world are gone.
             Mode::Whole if state.wildcard => resources.iter().cloned().collect(),
             Mode::Whole if replaces(url) => {
-                state.entries.keys().filter_map(|name| resources.get(name)).cloned().collect()
+                state.names().iter().filter_map(|name| resources.get(name)).cloned().collect()
             }
             Mode::Whole => found.changed.iter().cloned().chain(none).collect(),
         };
@@ -345,6 +387,9 @@ impl Subscription {
             self.wildcard = true;
         }
         let stirred = !known || subscribe.len() > 0 || !unsubscribe.is_empty();
+        if stirred {
+            self.expand();
+        }
         for name in subscribe {
             if &*name == "*" {
                 self.wildcard = true;
@@ -379,6 +424,7 @@ impl Subscription {
 
     /// Takes a state-of-the-world request's names: the full set.
     fn replace(&mut self, type_url: &str, known: bool, names: impl Iterator<Item = Arc<str>>) {
+        self.expand();
         let names: std::collections::BTreeSet<Arc<str>> = names.collect();
         if names.contains("*") || (names.is_empty() && has_wildcard(type_url) && (!known || self.wildcard)) {
             self.wildcard = true;
@@ -415,6 +461,19 @@ impl Subscription {
     /// The same for a few names, when the others are known to agree.
     fn compare_some(&self, names: &[Arc<str>], resources: &Resources, removals: &Removals) -> Difference {
         let mut found = Difference::default();
+        if let Some(base) = &self.base {
+            for name in names {
+                match (base.resources.get(name), resources.get(name)) {
+                    (Some(had), Some(resource)) if same(&had.version, &resource.version) => {}
+                    (Some(_), Some(resource)) => found.changed.push(Arc::clone(resource)),
+                    (None, Some(resource)) if self.wildcard => found.changed.push(Arc::clone(resource)),
+                    (Some(_), None) if *removals == Removals::Now => found.removed.push(Arc::clone(name)),
+                    (Some(_), None) => found.postponed = true,
+                    (None, _) => {}
+                }
+            }
+            return found;
+        }
         for name in names {
             let side = match (self.entries.get_key_value(name), resources.get(name)) {
                 (Some(entry), Some(resource)) => Side::Both(entry, resource),
@@ -445,7 +504,52 @@ impl Subscription {
         }
     }
 
-    fn take_as_sent(&mut self, found: &Difference) {
+    /// The names of all entries.
+    fn names(&self) -> Vec<Arc<str>> {
+        let base = self.base.iter().flat_map(|base| base.resources.iter().map(|resource| &resource.name));
+        base.chain(self.entries.keys()).cloned().collect()
+    }
+
+    /// The entries one by one, to change some of them.
+    fn expand(&mut self) {
+        let Some(base) = self.base.take() else { return };
+        let entry = |resource: &Arc<Resource>| {
+            let held = Held::At(Arc::clone(&resource.version));
+            (Arc::clone(&resource.name), Entry { named: base.named, held })
+        };
+        self.entries = base.resources.iter().map(entry).collect();
+    }
+
+    /// The opposite, if it can be.
+    fn collapse(&mut self) {
+        let Some(agreed) = self.agreed.as_ref().filter(|agreed| agreed.len() == self.entries.len()) else { return };
+        let Some(named) = self.entries.values().next().map(|entry| entry.named) else { return };
+        let fits = |((name, entry), resource): ((&Arc<str>, &Entry), &Arc<Resource>)| {
+            entry.named == named
+                && same(name, &resource.name)
+                && matches!(&entry.held, Held::At(version) if same(version, &resource.version))
+        };
+        if self.entries.iter().zip(agreed.iter()).all(fits) {
+            self.base = Some(Base { resources: Arc::clone(agreed), named });
+            self.entries = BTreeMap::new();
+        }
+    }
+
+    fn take_as_sent(&mut self, found: &Difference, resources: &Arc<Resources>) {
+        if let Some(base) = &mut self.base {
+            let is_there = |resource: &Arc<Resource>| base.resources.get(&resource.name).is_some();
+            // Others of the same names: then all of it is what there is now.
+            if found.removed.is_empty()
+                && found.missing.is_empty()
+                && !found.postponed
+                && resources.len() == base.resources.len()
+                && found.changed.iter().all(is_there)
+            {
+                base.resources = Arc::clone(resources);
+                return;
+            }
+            self.expand();
+        }
         for resource in &found.changed {
             let held = Held::At(Arc::clone(&resource.version));
             match self.entries.get_mut(&resource.name) {
@@ -466,6 +570,10 @@ impl Subscription {
     }
 
     fn send_again(&mut self, resources: &[Arc<Resource>]) {
+        if resources.is_empty() {
+            return;
+        }
+        self.expand();
         for resource in resources {
             if let Some(entry) = self.entries.get_mut(&resource.name)
                 && entry.held != Held::Absent
@@ -475,6 +583,12 @@ impl Subscription {
             }
         }
     }
+}
+
+fn hash(names: &[String]) -> u64 {
+    let mut hasher = std::hash::DefaultHasher::new();
+    names.hash(&mut hasher);
+    hasher.finish()
 }
 
 enum Side<H, W> {
@@ -549,7 +663,7 @@ mod tests {
             sent.push(show(&answer));
             let state = &session.types[&answer.type_url];
             let whole = session.mode == Mode::Whole && !state.wildcard;
-            let subscribe = if whole { state.entries.keys().map(ToString::to_string).collect() } else { Vec::new() };
+            let subscribe = if whole { state.names().iter().map(ToString::to_string).collect() } else { Vec::new() };
             session.request(Ask { subscribe, ..ack(&answer) });
         }
         sent
