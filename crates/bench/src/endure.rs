@@ -6,12 +6,20 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use serde_json::{Value, json};
 
 use crate::labs::Lab;
-use crate::process::memory;
+use crate::process::{cpu, memory};
+use crate::stream::{Load, Seen, World};
 
 /// Between two samples.
 const PERIOD: Duration = Duration::from_secs(10);
+/// How long the load goes on after each change.
+const CALM: Duration = Duration::from_secs(2);
+/// Changes of configuration in a round.
+const CHANGES: u32 = 5;
+/// The mesh is torn down after so many rounds.
+const TEARDOWN: u32 = 5;
 
 /// `endure [--minutes N] [--rounds N]`
 pub(crate) fn endure(stolos: &Path, arguments: &[&str]) -> Result<()> {
@@ -44,78 +52,176 @@ struct Sample {
     resident: f64,
     anonymous: f64,
     descriptors: usize,
+    processor: f64,
 }
 
-/// One lab of three clusters on two networks. Until time is over: build a mesh with samples, prove it, kill a gateway,
-/// prove it again, change the links, take the samples away, tear the mesh down every fifth time. Whatever is learnt at
-/// once (code that is paged in, caches that fill) is over after the first fifth, so the slope is taken from there on.
+/// One lab of three clusters on two networks. Until time is over, in rounds: build a mesh with samples, prove it, change
+/// pods and configuration and break things under a steady load, prove it again, take the samples away, tear the mesh
+/// down every fifth time. Whatever is learnt at once (code that is paged in, caches that fill) is over after the first
+/// fifth, so the slope is taken from there on.
 fn churn(stolos: &Path, duration: Duration) -> Result<()> {
     let lab = Lab::up(stolos, 3, &[])?;
-    let mut out = std::io::stdout();
-    let began = Instant::now();
-    let (mut samples, mut last, mut rounds, mut failures): (Vec<Sample>, _, u32, u32) = (vec![], None, 0, 0);
-    let sample = |samples: &mut Vec<Sample>, last: &mut Option<Instant>| -> Result<()> {
-        if last.is_none_or(|last| last.elapsed() >= PERIOD) {
-            *last = Some(Instant::now());
-            let (resident, anonymous, descriptors) = memory(lab.process)?;
-            samples.push(Sample { minutes: began.elapsed().as_secs_f64() / 60.0, resident, anonymous, descriptors });
-        }
-        Ok(())
-    };
-    while began.elapsed() < duration {
+    let world = World::connect(&lab.state.join("kubeconfig"), &CLUSTERS)?;
+    let mut churn =
+        Churn { lab, began: Instant::now(), samples: vec![], last: None, failures: 0, seen: Seen::default() };
+    let mut rounds = 0;
+    while churn.began.elapsed() < duration {
         rounds += 1;
-        let mut steps: Vec<(bool, Vec<&str>)> = vec![
-            (true, vec!["apply", "--samples", "--yes"]),
-            (true, vec!["verify"]),
-            (false, vec!["lab", "fault", "kill", "c1", "--gateway"]),
-            (false, vec!["lab", "fault", "delay", "n0", "n1", "5ms"]),
-            (true, vec!["verify"]),
-            (false, vec!["lab", "fault", "heal"]),
-            (true, vec!["apply", "--yes"]),
-        ];
-        if rounds % 5 == 0 {
-            steps.push((true, vec!["teardown", "--yes"]));
-        }
-        for (on_mesh, step) in steps {
-            let done = match on_mesh {
-                true => lab.on_mesh(&step)?,
-                false => lab.run(&[&step[..], &["-f", &lab.file]].concat())?,
-            };
-            if !done.status.success() {
-                failures += 1;
-                let said = String::from_utf8_lossy(&done.stdout).into_owned();
-                writeln!(out, "round {rounds}: {step:?} ended with {}\n{said}", done.status)?;
-            }
-            sample(&mut samples, &mut last)?;
-        }
+        churn.round(&world, rounds)?;
     }
     std::thread::sleep(Duration::from_secs(5));
-    last = None;
-    sample(&mut samples, &mut last)?;
-    let steady: Vec<&Sample> = samples.iter().skip(samples.len() / 5).collect();
-    writeln!(
-        out,
-        "{rounds} rounds in {:.1} minutes, {failures} commands failed",
-        began.elapsed().as_secs_f64() / 60.0
-    )?;
-    writeln!(out, "| what | first | after a fifth | last | most | slope |\n|---|---|---|---|---|---|")?;
-    let mut row = |what: &str, value: &dyn Fn(&Sample) -> f64| -> Result<()> {
-        let points: Vec<(f64, f64)> = steady.iter().map(|s| (s.minutes, value(s))).collect();
-        let most = samples.iter().map(value).fold(0.0, f64::max);
-        let (first, fifth) = (samples.first().map_or(0.0, value), steady.first().map_or(0.0, |s| value(s)));
-        let last = samples.last().map_or(0.0, value);
+    churn.last = None;
+    churn.sample()?;
+    churn.report(rounds)
+}
+
+/// The clusters of the lab, which are its contexts too.
+const CLUSTERS: [&str; 3] = ["c1", "c2", "c3"];
+
+struct Churn {
+    lab: Lab,
+    began: Instant,
+    samples: Vec<Sample>,
+    last: Option<Instant>,
+    failures: u32,
+    seen: Seen,
+}
+
+impl Churn {
+    fn sample(&mut self) -> Result<()> {
+        if self.last.is_none_or(|last| last.elapsed() >= PERIOD) {
+            self.last = Some(Instant::now());
+            let (resident, anonymous, descriptors) = memory(self.lab.process)?;
+            let processor = cpu(self.lab.process)?;
+            self.samples.push(Sample { minutes: self.minutes(), resident, anonymous, descriptors, processor });
+        }
+        Ok(())
+    }
+
+    fn minutes(&self) -> f64 {
+        self.began.elapsed().as_secs_f64() / 60.0
+    }
+
+    /// A command that must succeed.
+    fn command(&mut self, round: u32, arguments: &[&str]) -> Result<()> {
+        let about_lab = arguments.first() == Some(&"lab");
+        let done = match about_lab {
+            true => self.lab.run(&[arguments, &["-f", &self.lab.file]].concat())?,
+            false => self.lab.on_mesh(arguments)?,
+        };
+        if !done.status.success() {
+            self.failures += 1;
+            let said = String::from_utf8_lossy(&done.stdout).into_owned();
+            writeln!(std::io::stdout(), "round {round}: {arguments:?} ended with {}\n{said}", done.status)?;
+        }
+        self.sample()
+    }
+
+    /// Lets the load go on for a while and tells what failed of it.
+    fn under_load(&mut self, load: &Load<'_>, round: u32, what: &str) -> Result<()> {
+        std::thread::sleep(CALM);
+        self.take(load.seen(), round, what)?;
+        self.sample()
+    }
+
+    fn take(&mut self, seen: Seen, round: u32, what: &str) -> Result<()> {
+        for failed in seen.failed.iter().chain(&seen.troubles) {
+            writeln!(std::io::stdout(), "round {round}, {what}: {failed}")?;
+        }
+        self.seen.add(seen);
+        Ok(())
+    }
+
+    fn round(&mut self, world: &World, round: u32) -> Result<()> {
+        self.command(round, &["apply", "--samples", "--yes"])?;
+        self.command(round, &["verify"])?;
+        let load = world.load();
+        self.under_load(&load, round, "at rest")?;
+        for change in 0..CHANGES {
+            world.apply(&configuration(round * CHANGES + change))?;
+            self.under_load(&load, round, "configuration changed")?;
+        }
+        let cluster = round as usize % CLUSTERS.len();
+        for replicas in [3, 1] {
+            world.roll(cluster, "helloworld", &json!({"spec": {"replicas": replicas}}))?;
+            self.under_load(&load, round, "helloworld scaled")?;
+        }
+        let stamp = json!({"kubectl.kubernetes.io/restartedAt": format!("round {round}")});
+        world.roll(cluster, "helloworld", &json!({"spec": {"template": {"metadata": {"annotations": stamp}}}}))?;
+        self.under_load(&load, round, "helloworld rolled")?;
+        // A gateway is killed once in its life: the second time it would, as on Kubernetes, be held back for 10 s.
+        match round % TEARDOWN {
+            at @ 1..=3 => {
+                self.command(round, &["lab", "fault", "kill", CLUSTERS[at as usize - 1], "--gateway"])?;
+                self.under_load(&load, round, "gateway killed")?;
+            }
+            _ => {
+                self.command(round, &["lab", "fault", "partition", "n0"])?;
+                self.under_load(&load, round, "network cut off")?;
+                self.command(round, &["lab", "fault", "heal"])?;
+                self.under_load(&load, round, "network healed")?;
+            }
+        }
+        self.command(round, &["lab", "fault", "delay", "n0", "n1", "5ms"])?;
+        self.command(round, &["verify"])?;
+        self.under_load(&load, round, "link delayed")?;
+        self.command(round, &["lab", "fault", "heal"])?;
+        self.take(load.end(), round, "at the end")?;
+        self.command(round, &["apply", "--yes"])?;
+        if round % TEARDOWN == 0 {
+            self.command(round, &["teardown", "--yes"])?;
+        }
+        Ok(())
+    }
+
+    fn report(&self, rounds: u32) -> Result<()> {
+        let mut out = std::io::stdout();
+        let (failures, failed) = (self.failures, self.seen.failed.len());
+        writeln!(out, "{rounds} rounds in {:.1} minutes, {failures} commands failed", self.minutes())?;
         writeln!(
             out,
-            "| {what} | {first:.1} | {fifth:.1} | {last:.1} | {most:.1} | {:+.3} per minute |",
-            slope(&points)
+            "{} requests, {failed} failed, the slowest took {:.2} s; {} clients did not start; answered: {:?}",
+            self.seen.requests(),
+            self.seen.slowest.as_secs_f64(),
+            self.seen.troubles.len(),
+            self.seen.answered
         )?;
+        let steady: Vec<&Sample> = self.samples.iter().skip(self.samples.len() / 5).collect();
+        writeln!(out, "| what | first | after a fifth | last | most | slope |\n|---|---|---|---|---|---|")?;
+        let mut row = |what: &str, value: &dyn Fn(&Sample) -> f64| -> Result<()> {
+            let points: Vec<(f64, f64)> = steady.iter().map(|s| (s.minutes, value(s))).collect();
+            let most = self.samples.iter().map(value).fold(0.0, f64::max);
+            let (first, fifth) = (self.samples.first().map_or(0.0, value), steady.first().map_or(0.0, |s| value(s)));
+            let last = self.samples.last().map_or(0.0, value);
+            writeln!(
+                out,
+                "| {what} | {first:.1} | {fifth:.1} | {last:.1} | {most:.1} | {:+.3} per minute |",
+                slope(&points)
+            )?;
+            Ok(())
+        };
+        row("memory resident, MiB", &|s| s.resident)?;
+        row("of it anonymous, MiB", &|s| s.anonymous)?;
+        row("descriptors", &|s| s.descriptors as f64)?;
+        row("CPU-seconds", &|s| s.processor)?;
+        ensure!(failures == 0 && failed == 0, "{failures} commands and {failed} requests failed");
         Ok(())
-    };
-    row("memory resident, MiB", &|s| s.resident)?;
-    row("of it anonymous, MiB", &|s| s.anonymous)?;
-    row("descriptors", &|s| s.descriptors as f64)?;
-    ensure!(failures == 0, "{failures} commands failed");
-    Ok(())
+    }
+}
+
+/// How HelloWorld is reached: always the same service, never quite the same way.
+fn configuration(number: u32) -> Value {
+    let host = "helloworld.sample.svc.cluster.local";
+    let timeout = format!("{}s", 10 + number % 7);
+    let headers = json!({"request": {"set": {"x-change": number.to_string()}}});
+    json!({
+        "apiVersion": "networking.istio.io/v1", "kind": "VirtualService",
+        "metadata": {"name": "endurance", "namespace": "sample"},
+        "spec": {
+            "hosts": [host],
+            "http": [{"route": [{"destination": {"host": host}}], "timeout": timeout, "headers": headers}],
+        },
+    })
 }
 
 /// Least squares.

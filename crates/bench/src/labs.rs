@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::io::Write;
+use std::io::{BufRead as _, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -16,14 +16,43 @@ use crate::table::{RUNS, row};
 /// One run that takes longer is broken.
 const PATIENCE: Duration = Duration::from_secs(300);
 
-/// `demo --once`: time to proof, memory.
+/// `demo --once`: time to the first answer from another network and to the proof, memory.
 pub(crate) fn demo(stolos: &Path, out: &mut impl Write) -> Result<()> {
     let mut demo = Vec::new();
     for _ in 0..RUNS {
         demo.push(run_demo(stolos)?);
     }
-    row(out, "demo: process start to proof, 3 clusters, s", demo.iter().map(|d| d.0))?;
-    row(out, "demo: most memory resident, MiB", demo.iter().map(|d| d.1))
+    row(
+        out,
+        "demo, 3 clusters: process start to the first answer from another network, s",
+        demo.iter().map(|d| d.first),
+    )?;
+    row(out, "… memory resident then, MiB", demo.iter().map(|d| d.memory.0))?;
+    row(out, "… of it anonymous, MiB", demo.iter().map(|d| d.memory.1))?;
+    row(out, "… process start to the end of the whole proof, s", demo.iter().map(|d| d.whole))?;
+    row(out, "… most memory resident, MiB", demo.iter().map(|d| d.largest))?;
+    row(out, "… CPU-seconds", demo.iter().map(|d| d.processor))
+}
+
+/// `verify` of ten clusters: a hundred ordered pairs.
+pub(crate) fn verify(stolos: &Path, out: &mut impl Write) -> Result<()> {
+    let clusters = 10;
+    let lab = Lab::up(stolos, clusters, &[])?;
+    let applied = lab.on_mesh(&["apply", "--yes"])?;
+    ensure!(applied.status.success(), "apply ended with {}", applied.status);
+    let mut verified = Vec::new();
+    for _ in 0..RUNS {
+        let (began, before) = (Instant::now(), cpu(lab.process)?);
+        let proof = lab.on_mesh(&["verify", "-o", "json"])?;
+        let took = began.elapsed().as_secs_f64();
+        ensure!(proof.status.success(), "verify ended with {}", proof.status);
+        let report: Value = serde_json::from_slice(&proof.stdout)?;
+        let pairs = report["pairs"].as_array().map_or(0, Vec::len);
+        ensure!(pairs == clusters * clusters, "{pairs} pairs");
+        verified.push((took, cpu(lab.process)? - before));
+    }
+    row(out, "verify, 10 clusters (100 pairs): whole command, s", verified.iter().map(|v| v.0))?;
+    row(out, "… CPU-seconds of the lab", verified.iter().map(|v| v.1))
 }
 
 /// `apply` of a mesh where every API call takes 20 ms longer, taken apart.
@@ -120,22 +149,50 @@ impl Drop for Lab {
     }
 }
 
-/// Seconds until the end of `demo --once`, and MiB at its largest.
-fn run_demo(stolos: &Path) -> Result<(f64, f64)> {
+/// What one `demo --once` took.
+struct Demonstrated {
+    /// Seconds until a pod of another network has answered.
+    first: f64,
+    /// Then: MiB resident, and of them anonymous.
+    memory: (f64, f64),
+    /// Seconds until its end.
+    whole: f64,
+    /// MiB at its largest.
+    largest: f64,
+    processor: f64,
+}
+
+fn run_demo(stolos: &Path) -> Result<Demonstrated> {
     let home = tempfile::tempdir()?;
     let began = Instant::now();
-    let mut demo = quiet(stolos, home.path()).args(["demo", "--once", "-o", "json"]).spawn()?;
-    let mut largest = 0.0_f64;
+    let command = ["demo", "--once", "-o", "json"];
+    let mut demo = quiet(stolos, home.path()).args(command).stderr(Stdio::piped()).spawn()?;
+    let process = demo.id();
+    let progress = BufReader::new(demo.stderr.take().context("no progress")?);
+    let reading = std::thread::spawn(move || {
+        let mut first = None;
+        // To the end, or the demo would wait for a reader.
+        for line in progress.lines().map_while(Result::ok) {
+            if first.is_none() && line.contains("for the first time") {
+                first = Some((began.elapsed().as_secs_f64(), memory(process).map(|(all, own, _)| (all, own))));
+            }
+        }
+        first
+    });
+    let (mut largest, mut processor) = (0.0_f64, 0.0_f64);
     let status = loop {
         largest = largest.max(resident(&demo));
+        processor = processor.max(cpu(process).unwrap_or(0.0));
         if let Some(status) = demo.try_wait()? {
             break status;
         }
         ensure!(began.elapsed() < PATIENCE, "the demo does not end");
         std::thread::sleep(Duration::from_millis(10));
     };
+    let whole = began.elapsed().as_secs_f64();
     ensure!(status.success(), "the demo ended with {status}");
-    Ok((began.elapsed().as_secs_f64(), largest))
+    let first = reading.join().ok().flatten().context("the demo did not say when it was first answered")?;
+    Ok(Demonstrated { first: first.0, memory: first.1?, whole, largest, processor })
 }
 
 /// Where the seconds of one `apply` went.

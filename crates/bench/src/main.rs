@@ -9,6 +9,7 @@ mod load;
 mod peer;
 mod process;
 mod sidecar;
+mod stream;
 mod table;
 mod tls;
 
@@ -17,7 +18,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail};
 
 /// The sections, in the order in which they run when none is named.
-const SECTIONS: [&str; 6] = ["demo", "apply", "lab", "apiserver", "gateway", "sidecar"];
+const SECTIONS: [&str; 7] = ["demo", "apply", "verify", "lab", "apiserver", "gateway", "sidecar"];
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -48,6 +49,7 @@ fn main() -> Result<()> {
             "apiserver" => apiserver::apiserver(&mut out)?,
             "gateway" => gateway::gateway(&mut out)?,
             "sidecar" => sidecar::bench(&stolos, &mut out)?,
+            "verify" => labs::verify(&stolos, &mut out)?,
             _ => labs::lab(&stolos, &mut out)?,
         }
     }

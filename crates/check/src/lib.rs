@@ -1,6 +1,7 @@
 //! Proves, from outside, that a mesh does what its file says.
 //!
 //! * [`verify()`] sends real requests from every cluster to every cluster, and tries what must be refused.
+//! * [`reaches()`] is content with one answer between the samples of two clusters.
 //! * [`status()`] says what is there, with the age of everything it says.
 //! * [`graph()`] draws it.
 //!
@@ -12,6 +13,7 @@ mod graph;
 mod judge;
 mod probe;
 mod proxies;
+mod reach;
 mod refuse;
 mod report;
 mod status;
@@ -19,6 +21,7 @@ mod verify;
 
 pub use graph::{Format, graph};
 pub use proxies::{ProxyReport, ProxyStatus, TypeStatus, proxies};
+pub use reach::reaches;
 pub use report::{Latency, Pair, Refusal, Verdict, VerifyReport};
 pub use status::{
     CertificateStatus, ClusterStatus, ControlPlaneStatus, GatewayStatus, PeerStatus, ServiceStatus, StatusReport,

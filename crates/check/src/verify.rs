@@ -53,7 +53,7 @@ pub enum News {
         /// The cluster.
         cluster: String,
     },
-    /// A caller has seen an answer from every cluster, or has waited long enough for it.
+    /// A caller has seen an answer from every cluster and nothing fail, or has waited long enough for it.
     Settled {
         /// The caller's cluster.
         cluster: String,
@@ -74,8 +74,9 @@ pub enum News {
 /// # Flow
 ///
 /// 1. A namespace `stolos-verify-<random>` in every cluster, with a server, a client, and a client outside the mesh.
-/// 2. When they are ready: each client sends a few requests until every cluster has answered it once, or
-///    [`Options::settle`] is over. A path that is still being built is not held against the mesh.
+/// 2. When they are ready: each client sends a few requests at a time until every cluster has answered it once and
+///    none of the last few failed, or [`Options::settle`] is over. A path that is still being built, or rebuilt, is not
+///    held against the mesh.
 /// 3. Each client sends the requests that count; its proxy's access log says, by request id, whom it dialled and who
 ///    was there.
 /// 4. What must be refused is tried.
@@ -254,16 +255,19 @@ impl Run<'_> {
         };
         let everybody: BTreeSet<String> = expected.clusters.iter().map(|c| c.name.clone()).collect();
         let mut missing = everybody;
+        let mut failing = false;
         let began = Instant::now();
         let warm = format!("warm-{}", random(8));
-        while !missing.is_empty() && began.elapsed() < self.options.settle {
+        // Failing: an endpoint or a gateway that is just being replaced answers some of the requests and not the others.
+        while (failing || !missing.is_empty()) && began.elapsed() < self.options.settle {
             let some = probes.len() * 4;
             let seen =
                 probe::answers(&self.exec(from, &from.client, &probe::script(&self.namespace, &warm, some)).await?);
+            failing = seen.iter().any(|answer| !(200..300).contains(&answer.status));
             for by in seen.iter().filter_map(|a| a.instance.as_ref()).filter_map(&cluster_of) {
                 missing.remove(&by);
             }
-            if !missing.is_empty() {
+            if failing || !missing.is_empty() {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         }

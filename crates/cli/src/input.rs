@@ -8,7 +8,7 @@ use stolos_cluster::{Cluster, Kubeconfig, connect};
 use stolos_spec::{Mesh, Origin, Reading, Sample, SourceText};
 
 use crate::failure::Failure;
-use crate::screen::{Output, Screen};
+use crate::screen::{Output, Screen, count};
 
 /// Which mesh.
 #[derive(Args, Clone, Debug)]
@@ -39,6 +39,31 @@ pub(crate) struct ClusterArgs {
     /// The kubeconfig to find the contexts in [default: the mesh file's own, $KUBECONFIG, ~/.kube/config]
     #[arg(long, value_name = "FILE")]
     pub(crate) kubeconfig: Option<PathBuf>,
+}
+
+/// Which mesh, and how to reach its clusters.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct BuiltArgs {
+    #[command(flatten)]
+    mesh: MeshArgs,
+    #[command(flatten)]
+    clusters: ClusterArgs,
+}
+
+impl BuiltArgs {
+    /// Reads the mesh and connects its clusters. Nothing is asked of them yet.
+    pub(crate) async fn connect(&self, screen: &Screen) -> Result<(Mesh, Vec<Cluster>), Failure> {
+        let mesh = self.mesh.read(screen)?;
+        let clusters = clusters(&mesh, &self.mesh, &self.clusters).await?;
+        Ok((mesh, clusters))
+    }
+
+    /// The same, for a command that will ask every cluster, and says so.
+    pub(crate) async fn ask(&self, screen: &Screen) -> Result<(Mesh, Vec<Cluster>), Failure> {
+        let (mesh, clusters) = self.connect(screen).await?;
+        screen.line(format!("Asking {}", count(clusters.len(), "cluster")));
+        Ok((mesh, clusters))
+    }
 }
 
 /// How to print data.
@@ -173,7 +198,7 @@ fn source(path: &Path) -> Result<SourceText, Failure> {
 }
 
 /// Connects every cluster of the mesh, in the order of the file. Nothing is asked of them yet.
-pub(crate) async fn clusters(mesh: &Mesh, files: &MeshArgs, args: &ClusterArgs) -> Result<Vec<Cluster>, Failure> {
+async fn clusters(mesh: &Mesh, files: &MeshArgs, args: &ClusterArgs) -> Result<Vec<Cluster>, Failure> {
     let state = files.state(mesh)?;
     let connecting = async {
         let mut clusters = Vec::new();

@@ -2,7 +2,6 @@
 //! port-forward, watcher with streaming lists), and the Python client's list, watch and patch.
 
 use std::collections::BTreeMap;
-use std::io::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,6 +21,9 @@ use kube::{Client, Resource, ResourceExt};
 use serde_json::json;
 use stolos_lab::{Lab, LabCluster, LabConfig};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+#[path = "../../../tests/programs.rs"]
+mod programs;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -227,12 +229,7 @@ async fn exec_and_portforward() {
 /// `STOLOS_PYTHON` (see `.ci/programs`).
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_python_client() {
-    let Some(python) = std::env::var_os("STOLOS_PYTHON") else {
-        let text = "STOLOS_PYTHON is not set: the Python client was NOT tried (see .ci/programs)";
-        assert!(std::env::var_os("STOLOS_REQUIRE_PROGRAMS").is_none(), "{text}");
-        let _ = writeln!(std::io::stderr(), "\n*** {text} ***\n");
-        return;
-    };
+    let Some(python) = programs::program("STOLOS_PYTHON") else { return };
     let state = tempfile::tempdir().unwrap();
     let lab = lab(&state).await;
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/client.py");

@@ -28,6 +28,9 @@ use stolos_xds::server::{Nack, Proxy, Server, Source, per_connection};
 use stolos_xds::{Resources, Snapshot, pack, pack_as};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+
+#[path = "../../../tests/programs.rs"]
+mod programs;
 use tokio::sync::watch;
 
 struct World {
@@ -152,20 +155,8 @@ async fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port()
 }
 
-/// The Envoy to test with.
-#[expect(clippy::print_stderr, reason = "a test that did not run must not look like one that did")]
-fn envoy() -> Option<std::ffi::OsString> {
-    let envoy = std::env::var_os("STOLOS_ENVOY").filter(|path| !path.is_empty());
-    if envoy.is_none() {
-        let required = std::env::var("STOLOS_REQUIRE_PROGRAMS").is_ok_and(|required| required == "1");
-        assert!(!required, "STOLOS_ENVOY must name an Envoy, because STOLOS_REQUIRE_PROGRAMS=1");
-        eprintln!("NOT RUN: this test needs a real Envoy; set STOLOS_ENVOY to its program");
-    }
-    envoy
-}
-
 async fn takes_what_is_sent(api_type: &str) {
-    let Some(envoy) = envoy() else { return };
+    let Some(envoy) = programs::program("STOLOS_ENVOY") else { return };
     let (first, second, port) = (upstream("first").await, upstream("second").await, free_port().await);
     let now = watch::Sender::new(Arc::new(world("1", port, first, 500, false)));
     let world_ = Arc::new(World { now, settled: watch::Sender::new(None), refused: Mutex::default() });

@@ -3,8 +3,8 @@ use serde_json::json;
 
 use crate::exit::Exit;
 use crate::failure::Failure;
-use crate::input::{ClusterArgs, MeshArgs, OutputArgs, clusters};
-use crate::screen::{Screen, count};
+use crate::input::{BuiltArgs, OutputArgs};
+use crate::screen::Screen;
 use crate::view;
 
 /// `stolos cert`
@@ -18,18 +18,14 @@ pub(crate) enum CertCommand {
 #[derive(Args, Debug)]
 pub(crate) struct ListArgs {
     #[command(flatten)]
-    mesh: MeshArgs,
-    #[command(flatten)]
-    clusters: ClusterArgs,
+    built: BuiltArgs,
     #[command(flatten)]
     output: OutputArgs,
 }
 
 pub(crate) async fn run(command: CertCommand, screen: &Screen) -> Result<Exit, Failure> {
     let CertCommand::List(args) = command;
-    let mesh = args.mesh.read(screen)?;
-    let clusters = clusters(&mesh, &args.mesh, &args.clusters).await?;
-    screen.line(format!("Asking {}", count(clusters.len(), "cluster")));
+    let (mesh, clusters) = args.built.ask(screen).await?;
     let report = stolos_check::status(&mesh, &clusters).await;
     if args.output.output.is_document() {
         let list: Vec<_> = report

@@ -120,6 +120,15 @@ async fn build_and_prove(
     }
     screen.line(format!("  {} steps, {} writes in {}", applied.done.len(), applied.writes, elapsed(applied.took)));
 
+    if let [near, .., far] = &clusters[..] {
+        tokio::select! {
+            reached = stolos_check::reaches(near, far, PATIENCE) => reached?,
+            () = stop.asked() => return Err(Failure::interrupted()),
+        };
+        let (near, far, after) = (&near.name, &far.name, elapsed(began.elapsed()));
+        screen.line(format!("  {far} answers {near} for the first time, {after} after the start"));
+    }
+
     let report = verify::prove(mesh, &clusters, &Options::default(), screen, stop).await?;
     let proven = began.elapsed();
     if output.is_document() {

@@ -3,16 +3,14 @@ use stolos_check::Format;
 
 use crate::exit::Exit;
 use crate::failure::Failure;
-use crate::input::{ClusterArgs, MeshArgs, clusters};
-use crate::screen::{Output, Screen, count};
+use crate::input::BuiltArgs;
+use crate::screen::{Output, Screen};
 
 /// `stolos graph`
 #[derive(Args, Debug)]
 pub(crate) struct GraphArgs {
     #[command(flatten)]
-    mesh: MeshArgs,
-    #[command(flatten)]
-    clusters: ClusterArgs,
+    built: BuiltArgs,
 
     /// How the mesh is drawn
     #[arg(short, long, value_name = "FORMAT", default_value = "text")]
@@ -33,9 +31,7 @@ enum Drawing {
 }
 
 pub(crate) async fn run(args: GraphArgs, screen: &Screen) -> Result<Exit, Failure> {
-    let mesh = args.mesh.read(screen)?;
-    let clusters = clusters(&mesh, &args.mesh, &args.clusters).await?;
-    screen.line(format!("Asking {}", count(clusters.len(), "cluster")));
+    let (mesh, clusters) = args.built.ask(screen).await?;
     let status = stolos_check::status(&mesh, &clusters).await;
     match args.output {
         Drawing::Text => screen.data(&stolos_check::graph(&status, Format::Text)),

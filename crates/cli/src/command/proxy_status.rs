@@ -5,8 +5,8 @@ use stolos_check::ProxyReport;
 
 use crate::exit::Exit;
 use crate::failure::Failure;
-use crate::input::{ClusterArgs, MeshArgs, OutputArgs, clusters};
-use crate::screen::{Screen, count};
+use crate::input::{BuiltArgs, OutputArgs};
+use crate::screen::Screen;
 use crate::view;
 
 /// `stolos proxy-status`
@@ -17,17 +17,13 @@ pub(crate) struct ProxyStatusArgs {
     proxy: Option<String>,
 
     #[command(flatten)]
-    mesh: MeshArgs,
-    #[command(flatten)]
-    clusters: ClusterArgs,
+    built: BuiltArgs,
     #[command(flatten)]
     output: OutputArgs,
 }
 
 pub(crate) async fn run(args: ProxyStatusArgs, screen: &Screen) -> Result<Exit, Failure> {
-    let mesh = args.mesh.read(screen)?;
-    let clusters = clusters(&mesh, &args.mesh, &args.clusters).await?;
-    screen.line(format!("Asking {}", count(clusters.len(), "cluster")));
+    let (mesh, clusters) = args.built.ask(screen).await?;
     let mut report = stolos_check::proxies(&mesh, &clusters).await;
     if let Some(wanted) = &args.proxy {
         keep(&mut report, wanted)?;

@@ -2,25 +2,21 @@ use clap::Args;
 
 use crate::exit::Exit;
 use crate::failure::Failure;
-use crate::input::{ClusterArgs, MeshArgs, OutputArgs, clusters};
-use crate::screen::{Screen, count};
+use crate::input::{BuiltArgs, OutputArgs};
+use crate::screen::Screen;
 use crate::view;
 
 /// `stolos status`
 #[derive(Args, Debug)]
 pub(crate) struct StatusArgs {
     #[command(flatten)]
-    mesh: MeshArgs,
-    #[command(flatten)]
-    clusters: ClusterArgs,
+    built: BuiltArgs,
     #[command(flatten)]
     output: OutputArgs,
 }
 
 pub(crate) async fn run(args: StatusArgs, screen: &Screen) -> Result<Exit, Failure> {
-    let mesh = args.mesh.read(screen)?;
-    let clusters = clusters(&mesh, &args.mesh, &args.clusters).await?;
-    screen.line(format!("Asking {}", count(clusters.len(), "cluster")));
+    let (mesh, clusters) = args.built.ask(screen).await?;
     let report = stolos_check::status(&mesh, &clusters).await;
     match args.output.output {
         output if output.is_document() => screen.document(output, &report)?,

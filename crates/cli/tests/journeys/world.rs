@@ -52,7 +52,9 @@ impl World {
 
     /// The binary, in this world.
     pub(crate) fn stolos<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_stolos"));
+        // Another one than was built along: the release binary, where a journey is to be fast.
+        let other = std::env::var_os("STOLOS_BIN").filter(|path| !path.is_empty());
+        let mut command = Command::new(other.unwrap_or_else(|| env!("CARGO_BIN_EXE_stolos").into()));
         command
             .args(args)
             .current_dir(self.folder.path())

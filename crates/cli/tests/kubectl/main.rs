@@ -1,7 +1,7 @@
 //! kubectl, current and old, against a lab cluster: every verb people use, as `script.txt` tells it.
 //!
 //! The programs are found by `STOLOS_KUBECTL` and `STOLOS_KUBECTL_OLD` (`eval "$(bash .ci/programs)"` sets both). Without
-//! them a test says that it did not run; where `STOLOS_REQUIRE_PROGRAMS` is set it fails instead.
+//! them a test says that it did not run; where `STOLOS_REQUIRE_PROGRAMS=1` it fails instead.
 
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -9,6 +9,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use regex::Regex;
+
+#[path = "../../../../tests/programs.rs"]
+mod programs;
 
 const SCRIPT: &str = include_str!("script.txt");
 /// The longest that one command may take, in seconds.
@@ -55,18 +58,6 @@ fn parts() -> Vec<Part> {
         }
     }
     parts
-}
-
-/// The program that a variable names, if the test is to run.
-fn program(variable: &str) -> Option<PathBuf> {
-    let found = std::env::var_os(variable).map(PathBuf::from);
-    if found.is_none() {
-        let text = format!("{variable} is not set: kubectl was NOT tried (see .ci/programs)");
-        assert!(std::env::var_os("STOLOS_REQUIRE_PROGRAMS").is_none(), "{text}");
-        // Straight to the terminal: what a passing test prints is captured.
-        let _ = writeln!(std::io::stderr(), "\n*** {text} ***\n");
-    }
-    found
 }
 
 /// A lab in the background, which goes down with this value.
@@ -157,7 +148,7 @@ impl Desk {
 }
 
 fn play(variable: &str, is_old: bool) {
-    let Some(kubectl) = program(variable) else { return };
+    let Some(kubectl) = programs::program(variable) else { return };
     let lab = Lab::up();
     let only = std::env::var("STOLOS_KUBECTL_ONLY").unwrap_or_default();
     let mut problems = String::new();

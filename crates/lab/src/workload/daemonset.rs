@@ -3,42 +3,24 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet};
+use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::core::v1::{Pod, Toleration};
 use kube::ResourceExt;
 use serde_json::{Value, json};
 
-use super::history::{self, HASH};
-use super::{Later, Trouble, adopt, by_controller, condition, each, orphans, pods, put_status, scheduler};
+use super::history::{self, HASH, Owner};
+use super::{Later, Trouble, adopt, condition, pods, put_status, scheduler};
 use crate::cluster::Shared;
 
 pub(super) async fn reconcile(shared: Arc<Shared>) -> Result<(), Trouble> {
-    let sets = shared.caches.daemonsets.list();
-    if sets.is_empty() {
-        return Ok(());
-    }
-    let pods = shared.caches.pods.list();
-    let orphans = orphans(&pods);
-    let mut owned = by_controller(pods);
-    let mut revisions = by_controller(shared.caches.revisions.list());
-    let work = sets.into_iter().filter(|set| set.metadata.deletion_timestamp.is_none()).map(|set| {
-        let uid = set.uid().unwrap_or_default();
-        let pods = owned.remove(&uid).unwrap_or_default();
-        carry_out(&shared, set, pods, &orphans, revisions.remove(&uid).unwrap_or_default())
-    });
-    each(work).await
+    history::reconcile(&shared, shared.caches.daemonsets.list(), |owner| carry_out(&shared, owner)).await
 }
 
-async fn carry_out(
-    shared: &Shared,
-    set: Arc<DaemonSet>,
-    mut owned: Vec<Arc<Pod>>,
-    orphans: &[Arc<Pod>],
-    revisions: Vec<Arc<ControllerRevision>>,
-) -> Result<(), Trouble> {
+async fn carry_out(shared: &Shared, owner: Owner<DaemonSet>) -> Result<(), Trouble> {
+    let Owner { set, pods: mut owned, revisions, orphans } = owner;
     let spec = &set.spec;
     let Some(node) = shared.caches.nodes.get("", &shared.node) else { return Ok(()) };
-    adopt(shared, &shared.caches.pods, set.as_ref(), &spec.selector, orphans, &mut owned).await?;
+    adopt(shared, &shared.caches.pods, set.as_ref(), &spec.selector, &orphans, &mut owned).await?;
     let history = history::of(shared, set.as_ref(), &spec.template, &spec.selector, revisions).await?;
     let hash = history.update.labels().get(HASH).cloned().unwrap_or_default();
     let fresh = pod(&set, &hash);

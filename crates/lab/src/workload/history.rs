@@ -1,20 +1,61 @@
-//! The revisions of StatefulSets and DaemonSets: what `kubectl rollout history` shows and `undo` goes back to.
+//! What StatefulSets and DaemonSets have in common: they own pods and revisions, which are what `kubectl rollout history`
+//! shows and `undo` goes back to.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use k8s_openapi::api::apps::v1::ControllerRevision;
-use k8s_openapi::api::core::v1::PodTemplateSpec;
+use k8s_openapi::api::core::v1::{Pod, PodTemplateSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
 use kube::{Resource, ResourceExt};
 use serde_json::{Value, json};
 
-use super::{Trouble, gone, is_code, owned_by, short_hash};
+use super::{Trouble, by_controller, each, gone, is_code, orphans, owned_by, short_hash};
 use crate::cluster::Shared;
 
 /// The label by which a pod says which revision it is of.
 pub(super) const HASH: &str = "controller-revision-hash";
+
+/// A set, and what there is of it.
+pub(super) struct Owner<K> {
+    pub(super) set: Arc<K>,
+    /// The pods that it owns.
+    pub(super) pods: Vec<Arc<Pod>>,
+    /// The revisions that it owns.
+    pub(super) revisions: Vec<Arc<ControllerRevision>>,
+    /// The pods that nobody owns.
+    pub(super) orphans: Arc<Vec<Arc<Pod>>>,
+}
+
+/// Carries out every set that is to stay.
+pub(super) async fn reconcile<K: ResourceExt, F>(
+    shared: &Shared,
+    sets: Vec<Arc<K>>,
+    carry_out: impl Fn(Owner<K>) -> F,
+) -> Result<(), Trouble>
+where
+    F: Future<Output = Result<(), Trouble>>,
+{
+    if sets.is_empty() {
+        return Ok(());
+    }
+    let pods = shared.caches.pods.list();
+    let orphans = Arc::new(orphans(&pods));
+    let mut pods = by_controller(pods);
+    let mut revisions = by_controller(shared.caches.revisions.list());
+    let stay = sets.into_iter().filter(|set| set.meta().deletion_timestamp.is_none());
+    let work = stay.map(|set| {
+        let uid = set.uid().unwrap_or_default();
+        carry_out(Owner {
+            set,
+            pods: pods.remove(&uid).unwrap_or_default(),
+            revisions: revisions.remove(&uid).unwrap_or_default(),
+            orphans: Arc::clone(&orphans),
+        })
+    });
+    each(work).await
+}
 
 /// The revision of an owner's present template, and all that there are.
 pub(super) struct History {

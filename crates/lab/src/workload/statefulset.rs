@@ -8,36 +8,18 @@ use k8s_openapi::api::core::v1::{PersistentVolumeClaimVolumeSource, Pod, PodTemp
 use kube::ResourceExt;
 use serde_json::{Value, json};
 
-use super::history::{self, HASH};
-use super::{Later, Trouble, adopt, by_controller, condition, each, orphans, pods, put_status};
+use super::history::{self, HASH, Owner};
+use super::{Later, Trouble, adopt, condition, pods, put_status};
 use crate::cluster::Shared;
 
 pub(super) async fn reconcile(shared: Arc<Shared>) -> Result<(), Trouble> {
-    let sets = shared.caches.statefulsets.list();
-    if sets.is_empty() {
-        return Ok(());
-    }
-    let pods = shared.caches.pods.list();
-    let orphans = orphans(&pods);
-    let mut owned = by_controller(pods);
-    let mut revisions = by_controller(shared.caches.revisions.list());
-    let work = sets.into_iter().filter(|set| set.metadata.deletion_timestamp.is_none()).map(|set| {
-        let uid = set.uid().unwrap_or_default();
-        let pods = owned.remove(&uid).unwrap_or_default();
-        carry_out(&shared, set, pods, &orphans, revisions.remove(&uid).unwrap_or_default())
-    });
-    each(work).await
+    history::reconcile(&shared, shared.caches.statefulsets.list(), |owner| carry_out(&shared, owner)).await
 }
 
-async fn carry_out(
-    shared: &Shared,
-    set: Arc<StatefulSet>,
-    mut pods: Vec<Arc<Pod>>,
-    orphans: &[Arc<Pod>],
-    revisions: Vec<Arc<k8s_openapi::api::apps::v1::ControllerRevision>>,
-) -> Result<(), Trouble> {
+async fn carry_out(shared: &Shared, owner: Owner<StatefulSet>) -> Result<(), Trouble> {
+    let Owner { set, mut pods, revisions, orphans } = owner;
     let spec = &set.spec;
-    adopt(shared, &shared.caches.pods, set.as_ref(), &spec.selector, orphans, &mut pods).await?;
+    adopt(shared, &shared.caches.pods, set.as_ref(), &spec.selector, &orphans, &mut pods).await?;
     let history = history::of(shared, set.as_ref(), &spec.template, &spec.selector, revisions).await?;
     let update = history.update.name_any();
     let before = set.status.as_ref().and_then(|s| s.current_revision.clone()).unwrap_or_default();

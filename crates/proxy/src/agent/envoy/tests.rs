@@ -19,6 +19,9 @@ use stolos_xds::{Resources, Snapshot, pack};
 use super::*;
 use crate::agent::tests::{ControlPlane, container};
 
+#[path = "../../../../../tests/programs.rs"]
+mod programs;
+
 #[test]
 fn only_the_connections_of_others_are_waited_for() {
     let stats = "listener.127.9.9.1_15006.downstream_cx_active: 3\nlistener.127.9.9.1_15021.downstream_cx_active: 1\n\
@@ -26,17 +29,6 @@ fn only_the_connections_of_others_are_waited_for() {
                  http.inbound_0.0.0.0_80.downstream_cx_active: 3\nlistener.127.9.9.1_15443.downstream_cx_active: 2\n";
     assert_eq!(connections(stats), 5);
     assert_eq!(connections("no such page"), 0);
-}
-
-/// The Envoy to test with.
-fn program() -> Option<PathBuf> {
-    if let Some(path) = std::env::var_os("STOLOS_ENVOY").filter(|path| !path.is_empty()) {
-        return Some(path.into());
-    }
-    let required = std::env::var("STOLOS_REQUIRE_PROGRAMS").is_ok_and(|required| required == "1");
-    assert!(!required, "STOLOS_ENVOY must name an Envoy, because STOLOS_REQUIRE_PROGRAMS=1");
-    eprintln!("NOT RUN: this test needs a real Envoy; set STOLOS_ENVOY to its program");
-    None
 }
 
 /// A pod of which the Envoy's part is at an address of its own.
@@ -167,7 +159,7 @@ async fn serial(container: &Container) -> Option<String> {
 }
 
 async fn lives(is_delta: bool) {
-    let Some(program) = program() else { return };
+    let Some(program) = programs::program("STOLOS_ENVOY") else { return };
     let (stop, root) = (Stop::new(), tempfile::tempdir().unwrap());
     // A path too long for a socket's address: the agent's way around it is tried along.
     let root = root.path().join("a-folder-of-a-pod-whose-name-is-long".repeat(3));
