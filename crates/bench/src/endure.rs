@@ -168,7 +168,7 @@ impl Churn {
         self.command(round, &["lab", "fault", "heal"])?;
         self.take(load.end(), round, "at the end")?;
         self.command(round, &["apply", "--yes"])?;
-        if round % TEARDOWN == 0 {
+        if round.is_multiple_of(TEARDOWN) {
             self.command(round, &["teardown", "--yes"])?;
         }
         Ok(())

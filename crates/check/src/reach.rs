@@ -8,7 +8,7 @@ use stolos_cluster::Cluster;
 
 use crate::Error;
 use crate::exec::{self, Failed};
-use crate::probe::{PORT, SERVER, answers, script};
+use crate::probe::{SERVER, answers, script};
 
 /// Namespace of the samples, and what asks there.
 const SAMPLES: &str = "sample";
