@@ -266,29 +266,15 @@ impl Builder {
     }
 }
 
-/// Lets old events and unused trees go: a little after changes, now and then when nothing changes, and never otherwise.
+/// Lets old events go, also of resources that nobody changes any more.
 async fn forget(api: Arc<Api>) {
-    const SOON: Duration = Duration::from_millis(500);
-    const LATER: Duration = Duration::from_secs(15);
-    /// So often after a change: what was in use is forgotten only when it was not used again.
-    const TIMES: u8 = 3;
-    let mut changed = api.state.subscribe();
-    let mut again = TIMES;
+    let mut tick = tokio::time::interval(Duration::from_secs(15));
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
-        if again == 0 {
-            tokio::select! {
-                () = api.stop.asked() => return,
-                _ = changed.changed() => {}
-                () = tokio::time::sleep(LATER) => {}
-            }
-        }
         tokio::select! {
             () = api.stop.asked() => return,
-            () = tokio::time::sleep(SOON) => {}
+            _ = tick.tick() => api.state.forget_old_events(),
         }
-        again = if changed.has_changed().unwrap_or(false) { TIMES } else { again.saturating_sub(1) };
-        changed.mark_unchanged();
-        api.state.forget();
     }
 }
 

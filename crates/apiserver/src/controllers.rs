@@ -157,25 +157,17 @@ impl Feed {
             }
         }
         events.sort_by_key(|(_, event)| event.revision);
-        // Much of it is history already, which is text: read once here, and not kept.
-        let seen: Vec<_> = events
-            .iter()
-            .map(|(resource, event)| {
-                let before = event.before.as_ref().map(|before| before.glance());
-                (resource, before, event.object.glance(), event.deleted)
-            })
-            .collect();
-        for (resource, before, object, deleted) in &seen {
-            graph.take(resource, before.as_deref(), (!deleted).then_some(&**object));
+        for (resource, event) in &events {
+            graph.take(resource, event);
         }
         let mut work = HashSet::new();
-        for (resource, before, object, deleted) in &seen {
-            if &***resource == "services"
-                && let Some(before) = before
+        for (resource, event) in &events {
+            if &**resource == "services"
+                && let Some(before) = &event.before
             {
-                defaults::forget(&self.api, before, (!deleted).then_some(&**object));
+                defaults::forget(&self.api, &before.value, (!event.deleted).then_some(&event.object.value));
             }
-            graph.work(&self.api, resource, object, *deleted, &mut work);
+            graph.work(&self.api, resource, &event.object.value, event.deleted, &mut work);
         }
         work
     }
@@ -229,12 +221,12 @@ impl Graph {
         self.live.remove(meta::uid(object));
     }
 
-    fn take(&mut self, resource: &Arc<str>, before: Option<&Value>, now: Option<&Value>) {
-        if let Some(before) = before {
-            self.remove(resource, before);
+    fn take(&mut self, resource: &Arc<str>, event: &Event) {
+        if let Some(before) = &event.before {
+            self.remove(resource, &before.value);
         }
-        if let Some(now) = now {
-            self.add(resource, now);
+        if !event.deleted {
+            self.add(resource, &event.object.value);
         }
     }
 

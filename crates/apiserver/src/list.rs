@@ -388,13 +388,11 @@ impl Follow {
     }
 
     fn line(&self, event: &Event) -> Option<Bytes> {
-        if !self.namespace.is_empty() && event.object.glance()["metadata"]["namespace"] != self.namespace.as_str() {
+        if !self.namespace.is_empty() && event.object.value["metadata"]["namespace"] != self.namespace.as_str() {
             return None;
         }
-        let everything = self.selection.is_everything();
-        let chosen = |object: &Object| everything || self.selection.matches(&object.glance());
-        let before = event.before.as_ref().is_some_and(|before| chosen(before));
-        let after = !event.deleted && chosen(&event.object);
+        let before = event.before.as_ref().is_some_and(|before| self.selection.matches(&before.value));
+        let after = !event.deleted && self.selection.matches(&event.object.value);
         let kind = match (before, after) {
             (false, true) => "ADDED",
             (true, true) => "MODIFIED",
