@@ -156,7 +156,11 @@ impl Program {
         let ended = tokio::time::timeout(limit, async {
             let tell = |line: &str| telling(line).map_or((), said);
             // What Helm prints when all is well is a page about the chart.
-            let quiet = |line: &str| if helm { () } else { tell(line) };
+            let quiet = |line: &str| {
+                if !helm {
+                    tell(line);
+                }
+            };
             let (out, err) = tokio::join!(follow(out, &quiet), follow(err, &tell));
             (child.wait().await, if err.is_empty() { out } else { err })
         });

@@ -44,7 +44,7 @@ impl Metrics {
         let Some(delay) = delay else { return };
         let seconds = delay.as_secs_f64();
         let within = |bound: &&str| bound.parse::<f64>().is_ok_and(|bound| seconds <= bound);
-        let bucket = DELAYS.iter().position(|bound| within(&bound)).unwrap_or(DELAYS.len());
+        let bucket = DELAYS.iter().position(within).unwrap_or(DELAYS.len());
         self.delays[bucket].fetch_add(1, Relaxed);
         self.delay_micros.fetch_add(u64::try_from(delay.as_micros()).unwrap_or(u64::MAX), Relaxed);
     }

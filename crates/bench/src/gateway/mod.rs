@@ -185,11 +185,14 @@ fn run(role: Role, candidate: &mut Candidate, backends: &Backends, ends: &Ends, 
     Ok(())
 }
 
+/// A row of the table, and how it is worked out.
+type Figure = (&'static str, fn(&Measured) -> f64);
+
 /// A kind of load, as the table has it.
 struct Kind {
     name: &'static str,
     of: fn(&Candidate) -> &[Measured],
-    figures: &'static [(&'static str, fn(&Measured) -> f64)],
+    figures: &'static [Figure],
     /// What the ratio to peers is made of.
     ratio: fn(&Measured) -> f64,
 }

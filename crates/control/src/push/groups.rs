@@ -158,7 +158,7 @@ impl Groups {
         self.before.clear();
         self.outward_before.clear();
         self.became.clear();
-        if self.world.version % SWEEP == 0 || !self.only_endpoints {
+        if self.world.version.is_multiple_of(SWEEP) || !self.only_endpoints {
             self.shared.sweep(&self.world);
         }
     }
