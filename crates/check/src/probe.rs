@@ -52,8 +52,9 @@ pub(crate) fn objects(namespace: &str) -> Vec<Value> {
                 "trafficPolicy": {
                     "loadBalancer": {"simple": "RANDOM", "localityLbSetting": {"enabled": false}},
                     // A gateway chooses a pod for each connection, not for each request: kept ones would show the
-                    // same few pods again and again.
-                    "connectionPool": {"http": {"maxRequestsPerConnection": 1}},
+                    // same few pods again and again. What is proven is who answers, not how fast: a machine that is busy
+                    // has longer than the engine's 500 ms to accept a connection.
+                    "connectionPool": {"tcp": {"connectTimeout": "2s"}, "http": {"maxRequestsPerConnection": 1}},
                     "outlierDetection": {"consecutiveGatewayErrors": 0, "consecutive5xxErrors": 0},
                 },
             },
