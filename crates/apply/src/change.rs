@@ -13,7 +13,7 @@ use stolos_cluster::objects::{self, Event};
 use stolos_cluster::{Cluster, Error};
 use stolos_plan::{
     Change, Condition, MANAGER, ObjectKey, Objects, Operator, READER_SERVICE_ACCOUNT, Release, SYSTEM_NAMESPACE, Step,
-    link_kubeconfig, peer_secret,
+    is_pending, link_kubeconfig, peer_secret,
 };
 use stolos_spec::Mesh;
 use tokio::sync::Semaphore;
@@ -157,39 +157,40 @@ async fn install(hands: &Hands<'_>, cluster: &Cluster, release: &Release, hear: 
     if release.stuck {
         unstick(hands, cluster, release, hear.waiting).await?;
     }
-    let values = format!("{:#}", release.values);
-    let file = hands.state.note(&format!("values-{}-{}.yaml", cluster.name, release.name), &values);
-    let file = file.map_err(|error| because(&error))?;
-    let arguments = release.arguments(&cluster.context, &file.to_string_lossy(), hands.patience.as_secs());
-    let result = call(hands, &hands.programs.helm, cluster, arguments, hear).await;
-    let _ = std::fs::remove_file(&file);
-    result
+    let (context, seconds) = (&cluster.context, hands.patience.as_secs());
+    let arguments = |file: &str| release.arguments(context, file, seconds);
+    call_with(hands, &hands.programs.helm, cluster, (&release.name, &release.values), arguments, hear).await
 }
 
 /// Installs what a document says, and writes down what that was: `istioctl` leaves no memory in the cluster.
 async fn operate(hands: &Hands<'_>, cluster: &Cluster, operator: &Operator, hear: &Ears<'_>) -> Result<(), Cause> {
-    let file = document(hands, cluster, operator)?;
-    let arguments = operator.install(&cluster.context, &file.to_string_lossy(), hands.patience.as_secs());
-    let result = call(hands, &hands.programs.istioctl, cluster, arguments, hear).await;
-    let _ = std::fs::remove_file(&file);
-    result?;
+    let (context, seconds) = (&cluster.context, hands.patience.as_secs());
+    let arguments = |file: &str| operator.install(context, file, seconds);
+    call_with(hands, &hands.programs.istioctl, cluster, (&operator.name, &operator.document), arguments, hear).await?;
     apply(hands, cluster, &operator.record()).await
 }
 
 /// Takes away what a document said, and forgets it.
 async fn withdraw(hands: &Hands<'_>, cluster: &Cluster, operator: &Operator, hear: &Ears<'_>) -> Result<(), Cause> {
-    let file = document(hands, cluster, operator)?;
-    let arguments = operator.uninstall(&cluster.context, &file.to_string_lossy());
-    let result = call(hands, &hands.programs.istioctl, cluster, arguments, hear).await;
-    let _ = std::fs::remove_file(&file);
-    result?;
+    let arguments = |file: &str| operator.uninstall(&cluster.context, file);
+    call_with(hands, &hands.programs.istioctl, cluster, (&operator.name, &operator.document), arguments, hear).await?;
     remove(hands, cluster, &ObjectKey::of(&operator.record()), "").await
 }
 
-fn document(hands: &Hands<'_>, cluster: &Cluster, operator: &Operator) -> Result<std::path::PathBuf, Cause> {
-    let name = format!("values-{}-{}.yaml", cluster.name, operator.name);
-    let file = hands.state.note(&name, &format!("{:#}", operator.document));
-    file.map_err(|error| Cause::Error(because(&error)))
+/// Runs a program with a named document in a file that only its owner may read, and that is gone afterwards.
+async fn call_with(
+    hands: &Hands<'_>,
+    program: &Option<Program>,
+    cluster: &Cluster,
+    (name, document): (&str, &Value),
+    arguments: impl FnOnce(&str) -> Vec<String>,
+    hear: &Ears<'_>,
+) -> Result<(), Cause> {
+    let file = hands.state.note(&format!("values-{}-{name}.yaml", cluster.name), &format!("{document:#}"));
+    let file = file.map_err(|error| because(&error))?;
+    let result = call(hands, program, cluster, arguments(&file.to_string_lossy()), hear).await;
+    let _ = std::fs::remove_file(&file);
+    result
 }
 
 /// One run of a program is a write like any other, but it is not sent again: the program does that by itself.
@@ -223,9 +224,10 @@ async fn unstick(
     waiting(&format!("the last operation on release {} to end", release.name));
     loop {
         let found = objects::list(&cluster.client, &secrets, Some(&release.namespace), Some(&labels)).await?;
-        let status = |secret: &Value| secret["metadata"]["labels"]["status"].as_str().unwrap_or_default().to_owned();
-        let pending = |secret: &&Value| status(secret).starts_with("pending") || status(secret) == "uninstalling";
-        let pending: Vec<_> = found.iter().filter(pending).collect();
+        fn status(secret: &Value) -> &str {
+            secret["metadata"]["labels"]["status"].as_str().unwrap_or_default()
+        }
+        let pending: Vec<_> = found.iter().filter(|secret| is_pending(status(secret))).collect();
         if pending.is_empty() {
             return Ok(());
         }

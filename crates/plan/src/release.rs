@@ -125,6 +125,12 @@ pub(crate) fn shell(program: &str, arguments: &[String]) -> String {
     line
 }
 
+/// Whether a release of this status, as its Secret's label `status` has it, has an operation that was begun and not ended.
+#[must_use]
+pub fn is_pending(status: &str) -> bool {
+    status.starts_with("pending") || status == "uninstalling"
+}
+
 /// A release as Helm remembers it.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Deployed {
@@ -145,7 +151,7 @@ pub(crate) struct Deployed {
 impl Deployed {
     /// Whether an operation on it was begun and not ended.
     pub(crate) fn is_pending(&self) -> bool {
-        self.status.starts_with("pending") || self.status == "uninstalling"
+        is_pending(&self.status)
     }
 
     /// Chart and version for people.

@@ -210,7 +210,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Tunnel<S> {
     }
 }
 
-/// A client that says what it has to say in pieces of at most so many bytes, closes, and hears nothing.
+/// A client that says what it has to say in pieces of at most so many bytes, and closes.
 struct Script {
     rest: Bytes,
     piece: usize,
@@ -220,20 +220,6 @@ impl AsyncRead for Script {
     fn poll_read(mut self: Pin<&mut Self>, _: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let count = self.piece.min(self.rest.len()).min(buffer.remaining());
         buffer.put_slice(&self.rest.split_to(count));
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl AsyncWrite for Script {
-    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Poll::Ready(Ok(bytes.len()))
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
     }
 }
@@ -253,7 +239,7 @@ pub(crate) fn fuzz(bytes: &[u8]) {
 
     let Some((&cut, bytes)) = bytes.split_first() else { return };
     let bytes = Bytes::copy_from_slice(bytes);
-    let script = |piece| Script { rest: bytes.clone(), piece };
+    let script = |piece| tokio::io::join(Script { rest: bytes.clone(), piece }, tokio::io::sink());
     let messages = |piece| {
         let hearing = async {
             let mut heard = Vec::new();

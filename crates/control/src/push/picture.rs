@@ -6,7 +6,8 @@ use stolos_xds::{Resource, Resources, Snapshot, message};
 
 use super::describe::pod_of;
 use super::groups::{Group, Groups};
-use crate::model::{ClusterView, PodFacts, ProxyInfo, ProxyKind, World};
+use crate::model::{ClusterView, PodFacts, ProxyInfo, ProxyKind, Settings, World};
+use crate::policy::Policies;
 use crate::translate::{clusters, inbound, listeners};
 
 /// What a proxy is sent, and what it was made of.
@@ -21,13 +22,15 @@ pub(super) struct Built {
     pub(super) snapshot: Arc<Snapshot>,
 }
 
-/// What comes in to a proxy depends on these.
+/// What comes in to a proxy depends on these. Not the picture itself: a proxy that nothing concerns would keep an old one
+/// alive.
 #[derive(Clone)]
 struct From {
     info: Arc<ProxyInfo>,
     pod: Option<Arc<PodFacts>>,
     services: Option<Arc<ClusterView>>,
-    world: Arc<World>,
+    policies: Arc<Policies>,
+    settings: Arc<Settings>,
 }
 
 impl From {
@@ -40,8 +43,8 @@ impl From {
         same_services
             && (Arc::ptr_eq(&self.info, &other.info) || *self.info == *other.info)
             && self.pod == other.pod
-            && Arc::ptr_eq(&self.world.policies, &other.world.policies)
-            && Arc::ptr_eq(&self.world.settings, &other.world.settings)
+            && Arc::ptr_eq(&self.policies, &other.policies)
+            && Arc::ptr_eq(&self.settings, &other.settings)
     }
 }
 
@@ -60,7 +63,8 @@ pub(super) fn build(info: &Arc<ProxyInfo>, groups: &mut Groups, before: Option<&
         info: Arc::clone(info),
         pod: pod_of(info, &world).cloned(),
         services: world.cluster(&info.cluster).cloned(),
-        world: Arc::clone(&world),
+        policies: Arc::clone(&world.policies),
+        settings: Arc::clone(&world.settings),
     };
     let same = before.filter(|built| built.from.is_same(&from));
     let own = match same {

@@ -13,11 +13,11 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, ReadBuf};
 
 use super::{guard, headers};
 
-/// A client that says what it has to say in pieces of at most so many bytes, closes, and hears nothing.
+/// A client that says what it has to say in pieces of at most so many bytes, and closes.
 struct Script {
     rest: Bytes,
     piece: usize,
@@ -28,20 +28,6 @@ impl AsyncRead for Script {
         let count = self.piece.min(self.rest.len()).min(buffer.remaining());
         buffer.put_slice(&self.rest[..count]);
         self.rest.advance(count);
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl AsyncWrite for Script {
-    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Poll::Ready(Ok(bytes.len()))
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
     }
 }
@@ -68,7 +54,7 @@ fn requests(bytes: Bytes, piece: usize) -> Vec<Passed> {
             Ok::<_, Infallible>(Response::new(Empty::<Bytes>::new()))
         }
     });
-    let io = TokioIo::new(Script { rest: bytes, piece });
+    let io = TokioIo::new(tokio::io::join(Script { rest: bytes, piece }, tokio::io::sink()));
     let serving = http1::Builder::new().max_buf_size(64 * 1024).serve_connection(io, service);
     let mut serving = std::pin::pin!(serving);
     // hyper lets others run now and then.
