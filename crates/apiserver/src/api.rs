@@ -7,7 +7,7 @@ use std::time::Duration;
 use stolos_serve::Stop;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::auth::Keys;
+use crate::auth::{Grants, Keys, KnownTokens};
 use crate::defaults::Addresses;
 use crate::failure::{Failure, Result};
 use crate::metrics::Metrics;
@@ -72,6 +72,10 @@ pub(crate) struct Api {
     pub(crate) naming: naming::Claims,
     /// How many writes have been charged to a quota and are not stored yet.
     pub(crate) charging: Arc<AtomicUsize>,
+    /// Tokens that were checked.
+    pub(crate) tokens: KnownTokens,
+    /// Roles that were looked for.
+    pub(crate) grants: Grants,
     runtime: RwLock<Option<Arc<dyn PodRuntime>>>,
     resolver: RwLock<Option<Arc<dyn ServiceResolver>>>,
     /// Connections that were upgraded.
@@ -107,6 +111,8 @@ impl Api {
             metrics: Metrics::default(),
             naming: naming::Claims::default(),
             charging: Arc::default(),
+            tokens: KnownTokens::default(),
+            grants: Grants::default(),
             runtime: RwLock::new(None),
             resolver: RwLock::new(None),
             slots,

@@ -11,10 +11,10 @@ mod defaults;
 mod reviews;
 mod tokens;
 
-pub(crate) use access::{authorize, authorize_path, check_escalation};
+pub(crate) use access::{Grants, authorize, authorize_path, check_escalation};
 pub(crate) use defaults::{bootstrap, reconcile};
 pub(crate) use reviews::{review, user_info};
-pub(crate) use tokens::{fuzz as fuzz_token, secret_token, token_request};
+pub(crate) use tokens::{Known as KnownTokens, fuzz as fuzz_token, secret_token, token_request};
 
 pub(crate) use crate::keys::Keys;
 
@@ -56,8 +56,27 @@ impl User {
 pub(crate) enum Caller {
     /// From inside the process, on behalf of somebody.
     Inside(User),
-    /// Over a connection.
-    Outside(Peer),
+    /// Over a connection, by whoever its client certificate names: nobody at 401, when it could not be read.
+    Outside(Option<User>),
+}
+
+impl Caller {
+    /// Whoever is at the other end of a connection. The TLS handshake has verified the chain; here it is only read.
+    #[must_use]
+    pub(crate) fn outside(peer: &Peer) -> Self {
+        let Some(leaf) = peer.certificates.first() else { return Self::Outside(Some(User::anonymous())) };
+        let read = || {
+            let (_, leaf) = x509_parser::parse_x509_certificate(leaf).ok()?;
+            let subject = leaf.subject();
+            let names = subject.iter_common_name().filter_map(|name| name.as_str().ok());
+            let name = names.last()?.to_owned();
+            let organizations = subject.iter_organization().filter_map(|name| name.as_str().ok());
+            let mut groups: Vec<String> = organizations.map(str::to_owned).collect();
+            groups.push("system:authenticated".into());
+            Some(User { name, groups, ..User::default() })
+        };
+        Self::Outside(read())
+    }
 }
 
 /// Finds out who sends a request.
@@ -68,12 +87,12 @@ pub(crate) enum Caller {
 pub(crate) fn authenticate(api: &Api, caller: &Caller, headers: &HeaderMap) -> Result<User> {
     let user = match caller {
         Caller::Inside(user) => user.clone(),
-        Caller::Outside(peer) => from_outside(api, peer, headers)?,
+        Caller::Outside(shown) => from_outside(api, shown.as_ref(), headers)?,
     };
     impersonate(api, user, headers)
 }
 
-fn from_outside(api: &Api, peer: &Peer, headers: &HeaderMap) -> Result<User> {
+fn from_outside(api: &Api, shown: Option<&User>, headers: &HeaderMap) -> Result<User> {
     let authorization = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
     if let Some(token) = authorization.and_then(|value| value.strip_prefix("Bearer ")) {
         let (user, _) = tokens::check_token(api, token.trim(), &api.settings.audiences).map_err(|why| {
@@ -82,16 +101,7 @@ fn from_outside(api: &Api, peer: &Peer, headers: &HeaderMap) -> Result<User> {
         })?;
         return Ok(user);
     }
-    let Some(leaf) = peer.certificates.first() else { return Ok(User::anonymous()) };
-    // The TLS handshake has verified the chain; here it is only read.
-    let (_, leaf) = x509_parser::parse_x509_certificate(leaf).map_err(|_| Failure::unauthorized())?;
-    let subject = leaf.subject();
-    let names = subject.iter_common_name().filter_map(|name| name.as_str().ok());
-    let name = names.last().ok_or_else(Failure::unauthorized)?.to_owned();
-    let organizations = subject.iter_organization().filter_map(|name| name.as_str().ok());
-    let mut groups: Vec<String> = organizations.map(str::to_owned).collect();
-    groups.push("system:authenticated".into());
-    Ok(User { name, groups, ..User::default() })
+    shown.cloned().ok_or_else(Failure::unauthorized)
 }
 
 /// Who is acted for, as the `Impersonate-*` headers say; each of them needs a permission of its own.
@@ -122,6 +132,9 @@ struct Impersonated {
 
 impl Impersonated {
     fn read(headers: &HeaderMap) -> Result<Option<Self>> {
+        if !headers.keys().any(|name| name.as_str().starts_with("impersonate-")) {
+            return Ok(None);
+        }
         let text = |value: &http::HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
         let one = |name: &str| headers.get(name).map(text).unwrap_or_default();
         let mut wanted = Self {

@@ -197,7 +197,7 @@ impl Builder {
     ///
     /// # Flow
     ///
-    /// 1. Open storage and load what is there; make or read keys.
+    /// 1. Open storage and load what is there; beside that make or read keys.
     /// 2. Write the first objects, those that are not there yet, in one durable step.
     /// 3. Listen, and start the controllers.
     ///
@@ -213,7 +213,6 @@ impl Builder {
             }
             (None, None) => Box::new(Memory),
         };
-        let state = State::open(store, self.window)?;
         let listener = match self.listener {
             Some(listener) => listener,
             None => {
@@ -222,19 +221,26 @@ impl Builder {
             }
         };
         let address = listener.local_addr().map_err(StartError::Listen)?;
-        let services = state.cache("services").list("");
-        let services = services.iter().map(|object| &*object.value);
-        let service_ips = Addresses::new(&self.service_cidr, services).map_err(StartError::Choice)?;
+        let first = Addresses::new(&self.service_cidr, std::iter::empty()).map_err(StartError::Choice)?.first();
 
         let domain = &self.settings.cluster_domain;
         let mut names = self.names;
         names.extend(["localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc"].map(str::to_owned));
         names.push(format!("kubernetes.default.svc.{domain}"));
         let mut addresses = self.addresses;
-        addresses.extend([address.ip(), IpAddr::V4(service_ips.first())]);
+        addresses.extend([address.ip(), IpAddr::V4(first)]);
         addresses.sort_unstable();
         addresses.dedup();
-        let keys = Keys::load(self.data_dir.as_deref(), &names, &addresses)?;
+        // The first random number of a process takes as long as everything else here (AWS-LC gathers entropy from the
+        // processor's jitter then), and to read many objects takes a while: side by side.
+        let dir = self.data_dir.clone();
+        let keys = tokio::task::spawn_blocking(move || Keys::load(dir.as_deref(), &names, &addresses));
+        let state = State::open(store, self.window);
+        let keys = keys.await.map_err(|error| keys::Error::Unusable { what: "keys", why: error.to_string() })?;
+        let (state, keys) = (state?, keys?);
+        let services = state.cache("services").list("");
+        let services = services.iter().map(|object| &*object.value);
+        let service_ips = Addresses::new(&self.service_cidr, services).map_err(StartError::Choice)?;
 
         let stop = self.stop;
         let api = Api::new(state, keys, self.settings, service_ips, stop.clone());
@@ -254,10 +260,8 @@ impl Builder {
         };
         let for_connections = Arc::clone(&api);
         let serving = tokio::spawn(listen::http(listener, settings, stop.clone(), move |peer: Peer| {
-            let api = Arc::clone(&for_connections);
-            hyper::service::service_fn(move |request| {
-                route::handle(Arc::clone(&api), Caller::Outside(peer.clone()), request)
-            })
+            let (api, caller) = (Arc::clone(&for_connections), Arc::new(Caller::outside(&peer)));
+            hyper::service::service_fn(move |request| route::handle(Arc::clone(&api), Arc::clone(&caller), request))
         }));
         let controlling = tokio::spawn(controllers::run(Arc::clone(&api)));
         let gathering = tokio::spawn(auth::aggregate::run(Arc::clone(&api)));
@@ -398,7 +402,8 @@ impl Server {
     /// A client inside the process on behalf of `user`.
     #[must_use]
     pub fn client_as(&self, user: User) -> kube::Client {
-        kube::Client::new(Inside { api: Arc::clone(&self.api), user }, "default")
+        let caller = Arc::new(Caller::Inside(user));
+        kube::Client::new(Inside { api: Arc::clone(&self.api), caller }, "default")
     }
 
     /// Where it listens.
@@ -494,7 +499,7 @@ impl std::fmt::Debug for Server {
 #[derive(Clone)]
 struct Inside {
     api: Arc<Api>,
-    user: User,
+    caller: Arc<Caller>,
 }
 
 impl tower::Service<Request<kube::client::Body>> for Inside {
@@ -507,7 +512,7 @@ impl tower::Service<Request<kube::client::Body>> for Inside {
     }
 
     fn call(&mut self, request: Request<kube::client::Body>) -> Self::Future {
-        let (api, caller) = (Arc::clone(&self.api), Caller::Inside(self.user.clone()));
+        let (api, caller) = (Arc::clone(&self.api), Arc::clone(&self.caller));
         Box::pin(async move {
             if request.headers().contains_key(http::header::UPGRADE) {
                 return upgraded(api, caller, request).await;
@@ -521,12 +526,13 @@ impl tower::Service<Request<kube::client::Body>> for Inside {
 /// An upgrade needs a connection: one inside the process.
 async fn upgraded(
     api: Arc<Api>,
-    caller: Caller,
+    caller: Arc<Caller>,
     mut request: Request<kube::client::Body>,
 ) -> Result<Response<Body>, BoxError> {
     use http_body_util::BodyExt as _;
     let (near, far) = tokio::io::duplex(64 << 10);
-    let service = hyper::service::service_fn(move |request| route::handle(Arc::clone(&api), caller.clone(), request));
+    let service =
+        hyper::service::service_fn(move |request| route::handle(Arc::clone(&api), Arc::clone(&caller), request));
     let server =
         hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(far), service).with_upgrades();
     tokio::spawn(async move {

@@ -3,6 +3,8 @@
 //! All versions of a kind have the same fields (conversion `None`), so only `apiVersion` differs. The one exception is
 //! `events.k8s.io`, which is another view of the core group's events.
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 use serde_json::{Value, json};
 
@@ -26,6 +28,17 @@ pub(crate) fn from_stored(resource: &Resource, object: &mut Value) {
         rename(object, EVENT_FIELDS.iter().map(|(new, old)| (*old, *new)));
     }
     object["apiVersion"] = json!(resource.api_version());
+}
+
+/// A stored object in the version asked for; no copy where that is the one it was stored in.
+#[must_use]
+pub(crate) fn shown<'a>(resource: &Resource, object: &'a Value) -> Cow<'a, Value> {
+    if resource.group == resource.stored_group && object["apiVersion"] == resource.api_version() {
+        return Cow::Borrowed(object);
+    }
+    let mut object = object.clone();
+    from_stored(resource, &mut object);
+    Cow::Owned(object)
 }
 
 /// Makes of an object in the version asked for one to store.
@@ -84,6 +97,9 @@ mod tests {
         to_stored(new, &mut stored);
         assert_eq!(stored["apiVersion"], "v1");
         assert_eq!((&stored["message"], &stored["involvedObject"]["name"]), (&json!("it happened"), &json!("p")));
+        assert_eq!(*shown(new, &stored), event);
+        let old = table.find("", "v1", "events").unwrap();
+        assert!(matches!(shown(old, &stored), Cow::Borrowed(_)));
         from_stored(new, &mut stored);
         assert_eq!(stored, event);
         assert_eq!(&*table.find_stored("events").unwrap().group, "");

@@ -15,10 +15,12 @@ pub fn connect(server: &Server, trusted: bool) -> DuplexStream {
     let api = server.api();
     let caller = match trusted {
         true => Caller::Inside(User::internal()),
-        false => Caller::Outside(Peer { address: server.address(), certificates: Arc::from([]) }),
+        false => Caller::outside(&Peer { address: server.address(), certificates: Arc::from([]) }),
     };
+    let caller = Arc::new(caller);
     let (near, far) = tokio::io::duplex(64 << 10);
-    let service = hyper::service::service_fn(move |request| route::handle(Arc::clone(&api), caller.clone(), request));
+    let service =
+        hyper::service::service_fn(move |request| route::handle(Arc::clone(&api), Arc::clone(&caller), request));
     let serving =
         hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(far), service).with_upgrades();
     tokio::spawn(async move {

@@ -1,13 +1,15 @@
 //! Lists and watches: selection, pages, revisions, bookmarks.
 
 use std::collections::VecDeque;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
-use futures::StreamExt as _;
+use futures::future::BoxFuture;
+use futures::{FutureExt as _, StreamExt as _};
 use http::Response;
 use http_body::Frame;
 use http_body_util::{BodyExt as _, StreamBody};
@@ -20,7 +22,7 @@ use crate::registry::Resource;
 use crate::route::{self, Ask, Body, BoxError, Form};
 use crate::rules::Selection;
 use crate::table;
-use crate::watch::{Event, Object, Place, Watcher, place_of};
+use crate::watch::{Event, Object, Place, Watcher};
 
 /// The selection a request asks for.
 ///
@@ -109,32 +111,97 @@ pub(crate) async fn list(api: &Arc<Api>, ask: &Ask) -> Result<Response<Body>> {
         }
         None => (None, wanted_revision(api, ask, limit.is_some()).await?),
     };
-    let (objects, revision): (Vec<Arc<Object>>, u64) = match at {
+    // Where all are meant, no more is looked at than is shown.
+    let everything = selection.is_everything();
+    let most = limit.filter(|_| everything).unwrap_or(usize::MAX);
+    let (page, revision) = match at {
         At::Exactly(revision) => {
-            let past = cache.list_at(namespace, revision).map_err(|_| expired(from.as_ref()))?;
-            (past.into_values().collect(), revision)
+            let page = cache.page_at(namespace, revision, from.as_ref(), most);
+            (page.map_err(|_| expired(from.as_ref()))?, revision)
         }
         // The revision is read first: it may be older than the objects, never newer.
-        At::Now => cache.snapshot(namespace, api.state.revision()),
+        At::Now => cache.page(namespace, api.state.revision(), from.as_ref(), most),
     };
-    let after = |object: &Object| from.as_ref().is_none_or(|from| place_of(&object.value) > *from);
-    let mut chosen: Vec<Arc<Object>> = if selection.is_everything() && from.is_none() {
-        objects
-    } else {
-        objects.into_iter().filter(|object| selection.matches(&object.value) && after(object)).collect()
-    };
-    let mut more = None;
-    if let Some(limit) = limit
-        && chosen.len() > limit
-    {
-        // As on Kubernetes: of a selection nobody knows how much is left.
-        let remaining = selection.is_everything().then(|| chosen.len() - limit);
-        chosen.truncate(limit);
-        if let Some(last) = chosen.last() {
-            more = Some((write_token(Some(revision), &place_of(&last.value)), remaining));
-        }
+    let (mut chosen, mut left) = (page.objects, page.left);
+    if !everything {
+        chosen.retain(|object| selection.matches(&object.value));
+        left = limit.map_or(0, |limit| chosen.len().saturating_sub(limit));
+        chosen.truncate(limit.unwrap_or(usize::MAX));
     }
-    Ok(route::json_bytes(200, encode(form, &ask.resource, &chosen, revision, more)))
+    let more = chosen.last().filter(|_| left > 0).map(|last| {
+        // As on Kubernetes: of a selection nobody knows how much is left.
+        (write_token(Some(revision), &last.place()), everything.then_some(left))
+    });
+    Ok(respond(form, &ask.resource, chosen, revision, more))
+}
+
+/// A list as an answer: a long one is put together while it is sent, not held in one piece.
+fn respond(
+    form: Form,
+    resource: &Resource,
+    objects: Vec<Arc<Object>>,
+    revision: u64,
+    more: Option<(String, Option<usize>)>,
+) -> Response<Body> {
+    let size: usize = objects.iter().map(|object| object.json.len() + 1).sum();
+    if size <= PIECE || !is_verbatim(form, resource) {
+        return route::json_bytes(200, encode(form, resource, &objects, revision, more));
+    }
+    let begin = begin(form, resource, &list_metadata(revision, more));
+    // Each object but the last is followed by a comma.
+    let left = begin.len() + size - 1 + END.len();
+    let pieces = Pieces { begin, objects: objects.into_iter(), left };
+    route::json_body(200, pieces.boxed_unsync())
+}
+
+const END: &[u8] = b"]}";
+/// As many bytes are put together at once.
+const PIECE: usize = 64 << 10;
+
+/// The body of a long list.
+struct Pieces {
+    begin: Vec<u8>,
+    objects: std::vec::IntoIter<Arc<Object>>,
+    /// The bytes to come.
+    left: usize,
+}
+
+impl http_body::Body for Pieces {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        self: std::pin::Pin<&mut Self>,
+        _: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let this = self.get_mut();
+        if this.left == 0 {
+            return std::task::Poll::Ready(None);
+        }
+        let mut piece = Vec::with_capacity(this.left.min(PIECE + (4 << 10)));
+        piece.append(&mut this.begin);
+        while piece.len() < PIECE
+            && let Some(object) = this.objects.next()
+        {
+            piece.extend_from_slice(&object.json);
+            piece.extend_from_slice(if this.objects.len() > 0 { b"," } else { END });
+        }
+        this.left = this.left.saturating_sub(piece.len());
+        std::task::Poll::Ready(Some(Ok(Frame::data(Bytes::from(piece)))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.left == 0
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        http_body::SizeHint::with_exact(self.left as u64)
+    }
+}
+
+/// Whether objects are shown as they are stored.
+fn is_verbatim(form: Form, resource: &Resource) -> bool {
+    form == Form::Plain && resource.custom.is_none() && resource.group == resource.stored_group
 }
 
 /// The answer to a list at a revision that is gone. Whoever was in the middle of one may go on from the same place in
@@ -193,6 +260,31 @@ pub(crate) fn encode(
     revision: u64,
     more: Option<(String, Option<usize>)>,
 ) -> Bytes {
+    let metadata = list_metadata(revision, more);
+    if let Form::Table(include) = form {
+        let values: Vec<&Value> = objects.iter().map(|object| &*object.value).collect();
+        let mut table = table::render(resource, &values, include, true);
+        table["metadata"] = metadata;
+        return Bytes::from(serde_json::to_vec(&table).unwrap_or_default());
+    }
+    let size: usize = objects.iter().map(|object| object.json.len() + 1).sum();
+    let mut out = begin(form, resource, &metadata);
+    out.reserve(size + END.len());
+    for (index, object) in objects.iter().enumerate() {
+        if index > 0 {
+            out.push(b',');
+        }
+        if is_verbatim(form, resource) {
+            out.extend_from_slice(&object.json);
+        } else {
+            out.extend_from_slice(&route::render(form, resource, object));
+        }
+    }
+    out.extend_from_slice(END);
+    Bytes::from(out)
+}
+
+fn list_metadata(revision: u64, more: Option<(String, Option<usize>)>) -> Value {
     let mut metadata = json!({"resourceVersion": revision.to_string()});
     if let Some((token, remaining)) = more {
         metadata["continue"] = json!(token);
@@ -200,33 +292,16 @@ pub(crate) fn encode(
             metadata["remainingItemCount"] = json!(remaining);
         }
     }
-    if let Form::Table(include) = form {
-        let values: Vec<&Value> = objects.iter().map(|object| &*object.value).collect();
-        let mut table = table::render(resource, &values, include, true);
-        table["metadata"] = metadata;
-        return Bytes::from(serde_json::to_vec(&table).unwrap_or_default());
-    }
+    metadata
+}
+
+/// A list up to its first object.
+fn begin(form: Form, resource: &Resource, metadata: &Value) -> Vec<u8> {
     let (kind, api_version) = match form {
         Form::Metadata => ("PartialObjectMetadataList", "meta.k8s.io/v1".to_owned()),
         _ => (resource.list_kind.as_str(), resource.api_version()),
     };
-    let size: usize = objects.iter().map(|object| object.json.len() + 1).sum();
-    let mut out = Vec::with_capacity(size + 256);
-    out.extend(
-        format!("{{\"kind\":{kind:?},\"apiVersion\":{api_version:?},\"metadata\":{metadata},\"items\":[").bytes(),
-    );
-    for (index, object) in objects.iter().enumerate() {
-        if index > 0 {
-            out.push(b',');
-        }
-        if form == Form::Plain && resource.custom.is_none() && resource.group == resource.stored_group {
-            out.extend_from_slice(&object.json);
-        } else {
-            out.extend_from_slice(&route::render(form, resource, object));
-        }
-    }
-    out.extend_from_slice(b"]}");
-    Bytes::from(out)
+    format!("{{\"kind\":{kind:?},\"apiVersion\":{api_version:?},\"metadata\":{metadata},\"items\":[").into_bytes()
 }
 
 /// Where a list goes on: after a place, at a revision or in the newest state.
@@ -295,8 +370,13 @@ pub(crate) async fn watch(api: &Arc<Api>, ask: &Ask) -> Result<Response<Body>> {
         over,
         _place: place,
         bookmarks,
-        deadline: tokio::time::Instant::now() + Duration::from_secs(seconds),
-        next_bookmark: tokio::time::Instant::now() + api.settings.bookmark_every,
+        stop: {
+            // A signal of its own: a thousand watches that all look at one wait for each other.
+            let stop = api.stop.child();
+            async move { stop.asked().await }.boxed()
+        },
+        deadline: Box::pin(tokio::time::sleep(Duration::from_secs(seconds))),
+        next_bookmark: bookmarks.then(|| Box::pin(tokio::time::sleep(api.settings.bookmark_every))),
     };
     let lines = futures::stream::unfold(follow, |mut follow| async move {
         let bytes = follow.next().await?;
@@ -322,8 +402,10 @@ struct Follow {
     over: bool,
     _place: OwnedSemaphorePermit,
     bookmarks: bool,
-    deadline: tokio::time::Instant,
-    next_bookmark: tokio::time::Instant,
+    stop: BoxFuture<'static, ()>,
+    deadline: Pin<Box<tokio::time::Sleep>>,
+    /// Only for those who asked for bookmarks.
+    next_bookmark: Option<Pin<Box<tokio::time::Sleep>>>,
 }
 
 impl Follow {
@@ -336,11 +418,16 @@ impl Follow {
             if self.over {
                 return None;
             }
-            let stop = self.api.stop.clone();
+            let bookmark = async {
+                match &mut self.next_bookmark {
+                    Some(next) => next.as_mut().await,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
                 biased;
-                () = stop.asked() => return None,
-                () = tokio::time::sleep_until(self.deadline) => {
+                () = &mut self.stop => return None,
+                () = &mut self.deadline => {
                     self.over = true;
                     if self.bookmarks {
                         self.push_bookmark();
@@ -359,8 +446,10 @@ impl Follow {
                         self.over = true;
                     }
                 },
-                () = tokio::time::sleep_until(self.next_bookmark), if self.bookmarks => {
-                    self.next_bookmark = tokio::time::Instant::now() + self.api.settings.bookmark_every;
+                () = bookmark => {
+                    if let Some(next) = &mut self.next_bookmark {
+                        next.as_mut().reset(tokio::time::Instant::now() + self.api.settings.bookmark_every);
+                    }
                     self.push_bookmark();
                 }
             }
@@ -388,11 +477,13 @@ impl Follow {
     }
 
     fn line(&self, event: &Event) -> Option<Bytes> {
-        if !self.namespace.is_empty() && event.object.value["metadata"]["namespace"] != self.namespace.as_str() {
+        if !event.object.is_in(&self.namespace) {
             return None;
         }
-        let before = event.before.as_ref().is_some_and(|before| self.selection.matches(&before.value));
-        let after = !event.deleted && self.selection.matches(&event.object.value);
+        let everything = self.selection.is_everything();
+        let chosen = |object: &Object| everything || self.selection.matches(&object.value);
+        let before = event.before.as_ref().is_some_and(|before| chosen(before));
+        let after = !event.deleted && chosen(&event.object);
         let kind = match (before, after) {
             (false, true) => "ADDED",
             (true, true) => "MODIFIED",

@@ -139,7 +139,8 @@ impl Resource {
 /// Every served resource by group, version and plural.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Table {
-    resources: HashMap<(String, String, String), Arc<Resource>>,
+    /// By plural, so that one is found without making a key: few plurals are in two groups or versions.
+    resources: HashMap<String, Vec<Arc<Resource>>>,
     /// Groups in discovery order, each with its versions, the preferred one first.
     pub(crate) groups: BTreeMap<String, Vec<String>>,
 }
@@ -148,20 +149,24 @@ impl Table {
     /// The resource at a path.
     #[must_use]
     pub(crate) fn find(&self, group: &str, version: &str, plural: &str) -> Option<&Arc<Resource>> {
-        self.resources.get(&(group.to_owned(), version.to_owned(), plural.to_owned()))
+        self.resources.get(plural)?.iter().find(|found| found.group == group && found.version == version)
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Arc<Resource>> {
+        self.resources.values().flatten()
     }
 
     /// The resource with that kind.
     #[must_use]
     pub(crate) fn find_kind(&self, api_version: &str, kind: &str) -> Option<&Arc<Resource>> {
         let (group, version) = kind::split_api_version(api_version);
-        self.resources.values().find(|r| r.group == group && r.version == version && r.kind == kind)
+        self.all().find(|r| r.group == group && r.version == version && r.kind == kind)
     }
 
     /// Some served version of a stored resource such as `deployments.apps`.
     #[must_use]
     pub(crate) fn find_stored(&self, storage: &str) -> Option<&Arc<Resource>> {
-        self.resources.values().find(|r| &*r.storage == storage && r.group == r.stored_group)
+        self.all().find(|r| &*r.storage == storage && r.group == r.stored_group)
     }
 
     /// The other versions (and groups) that the same objects are served in.
@@ -170,7 +175,7 @@ impl Table {
         let same = |other: &&Arc<Resource>| {
             other.storage == resource.storage && (&other.group, &other.version) != (&resource.group, &resource.version)
         };
-        let mut found: Vec<_> = self.resources.values().filter(same).cloned().collect();
+        let mut found: Vec<_> = self.all().filter(same).cloned().collect();
         found.sort_by(|a, b| (&a.group, &a.version).cmp(&(&b.group, &b.version)));
         found
     }
@@ -178,8 +183,7 @@ impl Table {
     /// The resources of a group and version, by name.
     #[must_use]
     pub(crate) fn of_version(&self, group: &str, version: &str) -> Vec<Arc<Resource>> {
-        let mut found: Vec<_> =
-            self.resources.values().filter(|r| r.group == group && r.version == version).cloned().collect();
+        let mut found: Vec<_> = self.all().filter(|r| r.group == group && r.version == version).cloned().collect();
         found.sort_by(|a, b| a.plural.cmp(&b.plural));
         found
     }
@@ -188,7 +192,7 @@ impl Table {
     #[must_use]
     pub(crate) fn stored(&self) -> Vec<Arc<Resource>> {
         let mut found: BTreeMap<&str, &Arc<Resource>> = BTreeMap::new();
-        for resource in self.resources.values().filter(|r| r.is_stored() && r.group == r.stored_group) {
+        for resource in self.all().filter(|r| r.is_stored() && r.group == r.stored_group) {
             found.insert(&resource.storage, resource);
         }
         found.into_values().cloned().collect()
@@ -200,8 +204,9 @@ impl Table {
             versions.push(resource.version.clone());
             versions.sort_by_key(|v| std::cmp::Reverse(version_rank(v)));
         }
-        let key = (resource.group.clone(), resource.version.clone(), resource.plural.clone());
-        self.resources.insert(key, Arc::new(resource));
+        let same = self.resources.entry(resource.plural.clone()).or_default();
+        same.retain(|other| (&other.group, &other.version) != (&resource.group, &resource.version));
+        same.push(Arc::new(resource));
     }
 }
 
@@ -247,7 +252,7 @@ impl Registry {
         if measured {
             usage::resources().into_iter().for_each(|resource| table.add(resource));
         } else {
-            table.resources.retain(|(group, ..), _| group != usage::GROUP);
+            table.resources.values_mut().for_each(|same| same.retain(|resource| resource.group != usage::GROUP));
             table.groups.remove(usage::GROUP);
         }
         *current = Arc::new(table);

@@ -287,7 +287,7 @@ impl Form {
 /// Answers one request. Never fails: whatever goes wrong becomes an answer.
 pub(crate) async fn handle<B>(
     api: Arc<Api>,
-    caller: Caller,
+    caller: Arc<Caller>,
     mut request: Request<B>,
 ) -> Result<Response<Body>, Infallible>
 where
@@ -373,26 +373,27 @@ fn time_of(query: &Query) -> Result<std::time::Duration> {
     Ok(if nanos == 0 { TIME } else { std::time::Duration::from_nanos(nanos).min(TIME) })
 }
 
-async fn answer<B>(api: &Arc<Api>, caller: &Caller, mut request: Request<B>, seen: &mut Seen) -> Result<Response<Body>>
+async fn answer<B>(api: &Arc<Api>, caller: &Caller, request: Request<B>, seen: &mut Seen) -> Result<Response<Body>>
 where
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: Into<BoxError>,
 {
-    let path = request.uri().path().to_owned();
-    seen.series = Seen::path(request.method(), &path);
-    let user = auth::authenticate(api, caller, request.headers())?;
-    let query = Query::parse(request.uri().query().unwrap_or_default());
-    let Some(target) = Target::parse(&path) else {
-        let method = request.method().as_str().to_lowercase();
-        auth::authorize_path(api, &user, &method, &path)?;
+    let (mut request, body) = request.into_parts();
+    let path = request.uri.path();
+    seen.series = Seen::path(&request.method, path);
+    let user = auth::authenticate(api, caller, &request.headers)?;
+    let query = Query::parse(request.uri.query().unwrap_or_default());
+    let Some(target) = Target::parse(path) else {
+        let method = request.method.as_str().to_lowercase();
+        auth::authorize_path(api, &user, &method, path)?;
         // Whether it is well can be asked however much there is to do.
-        if let Some(answer) = health::answer(api, &path, &query) {
+        if let Some(answer) = health::answer(api, path, &query) {
             return answer;
         }
         let _slot = api.slot(Among::Reading)?;
-        return discovery::answer(api, &path, &query, request.headers());
+        return discovery::answer(api, path, &query, &request.headers);
     };
-    let Some(verb) = verb_of(request.method(), &target, &query) else { return Err(Failure::method_not_allowed()) };
+    let Some(verb) = verb_of(&request.method, &target, &query) else { return Err(Failure::method_not_allowed()) };
     match one_name(verb, &target, &query) {
         Some(name) => auth::authorize(api, &user, verb, &Target { name, ..target.clone() })?,
         None => auth::authorize(api, &user, verb, &target)?,
@@ -409,12 +410,13 @@ where
         target.namespace.clear();
     }
     let resource = Arc::clone(resource);
-    let mut ask = Ask { user, verb, target, resource, query, headers: request.headers().clone() };
+    let mut ask = Ask { user, verb, target, resource, query, headers: request.headers };
     seen.series = Seen::resource(&ask);
+    // What is big and seldom is kept in a box: the future of every GET would be as big, and be moved about.
     if stream::is_stream(&ask) {
         seen.goes_on = true;
-        let upgrade = request.extensions_mut().remove::<hyper::upgrade::OnUpgrade>();
-        return stream::answer(api, ask, upgrade).await;
+        let upgrade = request.extensions.remove::<hyper::upgrade::OnUpgrade>();
+        return Box::pin(stream::answer(api, ask, upgrade)).await;
     }
     if ask.resource.group == usage::GROUP {
         return usage::answer(api, &ask);
@@ -424,15 +426,18 @@ where
     match ask.verb {
         "watch" => {
             seen.goes_on = true;
-            verb::answer(api, ask, Bytes::new()).await
+            Box::pin(verb::answer(api, ask, Bytes::new())).await
         }
         "get" | "list" => {
             let _slot = api.slot(Among::Reading)?;
-            tokio::time::timeout(time, verb::answer(api, ask, Bytes::new())).await.map_err(late)?
+            if ask.verb == "get" && matches!(ask.target.sub.as_str(), "" | "status") {
+                return verb::get(api, &ask);
+            }
+            tokio::time::timeout(time, Box::pin(verb::answer(api, ask, Bytes::new()))).await.map_err(late)?
         }
         _ => {
             let slot = api.slot(Among::Writing)?;
-            let body = read_body(request.into_body()).await?;
+            let body = read_body(body).await?;
             let body = protobuf::body(&mut ask, body)?;
             // A write is carried through, whether or not the client is still there to hear of it: what belongs to a
             // commit must not be lost with the connection.
@@ -496,7 +501,16 @@ pub(crate) fn full(bytes: impl Into<Bytes>) -> Body {
 /// An answer in JSON.
 #[must_use]
 pub(crate) fn json_bytes(code: u16, bytes: Bytes) -> Response<Body> {
-    respond(code, "application/json", bytes)
+    json_body(code, full(bytes))
+}
+
+/// An answer in JSON.
+#[must_use]
+pub(crate) fn json_body(code: u16, body: Body) -> Response<Body> {
+    let mut response = Response::new(body);
+    *response.status_mut() = http::StatusCode::from_u16(code).unwrap_or(http::StatusCode::INTERNAL_SERVER_ERROR);
+    response.headers_mut().insert(header::CONTENT_TYPE, http::HeaderValue::from_static("application/json"));
+    response
 }
 
 /// An answer in JSON.

@@ -191,8 +191,19 @@ pub(crate) async fn answer(api: &Arc<Api>, ask: Ask, body: Bytes) -> Result<Resp
     }
 }
 
-fn get(api: &Arc<Api>, ask: &Ask) -> Result<Response<Body>> {
+/// Answers a GET of an object, or of its status, which is the whole object too.
+///
+/// # Errors
+///
+/// When it, or such a subresource, is not there.
+pub(crate) fn get(api: &Arc<Api>, ask: &Ask) -> Result<Response<Body>> {
     let target = &ask.target;
+    if !ask.resource.is_stored() {
+        return Err(Failure::method_not_allowed());
+    }
+    if !target.sub.is_empty() && ask.resource.subresource(&target.sub).is_none() {
+        return Err(Failure::no_such_path());
+    }
     let found = api.state.get(&ask.resource.storage, &target.namespace, &target.name);
     let object = found.ok_or_else(|| Failure::not_found(&ask.resource.storage, &target.name))?;
     Ok(route::json_bytes(200, route::render(ask.form()?, &ask.resource, &object)))
@@ -288,8 +299,11 @@ pub(crate) async fn create(
         remove(&mut object, "status");
     }
 
+    let mut template = Some(object);
     for _ in 0..ATTEMPTS {
-        let mut object = object.clone();
+        // Only with a name that is drawn may there be another attempt.
+        let object = if named { template.take() } else { template.clone() };
+        let Some(mut object) = object else { break };
         if !named {
             let metadata = meta::metadata_mut(&mut object);
             metadata.insert("name".into(), json!(meta::generated_name(&generate, rand::random())));
@@ -359,32 +373,32 @@ pub(crate) async fn change(
             tokio::time::sleep(std::time::Duration::from_millis(rand::random_range(1..10))).await;
         }
         let old = api.state.newest(&key).ok_or_else(|| Failure::not_found(&resource.storage, name))?;
-        let mut before = old.value.clone();
-        convert::from_stored(resource, &mut before);
-        let mut new = compute(&before)?;
+        let before = convert::shown(resource, &old.value);
+        let before: &Value = &before;
+        let mut new = compute(before)?;
         check_type(resource, &mut new, how)?;
-        keep_metadata(resource, &before, &mut new, name, namespace)?;
-        let mut new = merge_part(resource, sub, &before, new)?;
+        keep_metadata(resource, before, &mut new, name, namespace)?;
+        let mut new = merge_part(resource, sub, before, new)?;
         shape(resource, &mut new);
-        new = admit::mutate(api, resource, admit::Operation::Update, sub, Some(&before), new, how).await?;
+        new = admit::mutate(api, resource, admit::Operation::Update, sub, Some(before), new, how).await?;
         shape(resource, &mut new);
         let _claimed = (&*resource.storage == CRDS).then(|| naming::settle(api, &mut new));
-        if resource.has_generation && !rules::same_but_metadata_and_status(&before, &new) {
-            meta::metadata_mut(&mut new).insert("generation".into(), json!(meta::generation(&before) + 1));
+        if resource.has_generation && !rules::same_but_metadata_and_status(before, &new) {
+            meta::metadata_mut(&mut new).insert("generation".into(), json!(meta::generation(before) + 1));
         }
-        let causes = validate::check(api, resource, Some(&before), &new);
+        let causes = validate::check(api, resource, Some(before), &new);
         if !causes.is_empty() {
             return Err(Failure::invalid(&resource.kind, &resource.group, name, &causes));
         }
-        admit::validate(api, resource, admit::Operation::Update, sub, Some(&before), Some(&new), how).await?;
-        auth::check_escalation(api, resource, &how.user, Some(&before), &new)?;
-        let _charged = quota::charge(api, resource, (admit::Operation::Update, sub), Some(&before), &new, how).await?;
-        let allocated = defaults::allocate(api, resource, Some(&before), &mut new, how.dry_run)?;
+        admit::validate(api, resource, admit::Operation::Update, sub, Some(before), Some(&new), how).await?;
+        auth::check_escalation(api, resource, &how.user, Some(before), &new)?;
+        let _charged = quota::charge(api, resource, (admit::Operation::Update, sub), Some(before), &new, how).await?;
+        let allocated = defaults::allocate(api, resource, Some(before), &mut new, how.dry_run)?;
         if !how.applied {
             let by = rules::Writer { manager: &how.manager, force: false, sub, now: &api.now() };
-            rules::track_update(resource, Some(&before), &mut new, by);
+            rules::track_update(resource, Some(before), &mut new, by);
         }
-        if rules::same(&before, &new) {
+        if rules::same(before, &new) {
             return Ok(old);
         }
         convert::to_stored(resource, &mut new);
@@ -495,9 +509,7 @@ pub(crate) async fn delete(
     for _ in 0..ATTEMPTS {
         let old = api.state.newest(&key).ok_or_else(|| Failure::not_found(&resource.storage, name))?;
         check_preconditions(resource, name, &old.value, options)?;
-        let mut before = old.value.clone();
-        convert::from_stored(resource, &mut before);
-        admit::delete(api, resource, &before, how).await?;
+        admit::delete(api, resource, &convert::shown(resource, &old.value), how).await?;
         let next = next_on_delete(resource, &old.value, options, &api.now(), api.now_plus(0));
         let value = match next {
             OnDelete::Keep => return Ok(Deleted::Going(old)),

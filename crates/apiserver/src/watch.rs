@@ -44,6 +44,39 @@ impl Object {
         Arc::new(Self { value: Tree { json: json.clone(), read: OnceLock::new() }, json, revision })
     }
 
+    /// Its namespace and name. Where it is text, only they are read.
+    #[must_use]
+    pub(crate) fn place(&self) -> Place {
+        self.value.read.get().map_or_else(|| self.place_in_text(), place_of)
+    }
+
+    /// Whether it is in a namespace; everything is in the one without a name.
+    #[must_use]
+    pub(crate) fn is_in(&self, namespace: &str) -> bool {
+        namespace.is_empty()
+            || match self.value.read.get() {
+                Some(value) => value["metadata"]["namespace"] == namespace,
+                None => self.place_in_text().0 == namespace,
+            }
+    }
+
+    fn place_in_text(&self) -> Place {
+        #[derive(Default, serde::Deserialize)]
+        struct Metadata {
+            #[serde(default)]
+            namespace: String,
+            #[serde(default)]
+            name: String,
+        }
+        #[derive(Default, serde::Deserialize)]
+        struct Head {
+            #[serde(default)]
+            metadata: Metadata,
+        }
+        let Head { metadata } = serde_json::from_slice(&self.json).unwrap_or_default();
+        (metadata.namespace, metadata.name)
+    }
+
     fn forgotten(&self) -> Arc<Self> {
         Self::unread(self.json.clone(), self.revision)
     }
@@ -98,6 +131,63 @@ pub(crate) struct Event {
 /// Namespace and name.
 pub(crate) type Place = (String, String);
 
+/// Objects by namespace and name. Two maps, one in the other: a place can be looked up by what is borrowed, a namespace
+/// is walked without comparing it at each step, and its name is held once.
+#[derive(Debug, Default)]
+struct Objects {
+    namespaces: BTreeMap<String, BTreeMap<String, Arc<Object>>>,
+    count: usize,
+}
+
+impl Objects {
+    fn get(&self, namespace: &str, name: &str) -> Option<&Arc<Object>> {
+        self.namespaces.get(namespace)?.get(name)
+    }
+
+    fn insert(&mut self, (namespace, name): Place, object: Arc<Object>) {
+        if self.namespaces.entry(namespace).or_default().insert(name, object).is_none() {
+            self.count += 1;
+        }
+    }
+
+    fn remove(&mut self, (namespace, name): &Place) {
+        let Some(objects) = self.namespaces.get_mut(namespace) else { return };
+        self.count -= usize::from(objects.remove(name).is_some());
+        if objects.is_empty() {
+            self.namespaces.remove(namespace);
+        }
+    }
+
+    /// Those of a namespace, or of all when it is empty, behind a place if there is one; in order.
+    fn scope<'a>(
+        &'a self,
+        namespace: &'a str,
+        after: Option<&'a Place>,
+    ) -> impl Iterator<Item = (&'a String, &'a String, &'a Arc<Object>)> {
+        let first = if namespace.is_empty() { after.map_or("", |(start, _)| start) } else { namespace };
+        let namespaces = self.namespaces.range::<str, _>((Bound::Included(first), Bound::Unbounded));
+        let namespaces = namespaces.take_while(move |(found, _)| namespace.is_empty() || *found == namespace);
+        namespaces.flat_map(move |(found, objects)| {
+            let from = match after {
+                Some((start, name)) if start == found => Bound::Excluded(name.as_str()),
+                // The place lies in a namespace behind this one: only one was asked for.
+                Some((start, _)) if start > found => Bound::Excluded("\u{10ffff}"),
+                _ => Bound::Unbounded,
+            };
+            objects.range::<str, _>((from, Bound::Unbounded)).map(move |(name, object)| (found, name, object))
+        })
+    }
+}
+
+/// Some of the objects, in order of namespace and name.
+#[derive(Debug)]
+pub(crate) struct Page {
+    /// The objects.
+    pub(crate) objects: Vec<Arc<Object>>,
+    /// How many more there are behind them.
+    pub(crate) left: usize,
+}
+
 /// The revision asked for lies before the window: list again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Expired {
@@ -129,7 +219,7 @@ pub(crate) struct Cache {
 
 #[derive(Debug)]
 struct Inner {
-    objects: BTreeMap<Place, Arc<Object>>,
+    objects: Objects,
     events: VecDeque<Kept>,
     event_bytes: usize,
     /// Events after this revision are in the window.
@@ -188,7 +278,7 @@ impl Cache {
     #[must_use]
     pub(crate) fn new(revision: u64, window: Window) -> Self {
         let inner = Inner {
-            objects: BTreeMap::new(),
+            objects: Objects::default(),
             events: VecDeque::new(),
             event_bytes: 0,
             compacted: revision,
@@ -267,8 +357,7 @@ impl Cache {
     /// One object.
     #[must_use]
     pub(crate) fn get(&self, namespace: &str, name: &str) -> Option<Arc<Object>> {
-        // A tuple of borrowed strings is no borrowed tuple of strings, hence the copy.
-        self.read().objects.get(&(namespace.to_owned(), name.to_owned())).cloned()
+        self.read().objects.get(namespace, name).cloned()
     }
 
     /// The objects of a namespace, or of all when it is empty.
@@ -280,7 +369,7 @@ impl Cache {
     /// How many objects there are.
     #[must_use]
     pub(crate) fn len(&self) -> usize {
-        self.read().objects.len()
+        self.read().objects.count
     }
 
     /// Whether there is none.
@@ -289,31 +378,66 @@ impl Cache {
         self.len() == 0
     }
 
-    /// The objects as they were at `revision`, in order of namespace and name.
+    /// The revision of the last change.
+    #[must_use]
+    pub(crate) fn last(&self) -> u64 {
+        self.read().last
+    }
+
+    /// At most `most` objects behind a place, as they were at `revision`.
     ///
     /// # Errors
     ///
     /// When that lies before the window.
-    pub(crate) fn list_at(&self, namespace: &str, revision: u64) -> Result<BTreeMap<Place, Arc<Object>>, Expired> {
+    pub(crate) fn page_at(
+        &self,
+        namespace: &str,
+        revision: u64,
+        after: Option<&Place>,
+        most: usize,
+    ) -> Result<Page, Expired> {
         let inner = self.read();
         if revision < inner.compacted {
             return Err(Expired { oldest: inner.compacted });
         }
-        let in_scope = |place: &Place| namespace.is_empty() || place.0 == namespace;
-        let mut objects: BTreeMap<_, _> =
-            inner.objects.iter().filter(|(p, _)| in_scope(p)).map(|(p, o)| (p.clone(), Arc::clone(o))).collect();
+        if revision >= inner.last {
+            return Ok(page(&inner.objects, namespace, after, most));
+        }
+        // What changed since, as it was before the first change.
+        let mut before: BTreeMap<Place, Option<Arc<Object>>> = BTreeMap::new();
         let events = inner.events.iter().rev().map(|kept| &kept.event);
         for event in events.take_while(|event| event.revision > revision) {
-            let place = place_of(&event.object.value);
-            if !in_scope(&place) {
-                continue;
+            let place = event.object.place();
+            if (namespace.is_empty() || place.0 == namespace) && after.is_none_or(|after| place > *after) {
+                before.insert(place, event.before.clone());
             }
-            match &event.before {
-                Some(before) => objects.insert(place, Arc::clone(before)),
-                None => objects.remove(&place),
-            };
         }
-        Ok(objects)
+        let mut then = Vec::new();
+        let mut before = before.into_iter().peekable();
+        for (namespace, name, object) in inner.objects.scope(namespace, after) {
+            let here = (namespace.as_str(), name.as_str());
+            while let Some((_, gone)) = before.next_if(|((ns, name), _)| (ns.as_str(), name.as_str()) < here) {
+                then.extend(gone);
+            }
+            match before.next_if(|((ns, name), _)| (ns.as_str(), name.as_str()) == here) {
+                Some((_, other)) => then.extend(other),
+                None => then.push(Arc::clone(object)),
+            }
+        }
+        then.extend(before.filter_map(|(_, gone)| gone));
+        let left = then.len().saturating_sub(most);
+        then.truncate(most);
+        Ok(Page { objects: then, left })
+    }
+
+    /// At most `most` objects of now behind a place, with their revision: a watch may follow from it without a gap,
+    /// and [`page_at`](Self::page_at) shows the same again.
+    ///
+    /// `committed` is the server's revision, read before.
+    #[must_use]
+    pub(crate) fn page(&self, namespace: &str, committed: u64, after: Option<&Place>, most: usize) -> (Page, u64) {
+        let inner = self.read();
+        (page(&inner.objects, namespace, after, most), inner.last.max(committed))
     }
 
     /// At most `limit` events after `revision`, oldest first.
@@ -330,10 +454,7 @@ impl Cache {
         Ok(inner.events.range(from..).take(limit).map(|kept| Arc::clone(&kept.event)).collect())
     }
 
-    /// The objects of now with their revision: a watch may follow from it without a gap, and
-    /// [`list_at`](Self::list_at) shows the same again.
-    ///
-    /// `committed` is the server's revision, read before.
+    /// The objects of now with their revision, as [`page`](Self::page) gives them.
     #[must_use]
     pub(crate) fn snapshot(&self, namespace: &str, committed: u64) -> (Vec<Arc<Object>>, u64) {
         let inner = self.read();
@@ -348,12 +469,20 @@ impl Cache {
 }
 
 fn list(inner: &Inner, namespace: &str) -> Vec<Arc<Object>> {
-    if namespace.is_empty() {
-        return inner.objects.values().cloned().collect();
-    }
-    let from = (namespace.to_owned(), String::new());
-    let range = inner.objects.range((Bound::Included(from), Bound::Unbounded));
-    range.take_while(|((ns, _), _)| ns == namespace).map(|(_, object)| Arc::clone(object)).collect()
+    page(&inner.objects, namespace, None, usize::MAX).objects
+}
+
+fn page(objects: &Objects, namespace: &str, after: Option<&Place>, most: usize) -> Page {
+    let there = match namespace {
+        "" => objects.count,
+        one => objects.namespaces.get(one).map_or(0, BTreeMap::len),
+    };
+    let mut scope = objects.scope(namespace, after);
+    let mut found = Vec::with_capacity(most.min(there));
+    found.extend(scope.by_ref().take(most).map(|(_, _, object)| Arc::clone(object)));
+    // With no place to begin behind, what is left is known without a walk.
+    let left = if after.is_none() { there - found.len() } else { scope.count() };
+    Page { objects: found, left }
 }
 
 /// Namespace and name of an object.
@@ -458,12 +587,77 @@ mod tests {
         put(&cache, "a", 3);
         delete(&cache, "b", 4);
         let at = |revision| -> Vec<(String, u64)> {
-            cache.list_at("", revision).unwrap().into_iter().map(|((_, name), o)| (name, o.revision)).collect()
+            let page = cache.page_at("", revision, None, usize::MAX).unwrap();
+            page.objects.into_iter().map(|object| (object.place().1, object.revision)).collect()
         };
         assert_eq!(at(1), [("a".into(), 1)]);
         assert_eq!(at(2), [("a".into(), 1), ("b".into(), 2)]);
         assert_eq!(at(3), [("a".into(), 3), ("b".into(), 2)]);
         assert_eq!(at(4), [("a".into(), 3)]);
+    }
+
+    #[test]
+    fn pages_are_what_a_whole_list_is() {
+        let cache = Cache::new(0, Window { events: 100, bytes: 1 << 20 });
+        let places = [("", "x"), ("a", "1"), ("a", "2"), ("a", "3"), ("b", "1"), ("c", "2"), ("c", "4")];
+        let put = |place: (&str, &str), revision: u64| {
+            let value = json!({"metadata": {"namespace": place.0, "name": place.1}});
+            let json = Bytes::from(serde_json::to_vec(&value).unwrap());
+            let event = Event {
+                revision,
+                before: cache.get(place.0, place.1),
+                object: Object::new(value, json, revision),
+                deleted: false,
+            };
+            cache.apply((place.0.into(), place.1.into()), event);
+        };
+        let drop = |place: (&str, &str), revision: u64| {
+            let before = cache.get(place.0, place.1).unwrap();
+            let event = Event { revision, before: Some(Arc::clone(&before)), object: before, deleted: true };
+            cache.apply((place.0.into(), place.1.into()), event);
+        };
+        (1..).zip(places).for_each(|(revision, place)| put(place, revision));
+        let told = |objects: &[Arc<Object>]| -> Vec<(Place, u64)> {
+            objects.iter().map(|object| (object.place(), object.revision)).collect()
+        };
+        let expected: Vec<(Place, u64)> =
+            (1..).zip(places).map(|(revision, place)| ((place.0.into(), place.1.into()), revision)).collect();
+        // The same again when everything has changed since: something new, something gone, something other.
+        for round in 0..2 {
+            for namespace in ["", "a", "c", "nowhere"] {
+                let whole: Vec<_> =
+                    expected.iter().filter(|((ns, _), _)| namespace.is_empty() || ns == namespace).cloned().collect();
+                for most in [1, 2, 3, 100] {
+                    let mut found = Vec::new();
+                    loop {
+                        let after = found.last().map(|(place, _): &(Place, u64)| place.clone());
+                        let page = cache.page_at(namespace, 7, after.as_ref(), most).unwrap();
+                        assert_eq!(page.left, whole.len() - found.len() - page.objects.len(), "{namespace} {most}");
+                        found.extend(told(&page.objects));
+                        if page.left == 0 {
+                            break;
+                        }
+                        assert_eq!(page.objects.len(), most);
+                    }
+                    assert_eq!(found, whole, "round {round}, namespace {namespace:?}, pages of {most}");
+                }
+            }
+            let behind = |place: (&str, &str)| {
+                let after = (place.0.to_owned(), place.1.to_owned());
+                cache.page_at("a", 7, Some(&after), 10).unwrap().objects.len()
+            };
+            assert_eq!([behind(("", "z")), behind(("a", "2")), behind(("b", "0"))], [3, 1, 0]);
+            if round == 0 {
+                drop(("a", "2"), 8);
+                put(("a", "2"), 9);
+                drop(("c", "4"), 10);
+                put(("b", "0"), 11);
+                put(("d", "1"), 12);
+                drop(("", "x"), 13);
+                put(("b", "1"), 14);
+            }
+        }
+        assert_eq!(cache.len(), 7);
     }
 
     #[test]

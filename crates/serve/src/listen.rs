@@ -76,7 +76,8 @@ where
             },
             () = stop.asked() => break,
         };
-        let (settings, service, stop, cut) = (settings.clone(), Arc::clone(&service), stop.clone(), cut.clone());
+        // Signals of its own: looked at whenever something happens here, one shared by all is what all wait for.
+        let (settings, service, stop, cut) = (settings.clone(), Arc::clone(&service), stop.child(), cut.child());
         tasks.spawn(crate::meter::inherit(async move {
             let served = async {
                 let Some(tls) = &settings.tls else {

@@ -1,5 +1,8 @@
 //! Roles: what somebody may do, and what they may give away.
 
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, OnceLock};
+
 use serde_json::{Value, json};
 use stolos_k8s::meta;
 
@@ -8,6 +11,7 @@ use crate::api::Api;
 use crate::failure::{Failure, Result};
 use crate::registry::Resource;
 use crate::route::Target;
+use crate::watch::{Cache, Object};
 
 const GROUP: &str = "rbac.authorization.k8s.io";
 pub(super) const CLUSTER_ROLES: &str = "clusterroles.rbac.authorization.k8s.io";
@@ -21,7 +25,7 @@ const BINDINGS: &str = "rolebindings.rbac.authorization.k8s.io";
 ///
 /// 403 if not.
 pub(crate) fn authorize(api: &Api, user: &User, verb: &str, target: &Target) -> Result<()> {
-    if user.is_master() || why(api, user, &Attributes::of(verb, target)).is_some() {
+    if user.is_master() || allowed(api, user, &Attributes::of(verb, target)) {
         return Ok(());
     }
     let resource =
@@ -43,7 +47,7 @@ pub(crate) fn authorize(api: &Api, user: &User, verb: &str, target: &Target) -> 
 ///
 /// 403 if not.
 pub(crate) fn authorize_path(api: &Api, user: &User, verb: &str, path: &str) -> Result<()> {
-    if user.is_master() || why(api, user, &Attributes::of_path(verb, path)).is_some() {
+    if user.is_master() || allowed(api, user, &Attributes::of_path(verb, path)) {
         return Ok(());
     }
     let message = format!("forbidden: User {:?} cannot {verb} path {path:?}", user.name);
@@ -77,6 +81,15 @@ impl<'a> Attributes<'a> {
     pub(super) fn of_path(verb: &'a str, path: &'a str) -> Self {
         Self { verb, path, ..Self::default() }
     }
+}
+
+fn allowed(api: &Api, user: &User, wanted: &Attributes<'_>) -> bool {
+    let mut allowed = false;
+    for_each_rule(api, user, wanted.namespace, |rule, _| {
+        allowed = covers(rule, wanted);
+        !allowed
+    });
+    allowed
 }
 
 /// The binding that allows it, in the words of Kubernetes' own authorizer, or `None` when nothing does.
@@ -120,25 +133,99 @@ impl std::fmt::Display for Grant<'_> {
     }
 }
 
-/// Every rule that holds for `user` in `namespace`, for as long as `each` wants more.
-pub(super) fn for_each_rule(api: &Api, user: &User, namespace: &str, mut each: impl FnMut(&Value, &Grant<'_>) -> bool) {
-    let mut visit = |binding: &Value, namespace: &str| -> bool {
-        let mut subjects = binding["subjects"].as_array().into_iter().flatten();
-        let Some(subject) = subjects.find(|subject| is_subject(subject, user, namespace)) else { return true };
-        let name = binding["roleRef"]["name"].as_str().unwrap_or_default();
-        let role = match binding["roleRef"]["kind"].as_str() {
-            Some("ClusterRole") => api.state.get(CLUSTER_ROLES, "", name),
-            Some("Role") => api.state.get(ROLES, namespace, name),
+/// A binding that names somebody, and its role.
+#[derive(Debug)]
+struct Bound {
+    binding: Arc<Object>,
+    /// Which of its subjects.
+    subject: usize,
+    /// Where it holds, empty for everywhere.
+    namespace: String,
+    role: Arc<Object>,
+}
+
+/// What bindings name whom: found once for each user and namespace, and anew after any change of roles or bindings.
+#[derive(Debug, Default)]
+pub(crate) struct Grants {
+    caches: OnceLock<[Arc<Cache>; 4]>,
+    known: Mutex<KnownGrants>,
+}
+
+#[derive(Debug, Default)]
+struct KnownGrants {
+    /// The last change of each of the resources when these were found.
+    at: [u64; 4],
+    grants: HashMap<String, Arc<[Bound]>>,
+}
+
+/// As many users and namespaces are remembered; where there are more, remembering begins anew.
+const MOST_KNOWN: usize = 1024;
+
+impl Grants {
+    fn of(&self, api: &Api, user: &User, namespace: &str) -> Arc<[Bound]> {
+        let caches = self.caches.get_or_init(|| {
+            [CLUSTER_ROLES, CLUSTER_BINDINGS, ROLES, BINDINGS].map(|resource| api.state.cache(resource))
+        });
+        let lock = || self.known.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        // Read before anything is found: what changes meanwhile makes it stale, never what is stale look fresh.
+        let at = caches.each_ref().map(|cache| cache.last());
+        let mut key = String::with_capacity(128);
+        for part in [namespace, &user.name].into_iter().chain(user.groups.iter().map(String::as_str)) {
+            key.push_str(part);
+            key.push('\0');
+        }
+        if let Some(known) =
+            Some(lock()).filter(|known| known.at == at).and_then(|known| known.grants.get(&key).cloned())
+        {
+            return known;
+        }
+        let found: Arc<[Bound]> = find(caches, user, namespace).into();
+        let mut known = lock();
+        if known.at != at || known.grants.len() >= MOST_KNOWN {
+            known.grants.clear();
+            known.at = at;
+        }
+        known.grants.insert(key, Arc::clone(&found));
+        found
+    }
+}
+
+/// The bindings that name `user`, for everywhere and for `namespace`.
+fn find(
+    [cluster_roles, cluster_bindings, roles, bindings]: &[Arc<Cache>; 4],
+    user: &User,
+    namespace: &str,
+) -> Vec<Bound> {
+    let mut found = Vec::new();
+    let mut look = |binding: Arc<Object>, namespace: &str| {
+        let value = &binding.value;
+        let subjects = value["subjects"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let Some(subject) = subjects.iter().position(|subject| is_subject(subject, user, namespace)) else { return };
+        let name = value["roleRef"]["name"].as_str().unwrap_or_default();
+        let role = match value["roleRef"]["kind"].as_str() {
+            Some("ClusterRole") => cluster_roles.get("", name),
+            Some("Role") => roles.get(namespace, name),
             _ => None,
         };
-        let grant = Grant { binding, subject, namespace };
-        role.iter().flat_map(|role| role.value["rules"].as_array().into_iter().flatten()).all(|rule| each(rule, &grant))
+        if let Some(role) = role {
+            found.push(Bound { binding, subject, namespace: namespace.to_owned(), role });
+        }
     };
-    if !api.state.cache(CLUSTER_BINDINGS).list("").iter().all(|binding| visit(&binding.value, "")) {
-        return;
-    }
+    cluster_bindings.list("").into_iter().for_each(|binding| look(binding, ""));
     if !namespace.is_empty() {
-        let _ = api.state.cache(BINDINGS).list(namespace).iter().all(|binding| visit(&binding.value, namespace));
+        bindings.list(namespace).into_iter().for_each(|binding| look(binding, namespace));
+    }
+    found
+}
+
+/// Every rule that holds for `user` in `namespace`, for as long as `each` wants more.
+pub(super) fn for_each_rule(api: &Api, user: &User, namespace: &str, mut each: impl FnMut(&Value, &Grant<'_>) -> bool) {
+    for Bound { binding, subject, namespace, role } in &*api.grants.of(api, user, namespace) {
+        let grant = Grant { binding: &binding.value, subject: &binding.value["subjects"][subject], namespace };
+        let rules = role.value["rules"].as_array().into_iter().flatten();
+        if !rules.into_iter().all(|rule| each(rule, &grant)) {
+            return;
+        }
     }
 }
 

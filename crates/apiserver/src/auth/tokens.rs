@@ -1,11 +1,12 @@
 //! Service account tokens: made, checked, and dead with what they are bound to.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex};
 
 use http::Response;
 use jsonwebtoken::{Algorithm, Header, Validation};
 use serde_json::{Value, json};
+use sha2::Digest as _;
 use stolos_k8s::meta;
 
 use super::User;
@@ -156,65 +157,147 @@ pub(crate) fn token_request(api: &Arc<Api>, ask: &Ask, request: Value) -> Result
     Ok(route::json_value(201, &answer))
 }
 
-/// The user a token stands for and the audiences it shares with `accepted`.
-pub(super) fn check_token(api: &Api, token: &str, accepted: &[String]) -> Result<(User, Vec<String>), String> {
+/// How far the clocks of two machines may be apart, in seconds.
+const LEEWAY: i64 = 10;
+
+/// What a token says that this server has signed.
+#[derive(Debug)]
+struct Claims {
+    namespace: String,
+    account: String,
+    uid: String,
+    id: Option<String>,
+    /// Name and UID of what it is bound to.
+    pod: Option<(String, String)>,
+    secret: Option<(String, String)>,
+    node: Option<String>,
+    audiences: Vec<String>,
+    from: Option<i64>,
+    until: Option<i64>,
+}
+
+impl Claims {
+    fn read(claims: &Value) -> Self {
+        let kubernetes = &claims["kubernetes.io"];
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let bound = |kind: &str| {
+            let bound = &kubernetes[kind];
+            bound.is_object().then(|| (text(&bound["name"]), text(&bound["uid"])))
+        };
+        // RFC 7519: seconds, whole or not.
+        let seconds = |value: &Value| value.as_f64().map(|seconds| seconds as i64);
+        Self {
+            namespace: text(&kubernetes["namespace"]),
+            account: text(&kubernetes["serviceaccount"]["name"]),
+            uid: text(&kubernetes["serviceaccount"]["uid"]),
+            id: claims["jti"].as_str().map(str::to_owned),
+            pod: bound("pod"),
+            secret: bound("secret"),
+            node: kubernetes["node"]["name"].as_str().map(str::to_owned),
+            audiences: match &claims["aud"] {
+                Value::String(one) => vec![one.clone()],
+                many => many.as_array().into_iter().flatten().map(text).collect(),
+            },
+            from: seconds(&claims["nbf"]),
+            until: seconds(&claims["exp"]),
+        }
+    }
+}
+
+/// As many tokens are remembered; where there are more, remembering begins anew.
+const MOST_KNOWN: usize = 1024;
+
+/// Tokens whose signatures were found good, by the hash of the token: to check one takes longer than to answer most
+/// requests. That what a token is bound to is alive, and its time not over, is looked at every time.
+#[derive(Debug, Default)]
+pub(crate) struct Known(Mutex<HashMap<[u8; 32], Arc<Claims>>>);
+
+impl Known {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<[u8; 32], Arc<Claims>>> {
+        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn get(&self, token: &[u8; 32]) -> Option<Arc<Claims>> {
+        self.lock().get(token).cloned()
+    }
+
+    fn remember(&self, token: [u8; 32], claims: &Arc<Claims>) {
+        let mut known = self.lock();
+        if known.len() >= MOST_KNOWN {
+            known.clear();
+        }
+        known.insert(token, Arc::clone(claims));
+    }
+}
+
+/// What a token says, if we have signed it.
+fn signed(api: &Api, token: &str) -> Result<Arc<Claims>, String> {
+    let hash: [u8; 32] = sha2::Sha256::digest(token).into();
+    if let Some(claims) = api.tokens.get(&hash) {
+        return Ok(claims);
+    }
     let mut validation = Validation::new(Algorithm::ES256);
     validation.set_required_spec_claims(&["iss", "sub", "aud"]);
     validation.set_issuer(&[&api.settings.issuer]);
-    validation.set_audience(accepted);
+    // Who accepts it differs from call to call.
+    validation.validate_aud = false;
     validation.validate_nbf = true;
-    validation.leeway = 10;
+    validation.leeway = LEEWAY.unsigned_abs();
     let decoded = jsonwebtoken::decode::<Value>(token, &api.keys.token_decoding, &validation);
-    let claims = decoded.map_err(|error| error.to_string())?.claims;
-    let kubernetes = &claims["kubernetes.io"];
-    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    let namespace = text(&kubernetes["namespace"]);
-    let (account, uid) = (text(&kubernetes["serviceaccount"]["name"]), text(&kubernetes["serviceaccount"]["uid"]));
+    let claims = Arc::new(Claims::read(&decoded.map_err(|error| error.to_string())?.claims));
+    api.tokens.remember(hash, &claims);
+    Ok(claims)
+}
+
+/// The user a token stands for and the audiences it shares with `accepted`.
+pub(super) fn check_token(api: &Api, token: &str, accepted: &[String]) -> Result<(User, Vec<String>), String> {
+    let claims = signed(api, token)?;
+    let now = jiff::Timestamp::now().as_second();
+    if claims.until.is_some_and(|until| until < now - LEEWAY) {
+        return Err("ExpiredSignature".into());
+    }
+    if claims.from.is_some_and(|from| from > now + LEEWAY) {
+        return Err("ImmatureSignature".into());
+    }
+    let shared: Vec<String> = claims.audiences.iter().filter(|audience| accepted.contains(audience)).cloned().collect();
+    if shared.is_empty() {
+        return Err("InvalidAudience".into());
+    }
+    let Claims { namespace, account, uid, .. } = &*claims;
     let is_alive = |resource: &str, name: &str, uid: &str| {
-        api.state.get(resource, &namespace, name).filter(|object| meta::uid(&object.value) == uid)
+        api.state.get(resource, namespace, name).filter(|object| meta::uid(&object.value) == uid)
     };
-    is_alive("serviceaccounts", &account, &uid).ok_or("the service account is gone")?;
+    is_alive("serviceaccounts", account, uid).ok_or("the service account is gone")?;
     let mut extra = BTreeMap::new();
-    if let Some(id) = claims["jti"].as_str() {
+    if let Some(id) = &claims.id {
         extra.insert("authentication.kubernetes.io/credential-id".into(), vec![format!("JTI={id}")]);
     }
-    for (claim, resource, label) in [("pod", "pods", "pod"), ("secret", "secrets", "")] {
-        let bound = &kubernetes[claim];
-        if !bound.is_object() {
-            continue;
-        }
-        let (name, uid) = (text(&bound["name"]), text(&bound["uid"]));
-        let object = is_alive(resource, &name, &uid).ok_or_else(|| format!("the {claim} it is bound to is gone"))?;
-        if claim == "pod" && over_for_good(&object.value) {
-            return Err("the pod it is bound to is gone".into());
-        }
-        if claim == "secret" && claims["exp"].is_null() {
+    if let Some((name, uid)) = &claims.pod {
+        let pod = is_alive("pods", name, uid).filter(|pod| !over_for_good(&pod.value));
+        pod.ok_or("the pod it is bound to is gone")?;
+        extra.insert("authentication.kubernetes.io/pod-name".into(), vec![name.clone()]);
+        extra.insert("authentication.kubernetes.io/pod-uid".into(), vec![uid.clone()]);
+    }
+    if let Some((name, uid)) = &claims.secret {
+        let secret = is_alive("secrets", name, uid).ok_or("the secret it is bound to is gone")?;
+        if claims.until.is_none() {
             use base64::Engine as _;
-            let data = object.value["data"]["token"].as_str().unwrap_or_default();
+            let data = secret.value["data"]["token"].as_str().unwrap_or_default();
             let kept = base64::engine::general_purpose::STANDARD.decode(data).unwrap_or_default();
             if kept != token.as_bytes() {
                 return Err("the Secret holds another token".into());
             }
         }
-        if !label.is_empty() {
-            extra.insert(format!("authentication.kubernetes.io/{label}-name"), vec![name]);
-            extra.insert(format!("authentication.kubernetes.io/{label}-uid"), vec![uid]);
-        }
     }
-    if let Some(node) = kubernetes["node"]["name"].as_str() {
-        extra.insert("authentication.kubernetes.io/node-name".into(), vec![node.to_owned()]);
+    if let Some(node) = &claims.node {
+        extra.insert("authentication.kubernetes.io/node-name".into(), vec![node.clone()]);
     }
-    let audiences = match &claims["aud"] {
-        Value::String(one) => vec![one.clone()],
-        many => many.as_array().into_iter().flatten().map(text).collect(),
-    };
-    let shared = audiences.into_iter().filter(|audience| accepted.contains(audience)).collect();
     let groups = vec![
         "system:serviceaccounts".into(),
         format!("system:serviceaccounts:{namespace}"),
         "system:authenticated".into(),
     ];
-    let user = User { name: format!("system:serviceaccount:{namespace}:{account}"), uid, groups, extra };
+    let user = User { name: format!("system:serviceaccount:{namespace}:{account}"), uid: uid.clone(), groups, extra };
     Ok((user, shared))
 }
 

@@ -108,6 +108,37 @@ async fn a_list_is_as_old_as_it_is_asked_to_be() {
 }
 
 #[tokio::test]
+async fn a_long_list_comes_in_pieces_and_says_its_length() {
+    let server = server().await;
+    let client = server.client();
+    let maps: Api<ConfigMap> = Api::namespaced(client.clone(), "kube-public");
+    for n in 0..60 {
+        let map = json!({"metadata": {"name": format!("m{n:02}")}, "data": {"text": "x".repeat(4000)}});
+        maps.create(&PostParams::default(), &serde_json::from_value(map).unwrap()).await.unwrap();
+    }
+    for query in ["", "limit=50"] {
+        let request = http::Request::get(format!("{MAPS}?{query}")).body(Vec::new().into()).unwrap();
+        let body = client.send(request).await.unwrap().into_body();
+        let said = http_body::Body::size_hint(&body).exact().unwrap();
+        let mut body = BodyStream::new(body);
+        let (mut text, mut pieces) = (Vec::new(), 0);
+        while let Some(frame) = body.next().await {
+            text.extend_from_slice(&frame.unwrap().into_data().unwrap());
+            pieces += 1;
+        }
+        assert_eq!((text.len() as u64, pieces > 2), (said, true), "{query}");
+        let list: Value = serde_json::from_slice(&text).unwrap();
+        let items = list["items"].as_array().unwrap();
+        let expected: Vec<String> = std::iter::once("kube-root-ca.crt".to_owned())
+            .chain((0..60).map(|n| format!("m{n:02}")))
+            .take(if query.is_empty() { 61 } else { 50 })
+            .collect();
+        assert_eq!(items.iter().map(|item| item["metadata"]["name"].as_str().unwrap()).collect::<Vec<_>>(), expected);
+        assert_eq!(list["metadata"]["remainingItemCount"].as_u64(), (!query.is_empty()).then_some(11));
+    }
+}
+
+#[tokio::test]
 async fn pages_say_how_many_are_left_and_what_to_do_when_they_are_gone() {
     let server = stolos_apiserver::Builder::new().window(5, 1 << 20).start().await.unwrap();
     let client = server.client();

@@ -4,7 +4,7 @@ use k8s_openapi::api::authentication::v1::{TokenRequest, TokenReview};
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret, ServiceAccount};
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding};
 use kube::Api;
-use kube::api::{DeleteParams, ListParams, PostParams};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
 use stolos_apiserver::Server;
 
@@ -89,8 +89,26 @@ async fn roles_allow_and_everything_else_is_forbidden() {
     };
     roles.create(&PostParams::default(), &more("configmaps")).await.unwrap();
     assert_eq!(code(roles.create(&PostParams::default(), &more("secrets")).await), 403, "nobody gives what they lack");
-    let all: Api<ClusterRole> = Api::all(admin);
+    let all: Api<ClusterRole> = Api::all(admin.clone());
     assert!(all.get("cluster-admin").await.is_ok());
+
+    // What is remembered of roles, bindings and tokens is no older than they are.
+    let (roles, bindings): (Api<Role>, Api<RoleBinding>) =
+        (Api::namespaced(admin.clone(), "default"), Api::namespaced(admin.clone(), "default"));
+    let listed = async || code(maps.list(&ListParams::default()).await);
+    let role = |verb: &str| {
+        let rules = json!([{"apiGroups": [""], "resources": ["configmaps"], "verbs": [verb]}]);
+        Patch::Merge(json!({"rules": rules}))
+    };
+    roles.patch("r", &PatchParams::default(), &role("get")).await.unwrap();
+    assert_eq!(listed().await, 403);
+    roles.patch("r", &PatchParams::default(), &role("list")).await.unwrap();
+    assert!(maps.list(&ListParams::default()).await.is_ok());
+    bindings.delete("r", &DeleteParams::default()).await.unwrap();
+    assert_eq!(listed().await, 403);
+    let accounts: Api<ServiceAccount> = Api::namespaced(admin, "default");
+    accounts.delete("default", &DeleteParams::default()).await.unwrap();
+    assert_eq!(listed().await, 401);
 }
 
 #[tokio::test]

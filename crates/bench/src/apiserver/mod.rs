@@ -50,6 +50,8 @@ impl Figures {
 pub(crate) fn apiserver(out: &mut impl Write) -> Result<()> {
     server::raise_file_limit();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    // The first random number of a process takes AWS-LC as long as a server takes to start.
+    rustls::crypto::aws_lc_rs::default_provider().secure_random.fill(&mut [0; 32]).ok().context("no randomness")?;
     let mut figures = Figures::default();
     // Fewer runs for whoever looks at one change after the other.
     let runs = std::env::var("STOLOS_BENCH_RUNS").ok().and_then(|runs| runs.parse().ok()).unwrap_or(RUNS);
