@@ -270,14 +270,14 @@ impl Builder {
     }
 }
 
-/// Lets old events go, also of resources that nobody changes any more.
+/// Lets old events and unused trees go, also of resources that nobody changes any more.
 async fn forget(api: Arc<Api>) {
     let mut tick = tokio::time::interval(Duration::from_secs(15));
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             () = api.stop.asked() => return,
-            _ = tick.tick() => api.state.forget_old_events(),
+            _ = tick.tick() => api.state.forget(),
         }
     }
 }

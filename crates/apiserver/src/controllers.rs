@@ -157,17 +157,25 @@ impl Feed {
             }
         }
         events.sort_by_key(|(_, event)| event.revision);
-        for (resource, event) in &events {
-            graph.take(resource, event);
+        // Much of it is history already, which is text: read once here, and not kept.
+        let seen: Vec<_> = events
+            .iter()
+            .map(|(resource, event)| {
+                let before = event.before.as_ref().map(|before| before.glance());
+                (resource, before, event.object.glance(), event.deleted)
+            })
+            .collect();
+        for (resource, before, object, deleted) in &seen {
+            graph.take(resource, before.as_deref(), (!deleted).then_some(&**object));
         }
         let mut work = HashSet::new();
-        for (resource, event) in &events {
-            if &**resource == "services"
-                && let Some(before) = &event.before
+        for (resource, before, object, deleted) in &seen {
+            if &***resource == "services"
+                && let Some(before) = before
             {
-                defaults::forget(&self.api, &before.value, (!event.deleted).then_some(&event.object.value));
+                defaults::forget(&self.api, before, (!deleted).then_some(&**object));
             }
-            graph.work(&self.api, resource, &event.object.value, event.deleted, &mut work);
+            graph.work(&self.api, resource, object, *deleted, &mut work);
         }
         work
     }
@@ -180,13 +188,13 @@ impl Feed {
             let (objects, revision) = self.api.state.cache(&resource).snapshot("", self.api.state.revision());
             self.seen.insert(Arc::clone(&resource), revision);
             for object in objects {
-                graph.add(&resource, &object.value);
+                graph.add(&resource, &object.glance());
                 all.push((Arc::clone(&resource), object));
             }
         }
         let mut work = HashSet::new();
         for (resource, object) in all {
-            graph.work(&self.api, &resource, &object.value, false, &mut work);
+            graph.work(&self.api, &resource, &object.glance(), false, &mut work);
         }
         work
     }
@@ -221,12 +229,12 @@ impl Graph {
         self.live.remove(meta::uid(object));
     }
 
-    fn take(&mut self, resource: &Arc<str>, event: &Event) {
-        if let Some(before) = &event.before {
-            self.remove(resource, &before.value);
+    fn take(&mut self, resource: &Arc<str>, before: Option<&Value>, now: Option<&Value>) {
+        if let Some(before) = before {
+            self.remove(resource, before);
         }
-        if !event.deleted {
-            self.add(resource, &event.object.value);
+        if let Some(now) = now {
+            self.add(resource, now);
         }
     }
 

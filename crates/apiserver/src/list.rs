@@ -124,7 +124,7 @@ pub(crate) async fn list(api: &Arc<Api>, ask: &Ask) -> Result<Response<Body>> {
     };
     let (mut chosen, mut left) = (page.objects, page.left);
     if !everything {
-        chosen.retain(|object| selection.matches(&object.value));
+        chosen.retain(|object| selection.matches(&object.glance()));
         left = limit.map_or(0, |limit| chosen.len().saturating_sub(limit));
         chosen.truncate(limit.unwrap_or(usize::MAX));
     }
@@ -350,7 +350,7 @@ pub(crate) async fn watch(api: &Arc<Api>, ask: &Ask) -> Result<Response<Body>> {
         over = true;
     } else if initial.unwrap_or(from == 0) {
         let (objects, revision) = cache.snapshot(&ask.target.namespace, committed);
-        let chosen = objects.iter().filter(|object| selection.matches(&object.value));
+        let chosen = objects.iter().filter(|object| selection.matches(&object.glance()));
         pending.extend(chosen.map(|object| line("ADDED", form, &ask.resource, object)));
         if initial.is_some() && bookmarks {
             pending.push_back(bookmark(&ask.resource, form, revision, true));
@@ -481,7 +481,7 @@ impl Follow {
             return None;
         }
         let everything = self.selection.is_everything();
-        let chosen = |object: &Object| everything || self.selection.matches(&object.value);
+        let chosen = |object: &Object| everything || self.selection.matches(&object.glance());
         let before = event.before.as_ref().is_some_and(|before| chosen(before));
         let after = !event.deleted && chosen(&event.object);
         let kind = match (before, after) {

@@ -10,6 +10,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, RwLock, mpsc};
+use std::time::Duration;
 
 use bytes::Bytes;
 use serde_json::Value;
@@ -307,12 +308,15 @@ impl State {
         }
     }
 
-    /// Lets go of events that nobody can be waiting for any more.
-    pub(crate) fn forget_old_events(&self) {
-        let Some(moment) = std::time::Instant::now().checked_sub(AGE) else { return };
+    /// Lets go of events that nobody can be waiting for any more, and of trees that nobody looks into.
+    pub(crate) fn forget(&self) {
+        let now = std::time::Instant::now();
+        let Some(moment) = now.checked_sub(AGE) else { return };
         let caches = self.caches.read().unwrap_or_else(std::sync::PoisonError::into_inner);
         for cache in caches.values() {
             cache.forget_before(moment);
+            // Whoever follows has read what is half a second old.
+            cache.forget_trees(now.checked_sub(Duration::from_millis(500)).unwrap_or(now));
         }
     }
 

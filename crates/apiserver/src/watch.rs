@@ -4,10 +4,13 @@
 //! one that falls behind the window is told so (410 Gone) and lists again. So a slow watcher costs nothing.
 //!
 //! The window is bounded three ways: by events, by the bytes its objects really hold (an object that was parsed is
-//! several times as large as its text), and by age. What was deleted is held by nothing else.
+//! several times as large as its text), and by age. What was deleted is held by nothing else. Trees that nobody looks
+//! into any more are dropped every now and then ([`Cache::forget_trees`]): the text says the same.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::{Bound, Deref};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, RwLock};
 use std::time::{Duration, Instant};
 
@@ -32,16 +35,32 @@ impl Object {
         128 + self.json.len() + self.value.read.get().map_or(0, weight)
     }
 
+    /// The object as a tree: the one at hand, else one for this once. For those who pass by history, which must not
+    /// become trees again by being passed by.
+    #[must_use]
+    pub(crate) fn glance(&self) -> Cow<'_, Value> {
+        match self.value.read.get() {
+            Some(value) => Cow::Borrowed(value),
+            None => Cow::Owned(self.value.parse()),
+        }
+    }
+
+    fn is_tree(&self) -> bool {
+        self.value.read.get().is_some()
+    }
+
     /// An object that somebody has at hand already.
     #[must_use]
     pub(crate) fn new(value: Value, json: Bytes, revision: u64) -> Arc<Self> {
-        Arc::new(Self { value: Tree { json: json.clone(), read: value.into() }, json, revision })
+        let tree = Tree { json: json.clone(), read: value.into(), used: AtomicBool::new(true) };
+        Arc::new(Self { value: tree, json, revision })
     }
 
     /// An object as text, which is read if somebody looks inside. As a tree it takes five times the memory and more.
     #[must_use]
     pub(crate) fn unread(json: Bytes, revision: u64) -> Arc<Self> {
-        Arc::new(Self { value: Tree { json: json.clone(), read: OnceLock::new() }, json, revision })
+        let tree = Tree { json: json.clone(), read: OnceLock::new(), used: AtomicBool::new(false) };
+        Arc::new(Self { value: tree, json, revision })
     }
 
     /// Its namespace and name. Where it is text, only they are read.
@@ -98,14 +117,26 @@ fn weight(value: &Value) -> usize {
 pub(crate) struct Tree {
     json: Bytes,
     read: OnceLock<Value>,
+    /// Whether somebody has looked inside lately.
+    used: AtomicBool,
+}
+
+impl Tree {
+    fn parse(&self) -> Value {
+        // It was written by us, from a tree.
+        serde_json::from_slice(&self.json).unwrap_or_default()
+    }
 }
 
 impl Deref for Tree {
     type Target = Value;
 
     fn deref(&self) -> &Value {
-        // It was written by us, from a tree.
-        self.read.get_or_init(|| serde_json::from_slice(&self.json).unwrap_or_default())
+        // Read first: a line that many cores write is slow for all of them.
+        if !self.used.load(Ordering::Relaxed) {
+            self.used.store(true, Ordering::Relaxed);
+        }
+        self.read.get_or_init(|| self.parse())
     }
 }
 
@@ -156,6 +187,14 @@ impl Objects {
         if objects.is_empty() {
             self.namespaces.remove(namespace);
         }
+    }
+
+    fn values(&self) -> impl Iterator<Item = &Arc<Object>> {
+        self.namespaces.values().flat_map(BTreeMap::values)
+    }
+
+    fn values_mut(&mut self) -> impl Iterator<Item = &mut Arc<Object>> {
+        self.namespaces.values_mut().flat_map(BTreeMap::values_mut)
     }
 
     /// Those of a namespace, or of all when it is empty, behind a place if there is one; in order.
@@ -267,6 +306,10 @@ impl Event {
         Self { revision: self.revision, before, object: self.object.forgotten(), deleted: self.deleted }
     }
 
+    fn has_tree(&self) -> bool {
+        self.object.is_tree() || self.before.as_ref().is_some_and(|before| before.is_tree())
+    }
+
     /// About how much memory it holds: what was before may be held by this event alone.
     fn weight(&self) -> usize {
         self.object.weight() + self.before.as_ref().map_or(0, |before| before.weight())
@@ -347,6 +390,37 @@ impl Cache {
         while inner.events.front().is_some_and(|oldest| oldest.since < moment) {
             inner.forget();
         }
+    }
+
+    /// Makes text of trees: of the past before `moment`, and of those of now that nobody has looked into since this
+    /// was done last.
+    pub(crate) fn forget_trees(&self, moment: Instant) {
+        {
+            let inner = self.read();
+            if !inner.objects.values().any(|object| object.is_tree())
+                && !inner.events.iter().any(|kept| kept.event.has_tree())
+            {
+                return;
+            }
+        }
+        // Dropped after the lock: that is most of the work.
+        let (mut past, mut present) = (Vec::new(), Vec::new());
+        let mut inner = self.write();
+        let Inner { objects, events, event_bytes, .. } = &mut *inner;
+        for kept in events.iter_mut().take_while(|kept| kept.since < moment).filter(|kept| kept.event.has_tree()) {
+            let event = kept.event.as_text();
+            let weight = event.weight();
+            *event_bytes = *event_bytes - kept.weight + weight;
+            let since = kept.since;
+            past.push(std::mem::replace(kept, Kept { event: Arc::new(event), weight, since }));
+        }
+        for object in objects.values_mut() {
+            if object.is_tree() && !object.value.used.swap(false, Ordering::Relaxed) {
+                let text = object.forgotten();
+                present.push(std::mem::replace(object, text));
+            }
+        }
+        drop(inner);
     }
 
     /// Wakes the watchers.
@@ -687,13 +761,40 @@ mod tests {
         put(&cache, "a", 1);
         put(&cache, "a", 2);
         put(&cache, "a", 3);
-        let is_tree = |object: &Arc<Object>| object.value.read.get().is_some();
+        let is_tree = |object: &Arc<Object>| object.is_tree();
         let events = cache.events_after(0, 10).unwrap();
         let trees: Vec<_> = events.iter().map(|e| (is_tree(&e.object), e.before.as_ref().map(is_tree))).collect();
         assert_eq!(trees, [(false, None), (false, Some(false)), (true, Some(true))], "only the last is at hand");
         assert_eq!(events[0].object.value["metadata"]["resourceVersion"], "1", "but all can be looked into");
         delete(&cache, "a", 4);
         assert!(cache.events_after(0, 10).unwrap()[1..].iter().all(|event| !is_tree(&event.object)));
+    }
+
+    #[test]
+    fn trees_that_nobody_looks_into_become_text() {
+        let cache = Cache::new(0, Window { events: 10, bytes: 1 << 20 });
+        let (past, later) = (Instant::now(), Instant::now() + AGE);
+        put(&cache, "a", 1);
+        put(&cache, "a", 2);
+        let event = cache.events_after(0, 1).unwrap().remove(0);
+        assert_eq!((event.object.glance()["metadata"]["name"].as_str(), event.has_tree()), (Some("a"), false));
+        assert_eq!(event.object.value["metadata"]["name"], "a");
+        assert!(event.has_tree(), "a look is not a glance");
+        let trees = || {
+            let events = cache.events_after(0, 10).unwrap();
+            (events.iter().filter(|event| event.has_tree()).count(), cache.get("", "a").unwrap().is_tree())
+        };
+        assert_eq!(trees(), (2, true));
+        cache.forget_trees(past);
+        assert_eq!(trees(), (2, true), "what is new is left alone, and now was in use");
+        assert_eq!(cache.get("", "a").unwrap().value["metadata"]["name"], "a");
+        cache.forget_trees(later);
+        assert_eq!(trees(), (0, true), "now is in use again");
+        cache.forget_trees(later);
+        assert_eq!(trees(), (0, false));
+        let held: usize = cache.events_after(0, 10).unwrap().iter().map(|event| event.weight()).sum();
+        assert_eq!(cache.held(), held);
+        assert_eq!(cache.get("", "a").unwrap().value["metadata"]["resourceVersion"], "2");
     }
 
     #[tokio::test]

@@ -1,6 +1,7 @@
 //! Roles: what somebody may do, and what they may give away.
 
 use std::collections::HashMap;
+use std::fmt::Write as _;
 use std::sync::{Arc, Mutex, OnceLock};
 
 use serde_json::{Value, json};
@@ -171,8 +172,8 @@ impl Grants {
         let at = caches.each_ref().map(|cache| cache.last());
         let mut key = String::with_capacity(128);
         for part in [namespace, &user.name].into_iter().chain(user.groups.iter().map(String::as_str)) {
-            key.push_str(part);
-            key.push('\0');
+            // With its length, so that no name can pass for a name and a group.
+            let _ = write!(key, "{}:{part}", part.len());
         }
         if let Some(known) =
             Some(lock()).filter(|known| known.at == at).and_then(|known| known.grants.get(&key).cloned())
