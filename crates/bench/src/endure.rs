@@ -167,10 +167,30 @@ impl Churn {
         self.under_load(&load, round, "link delayed")?;
         self.command(round, &["lab", "fault", "heal"])?;
         self.take(load.end(), round, "at the end")?;
+        // Ours, not the mesh's: teardown leaves a namespace in which others have something.
+        world.delete(&configuration(0))?;
         self.command(round, &["apply", "--yes"])?;
         if round.is_multiple_of(TEARDOWN) {
             self.command(round, &["teardown", "--yes"])?;
         }
+        self.progress(round)
+    }
+
+    /// Where it stands, so that a run that is cut short has said something.
+    fn progress(&self, round: u32) -> Result<()> {
+        let Some(last) = self.samples.last() else { return Ok(()) };
+        let (requests, failed) = (self.seen.requests(), self.seen.failed.len());
+        writeln!(
+            std::io::stdout(),
+            "round {round}, minute {:.1}: {:.1} MiB, {:.1} anonymous; {} descriptors; {:.0} CPU-seconds; {requests} \
+             requests, {failed} failed; {} commands failed",
+            last.minutes,
+            last.resident,
+            last.anonymous,
+            last.descriptors,
+            last.processor,
+            self.failures
+        )?;
         Ok(())
     }
 

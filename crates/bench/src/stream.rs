@@ -53,6 +53,17 @@ impl World {
         Ok(())
     }
 
+    /// Deletes an object in every cluster, where it is there.
+    pub(crate) fn delete(&self, object: &Value) -> Result<()> {
+        let metadata = &object["metadata"];
+        let (namespace, name) = (metadata["namespace"].as_str(), metadata["name"].as_str().unwrap_or_default());
+        let writes = self.clusters.iter().map(|cluster| async {
+            objects::delete(&cluster.client, &Resource::of(object)?, namespace, name, None).await
+        });
+        self.runtime.block_on(try_join_all(writes))?;
+        Ok(())
+    }
+
     /// Merges `patch` into the Deployment whose label `app` is this, in one cluster, and waits until it is rolled out.
     pub(crate) fn roll(&self, cluster: usize, app: &str, patch: &Value) -> Result<()> {
         use k8s_openapi::api::apps::v1::Deployment;
