@@ -93,6 +93,14 @@ impl Command {
         matches!(self, Self::Control(_) | Self::Proxy(_))
     }
 
+    /// How many threads it is to have; `None` for one per core.
+    pub(crate) fn threads(&self) -> Option<usize> {
+        match self {
+            Self::Proxy(args) => Some(args.threads()),
+            _ => None,
+        }
+    }
+
     /// Does what was asked.
     pub(crate) async fn run(self, screen: &Screen, stop: &Stop) -> Result<Exit, Failure> {
         match self {

@@ -37,7 +37,15 @@ fn main() -> ExitCode {
     let screen = Screen::new(cli.color, cli.quiet);
     log_to(&screen, cli.verbose.saturating_add(u8::from(cli.command.is_role())));
     raise_open_files();
-    let exit = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let mut runtime = match cli.command.threads() {
+        // Nothing has to be woken on another thread.
+        Some(1) => tokio::runtime::Builder::new_current_thread(),
+        _ => tokio::runtime::Builder::new_multi_thread(),
+    };
+    if let Some(threads) = cli.command.threads() {
+        runtime.worker_threads(threads);
+    }
+    let exit = match runtime.enable_all().build() {
         Ok(runtime) => {
             let exit = runtime.block_on(perform(cli.command, &screen));
             // What is still running has been asked to stop; nobody waits for a thread that does not listen.

@@ -331,6 +331,11 @@ impl Screen {
         Lines
     }
 
+    /// Data of which many lines come at once.
+    pub(crate) fn stdout(&self) -> impl Write + Send + 'static {
+        io::stdout()
+    }
+
     pub(crate) fn log_writer(&self) -> LogWriter {
         LogWriter(self.multi.clone())
     }

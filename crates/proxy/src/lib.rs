@@ -45,6 +45,21 @@ pub use state::{Store, check};
 /// How long open connections may go on after the proxy was asked to stop, when nothing else is said.
 const GRACE: Duration = Duration::from_secs(5);
 
+/// How many threads the process of a proxy should have: the `concurrency` of its configuration (`PROXY_CONFIG`; 0 is
+/// one per core, as in Istio's `ProxyConfig`). Unsaid, a gateway has one per core, and a sidecar two: it is one of two
+/// in its pod, and one of many on its node.
+#[must_use]
+pub fn threads(kind: &str, config: &str) -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let config: serde_json::Value = serde_json::from_str(config).unwrap_or_default();
+    match config.get("concurrency").and_then(serde_json::Value::as_u64).map(usize::try_from) {
+        Some(Ok(said)) if said > 0 => said.min(cores.max(64)),
+        Some(_) => cores,
+        None if kind == "sidecar" => cores.min(2),
+        None => cores,
+    }
+}
+
 /// Runs a proxy (`proxy sidecar` or `proxy router`) with its agent until `stop`, then drains: this one, or an Envoy
 /// where the environment says `STOLOS_PROXY=envoy`.
 ///

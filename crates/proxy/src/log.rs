@@ -1,10 +1,12 @@
 //! Access log lines, in the format the control plane asks for.
 
+use std::cell::RefCell;
 use std::fmt::Write as _;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderMap, HeaderName};
+use http::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::metrics::Timestamp;
 
@@ -47,8 +49,8 @@ pub(crate) enum Operator {
     Path,
     Authority,
     Protocol,
-    RequestHeader(String, Option<usize>),
-    ResponseHeader(String, Option<usize>),
+    RequestHeader(HeaderName, Option<usize>),
+    ResponseHeader(HeaderName, Option<usize>),
     ResponseCode,
     ResponseFlags,
     ResponseCodeDetails,
@@ -89,8 +91,8 @@ pub(crate) struct Entry<'a> {
     pub(crate) path: &'a str,
     pub(crate) authority: &'a str,
     pub(crate) protocol: &'a str,
-    pub(crate) request: Option<&'a HeaderMap>,
-    pub(crate) response: Option<&'a HeaderMap>,
+    pub(crate) request: &'a [(HeaderName, HeaderValue)],
+    pub(crate) response: &'a [(HeaderName, HeaderValue)],
     pub(crate) code: u16,
     pub(crate) flags: &'a str,
     pub(crate) details: &'a str,
@@ -111,21 +113,20 @@ pub(crate) struct Entry<'a> {
 }
 
 impl Log {
-    /// The line for an entry, or nothing when this log does not take it.
-    pub(crate) fn line(&self, entry: &Entry<'_>) -> Option<String> {
-        if let Some(only) = &self.only_flags
-            && !entry.flags.split(',').any(|flag| only.iter().any(|known| known == flag))
-        {
-            return None;
-        }
-        let mut line = String::with_capacity(512);
+    /// Whether this log takes the entry.
+    fn takes(&self, entry: &Entry<'_>) -> bool {
+        let only = self.only_flags.as_ref();
+        only.is_none_or(|only| entry.flags.split(',').any(|flag| only.iter().any(|known| known == flag)))
+    }
+
+    /// Writes the line for an entry.
+    fn write(&self, line: &mut String, entry: &Entry<'_>) {
         match &self.format {
-            Format::Json(fields) => write_object(&mut line, fields, entry),
-            Format::Text(parts) => write_parts(&mut line, parts, entry),
+            Format::Json(fields) => write_object(line, fields, entry),
+            Format::Text(parts) => write_parts(line, parts, entry),
         }
         let end = line.trim_end_matches('\n').len();
         line.truncate(end);
-        Some(line)
     }
 }
 
@@ -146,9 +147,14 @@ fn write_object(line: &mut String, fields: &[(String, Value)], entry: &Entry<'_>
             }
             Value::Alone(operator) => match operator.of(entry) {
                 Shown::None => line.push_str("null"),
-                Shown::Number(number) => drop(write!(line, "{number}")),
+                Shown::Number(number) => push_number(line, number),
                 Shown::Text(text) => write_quoted(line, text),
                 Shown::Made(text) => write_quoted(line, &text),
+                plain @ (Shown::Address(_) | Shown::Host(_) | Shown::Time(_)) => {
+                    line.push('"');
+                    plain.push(line);
+                    line.push('"');
+                }
             },
         }
     }
@@ -159,34 +165,57 @@ fn write_parts(line: &mut String, parts: &[Part], entry: &Entry<'_>) {
     for part in parts {
         match part {
             Part::Literal(text) => line.push_str(text),
-            Part::Operator(operator) => match operator.of(entry) {
-                Shown::None => line.push('-'),
-                Shown::Number(number) => drop(write!(line, "{number}")),
-                Shown::Text(text) => line.push_str(text),
-                Shown::Made(text) => line.push_str(&text),
-            },
+            Part::Operator(operator) => operator.of(entry).push(line),
         }
     }
 }
 
 fn write_quoted(line: &mut String, text: &str) {
     line.push('"');
-    if !text.bytes().any(|byte| byte < 0x20 || byte == b'"' || byte == b'\\') {
-        line.push_str(text);
-        return line.push('"');
+    let mut rest = text;
+    // What must be escaped is ASCII, so that the text can be cut before and behind it.
+    while let Some(at) = rest.bytes().position(|byte| byte < b' ' || byte == b'"' || byte == b'\\') {
+        line.push_str(&rest[..at]);
+        match rest.as_bytes()[at] {
+            b'"' => line.push_str("\\\""),
+            b'\\' => line.push_str("\\\\"),
+            b'\n' => line.push_str("\\n"),
+            b'\r' => line.push_str("\\r"),
+            b'\t' => line.push_str("\\t"),
+            byte => drop(write!(line, "\\u{byte:04x}")),
+        }
+        rest = &rest[at + 1..];
     }
-    for character in text.chars() {
-        match character {
-            '"' => line.push_str("\\\""),
-            '\\' => line.push_str("\\\\"),
-            '\n' => line.push_str("\\n"),
-            '\r' => line.push_str("\\r"),
-            '\t' => line.push_str("\\t"),
-            c if (c as u32) < 0x20 => drop(write!(line, "\\u{:04x}", c as u32)),
-            c => line.push(c),
+    line.push_str(rest);
+    line.push('"');
+}
+
+/// Writes a number without the machinery of `fmt`: there are a dozen in every line.
+fn push_number(line: &mut String, mut number: u64) {
+    let mut digits = [b'0'; 20];
+    let mut at = digits.len();
+    loop {
+        at -= 1;
+        digits[at] = b'0' + (number % 10) as u8;
+        number /= 10;
+        if number == 0 {
+            break;
         }
     }
-    line.push('"');
+    line.push_str(std::str::from_utf8(&digits[at..]).unwrap_or_default());
+}
+
+fn push_host(line: &mut String, host: IpAddr) {
+    let IpAddr::V4(host) = host else {
+        let _ = write!(line, "{host}");
+        return;
+    };
+    for (at, octet) in host.octets().into_iter().enumerate() {
+        if at > 0 {
+            line.push('.');
+        }
+        push_number(line, octet.into());
+    }
 }
 
 enum Shown<'a> {
@@ -194,23 +223,45 @@ enum Shown<'a> {
     Number(u64),
     Text(&'a str),
     Made(String),
+    Address(SocketAddr),
+    Host(IpAddr),
+    Time(Timestamp),
+}
+
+impl Shown<'_> {
+    /// Writes it as it is.
+    fn push(self, line: &mut String) {
+        match self {
+            Self::None => line.push('-'),
+            Self::Number(number) => push_number(line, number),
+            Self::Text(text) => line.push_str(text),
+            Self::Made(text) => line.push_str(&text),
+            Self::Address(SocketAddr::V4(address)) => {
+                push_host(line, (*address.ip()).into());
+                line.push(':');
+                push_number(line, address.port().into());
+            }
+            Self::Address(address) => drop(write!(line, "{address}")),
+            Self::Host(host) => push_host(line, host),
+            Self::Time(time) => time.push(line),
+        }
+    }
 }
 
 impl Operator {
     fn of<'a>(&self, entry: &'a Entry<'_>) -> Shown<'a> {
         let text = |text: &'a str| if text.is_empty() { Shown::None } else { Shown::Text(text) };
         let millis = |duration: Duration| Shown::Number(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX));
-        let address =
-            |address: Option<std::net::SocketAddr>| address.map_or(Shown::None, |a| Shown::Made(a.to_string()));
-        let header = |headers: Option<&'a HeaderMap>, name: &str, most: &Option<usize>| {
-            let value = headers.and_then(|headers| headers.get(name)).and_then(|value| value.to_str().ok());
+        let address = |address: Option<SocketAddr>| address.map_or(Shown::None, Shown::Address);
+        let header = |headers: &'a [(HeaderName, HeaderValue)], name: &HeaderName, most: &Option<usize>| {
+            let value = headers.iter().find(|(known, _)| known == name).and_then(|(_, value)| value.to_str().ok());
             value.map_or(Shown::None, |value| match most {
                 Some(most) => Shown::Made(value.chars().take(*most).collect()),
                 None => Shown::Text(value),
             })
         };
         match self {
-            Self::StartTime => Shown::Made(entry.start.to_string()),
+            Self::StartTime => Shown::Time(entry.start),
             Self::Method => text(entry.method),
             Self::Path => text(entry.path),
             Self::Authority => text(entry.authority),
@@ -233,7 +284,7 @@ impl Operator {
             Self::DownstreamLocalAddress => address(entry.downstream_local),
             Self::DownstreamRemoteAddress => address(entry.downstream_remote),
             Self::DownstreamRemoteHost => {
-                entry.downstream_remote.map_or(Shown::None, |address| Shown::Made(address.ip().to_string()))
+                entry.downstream_remote.map_or(Shown::None, |address| Shown::Host(address.ip()))
             }
             Self::RequestedServerName => text(entry.server_name),
             Self::RouteName => text(entry.route),
@@ -264,10 +315,12 @@ impl Operator {
                 ":method" => Self::Method,
                 ":path" => Self::Path,
                 ":authority" => Self::Authority,
-                "" => return Err(unknown()),
-                name => Self::RequestHeader(name.to_owned(), most),
+                // No header can be called that; nothing is shown for it.
+                name if name.starts_with(':') => Self::Nothing,
+                name => Self::RequestHeader(name.parse().map_err(|_| unknown())?, most),
             },
-            "RESP" => Self::ResponseHeader(argument.to_ascii_lowercase(), most),
+            "RESP" if argument.eq_ignore_ascii_case(":status") => Self::ResponseCode,
+            "RESP" => Self::ResponseHeader(argument.parse().map_err(|_| unknown())?, most),
             "PROTOCOL" => Self::Protocol,
             "RESPONSE_CODE" => Self::ResponseCode,
             "RESPONSE_FLAGS" => Self::ResponseFlags,
@@ -370,10 +423,8 @@ pub(crate) fn headers(logs: &[Arc<Log>]) -> Headers {
             Operator::ResponseHeader(name, _) => (name, &mut out.response),
             _ => return,
         };
-        if let Ok(name) = HeaderName::from_bytes(name.as_bytes())
-            && !list.contains(&name)
-        {
-            list.push(name);
+        if !list.contains(name) {
+            list.push(name.clone());
         }
     }
     fn of_fields(fields: &[(String, Value)], out: &mut Headers) {
@@ -413,11 +464,27 @@ pub(crate) fn show(logs: &[Arc<Log>], wanted: &Operator) -> bool {
     })
 }
 
+/// What the log will show of some headers.
+pub(crate) fn kept(headers: &HeaderMap, names: &[HeaderName]) -> Vec<(HeaderName, HeaderValue)> {
+    names.iter().filter_map(|name| Some((name.clone(), headers.get(name)?.clone()))).collect()
+}
+
+thread_local! {
+    /// The line that is being written; used only within one call.
+    static LINE: RefCell<String> = RefCell::default();
+}
+
 /// Writes an entry to every log that takes it.
 pub(crate) fn write(logs: &[Arc<Log>], output: &stolos_serve::Output, entry: &Entry<'_>) {
-    for log in logs {
-        if let Some(line) = log.line(entry) {
-            output.line(line);
+    const USUAL: usize = 4096;
+    for log in logs.iter().filter(|log| log.takes(entry)) {
+        // Taken, so that an output that logs something itself finds an empty one.
+        let mut line = LINE.take();
+        line.clear();
+        log.write(&mut line, entry);
+        output.line(&line);
+        if line.capacity() <= USUAL {
+            LINE.set(line);
         }
     }
 }
@@ -439,15 +506,28 @@ mod tests {
             ("literal", string("100%%")),
         ]);
         let log = Log { format: Format::Json(json(&format).unwrap()), only_flags: None };
+        let line = |log: &Log, entry: &Entry<'_>| {
+            let mut line = String::new();
+            log.write(&mut line, entry);
+            line
+        };
         let mut headers = HeaderMap::new();
         headers.insert("x-request-id", "a\"b".parse().unwrap());
         headers.insert("user-agent", "curl".parse().unwrap());
-        let entry = Entry { method: "GET", path: "/", code: 200, request: Some(&headers), ..Entry::default() };
-        insta::assert_snapshot!(log.line(&entry).unwrap(), @r#"{"agent":"cur","flags":"-","id":"a\"b","literal":"100%","request":"GET /","response_code":200,"uri":null}"#);
+        let headers = kept(
+            &headers,
+            &super::headers(&[Arc::new(Log { format: Format::Json(json(&format).unwrap()), only_flags: None })])
+                .request,
+        );
+        let entry = Entry { method: "GET", path: "/", code: 200, request: &headers, ..Entry::default() };
+        insta::assert_snapshot!(line(&log, &entry), @r#"{"agent":"cur","flags":"-","id":"a\"b","literal":"100%","request":"GET /","response_code":200,"uri":null}"#);
         let text = Log { format: Format::Text(parts("%RESPONSE_CODE% %UPSTREAM_HOST%\n").unwrap()), only_flags: None };
-        insta::assert_snapshot!(text.line(&entry).unwrap(), @"200 -");
+        insta::assert_snapshot!(line(&text, &entry), @"200 -");
+        let pseudo = parts("%REQ(:SCHEME)% %RESP(:STATUS)% %REQ(X-NONE?:AUTHORITY)%").unwrap();
+        let pseudo = Log { format: Format::Text(pseudo), only_flags: None };
+        insta::assert_snapshot!(line(&pseudo, &entry), @"- 200 -");
         let only = Log { only_flags: Some(vec!["NR".into()]), ..text };
-        assert_eq!(only.line(&entry), None);
+        assert!(!only.takes(&entry) && only.takes(&Entry { flags: "UF,NR", ..Entry::default() }));
         let (log, only) = (Arc::new(log), Arc::new(only));
         for (wanted, json, text) in [
             (Operator::UpstreamPeerUri, true, false),
@@ -460,5 +540,35 @@ mod tests {
         }
         assert_eq!(parts("%SOMETHING%"), Err(Unknown("SOMETHING".into())));
         assert!(parts(DEFAULT).is_ok());
+    }
+
+    #[test]
+    fn numbers_addresses_and_times_are_written_as_they_display() {
+        let shown = |shown: Shown<'_>| {
+            let mut line = String::new();
+            shown.push(&mut line);
+            line
+        };
+        for number in [0, 7, 10, 1_234_567_890, u64::MAX] {
+            assert_eq!(shown(Shown::Number(number)), number.to_string());
+        }
+        for address in ["127.0.0.1:80", "255.10.0.9:65535", "[::1]:443"] {
+            let address: SocketAddr = address.parse().unwrap();
+            assert_eq!(shown(Shown::Address(address)), address.to_string());
+            assert_eq!(shown(Shown::Host(address.ip())), address.ip().to_string());
+        }
+        let now = Timestamp::now();
+        assert_eq!(shown(Shown::Time(now)), now.to_string());
+        assert_eq!(shown(Shown::Time(now)), now.to_string(), "once more, from memory");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn quoted_text_is_json(text: String) {
+            let mut line = String::new();
+            write_quoted(&mut line, &text);
+            let read: String = serde_json::from_str(&line).unwrap();
+            proptest::prop_assert_eq!(read, text);
+        }
     }
 }

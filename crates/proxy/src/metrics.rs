@@ -1,5 +1,6 @@
 //! What is counted, under Istio's names.
 
+use std::cell::RefCell;
 use std::fmt;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -25,6 +26,28 @@ pub(crate) struct Timestamp(SystemTime);
 impl Timestamp {
     pub(crate) fn now() -> Self {
         Self(SystemTime::now())
+    }
+
+    /// Writes what [`Display`](fmt::Display) does; the date is worked out once a second.
+    pub(crate) fn push(self, line: &mut String) {
+        thread_local! {
+            /// A second, and what it is called up to its fraction.
+            static KNOWN: RefCell<(u64, String)> = const { RefCell::new((0, String::new())) };
+        }
+        let since = self.0.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        KNOWN.with_borrow_mut(|(second, text)| {
+            if *second != since.as_secs() || text.is_empty() {
+                *second = since.as_secs();
+                *text = self.to_string();
+                text.truncate(text.len().saturating_sub("000Z".len()));
+            }
+            line.push_str(text);
+        });
+        let millis = since.subsec_millis();
+        for digit in [millis / 100, millis / 10 % 10, millis % 10] {
+            line.push(char::from_digit(digit, 10).unwrap_or('0'));
+        }
+        line.push('Z');
     }
 }
 

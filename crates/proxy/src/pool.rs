@@ -143,18 +143,60 @@ async fn dial(shared: &Shared, host: &Host) -> io::Result<Stream> {
     Ok(stream)
 }
 
-/// Returns when `host` has shown that it is not there any more. A host that answers never lets it return.
+/// Why a host is waited for no longer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum GivenUp {
+    /// The time was up.
+    Late,
+    /// It is not there any more.
+    Dead,
+}
+
+/// Returns when `limit` has come, or, where the host is watched, when it has shown that it is not there any more. A
+/// host that answers never lets it return before. One timer for both: most requests are answered before either.
+pub(crate) async fn given_up(
+    shared: &Shared,
+    cluster: &Arc<Cluster>,
+    host: &Host,
+    usage: Use,
+    limit: tokio::time::Instant,
+    watch: bool,
+) -> GivenUp {
+    if !watch {
+        tokio::time::sleep_until(limit).await;
+        return GivenUp::Late;
+    }
+    let watched = until_dead(shared, cluster, host, usage, limit);
+    match watched.await {
+        true => GivenUp::Dead,
+        false => GivenUp::Late,
+    }
+}
+
+/// Returns true when `host` has shown that it is not there any more, false at `limit`.
 ///
 /// On a network that is cut nothing fails: what was sent is simply never answered. So a host that is silent for a
 /// while is asked for a new connection; one that does not get through in time means that the old ones are dead too.
 /// However many requests wait for a host, one of them asks.
-pub(crate) async fn until_dead(shared: &Shared, cluster: &Arc<Cluster>, host: &Host, usage: Use) {
+async fn until_dead(
+    shared: &Shared,
+    cluster: &Arc<Cluster>,
+    host: &Host,
+    usage: Use,
+    limit: tokio::time::Instant,
+) -> bool {
     const LONGEST: Duration = Duration::from_secs(10);
     let mut wait = cluster.connect_timeout / 2;
     loop {
-        tokio::time::sleep(wait).await;
-        if !answers(shared, cluster, host, usage, wait).await {
-            return;
+        let next = tokio::time::Instant::now() + wait;
+        tokio::time::sleep_until(next.min(limit)).await;
+        if limit <= next {
+            return false;
+        }
+        match tokio::time::timeout_at(limit, answers(shared, cluster, host, usage, wait)).await {
+            Ok(true) => {}
+            Ok(false) => return true,
+            Err(_) => return false,
         }
         wait = (wait * 2).min(LONGEST);
     }
@@ -318,31 +360,49 @@ pub(crate) fn give_back(host: &Host, leased: Leased) {
         return;
     }
     let mut idle = host.idle();
+    if idle.len() >= MOST_IDLE {
+        idle.retain(|kept| !kept.sender.is_closed());
+    }
     if idle.len() < MOST_IDLE {
         idle.push_back(Idle { sender, about, since: Instant::now() });
     }
 }
 
 /// The most recently used connection, so that the others can grow old; one of HTTP/2 that has a place left.
+///
+/// Looks at no more than it must: of a hundred idle connections the others' memory is cold, and touching it would cost
+/// more than all of the choice. Those that have closed meanwhile go when they are met, or with [`close_old`].
 fn take(host: &Host, usage: Use) -> Option<(Idle, Option<Place>)> {
     let mut idle = host.idle();
-    idle.retain(|kept| !kept.sender.is_closed());
-    let (at, place) = idle.iter().enumerate().rev().filter(|(_, kept)| kept.sender.speaks(usage)).find_map(
-        |(at, kept)| match kept.sender {
-            Sender::Http1(_) => Some((at, None)),
-            Sender::Http2(_) => Some((at, Some(kept.about.streams.enter()?))),
-        },
-    )?;
-    let left = idle[at].about.left.map(|left| left.saturating_sub(1));
-    idle[at].about.left = left;
-    if let Sender::Http2(sender) = &idle[at].sender
-        && left != Some(0)
-    {
-        let (sender, about) = (Sender::Http2(sender.clone()), idle[at].about.clone());
-        idle[at].since = Instant::now();
-        return Some((Idle { sender, about, since: Instant::now() }, place));
+    let mut next = idle.len();
+    while next > 0 {
+        next -= 1;
+        if !idle[next].sender.speaks(usage) {
+            continue;
+        }
+        if idle[next].sender.is_closed() {
+            idle.remove(next);
+            continue;
+        }
+        let place = match idle[next].sender {
+            Sender::Http1(_) => None,
+            Sender::Http2(_) => match idle[next].about.streams.enter() {
+                None => continue,
+                entered => entered,
+            },
+        };
+        let left = idle[next].about.left.map(|left| left.saturating_sub(1));
+        idle[next].about.left = left;
+        if let Sender::Http2(sender) = &idle[next].sender
+            && left != Some(0)
+        {
+            let (sender, about) = (Sender::Http2(sender.clone()), idle[next].about.clone());
+            idle[next].since = Instant::now();
+            return Some((Idle { sender, about, since: Instant::now() }, place));
+        }
+        return Some((idle.remove(next)?, place));
     }
-    Some((idle.remove(at)?, place))
+    None
 }
 
 /// Closes what has not been used for [`IDLE`].

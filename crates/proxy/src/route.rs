@@ -1,6 +1,7 @@
 //! Which cluster a request goes to, and under which terms. Pure.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
@@ -24,7 +25,7 @@ pub(crate) struct Table {
 /// A virtual host.
 #[derive(Debug, Default)]
 pub(crate) struct Host {
-    pub(crate) name: String,
+    pub(crate) name: Arc<str>,
     pub(crate) routes: Vec<Route>,
     pub(crate) headers: HeaderChanges,
     /// Whether the upstream is told how many attempts there were.
@@ -34,7 +35,7 @@ pub(crate) struct Host {
 /// One route.
 #[derive(Debug)]
 pub(crate) struct Route {
-    pub(crate) name: String,
+    pub(crate) name: Arc<str>,
     pub(crate) path: Path,
     pub(crate) case_sensitive: bool,
     pub(crate) headers: Vec<HeaderMatch>,
@@ -404,7 +405,7 @@ mod tests {
 
     fn route(path: Path) -> Route {
         Route {
-            name: String::new(),
+            name: "".into(),
             path,
             case_sensitive: true,
             headers: Vec::new(),
@@ -447,7 +448,7 @@ mod tests {
             ("[::1]:80", "any"),
             ("", "any"),
         ] {
-            assert_eq!(table.find(asked(authority, "/", &headers)).unwrap().0.name, expected, "{authority}");
+            assert_eq!(&*table.find(asked(authority, "/", &headers)).unwrap().0.name, expected, "{authority}");
         }
     }
 

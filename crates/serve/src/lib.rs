@@ -17,6 +17,6 @@ mod stop;
 
 pub use container::Container;
 pub use net::{Admission, Door, Gate, HostNet, Link, Listener, Net, Stream, Weather};
-pub use output::Output;
+pub use output::{Gathered, Output};
 pub use program::{HostPrograms, Program, Programs};
 pub use stop::Stop;

@@ -27,10 +27,21 @@ pub(crate) struct ControlArgs {
     arguments: Vec<String>,
 }
 
+impl ProxyArgs {
+    /// How many threads the proxy is to have.
+    pub(crate) fn threads(&self) -> usize {
+        let config = std::env::var("PROXY_CONFIG").unwrap_or_default();
+        stolos_proxy::threads(self.arguments.first().map(String::as_str).unwrap_or_default(), &config)
+    }
+}
+
 /// The sidecar or the gateway.
 pub(crate) async fn proxy(args: ProxyArgs, screen: &Screen, stop: &Stop) -> Result<Exit, Failure> {
     let arguments = std::iter::once("proxy".to_owned()).chain(args.arguments).collect();
-    stolos_proxy::run(container(arguments, screen), stop.clone()).await.map_err(|error| Failure::caused(&error))?;
+    // A line for every request: not a system call for each.
+    let (output, _gathered) = Output::gathered(screen.stdout());
+    let container = Container { output, ..container(arguments, screen) };
+    stolos_proxy::run(container, stop.clone()).await.map_err(|error| Failure::caused(&error))?;
     Ok(Exit::Good)
 }
 

@@ -65,7 +65,7 @@ fn virtual_host(message: &xroute::VirtualHost) -> Result<route::Host> {
     let retry = message.retry_policy.as_ref();
     let route = |one: &xroute::Route| one_route(one, retry).map_err(|e| e.within(&format!("route `{}`", one.name)));
     Ok(route::Host {
-        name: message.name.clone(),
+        name: message.name.as_str().into(),
         routes: message.routes.iter().map(route).collect::<Result<_>>()?,
         headers: changes(
             &message.request_headers_to_add,
@@ -106,7 +106,7 @@ fn one_route(message: &xroute::Route, retry: Option<&xroute::RetryPolicy>) -> Re
         Wanted::FilterAction(_) | Wanted::NonForwardingAction(_) => return refuse("this action is not supported"),
     };
     Ok(route::Route {
-        name: message.name.clone(),
+        name: message.name.as_str().into(),
         path,
         case_sensitive: matching.case_sensitive.unwrap_or(true),
         headers: matching.headers.iter().map(header_match).collect::<Result<_>>()?,

@@ -1,10 +1,12 @@
 //! The record of one request: what the log and the counters are told when it has ended, however it ended.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use http::request::Parts;
-use http::{HeaderMap, HeaderName, Method, Version};
+use http::uri::PathAndQuery;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Version};
 
 use crate::config::{Cluster, Host, Side};
 use crate::http::Connection;
@@ -20,12 +22,12 @@ pub(crate) struct Exchange {
     pub(crate) began: Instant,
     start: Timestamp,
     method: Method,
-    path: String,
+    path: Option<PathAndQuery>,
     pub(crate) authority: String,
     version: Version,
     pub(crate) grpc: bool,
-    request: HeaderMap,
-    response: HeaderMap,
+    request: Vec<(HeaderName, HeaderValue)>,
+    response: Vec<(HeaderName, HeaderValue)>,
     first_byte: Option<Duration>,
     pub(crate) code: u16,
     pub(crate) flags: &'static str,
@@ -33,12 +35,13 @@ pub(crate) struct Exchange {
     pub(crate) failure: String,
     pub(crate) tee: Option<Arc<Tee>>,
     pub(crate) cluster: Option<Arc<Cluster>>,
-    pub(crate) cluster_name: String,
+    /// The cluster that there should have been.
+    pub(crate) no_cluster: String,
     pub(crate) host: Option<Arc<Host>>,
     pub(crate) about: Option<About>,
     /// Who the proxy at the other end says it is: the client's on the way in, the server's on the way out.
     pub(crate) peer: Option<Arc<metrics::Peer>>,
-    pub(crate) route: String,
+    pub(crate) route: Option<Arc<str>>,
     pub(crate) attempts: u32,
     pub(crate) leased: Option<Leased>,
     pub(crate) busy: Option<Busy>,
@@ -47,18 +50,22 @@ pub(crate) struct Exchange {
 
 impl Exchange {
     pub(crate) fn begin(connection: &Arc<Connection>, parts: &Parts, authority: String) -> Box<Self> {
-        let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
+        connection.begun.fetch_add(1, Ordering::Relaxed);
+        connection.open.fetch_add(1, Ordering::Relaxed);
+        if parts.version == Version::HTTP_2 && !connection.asks.load(Ordering::Relaxed) {
+            connection.asks.store(true, Ordering::Relaxed);
+        }
         Box::new(Self {
             connection: Arc::clone(connection),
             began: Instant::now(),
             start: Timestamp::now(),
             method: parts.method.clone(),
-            path: path.to_owned(),
+            path: parts.uri.path_and_query().cloned(),
             authority,
             version: parts.version,
             grpc: headers::is_grpc(&parts.headers),
-            request: HeaderMap::new(),
-            response: HeaderMap::new(),
+            request: Vec::new(),
+            response: Vec::new(),
             first_byte: None,
             code: 0,
             flags: "",
@@ -66,11 +73,11 @@ impl Exchange {
             failure: String::new(),
             tee: None,
             cluster: None,
-            cluster_name: String::new(),
+            no_cluster: String::new(),
             host: None,
             about: None,
             peer: None,
-            route: String::new(),
+            route: None,
             attempts: 0,
             leased: None,
             busy: None,
@@ -80,14 +87,14 @@ impl Exchange {
 
     /// Keeps what the log will show of the request's headers.
     pub(crate) fn keep_request(&mut self, headers: &HeaderMap) {
-        self.request = kept(headers, &self.connection.http.logged.request);
+        self.request = log::kept(headers, &self.connection.http.logged.request);
     }
 
     /// Keeps what the log will show of the response.
     pub(crate) fn keep_response(&mut self, code: u16, headers: &HeaderMap) {
         self.code = code;
         self.first_byte = Some(self.began.elapsed());
-        self.response = kept(headers, &self.connection.http.logged.response);
+        self.response = log::kept(headers, &self.connection.http.logged.response);
     }
 
     /// The host ended before its response did.
@@ -106,6 +113,7 @@ impl Exchange {
         if std::mem::replace(&mut self.finished, true) {
             return;
         }
+        self.connection.open.fetch_sub(1, Ordering::Relaxed);
         if let (true, Some(leased), Some(host)) = (complete, self.leased.take(), &self.host) {
             pool::give_back(host, leased);
         }
@@ -129,15 +137,15 @@ impl Exchange {
             duration,
             first_byte: self.first_byte,
             method: self.method.as_str(),
-            path: &self.path,
+            path: self.path.as_ref().map_or("/", PathAndQuery::as_str),
             authority: &self.authority,
             protocol: match self.version {
                 Version::HTTP_10 => "HTTP/1.0",
                 Version::HTTP_2 => "HTTP/2",
                 _ => "HTTP/1.1",
             },
-            request: Some(&self.request),
-            response: Some(&self.response),
+            request: &self.request,
+            response: &self.response,
             code: self.code,
             flags: self.flags,
             details: self.details,
@@ -145,10 +153,10 @@ impl Exchange {
             received: self.tee.as_ref().map_or(0, |tee| tee.received()),
             sent,
             upstream_host: self.host.as_ref().map(|host| &*host.text).unwrap_or_default(),
-            upstream_cluster: &self.cluster_name,
+            upstream_cluster: self.cluster.as_ref().map_or(&self.no_cluster, |cluster| &cluster.name),
             upstream_local: about.and_then(|about| about.local),
             upstream_uri: about.and_then(|about| about.peer.as_deref()).unwrap_or_default(),
-            route: &self.route,
+            route: self.route.as_deref().unwrap_or_default(),
             attempts: self.attempts,
             ..self.connection.arrived.entry()
         }
@@ -192,7 +200,7 @@ impl Exchange {
         match (connection.http.side, &self.host) {
             (_, None) => find(),
             (_, Some(_)) if self.grpc => find(),
-            (Side::Outbound, Some(host)) if host.retired.load(std::sync::atomic::Ordering::Relaxed) => find(),
+            (Side::Outbound, Some(host)) if host.retired.load(Ordering::Relaxed) => find(),
             (_, Some(_)) if self.peer.is_some() => {
                 self.peer.as_ref().map_or_else(find, |peer| peer.series.get(self.code, self.flags, find))
             }
@@ -207,8 +215,4 @@ impl Drop for Exchange {
     fn drop(&mut self) {
         self.end(0, false);
     }
-}
-
-fn kept(headers: &HeaderMap, names: &[HeaderName]) -> HeaderMap {
-    names.iter().filter_map(|name| Some((name.clone(), headers.get(name)?.clone()))).collect()
 }

@@ -16,6 +16,7 @@ mod upstream;
 
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use http::header::{self, HeaderValue};
@@ -39,8 +40,10 @@ use crate::metrics;
 use crate::route::{self, Asked};
 use crate::state::Shared;
 
-/// How long a client may think about its next request.
+/// How long a client may think about its next request, and twice that at most.
 const QUIET: Duration = Duration::from_secs(300);
+/// What it is given to end in order when it has thought too long.
+const LAST: Duration = Duration::from_secs(10);
 /// How often a client's quiet HTTP/2 connection is asked whether it is still there, and how long it may take to say so.
 const PING: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(20));
 
@@ -53,6 +56,28 @@ pub(crate) struct Connection {
     /// Workloads that have spoken over it.
     peers: metrics::Peers,
     client_cert: Option<HeaderValue>,
+    /// Requests that have begun, and how many of them have not ended.
+    begun: AtomicU64,
+    open: AtomicU32,
+    /// Whether it turned out to be HTTP/2, which asks a quiet client whether it is still there.
+    asks: AtomicBool,
+}
+
+impl Connection {
+    /// Returns when the client has not begun a request for a long time, and none is under way.
+    ///
+    /// One timer for the whole connection: hyper's own (`header_read_timeout`) is made, entered and removed again for
+    /// every request.
+    async fn quiet(&self) {
+        loop {
+            let before = self.begun.load(Ordering::Relaxed);
+            tokio::time::sleep(QUIET).await;
+            let idle = self.begun.load(Ordering::Relaxed) == before && self.open.load(Ordering::Relaxed) == 0;
+            if idle && !self.asks.load(Ordering::Relaxed) {
+                return;
+            }
+        }
+    }
 }
 
 /// Serves a connection until either side has had enough.
@@ -74,6 +99,9 @@ pub(crate) async fn serve(shared: &Arc<Shared>, http: &Arc<Http>, arrived: Arriv
         series: metrics::Cache::default(),
         peers: metrics::Peers::default(),
         client_cert,
+        begun: AtomicU64::new(0),
+        open: AtomicU32::new(0),
+        asks: AtomicBool::new(version == Some(Version::HTTP_2)),
     });
     match client {
         Client::Plain(io) => drive(connection, io, version).await,
@@ -89,22 +117,33 @@ where
     let (streams, largest_head) = (connection.http.streams, connection.http.largest_head);
     // What is read ahead of HTTP/1.1 is its head; hyper's own least is 8 KiB.
     let ahead = usize::try_from(largest_head).unwrap_or(usize::MAX).max(64 * 1024);
+    let watched = Arc::clone(&connection);
     let service = service_fn(move |request| {
         let connection = Arc::clone(&connection);
         async move { Ok::<_, Infallible>(answer(connection, request).await) }
     });
     let io = TokioIo::new(io);
-    // The three differ in type only: serve, until the proxy drains, then politely, until it is cut.
+    // The three differ in type only: serve, until the proxy drains or the client is quiet, then politely, until it is
+    // cut. What is served is looked at first: nearly always it is why the task was woken.
     macro_rules! serve {
         ($connection:expr) => {{
             let mut serving = Box::pin($connection);
-            let result = tokio::select! {
-                result = serving.as_mut() => result.map_err(|e| e.to_string()),
-                () = shared.draining.asked() => {
+            let ended = tokio::select! {
+                biased;
+                result = serving.as_mut() => Ok(result),
+                () = shared.draining.asked() => Err(None),
+                () = watched.quiet() => Err(Some(LAST)),
+            };
+            let result = match ended {
+                Ok(result) => result.map_err(|e| e.to_string()),
+                Err(within) => {
                     serving.as_mut().graceful_shutdown();
                     tokio::select! {
                         result = serving.as_mut() => result.map_err(|e| e.to_string()),
                         () = shared.cut.asked() => Err("drained".to_owned()),
+                        () = tokio::time::sleep(within.unwrap_or_default()), if within.is_some() => {
+                            Err("the client was quiet".to_owned())
+                        }
                     }
                 }
             };
@@ -127,12 +166,12 @@ where
         }
         Some(_) => {
             let mut builder = http1::Builder::new();
-            builder.timer(TokioTimer::new()).header_read_timeout(QUIET).max_buf_size(ahead);
+            builder.header_read_timeout(None).max_buf_size(ahead);
             serve!(builder.serve_connection(io, service).with_upgrades());
         }
         None => {
             let mut builder = auto::Builder::new(TokioExecutor::new());
-            builder.http1().timer(TokioTimer::new()).header_read_timeout(QUIET).max_buf_size(ahead).half_close(true);
+            builder.http1().header_read_timeout(None).max_buf_size(ahead).half_close(true);
             builder
                 .http2()
                 .timer(TokioTimer::new())
@@ -176,7 +215,7 @@ async fn answer(connection: Arc<Connection>, mut request: Request<Incoming>) -> 
         headers: &parts.headers,
     };
     let Some((host, route)) = table.find(asked) else { return here(exchange, headers::NO_ROUTE) };
-    exchange.route = if route.name.is_empty() { host.name.clone() } else { route.name.clone() };
+    exchange.route = Some(Arc::clone(if route.name.is_empty() { &host.name } else { &route.name }));
     let changes = [&route.changes, &host.headers, &table.headers];
     let forward = match &route.action {
         route::Action::Respond { status, body } => {

@@ -16,7 +16,7 @@ use super::request::scheme;
 use crate::balance;
 use crate::config::{Cluster, Host, Protocol, Side};
 use crate::outlier::Outcome;
-use crate::pool::{self, Busy, Leased, Sender};
+use crate::pool::{self, Busy, GivenUp, Leased, Sender};
 use crate::route::{self, Failure, Forward};
 use crate::state::Shared;
 use crate::tls::Use;
@@ -37,8 +37,8 @@ pub(super) async fn send(
             None => return Err(Local { status: forward.no_cluster, ..headers::NO_CLUSTER }),
         },
     };
-    exchange.cluster_name.clone_from(name);
     let Some(cluster) = shared.cluster(name).await else {
+        exchange.no_cluster.clone_from(name);
         return Err(Local { status: forward.no_cluster, ..headers::NO_CLUSTER });
     };
     exchange.cluster = Some(Arc::clone(&cluster));
@@ -66,27 +66,21 @@ pub(super) async fn send(
         exchange.about = None;
         exchange.busy = Some(Busy::with(&target));
         let last = exchange.attempts > policy.most;
-        let mut limit = policy.per_try.map(|limit| Instant::now() + limit);
         // Where nothing else bounds the wait, a silent host does.
         let silence = if connection.http.idle.is_zero() { Duration::from_secs(3600) } else { connection.http.idle };
-        limit = [limit, deadline, Some(Instant::now() + silence)].into_iter().flatten().min();
+        let now = Instant::now();
+        let per_try = policy.per_try.map(|limit| now + limit);
+        let limit = [per_try, deadline].into_iter().flatten().fold(now + silence, Instant::min);
         let attempt = Attempt { shared, cluster: &cluster, host: &target, usage, attempt_count: host.attempt_count };
         // Where silence may be answered with another host, it is looked into.
         let watch = !last && policy.after_failure(Failure::Reset, &parts.method) && repeatable(exchange);
-        let trying = async {
-            if !watch {
-                return attempt.run(exchange, parts).await;
-            }
-            let dead = pool::until_dead(shared, &cluster, &target, usage);
-            tokio::select! {
-                biased;
-                result = attempt.run(exchange, parts) => result,
-                () = dead => Err(Failed { why: "the host no longer answers".into(), ..Failed::plain(Failure::Reset) }),
-            }
-        };
-        let failed = match limit {
-            Some(limit) => tokio::time::timeout_at(limit, trying).await.unwrap_or(Err(Failed::plain(Failure::Timeout))),
-            None => trying.await,
+        let failed = tokio::select! {
+            biased;
+            result = attempt.run(exchange, parts) => result,
+            why = pool::given_up(shared, &cluster, &target, usage, limit, watch) => Err(match why {
+                GivenUp::Late => Failed::plain(Failure::Timeout),
+                GivenUp::Dead => Failed { why: "the host no longer answers".into(), ..Failed::plain(Failure::Reset) },
+            }),
         };
         let failed = match failed {
             Ok(response) => {
