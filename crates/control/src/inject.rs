@@ -37,6 +37,8 @@ pub struct Values {
     pub trust_domain: String,
     /// The DNS suffix.
     pub domain: String,
+    /// What every proxy's environment says, from the mesh's `defaultConfig.proxyMetadata`.
+    pub proxy_metadata: BTreeMap<String, String>,
     /// The network was given by the webhook's URL: it becomes a label, too.
     pub network_from_path: bool,
 }
@@ -47,6 +49,8 @@ impl Values {
     pub fn read(config: &Config, data: &BTreeMap<String, String>, trust_domain: &str, own_network: &str) -> Self {
         let values: Value =
             data.get(istio::VALUES_KEY).and_then(|text| serde_saphyr::from_str(text).ok()).unwrap_or_default();
+        let mesh_config: Value =
+            data.get(istio::MESH_KEY).and_then(|text| serde_saphyr::from_str(text).ok()).unwrap_or_default();
         let text = |path: &str| values.pointer(path).and_then(Value::as_str).filter(|text| !text.is_empty());
         let hub = text("/global/hub").unwrap_or("stolos");
         let tag = text("/global/tag").unwrap_or(env!("CARGO_PKG_VERSION"));
@@ -63,6 +67,7 @@ impl Values {
             mesh: mesh.to_owned(),
             trust_domain: trust_domain.to_owned(),
             domain: text("/global/proxy/clusterDomain").unwrap_or(istio::DEFAULT_DOMAIN).to_owned(),
+            proxy_metadata: metadata(mesh_config.pointer("/defaultConfig/proxyMetadata")),
             network_from_path: false,
         }
     }
@@ -80,6 +85,12 @@ impl Values {
         }
         self
     }
+}
+
+/// Names and texts of a `proxyMetadata`.
+fn metadata(given: Option<&Value>) -> BTreeMap<String, String> {
+    let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    given.and_then(Value::as_object).into_iter().flatten().map(|(name, value)| (name.clone(), text(value))).collect()
 }
 
 /// The webhook.
@@ -290,10 +301,11 @@ fn container(pod: &Value, namespace: &str, values: &Values, gateway: bool, own: 
     if let Some(proxy) = annotation(pod, istio::PROXY_ANNOTATION) {
         env.push(plain(istio::PROXY_ENV, proxy));
     }
-    for (name, value) in own_config.get("proxyMetadata").and_then(Value::as_object).into_iter().flatten() {
-        let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    // The pod's own word goes before the mesh's.
+    let own_metadata = metadata(own_config.get("proxyMetadata"));
+    for (name, text) in values.proxy_metadata.iter().chain(&own_metadata) {
         env.retain(|have| have["name"] != name.as_str());
-        env.push(plain(name, &text));
+        env.push(plain(name, text));
     }
     let kind = if gateway { "router" } else { "sidecar" };
     let domain = format!("$(POD_NAMESPACE).svc.{}", values.domain);
@@ -483,6 +495,24 @@ mod tests {
         assert_eq!((&config["concurrency"], &config["meshId"]), (&json!(2), &json!("mymesh")));
         pod["metadata"]["annotations"]["proxy.istio.io/config"] = json!("[no: mapping");
         assert!(inject(&pod, "shop", &values()).is_some(), "what cannot be read says nothing");
+    }
+
+    #[test]
+    fn the_mesh_may_say_something_to_all_its_proxies() {
+        let mesh = "defaultConfig: {proxyMetadata: {ISTIO_META_DNS_CAPTURE: \"false\", A: 1, B: mesh}}";
+        let data = [(istio::MESH_KEY.to_owned(), mesh.to_owned())].into();
+        let values = Values::read(&Config::default(), &data, "cluster.local", "");
+        let mut pod = pod();
+        pod["metadata"]["annotations"] = json!({"proxy.istio.io/config": "proxyMetadata: {B: pod}"});
+        let injected = inject(&pod, "shop", &values).unwrap();
+        let containers = injected["spec"]["containers"].as_array().unwrap();
+        let proxy = containers.iter().find(|container| container["name"] == "istio-proxy").unwrap();
+        let env = |name: &str| {
+            let all: Vec<_> = proxy["env"].as_array().unwrap().iter().filter(|e| e["name"] == name).collect();
+            assert_eq!(all.len(), 1, "{name}");
+            all[0]["value"].as_str().unwrap().to_owned()
+        };
+        assert_eq!(["ISTIO_META_DNS_CAPTURE", "A", "B"].map(env), ["false", "1", "pod"]);
     }
 
     #[test]

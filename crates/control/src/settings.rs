@@ -65,7 +65,7 @@ fn apply(settings: &mut Settings, mesh: &Map<String, Value>, left: &mut Vec<Stri
             // What these ask for is so.
             ("accessLogEncoding", Value::String(encoding)) if encoding == "JSON" => {}
             ("defaultConfig", Value::Object(proxy)) => {
-                let known = ["discoveryAddress", "meshId"];
+                let known = ["discoveryAddress", "meshId", "proxyMetadata"];
                 left.extend(
                     proxy.keys().filter(|k| !known.contains(&k.as_str())).map(|k| format!("defaultConfig.{k}")),
                 );

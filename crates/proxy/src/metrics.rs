@@ -170,6 +170,7 @@ pub(crate) struct Labels {
     destination_service_namespace: Arc<str>,
     request_protocol: Arc<str>,
     response_code: Arc<str>,
+    grpc_response_status: Arc<str>,
     response_flags: Arc<str>,
     connection_security_policy: Arc<str>,
 }
@@ -185,6 +186,8 @@ pub(crate) struct Facts<'a> {
     pub(crate) protocol: &'static str,
     /// Nothing for a connection.
     pub(crate) code: Option<u16>,
+    /// Of a gRPC call that was answered.
+    pub(crate) grpc_status: Option<u16>,
     pub(crate) flags: &'a str,
     pub(crate) security: &'static str,
 }
@@ -218,6 +221,7 @@ impl Facts<'_> {
             destination_service_namespace: known(&self.service.namespace),
             request_protocol: self.protocol.into(),
             response_code: self.code.map_or_else(|| Arc::from(""), |code| code.to_string().into()),
+            grpc_response_status: self.grpc_status.map_or_else(|| Arc::from(""), |status| status.to_string().into()),
             response_flags: if self.flags.is_empty() { "-".into() } else { self.flags.into() },
             connection_security_policy: self.security.into(),
         }
@@ -457,6 +461,7 @@ mod tests {
             service: &Service::default(),
             protocol: "http",
             code: Some(200),
+            grpc_status: None,
             flags: "",
             security: "unknown",
         };

@@ -165,6 +165,7 @@ fn outbound<'a>(shared: &Shared, cluster: &Cluster, host: &'a Host, peer: Option
             service: &cluster.service,
             protocol: "tcp",
             code: None,
+            grpc_status: None,
             flags: "",
             security: "unknown",
         })
@@ -184,6 +185,7 @@ fn inbound(shared: &Shared, arrived: &Arrived, cluster: &Cluster) -> Connections
         service: &cluster.service,
         protocol: "tcp",
         code: None,
+        grpc_status: None,
         flags: "",
         security: if client.is_some() { "mutual_tls" } else { "none" },
     })

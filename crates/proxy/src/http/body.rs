@@ -209,6 +209,9 @@ impl Body for ResponseBody {
             Some(Ok(frame)) => {
                 let length = frame.data_ref().map_or(0, Bytes::len) as u64;
                 self.sent += length;
+                if let (Some(trailers), Some(exchange)) = (frame.trailers_ref(), &mut self.exchange) {
+                    exchange.keep_grpc_status(trailers);
+                }
             }
         }
         Poll::Ready(frame)

@@ -16,6 +16,9 @@ use crate::log;
 use crate::metrics::{self, Facts, Requests, Timestamp, Workload};
 use crate::pool::{self, About, Busy, Leased};
 
+/// The last of gRPC's status codes.
+const UNAUTHENTICATED: u16 = 16;
+
 /// One request and its response.
 pub(crate) struct Exchange {
     pub(crate) connection: Arc<Connection>,
@@ -26,6 +29,8 @@ pub(crate) struct Exchange {
     pub(crate) authority: String,
     version: Version,
     pub(crate) grpc: bool,
+    /// What gRPC's own trailer said.
+    grpc_status: Option<u16>,
     request: Vec<(HeaderName, HeaderValue)>,
     response: Vec<(HeaderName, HeaderValue)>,
     first_byte: Option<Duration>,
@@ -64,6 +69,7 @@ impl Exchange {
             authority,
             version: parts.version,
             grpc: headers::is_grpc(&parts.headers),
+            grpc_status: None,
             request: Vec::new(),
             response: Vec::new(),
             first_byte: None,
@@ -95,6 +101,18 @@ impl Exchange {
         self.code = code;
         self.first_byte = Some(self.began.elapsed());
         self.response = log::kept(headers, &self.connection.http.logged.response);
+        self.keep_grpc_status(headers);
+    }
+
+    /// Keeps the outcome of a call, which stands in the trailers, or among the headers of a response without a body.
+    pub(crate) fn keep_grpc_status(&mut self, headers: &HeaderMap) {
+        if !self.grpc {
+            return;
+        }
+        let status = headers.get("grpc-status").and_then(|status| status.to_str().ok());
+        // A host may say anything; a label may not.
+        let known = status.and_then(|status| status.trim().parse().ok()).filter(|status| *status <= UNAUTHENTICATED);
+        self.grpc_status = known.or(self.grpc_status);
     }
 
     /// The host ended before its response did.
@@ -181,6 +199,7 @@ impl Exchange {
                 service: &service,
                 protocol: if self.grpc { "grpc" } else { "http" },
                 code: Some(self.code),
+                grpc_status: self.grpc_status,
                 flags: self.flags,
                 security: "unknown",
             };

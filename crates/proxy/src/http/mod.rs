@@ -160,6 +160,7 @@ where
                 .adaptive_window(true)
                 .max_concurrent_streams(streams)
                 .max_header_list_size(largest_head)
+                .enable_connect_protocol()
                 .keep_alive_interval(PING.0)
                 .keep_alive_timeout(PING.1);
             serve!(builder.serve_connection(io, service));
@@ -178,6 +179,7 @@ where
                 .adaptive_window(true)
                 .max_concurrent_streams(streams)
                 .max_header_list_size(largest_head)
+                .enable_connect_protocol()
                 .keep_alive_interval(PING.0)
                 .keep_alive_timeout(PING.1);
             serve!(builder.serve_connection_with_upgrades(io, service));
@@ -187,6 +189,7 @@ where
 
 /// Answers one request.
 async fn answer(connection: Arc<Connection>, mut request: Request<Incoming>) -> Response<ResponseBody> {
+    let extended = request::extended_connect(&mut request);
     let upgrade = headers::upgrade(request.method(), request.headers());
     let client_upgrade = upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
     let (mut parts, body) = request.into_parts();
@@ -196,6 +199,9 @@ async fn answer(connection: Arc<Connection>, mut request: Request<Incoming>) -> 
         return here(exchange, local);
     }
     prepare(&connection, &mut parts);
+    if extended {
+        parts.version = Version::HTTP_11;
+    }
     let introduced = introduce_client(&mut exchange, &mut parts);
     exchange.keep_request(&parts.headers);
 
@@ -228,6 +234,9 @@ async fn answer(connection: Arc<Connection>, mut request: Request<Incoming>) -> 
 
     let allowed = |list: &[String]| upgrade.as_ref().is_some_and(|to| list.contains(to));
     let upgrade = upgrade.clone().filter(|_| allowed(&forward.upgrades) || allowed(&connection.http.upgrades));
+    if extended && upgrade.is_none() {
+        return here(exchange, headers::NO_UPGRADE);
+    }
     headers::remove_hop_by_hop(&mut parts.headers);
     parts.headers.remove(header::EXPECT);
     for change in changes {
@@ -251,7 +260,11 @@ async fn answer(connection: Arc<Connection>, mut request: Request<Incoming>) -> 
 
     exchange.first_byte(&mut response);
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-        return tunnel::switched(exchange, response, client_upgrade.filter(|_| upgrade.is_some()));
+        return tunnel::switched(exchange, response, client_upgrade.filter(|_| upgrade.is_some()), extended);
+    }
+    if extended && response.status().is_success() {
+        // The client would take it for a tunnel.
+        return here(exchange, headers::RESET);
     }
     headers::remove_hop_by_hop(response.headers_mut());
     introduce_server(&mut exchange, response.headers_mut(), introduced);

@@ -1,8 +1,9 @@
 //! A request on its way in: whom it is for, what is known of its client, and the form in which it goes on.
 
+use base64::Engine as _;
 use http::header::{self, HeaderValue};
 use http::request::Parts;
-use http::{Uri, Version};
+use http::{Method, Request, Uri, Version};
 
 use super::exchange::Exchange;
 use super::{Connection, headers};
@@ -13,6 +14,26 @@ use crate::route::{Forward, Route};
 pub(super) fn authority(parts: &Parts) -> String {
     let host = || parts.headers.get(header::HOST).and_then(|host| host.to_str().ok());
     parts.uri.authority().map(|authority| authority.as_str()).or_else(host).unwrap_or_default().to_owned()
+}
+
+/// Makes an upgrade of HTTP/1.1 of an extended CONNECT (RFC 8441), so that what follows knows one form only. Whether it
+/// was one.
+pub(super) fn extended_connect<B>(request: &mut Request<B>) -> bool {
+    if *request.method() != Method::CONNECT {
+        return false;
+    }
+    let Some(protocol) = request.extensions_mut().remove::<hyper::ext::Protocol>() else { return false };
+    let Ok(protocol) = HeaderValue::from_str(protocol.as_str()) else { return false };
+    *request.method_mut() = Method::GET;
+    let headers = request.headers_mut();
+    headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    headers.insert(header::UPGRADE, protocol);
+    // HTTP/2 needs no proof that the other end understood; a server of HTTP/1.1 asks for something to prove it with.
+    let key = base64::engine::general_purpose::STANDARD.encode(rand::random::<[u8; 16]>());
+    if let Ok(key) = HeaderValue::from_str(&key) {
+        headers.entry(header::SEC_WEBSOCKET_KEY).or_insert(key);
+    }
+    true
 }
 
 pub(super) fn scheme(connection: &Connection) -> &'static str {

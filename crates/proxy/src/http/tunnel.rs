@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use http::Response;
+use http::{Response, StatusCode, header};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 
@@ -17,11 +17,12 @@ use crate::copy::{self, Traffic};
 /// How long nothing may move where nothing is said of it: as for connections that are bytes from the start.
 const IDLE: Duration = Duration::from_secs(3600);
 
-/// Both ends have left HTTP: bytes from here on.
+/// Both ends have left HTTP: bytes from here on. `extended` is how the client came: by a CONNECT of HTTP/2.
 pub(super) fn switched(
     exchange: Box<Exchange>,
     mut response: Response<Incoming>,
     client: Option<hyper::upgrade::OnUpgrade>,
+    extended: bool,
 ) -> Response<ResponseBody> {
     let Some(client) = client else {
         return here(exchange, headers::RESET);
@@ -52,5 +53,12 @@ pub(super) fn switched(
     });
     let (mut parts, _) = response.into_parts();
     parts.extensions = http::Extensions::new();
+    if extended {
+        // RFC 8441, section 5: a tunnel is opened by 200, and the handshake's headers have no place in HTTP/2.
+        parts.status = StatusCode::OK;
+        for name in [header::CONNECTION, header::UPGRADE, header::SEC_WEBSOCKET_ACCEPT] {
+            parts.headers.remove(name);
+        }
+    }
     Response::from_parts(parts, ResponseBody::upgraded())
 }

@@ -113,6 +113,7 @@ async fn the_proxys_own_answers_to_grpc_are_trailers() {
     assert_eq!(response.headers()["grpc-status"], "14");
     assert_eq!(response.headers()["grpc-message"], "no healthy upstream");
     assert!(response.into_body().collect().await.unwrap().to_bytes().is_empty());
+    counted(&proxy, "14").await;
     let line = proxy.line("id-of-/call").await;
     assert_eq!((&line["flags"], &line["code"]), (&"UH".into(), &200.into()));
 }
@@ -187,6 +188,18 @@ async fn leaving() -> SocketAddr {
     address
 }
 
+/// Waits until there are calls with this outcome among what was counted.
+async fn counted(proxy: &Running, outcome: &str) {
+    let label = format!("grpc_response_status=\"{outcome}\"");
+    let told = || proxy.store.shared_for_tests().metrics.text();
+    soon(async {
+        while !told().lines().any(|line| line.starts_with("istio_requests_total{") && line.contains(&label)) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn what_a_host_has_not_looked_at_is_sent_elsewhere_whatever_it_is() {
     let refuse = |_, mut respond: h2::server::SendResponse<Bytes>| async move {
@@ -204,6 +217,7 @@ async fn what_a_host_has_not_looked_at_is_sent_elsewhere_whatever_it_is() {
             assert_eq!(body.trailers().unwrap()["grpc-status"], "0", "{turn}");
         }
         assert!(proxy.store_retries() > 0);
+        counted(&proxy, "0").await;
     }
 }
 
@@ -409,4 +423,103 @@ async fn a_tunnel_in_which_nothing_moves_ends() {
     let mut seen = Vec::new();
     soon(stream.read_to_end(&mut seen)).await.unwrap();
     assert!(seen.ends_with(b"......"), "{}", String::from_utf8_lossy(&seen));
+}
+
+#[tokio::test]
+async fn a_websocket_over_http2_reaches_an_application_of_http1() {
+    let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut proxy = proxy(&[socket.local_addr().unwrap()]);
+    proxy.put(CLUSTER, &service("spiffe://cluster.local/ns/sample/sa/helloworld"));
+    let stream = TokioIo::new(proxy.redirected(VIP).await);
+    let (mut sender, connection) =
+        hyper::client::conn::http2::handshake::<_, _, Body>(TokioExecutor::new(), stream).await.unwrap();
+    tokio::spawn(connection);
+    let ask = |path: &str, protocol: &'static str| {
+        let mut request = Request::connect(format!("http://{SERVICE}:5000{path}"))
+            .header("sec-websocket-version", "13")
+            .header("x-request-id", format!("id-of-{path}"))
+            .body(empty())
+            .unwrap();
+        request.extensions_mut().insert(hyper::ext::Protocol::from_static(protocol));
+        request
+    };
+    // Only once the proxy has said so may a client speak like this.
+    let first = call("/first", empty());
+    let answering = tokio::spawn(sender.send_request(first));
+    let (mut inner, _) = soon(socket.accept()).await.unwrap();
+    let head = async |inner: &mut TcpStream| {
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            assert!(soon(inner.read_buf(&mut head)).await.unwrap() > 0);
+        }
+        String::from_utf8(head).unwrap().to_lowercase()
+    };
+    head(&mut inner).await;
+    inner.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n").await.unwrap();
+    soon(answering).await.unwrap().unwrap();
+
+    let answering = tokio::spawn(sender.send_request(ask("/chat?x=1", "websocket")));
+    let (mut inner, _) = soon(socket.accept()).await.unwrap();
+    let seen = head(&mut inner).await;
+    assert!(seen.starts_with("get /chat?x=1 http/1.1\r\n"), "{seen}");
+    for line in
+        ["connection: upgrade\r\n", "upgrade: websocket\r\n", "sec-websocket-key: ", "sec-websocket-version: 13\r\n"]
+    {
+        assert_eq!(seen.matches(line).count(), 1, "{line} in {seen}");
+    }
+    inner
+        .write_all(
+            b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\
+              sec-websocket-accept: x\r\n\r\nhello",
+        )
+        .await
+        .unwrap();
+    let response = soon(answering).await.unwrap().unwrap();
+    assert_eq!(response.status(), 200);
+    for name in ["connection", "upgrade", "sec-websocket-accept"] {
+        assert!(!response.headers().contains_key(name), "{:?}", response.headers());
+    }
+    let mut stream = TokioIo::new(soon(hyper::upgrade::on(response)).await.unwrap());
+    let mut five = [0; 5];
+    soon(stream.read_exact(&mut five)).await.unwrap();
+    assert_eq!(&five, b"hello");
+    stream.write_all(b"world").await.unwrap();
+    soon(inner.read_exact(&mut five)).await.unwrap();
+    assert_eq!(&five, b"world");
+
+    // An application that answers like any other has opened nothing.
+    let answering = tokio::spawn(sender.send_request(ask("/plain", "websocket")));
+    let (mut inner, _) = soon(socket.accept()).await.unwrap();
+    head(&mut inner).await;
+    inner.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nno").await.unwrap();
+    assert_eq!(soon(answering).await.unwrap().unwrap().status(), 503);
+    // What is allowed nowhere, and a plain CONNECT.
+    assert_eq!(soon(sender.send_request(ask("/other", "connect-udp"))).await.unwrap().status(), 403);
+}
+
+/// gRPC-Web is HTTP like any other: its trailers are part of the body, over either version.
+#[tokio::test]
+async fn grpc_web_goes_through_as_it_is() {
+    const BODY: &[u8] = b"\0\0\0\0\x02hi\x80\0\0\0\x0fgrpc-status: 0\r\n";
+    let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut proxy = proxy(&[socket.local_addr().unwrap()]);
+    proxy.put(CLUSTER, &service("spiffe://cluster.local/ns/sample/sa/helloworld"));
+    let mut sender = client(&proxy).await;
+    let mut request = call("/web", Full::new(Bytes::from_static(b"\0\0\0\0\x01?")).boxed_unsync());
+    request.headers_mut().insert("content-type", "application/grpc-web+proto".parse().unwrap());
+    let answering = tokio::spawn(sender.send_request(request));
+    let (mut inner, _) = soon(socket.accept()).await.unwrap();
+    let mut seen = Vec::new();
+    while !seen.ends_with(b"\x01?") {
+        assert!(soon(inner.read_buf(&mut seen)).await.unwrap() > 0);
+    }
+    assert!(String::from_utf8_lossy(&seen).contains("content-type: application/grpc-web+proto\r\n"));
+    let head = format!(
+        "HTTP/1.1 200 OK\r\ncontent-type: application/grpc-web+proto\r\ncontent-length: {}\r\n\r\n",
+        BODY.len()
+    );
+    inner.write_all(&[head.as_bytes(), BODY].concat()).await.unwrap();
+    let response = soon(answering).await.unwrap().unwrap();
+    assert_eq!(response.headers()["content-type"], "application/grpc-web+proto");
+    assert_eq!(soon(response.into_body().collect()).await.unwrap().to_bytes(), BODY);
 }
