@@ -2,6 +2,7 @@
 //! copied from here by hand, with the machine it was measured on. `cargo xtask bench` builds and runs it.
 
 mod apiserver;
+mod control;
 mod endure;
 mod gateway;
 mod labs;
@@ -18,13 +19,16 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail};
 
 /// The sections, in the order in which they run when none is named.
-const SECTIONS: [&str; 7] = ["demo", "apply", "verify", "lab", "apiserver", "gateway", "sidecar"];
+const SECTIONS: [&str; 8] = ["demo", "apply", "verify", "lab", "apiserver", "gateway", "sidecar", "control"];
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     // The servers under test that no shipped command starts alone: children of the bench itself.
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["serve-apiserver", dir] => return apiserver::serve(dir.as_ref()),
+        ["serve-control", setup] => return control::serve::run(setup),
+        ["simulate-proxies", setup] => return control::proxies::run(setup),
+        ["control", ref arguments @ ..] => return control::once(arguments),
         ["serve-gateway", ref arguments @ ..] => return gateway::serve_gateway(arguments),
         ["serve-relay", ref arguments @ ..] => return gateway::serve_relay(arguments),
         ["sidecar", ref role @ ..] => return sidecar::role(role),
@@ -47,6 +51,7 @@ fn main() -> Result<()> {
             "demo" => labs::demo(&stolos, &mut out)?,
             "apply" => labs::apply(&stolos, &mut out)?,
             "apiserver" => apiserver::apiserver(&mut out)?,
+            "control" => control::control(&mut out)?,
             "gateway" => gateway::gateway(&mut out)?,
             "sidecar" => sidecar::bench(&stolos, &mut out)?,
             "verify" => labs::verify(&stolos, &mut out)?,

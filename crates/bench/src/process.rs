@@ -69,6 +69,14 @@ pub(crate) fn stay_on(core: usize) -> Result<()> {
     Ok(())
 }
 
+/// A command on a core of its own, that ends when the bench does, however that ends (util-linux; each replaces itself,
+/// so that the child is the program).
+pub(crate) fn on_core(core: usize, program: &Path) -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL", "taskset", "--cpu-list", &core.to_string()]).arg(program).stdin(Stdio::null());
+    command
+}
+
 /// A server has two sockets for each connection, and so has who loads it.
 pub(crate) fn raise_open_files() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};

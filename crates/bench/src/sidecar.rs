@@ -22,21 +22,13 @@ use stolos_serve::{Container, HostNet, Output, Program, Programs, Stop};
 use self::mesh::{CLIENT, Control, Places, SERVER, Spoken};
 use self::traffic::{Order, Outcome};
 use crate::peer::{self, LOAD_CORE, SERVER_CORE};
-use crate::process::{busy, memory};
+use crate::process::{busy, memory, on_core};
 use crate::table::{RUNS, ratio, row};
 
 /// Connections of the client.
 const CONNECTIONS: usize = 64;
 /// How long a pod may take to become ready.
 const READY: Duration = Duration::from_secs(20);
-
-/// A command on a core of its own, that ends when the bench does, however that ends (util-linux; each replaces itself,
-/// so that the child is the program).
-fn on_core(core: usize, program: &Path) -> Command {
-    let mut command = Command::new("setpriv");
-    command.args(["--pdeathsig", "KILL", "taskset", "--cpu-list", &core.to_string()]).arg(program).stdin(Stdio::null());
-    command
-}
 
 /// A program that is a sidecar.
 #[derive(Clone, Debug, PartialEq)]

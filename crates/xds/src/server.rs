@@ -24,7 +24,8 @@ use futures::Stream;
 use futures::future::BoxFuture;
 use stolos_serve::Stop;
 use stolos_serve::listen::Peer;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Request, Response, Streaming};
@@ -43,6 +44,15 @@ use wire::{Method, Wire};
 const FIRST_REQUEST: Duration = Duration::from_secs(15);
 /// The largest request taken: 100,000 names fit.
 const REQUEST_LIMIT: usize = 32 << 20;
+/// A response of more bytes than this is large …
+const LARGE: usize = 64 << 10;
+/// … and so many proxies may be sent such responses at a time, in the order in which they come to it: a thousand that
+/// connect at once would have all of their first responses in memory.
+const TURNS: usize = 32;
+/// How long one keeps its turn at most: who is slow or gone holds nobody up …
+const TURN: Duration = Duration::from_secs(5);
+/// … and how long the others wait at most.
+const WAIT: Duration = Duration::from_secs(60);
 /// Responses written but not yet taken by the connection.
 const QUEUE: usize = 1;
 
@@ -107,6 +117,7 @@ struct Shared<S> {
     register: Register,
     changes: Arc<Changes>,
     connections: AtomicU64,
+    turns: Arc<Semaphore>,
     stop: Stop,
     tasks: TaskTracker,
 }
@@ -125,6 +136,7 @@ impl<S: Source> Server<S> {
             register: Register::default(),
             changes: Arc::default(),
             connections: AtomicU64::new(0),
+            turns: Arc::new(Semaphore::new(TURNS)),
             stop,
             tasks: TaskTracker::new(),
         };
@@ -200,7 +212,9 @@ impl<S: Source> Shared<S> {
         session.snapshot(Arc::clone(&snapshots.borrow_and_update()));
         self.hear(&proxy, &book, &mut session, P::ask(first));
 
+        let mut turn: Option<(OwnedSemaphorePermit, Instant)> = None;
         loop {
+            let until = turn.as_ref().map_or_else(Instant::now, |(_, until)| *until);
             tokio::select! {
                 () = self.stop.asked() => return Err(tonic::Status::unavailable("shutting down")),
                 () = responses.closed() => return Ok(()),
@@ -213,6 +227,7 @@ impl<S: Source> Shared<S> {
                     }
                     Err(status) => return Err(status),
                 },
+                () = tokio::time::sleep_until(until), if turn.is_some() => turn = None,
                 changed = snapshots.changed() => {
                     if changed.is_err() {
                         return Err(tonic::Status::unavailable("no longer served here"));
@@ -222,15 +237,29 @@ impl<S: Source> Shared<S> {
                 permit = responses.reserve(), if session.is_stirred() => {
                     let Ok(permit) = permit else { return Ok(()) };
                     if let Some(answer) = session.answer() {
+                        if turn.is_none() && answer.bytes() > LARGE {
+                            turn = tokio::select! {
+                                turn = self.turn() => turn,
+                                () = self.stop.asked() => return Err(tonic::Status::unavailable("shutting down")),
+                                () = responses.closed() => return Ok(()),
+                            };
+                        }
                         book.sent(&answer);
                         permit.send(Ok(answer));
                     } else if let Some(version) = session.settled() {
+                        turn = None;
                         book.settled(&version);
                         self.source.settled(&proxy, &version);
                     }
                 }
             }
         }
+    }
+
+    /// Waits until large responses may be sent to another proxy.
+    async fn turn(&self) -> Option<(OwnedSemaphorePermit, Instant)> {
+        let turn = tokio::time::timeout(WAIT, Arc::clone(&self.turns).acquire_owned()).await;
+        Some((turn.ok()?.ok()?, Instant::now() + TURN))
     }
 
     fn hear(&self, proxy: &Proxy, book: &status::Book<'_>, session: &mut Session, ask: Ask) {

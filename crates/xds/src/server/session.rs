@@ -7,7 +7,8 @@
 //!    routes name. Listeners and routes wait until clusters and endpoints under way are answered.
 //! 3. A cluster that was sent makes its endpoints be sent again, because a proxy warms the cluster anew.
 //! 4. What is gone goes last: clusters and endpoints are removed when nothing else is under way.
-//! 5. A name that is asked for and does not exist is answered as removed, at once, so that nobody waits for it.
+//! 5. Many endpoints go out in portions; listeners and routes wait for the last of them.
+//! 6. A name that is asked for and does not exist is answered as removed, at once, so that nobody waits for it.
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
@@ -22,6 +23,11 @@ use crate::version::{Resource, Resources, Snapshot};
 
 /// More types than any proxy has; what is asked beyond is not heard.
 const MOST_TYPES: usize = 64;
+
+/// The most bytes of endpoints in one response; the others follow when it is answered. Thousands of services are
+/// megabytes of endpoints, and they come to a thousand proxies at once when a control plane starts. (Only endpoints: a
+/// proxy takes clusters and listeners to be all there are; and only where not all must be named.)
+const PORTION: usize = 256 << 10;
 
 /// The protocol's variant.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -128,6 +134,13 @@ enum Held {
     /// The proxy knows that it does not exist.
     Absent,
     At(Arc<str>),
+}
+
+impl Answer {
+    /// How much it is.
+    pub(super) fn bytes(&self) -> usize {
+        self.resources.iter().map(|resource| resource.body.value.len()).sum()
+    }
 }
 
 impl Session {
@@ -276,7 +289,7 @@ impl Session {
         let nothing = Arc::default();
         let resources = self.snapshot.get(url).unwrap_or(&nothing);
         let state = self.types.get_mut(url)?;
-        let found = match &state.agreed {
+        let mut found = match &state.agreed {
             Some(agreed) if Arc::ptr_eq(agreed, resources) => return None,
             Some(agreed) => state.compare_some(&self.changes.between(agreed, resources), resources, removals),
             None => {
@@ -284,6 +297,9 @@ impl Session {
                 state.compare(resources, removals)
             }
         };
+        if self.mode == Mode::Delta && url.as_ref() == ENDPOINT {
+            found.keep_portion();
+        }
         let first = state.last.is_none() && state.wildcard;
         // Endpoints that a proxy waits for and that there are none of (any more): it is told that they are none, as
         // Istio does. Envoy acknowledges no clusters while one of them waits, and would wait for ever.
@@ -301,7 +317,7 @@ impl Session {
             return None;
         }
         // Whatever is sent now is all there is, or else the next comparison is of everything.
-        let agreed = (!found.postponed).then(|| Arc::clone(resources));
+        let agreed = (!found.postponed && !found.portion).then(|| Arc::clone(resources));
         if found.is_empty() && !first {
             state.agreed = agreed.or(state.agreed.take());
             state.collapse();
@@ -365,9 +381,28 @@ struct Difference {
     /// What the proxy asked for and what is not.
     missing: Vec<Arc<str>>,
     postponed: bool,
+    /// There is more, for later.
+    portion: bool,
 }
 
 impl Difference {
+    /// Leaves what is not too much at once.
+    fn keep_portion(&mut self) {
+        let mut bytes = 0;
+        let fits = |resource: &&Arc<Resource>| {
+            bytes += resource.body.value.len();
+            bytes <= PORTION
+        };
+        let count = self.changed.iter().take_while(fits).count().max(1);
+        if count < self.changed.len() {
+            self.changed.truncate(count);
+            // With the last portion.
+            self.removed.clear();
+            self.missing.clear();
+            self.portion = true;
+        }
+    }
+
     fn is_empty(&self) -> bool {
         self.changed.is_empty() && self.removed.is_empty() && self.missing.is_empty()
     }
@@ -542,6 +577,7 @@ impl Subscription {
             if found.removed.is_empty()
                 && found.missing.is_empty()
                 && !found.postponed
+                && !found.portion
                 && resources.len() == base.resources.len()
                 && found.changed.iter().all(is_there)
             {
@@ -759,6 +795,19 @@ mod tests {
         assert_eq!(&*told.name, "gone");
         session.request(Ask { subscribe: vec!["a".into(), "gone".into()], ..ack(&answer) });
         assert!(session.answer().is_none(), "once is enough");
+    }
+
+    #[test]
+    fn many_endpoints_come_in_portions_and_routes_after_the_last() {
+        let large = |name: &str| Resource::new(name, Any { type_url: "t".into(), value: vec![7; PORTION / 2] });
+        let endpoints: Resources = ["a", "b", "c", "d", "e"].map(large).into_iter().collect();
+        let now = Snapshot::new("1").with(ENDPOINT, endpoints).with(LISTENER, resources(&[("l", 1)]));
+        let mut session = Session::new(Mode::Delta, 1, Arc::default());
+        session.snapshot(Arc::new(now));
+        session.request(ask(LISTENER, &[]));
+        session.request(ask(ENDPOINT, &["a", "b", "c", "d", "e", "nowhere"]));
+        assert_eq!(drain(&mut session), ["EDS +a +b", "EDS +c +d", "EDS +e -nowhere", "LDS +l"]);
+        assert_eq!(session.settled().as_deref(), Some("1"));
     }
 
     #[test]
