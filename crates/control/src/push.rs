@@ -22,7 +22,7 @@ use futures::future::BoxFuture;
 use stolos_serve::Stop;
 use stolos_xds::Snapshot;
 use stolos_xds::server::{Nack, Proxy, Source};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 use crate::metrics::Metrics;
 use crate::model::{ProxyInfo, World};
@@ -44,9 +44,19 @@ pub(crate) struct Pusher {
     metrics: Arc<Metrics>,
     proxies: Mutex<BTreeMap<u64, Connected>>,
     groups: Mutex<Groups>,
+    /// Who is taken in; one at a time, because each needs the groups: a thousand that come at once would be waited for
+    /// on hundreds of threads.
+    entering: Semaphore,
     progress: Progress,
     /// Itself, for work on other threads.
     this: Weak<Self>,
+}
+
+/// What has been made of a picture and is to be sent.
+struct Push {
+    /// The connections that it concerns.
+    concerned: Vec<u64>,
+    started: Instant,
 }
 
 struct Connected {
@@ -78,6 +88,7 @@ impl Pusher {
             metrics,
             proxies,
             groups,
+            entering: Semaphore::new(1),
             progress: Progress::new(),
             this: this.clone(),
         })
@@ -94,13 +105,15 @@ impl Pusher {
             worlds.mark_unchanged();
             let pusher = Arc::clone(&self);
             // Translating many proxies takes a while: not on a thread that others wait for.
-            if tokio::task::spawn_blocking(move || pusher.push()).await.is_err() {
-                tracing::error!("translating failed; proxies keep what they have");
+            match tokio::task::spawn_blocking(move || pusher.push()).await {
+                Ok(push) => self.send(&push),
+                Err(_) => tracing::error!("translating failed; proxies keep what they have"),
             }
         }
     }
 
-    fn push(&self) {
+    /// Makes what everybody is to have of the latest picture.
+    fn push(&self) -> Push {
         let started = Instant::now();
         let mut groups = lock(&self.groups);
         // The latest, read under the lock: pictures are never gone back from.
@@ -141,10 +154,16 @@ impl Pusher {
             .iter()
             .filter_map(|connection| Some((*connection, Arc::clone(&built(connection)?.built.snapshot.version))));
         self.progress.sending(world.version, since, versions);
-        for proxy in concerned.iter().filter_map(built) {
+        Push { concerned, started }
+    }
+
+    /// Wakes whom it concerns. From a thread of the runtime: a wake-up from any other is a system call for each proxy.
+    fn send(&self, push: &Push) {
+        let proxies = lock(&self.proxies);
+        for proxy in push.concerned.iter().filter_map(|connection| proxies.get(connection)) {
             proxy.snapshots.send_replace(Arc::clone(&proxy.built.snapshot));
         }
-        self.metrics.pushed(concerned.len(), started.elapsed());
+        self.metrics.pushed(push.concerned.len(), push.started.elapsed());
     }
 
     /// Takes in a proxy.
@@ -205,6 +224,7 @@ impl Source for Pusher {
             // The first of a group takes a while: not on a thread that others wait for.
             let (pusher, connection) = (self.this.upgrade(), proxy.connection);
             let pusher = pusher.ok_or_else(|| tonic::Status::unavailable("shutting down"))?;
+            let _turn = self.entering.acquire().await.map_err(|_| tonic::Status::unavailable("shutting down"))?;
             let entered = tokio::task::spawn_blocking(move || pusher.enter(connection, Arc::new(info)));
             entered.await.map_err(|_| tonic::Status::internal("translating failed"))
         })

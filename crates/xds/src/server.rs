@@ -14,21 +14,20 @@ mod status;
 mod wire;
 
 use std::convert::Infallible;
-use std::marker::PhantomData;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use futures::Stream;
 use futures::future::BoxFuture;
 use stolos_serve::Stop;
 use stolos_serve::listen::Peer;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
+use tonic::codec::BufferSettings;
 use tonic::metadata::MetadataMap;
-use tonic::{Code, Request, Response, Streaming};
+use tonic::{Code, Streaming};
+use tonic_prost::ProstCodec;
 
 use crate::envoy::config::core::v3::Node;
 use crate::envoy::service::discovery::v3 as discovery;
@@ -38,7 +37,7 @@ use session::{Answer, Ask, Heard, Mode, Session};
 
 use status::Register;
 pub use status::{Connection, Nack, Totals, TypeStatus};
-use wire::{Method, Wire};
+use wire::Responses;
 
 /// How long a new stream may stay silent.
 const FIRST_REQUEST: Duration = Duration::from_secs(15);
@@ -168,18 +167,24 @@ impl<S: Source> Server<S> {
     }
 
     /// Starts the task of one stream.
-    fn serve<P: Protocol>(&self, request: Request<Streaming<P::Request>>) -> Response<Responses> {
-        let (metadata, extensions, requests) = request.into_parts();
-        let (responses, stream) = mpsc::channel(QUEUE);
+    fn serve<P: Protocol>(&self, request: http::Request<tonic::body::Body>) -> http::Response<tonic::body::Body> {
+        let (parts, body) = request.into_parts();
+        let decoder = ProstCodec::<(), P::Request>::raw_decoder(BufferSettings::default());
+        let requests = Streaming::new_request(decoder, body, None, Some(REQUEST_LIMIT));
+        let (responses, answers) = mpsc::channel(QUEUE);
         let shared = Arc::clone(&self.shared);
         self.shared.tasks.spawn(async move {
-            if let Err(status) = shared.stream::<P>(metadata, extensions, requests, &responses).await {
+            let metadata = MetadataMap::from_headers(parts.headers);
+            if let Err(status) = shared.stream::<P>(metadata, parts.extensions, requests, &responses).await {
                 tracing::debug!(code = ?status.code(), message = status.message(), "discovery stream ends");
                 // Nobody may be listening any more.
                 let _ = tokio::time::timeout(Duration::from_secs(5), responses.send(Err(status))).await;
             }
         });
-        Response::new(Responses(stream))
+        let mut response = http::Response::new(tonic::body::Body::new(Responses::new(P::MODE, answers)));
+        let grpc = http::HeaderValue::from_static("application/grpc");
+        response.headers_mut().insert(http::header::CONTENT_TYPE, grpc);
+        response
     }
 }
 
@@ -297,32 +302,18 @@ impl<S> tonic::server::NamedService for Discovery<S> {
 impl<S: Source> tower::Service<http::Request<tonic::body::Body>> for Discovery<S> {
     type Response = http::Response<tonic::body::Body>;
     type Error = Infallible;
-    type Future = BoxFuture<'static, Result<Self::Response, Infallible>>;
+    type Future = std::future::Ready<Result<Self::Response, Infallible>>;
 
     fn poll_ready(&mut self, _: &mut std::task::Context<'_>) -> std::task::Poll<Result<(), Infallible>> {
         std::task::Poll::Ready(Ok(()))
     }
 
     fn call(&mut self, request: http::Request<tonic::body::Body>) -> Self::Future {
-        let server = self.0.clone();
-        Box::pin(async move {
-            Ok(match request.uri().path().rsplit_once('/').map(|(_, method)| method) {
-                Some("StreamAggregatedResources") => server.method::<Whole>(request).await,
-                Some("DeltaAggregatedResources") => server.method::<Delta>(request).await,
-                _ => tonic::Status::unimplemented("no such method").into_http(),
-            })
-        })
-    }
-}
-
-impl<S: Source> Server<S> {
-    async fn method<P: Protocol>(
-        &self,
-        request: http::Request<tonic::body::Body>,
-    ) -> http::Response<tonic::body::Body> {
-        let limits = (Some(REQUEST_LIMIT), None);
-        let mut grpc = tonic::server::Grpc::new(Wire::<P>::default()).apply_max_message_size_config(limits.0, limits.1);
-        grpc.streaming(Method::<S, P>(self.clone(), PhantomData), request).await
+        std::future::ready(Ok(match request.uri().path().rsplit_once('/').map(|(_, method)| method) {
+            Some("StreamAggregatedResources") => self.0.serve::<Whole>(request),
+            Some("DeltaAggregatedResources") => self.0.serve::<Delta>(request),
+            _ => tonic::Status::unimplemented("no such method").into_http(),
+        }))
     }
 }
 
@@ -360,17 +351,6 @@ where
             tower::ServiceExt::oneshot(service, request).await
         }
     })
-}
-
-/// The responses of one stream.
-struct Responses(mpsc::Receiver<Result<Answer, tonic::Status>>);
-
-impl Stream for Responses {
-    type Item = Result<Answer, tonic::Status>;
-
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut std::task::Context<'_>) -> std::task::Poll<Option<Self::Item>> {
-        self.0.poll_recv(cx)
-    }
 }
 
 /// What the two variants of the protocol differ in on the wire.

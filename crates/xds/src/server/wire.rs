@@ -1,57 +1,110 @@
-//! How responses are written: from the shared resources straight into the connection's buffer.
+//! How responses are written: from the shared resources straight into the pieces that the connection takes.
 //!
 //! A message of its own would be made for each proxy only to be written and thrown away, with a copy of every resource
-//! in it; a thousand proxies that get the same would cost a thousand copies more.
+//! in it; a thousand proxies that get the same would cost a thousand copies more. And a response is written piece by
+//! piece, each when the one before has been taken: nobody's is ever in memory as a whole. (tonic's own body writes all
+//! of it into one buffer, which keeps the size of the largest for as long as the stream lives: megabytes for a proxy
+//! that from then on gets a few hundred bytes at a time.)
 
-use std::marker::PhantomData;
+use std::convert::Infallible;
+use std::ops::Range;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
 
+use hyper::body::{Bytes, Frame};
 use prost::bytes::BufMut;
 use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len};
 use prost_types::Any;
+use tokio::sync::mpsc;
 use tonic::Status;
-use tonic::codec::{BufferSettings, Codec, EncodeBuf, Encoder};
-use tonic_prost::{ProstCodec, ProstDecoder};
 
-use super::Protocol;
 use super::session::{Answer, Mode};
 use crate::version::Resource;
 
-/// Reads the requests of a variant of the protocol, and writes its answers.
-pub(super) struct Wire<P>(PhantomData<P>);
+/// A piece ends with the resource that makes it as large as this.
+const PIECE: usize = 32 << 10;
+/// What goes before a gRPC message: whether it is compressed, and its length.
+const PREFIX: usize = 5;
 
-impl<P> Default for Wire<P> {
-    fn default() -> Self {
-        Self(PhantomData)
+/// The responses of one stream, as the body of its HTTP response.
+pub(super) struct Responses {
+    mode: Mode,
+    answers: mpsc::Receiver<Result<Answer, Status>>,
+    /// The answer that is being written, and how many of its resources have been.
+    writing: Option<(Answer, usize)>,
+    ended: bool,
+}
+
+impl Responses {
+    pub(super) fn new(mode: Mode, answers: mpsc::Receiver<Result<Answer, Status>>) -> Self {
+        Self { mode, answers, writing: None, ended: false }
+    }
+
+    fn end(&mut self, status: &Status) -> Frame<Bytes> {
+        self.ended = true;
+        let mut trailers = http::HeaderMap::new();
+        if status.add_header(&mut trailers).is_err() {
+            // No header can say its message; the code alone always can be said.
+            let _ = Status::new(status.code(), "").add_header(&mut trailers);
+        }
+        Frame::trailers(trailers)
     }
 }
 
-impl<P: Protocol> Codec for Wire<P> {
-    type Encode = Answer;
-    type Decode = P::Request;
-    type Encoder = Writer;
-    type Decoder = ProstDecoder<P::Request>;
+impl hyper::body::Body for Responses {
+    type Data = Bytes;
+    type Error = Infallible;
 
-    fn encoder(&mut self) -> Writer {
-        Writer(P::MODE)
+    fn is_end_stream(&self) -> bool {
+        self.ended
     }
 
-    fn decoder(&mut self) -> Self::Decoder {
-        ProstCodec::<(), P::Request>::raw_decoder(BufferSettings::default())
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        if self.ended {
+            return Poll::Ready(None);
+        }
+        let mode = self.mode;
+        let (answer, written) = match self.writing.take() {
+            Some(writing) => writing,
+            None => match ready!(self.answers.poll_recv(context)) {
+                Some(Ok(answer)) => (answer, 0),
+                Some(Err(status)) => return Poll::Ready(Some(Ok(self.end(&status)))),
+                None => return Poll::Ready(Some(Ok(self.end(&Status::ok(""))))),
+            },
+        };
+        let (piece, written) = piece(mode, &answer, written);
+        self.writing = written.map(|written| (answer, written));
+        Poll::Ready(Some(Ok(Frame::data(piece))))
     }
 }
 
-/// Writes the answers of one variant.
-pub(super) struct Writer(Mode);
-
-impl Encoder for Writer {
-    type Item = Answer;
-    type Error = Status;
-
-    fn encode(&mut self, answer: Answer, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        buffer.reserve(length(self.0, &answer));
-        write(self.0, &answer, buffer);
-        Ok(())
+/// What follows of an answer after so many of its resources, and how many are written then; `None` if all of it is.
+fn piece(mode: Mode, answer: &Answer, from: usize) -> (Bytes, Option<usize>) {
+    let (mut to, mut size) = (from, 0);
+    while to < answer.resources.len() && size < PIECE {
+        size += in_list(mode, &answer.resources[to]);
+        to += 1;
     }
+    let ends = to == answer.resources.len();
+    size += if from == 0 { PREFIX + begin_length(answer) } else { 0 };
+    size += if ends { end_length(mode, answer) } else { 0 };
+    let mut buffer = Vec::with_capacity(size);
+    if from == 0 {
+        let all: usize = answer.resources.iter().map(|resource| in_list(mode, resource)).sum();
+        let length = begin_length(answer) + all + end_length(mode, answer);
+        buffer.put_u8(0);
+        // Beyond 4 GiB there would be nothing to say it with; a proxy takes a sixteenth of that at most.
+        buffer.put_u32(u32::try_from(length).unwrap_or(u32::MAX));
+        put(VERSION, answer.version.as_bytes(), &mut buffer);
+    }
+    write_resources(mode, answer, from..to, &mut buffer);
+    if ends {
+        write_end(mode, answer, &mut buffer);
+    }
+    (buffer.into(), (!ends).then_some(to))
 }
 
 /// Fields of `DeltaDiscoveryResponse` and of `DiscoveryResponse`; these two begin alike.
@@ -93,21 +146,30 @@ fn resource_length(resource: &Resource) -> usize {
         + field(resource::NAME, resource.name.len())
 }
 
-fn length(mode: Mode, answer: &Answer) -> usize {
-    let resources = answer.resources.iter().map(|resource| match mode {
-        Mode::Delta => delimited(RESOURCES, resource_length(resource)),
-        Mode::Whole => delimited(RESOURCES, any_length(&resource.body)),
-    });
-    let removed = answer.removed.iter().filter(|_| mode == Mode::Delta).map(|name| delimited(REMOVED, name.len()));
-    field(VERSION, answer.version.len())
-        + field(TYPE_URL, answer.type_url.len())
-        + field(NONCE, answer.nonce.len())
-        + resources.chain(removed).sum::<usize>()
+/// A resource's bytes within a response.
+fn in_list(mode: Mode, resource: &Resource) -> usize {
+    delimited(
+        RESOURCES,
+        match mode {
+            Mode::Delta => resource_length(resource),
+            Mode::Whole => any_length(&resource.body),
+        },
+    )
 }
 
-fn write(mode: Mode, answer: &Answer, buffer: &mut impl BufMut) {
-    put(VERSION, answer.version.as_bytes(), buffer);
-    for resource in &answer.resources {
+/// The bytes before the resources.
+fn begin_length(answer: &Answer) -> usize {
+    field(VERSION, answer.version.len())
+}
+
+/// The bytes after the resources.
+fn end_length(mode: Mode, answer: &Answer) -> usize {
+    let removed = answer.removed.iter().filter(|_| mode == Mode::Delta).map(|name| delimited(REMOVED, name.len()));
+    field(TYPE_URL, answer.type_url.len()) + field(NONCE, answer.nonce.len()) + removed.sum::<usize>()
+}
+
+fn write_resources(mode: Mode, answer: &Answer, which: Range<usize>, buffer: &mut impl BufMut) {
+    for resource in &answer.resources[which] {
         match mode {
             Mode::Delta => {
                 begin(RESOURCES, resource_length(resource), buffer);
@@ -122,6 +184,9 @@ fn write(mode: Mode, answer: &Answer, buffer: &mut impl BufMut) {
             }
         }
     }
+}
+
+fn write_end(mode: Mode, answer: &Answer, buffer: &mut impl BufMut) {
     put(TYPE_URL, answer.type_url.as_bytes(), buffer);
     put(NONCE, answer.nonce.as_bytes(), buffer);
     if mode == Mode::Delta {
@@ -149,26 +214,13 @@ fn begin(tag: u32, length: usize, buffer: &mut impl BufMut) {
     encode_varint(length as u64, buffer);
 }
 
-/// The method of one variant, as tonic calls it.
-pub(super) struct Method<S, P>(pub(super) super::Server<S>, pub(super) PhantomData<P>);
-
-impl<S: super::Source, P: Protocol> tonic::server::StreamingService<P::Request> for Method<S, P> {
-    type Response = Answer;
-    type ResponseStream = super::Responses;
-    type Future = std::future::Ready<Result<tonic::Response<super::Responses>, Status>>;
-
-    fn call(&mut self, request: tonic::Request<tonic::Streaming<P::Request>>) -> Self::Future {
-        std::future::ready(Ok(self.0.serve::<P>(request)))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
 
     use prost::Message;
 
-    use super::super::{Delta, Whole};
+    use super::super::{Delta, Protocol, Whole};
     use super::*;
 
     #[test]
@@ -179,6 +231,7 @@ mod tests {
         let large = vec![7; 70_000];
         let answers = [
             (vec![resource("a", b"one"), resource("b", &large)], vec!["gone"]),
+            (["a", "b", "c", "d"].map(|name| resource(name, &large)).into(), Vec::new()),
             (vec![resource("", b"")], vec!["", "x"]),
             (Vec::new(), Vec::new()),
         ];
@@ -191,16 +244,22 @@ mod tests {
                 removed: removed.iter().map(|name| Arc::from(*name)).collect(),
             };
             for mode in [Mode::Delta, Mode::Whole] {
-                let mut written = Vec::new();
-                write(mode, &answer(), &mut written);
-                assert_eq!(written.len(), length(mode, &answer()));
+                let (mut written, mut next) = (Vec::new(), Some(0));
+                while let Some(from) = next {
+                    let (bytes, to) = piece(mode, &answer(), from);
+                    assert!(bytes.len() <= PIECE + large.len() + 200, "no larger than it has to be");
+                    written.extend_from_slice(&bytes);
+                    next = to;
+                }
+                let (prefix, written) = written.split_at(PREFIX);
+                assert_eq!(prefix, [&[0], &(written.len() as u32).to_be_bytes()[..]].concat());
                 match mode {
                     Mode::Delta => {
-                        let read = <Delta as Protocol>::Message::decode(written.as_slice()).unwrap();
+                        let read = <Delta as Protocol>::Message::decode(written).unwrap();
                         assert_eq!(read, Delta::response(answer()));
                     }
                     Mode::Whole => {
-                        let read = <Whole as Protocol>::Message::decode(written.as_slice()).unwrap();
+                        let read = <Whole as Protocol>::Message::decode(written).unwrap();
                         assert_eq!(read, Whole::response(answer()));
                     }
                 }
