@@ -191,18 +191,8 @@ fn write_quoted(line: &mut String, text: &str) {
 }
 
 /// Writes a number without the machinery of `fmt`: there are a dozen in every line.
-fn push_number(line: &mut String, mut number: u64) {
-    let mut digits = [b'0'; 20];
-    let mut at = digits.len();
-    loop {
-        at -= 1;
-        digits[at] = b'0' + (number % 10) as u8;
-        number /= 10;
-        if number == 0 {
-            break;
-        }
-    }
-    line.push_str(std::str::from_utf8(&digits[at..]).unwrap_or_default());
+fn push_number(line: &mut String, number: u64) {
+    line.push_str(itoa::Buffer::new().format(number));
 }
 
 fn push_host(line: &mut String, host: IpAddr) {
