@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulSet};
 use k8s_openapi::api::batch::v1::{CronJob, Job};
-use k8s_openapi::api::core::v1::{ConfigMap, Endpoints, Node, Pod, Secret, Service};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, Endpoints, Node, PersistentVolume, PersistentVolumeClaim, Pod, Secret, Service,
+};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::ResourceExt;
@@ -96,6 +98,8 @@ pub(crate) struct Caches {
     pub(crate) endpoints: Arc<Cache<Endpoints>>,
     pub(crate) configmaps: Arc<Cache<ConfigMap>>,
     pub(crate) secrets: Arc<Cache<Secret>>,
+    pub(crate) claims: Arc<Cache<PersistentVolumeClaim>>,
+    pub(crate) volumes: Arc<Cache<PersistentVolume>>,
 }
 
 impl Caches {
@@ -116,6 +120,8 @@ impl Caches {
             endpoints: Cache::new(),
             configmaps: Cache::new(),
             secrets: Cache::new(),
+            claims: Cache::new(),
+            volumes: Cache::new(),
         }
     }
 
@@ -135,6 +141,8 @@ impl Caches {
         tasks.spawn(Arc::clone(&self.endpoints).run(client.clone(), stop.clone()));
         tasks.spawn(Arc::clone(&self.configmaps).run(client.clone(), stop.clone()));
         tasks.spawn(Arc::clone(&self.secrets).run(client.clone(), stop.clone()));
+        tasks.spawn(Arc::clone(&self.claims).run(client.clone(), stop.clone()));
+        tasks.spawn(Arc::clone(&self.volumes).run(client.clone(), stop.clone()));
     }
 
     /// Waits until every cache has seen its whole kind: a controller that starts earlier would act on too little.
@@ -155,6 +163,8 @@ impl Caches {
             self.endpoints.ready(),
             self.configmaps.ready(),
             self.secrets.ready(),
+            self.claims.ready(),
+            self.volumes.ready(),
         );
     }
 }

@@ -1,5 +1,7 @@
 //! What the makers of pods must be: Deployments and their kin, Jobs, and what bounds them.
 
+use std::borrow::Cow;
+
 use serde_json::{Value, json};
 
 use super::pod::{self, NOT_NEGATIVE};
@@ -31,7 +33,7 @@ pub(super) fn check(resource: &Resource, before: Option<&Value>, spec: &Value, c
         causes.push(Cause::invalid("spec.template.metadata.labels", labels, message));
     }
     counts(spec, &["replicas", "minReadySeconds", "revisionHistoryLimit", "progressDeadlineSeconds"], causes);
-    pod::check_spec("spec.template.spec", &spec["template"]["spec"], causes);
+    pod::check_spec("spec.template.spec", &with_claims(spec), causes);
     let policy = &spec["template"]["spec"]["restartPolicy"];
     if matches!(text(policy), "OnFailure" | "Never") {
         choice("spec.template.spec.restartPolicy".into(), policy, &["Always"], causes);
@@ -61,6 +63,23 @@ pub(super) fn check(resource: &Resource, before: Option<&Value>, spec: &Value, c
         }
         _ => {}
     }
+}
+
+/// The template's spec with the volumes that a StatefulSet gives its pods besides.
+fn with_claims(spec: &Value) -> Cow<'_, Value> {
+    let template = &spec["template"]["spec"];
+    let known = |name: &str| items(&template["volumes"]).any(|volume| volume["name"] == name);
+    let claims = items(&spec["volumeClaimTemplates"]).map(|claim| text(&claim["metadata"]["name"]));
+    let mut more: Vec<_> = claims.filter(|name| !known(name)).collect();
+    more.dedup();
+    if more.is_empty() || !template.is_object() {
+        return Cow::Borrowed(template);
+    }
+    let more = more.iter().map(|name| json!({"name": name, "persistentVolumeClaim": {"claimName": name}}));
+    let volumes: Vec<_> = items(&template["volumes"]).cloned().chain(more).collect();
+    let mut template = template.clone();
+    template["volumes"] = json!(volumes);
+    Cow::Owned(template)
 }
 
 fn check_strategy(spec: &Value, causes: &mut Vec<Cause>) {

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use super::env::{About, field, resource};
 use crate::cluster::Shared;
+use crate::workload::claims;
 
 /// Where every container finds its account's token, unless it mounts something there itself.
 const ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
@@ -56,6 +57,10 @@ impl Volumes {
         let mut wanted: HashMap<PathBuf, Vec<u8>> = HashMap::new();
         for volume in about.pod.spec.iter().flat_map(|s| s.volumes.iter().flatten()) {
             let place = folder.join("volumes").join(&volume.name);
+            if let Some(source) = &volume.persistent_volume_claim {
+                claimed(shared, about.pod, &source.claim_name, &place)?;
+                continue;
+            }
             make(&place).map_err(|e| format!("cannot make volume {}: {e}", volume.name))?;
             for (path, content) in self.files(shared, about, volume).await? {
                 wanted.insert(place.join(inside(&path)), content);
@@ -150,6 +155,22 @@ impl Volumes {
     }
 }
 
+/// Puts a claim's folder where the pod looks for the volume.
+fn claimed(shared: &Shared, pod: &Pod, claim: &str, place: &Path) -> Result<(), String> {
+    if place.symlink_metadata().is_ok() {
+        return Ok(());
+    }
+    let namespace = pod.namespace().unwrap_or_default();
+    let found = shared.caches.claims.get(&namespace, claim);
+    let found = found.ok_or_else(|| format!("persistentvolumeclaim \"{claim}\" not found"))?;
+    let volume = found.spec.as_ref().and_then(|spec| spec.volume_name.as_deref()).filter(|_| claims::is_bound(&found));
+    let volume = volume.ok_or_else(|| format!("PVC {namespace}/{claim} is not bound"))?;
+    let folder = claims::folder(shared, volume);
+    let put = place.parent().map_or(Ok(()), make).and_then(|()| make(&folder));
+    let put = put.and_then(|()| std::os::unix::fs::symlink(&folder, place));
+    put.map_err(|error| format!("cannot mount volume {volume}: {error}"))
+}
+
 /// Makes a container's root: its mounts as links to the volumes.
 pub(crate) fn root(pod: &Pod, container: &Container, folder: &Path) -> io::Result<PathBuf> {
     let root = folder.join(&container.name);
@@ -173,7 +194,10 @@ pub(crate) fn root(pod: &Pod, container: &Container, folder: &Path) -> io::Resul
         if let Some(parent) = link.parent() {
             make(parent)?;
         }
-        let target = folder.join("volumes").join(&volume).join(sub);
+        let target = folder.join("volumes").join(&volume).join(&sub);
+        if !sub.as_os_str().is_empty() && !target.exists() {
+            make(&target)?;
+        }
         std::os::unix::fs::symlink(target, &link)?;
     }
     Ok(root)

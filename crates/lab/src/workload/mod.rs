@@ -1,8 +1,11 @@
 //! The controllers that make a cluster's objects into running things: Deployments, ReplicaSets, StatefulSets, DaemonSets,
-//! Jobs, CronJobs, disruption budgets, endpoints, load balancers, nodes and the scheduler.
+//! Jobs, CronJobs, disruption budgets, endpoints, load balancers, autoscalers, volume claims, nodes and the
+//! scheduler.
 //!
 //! Each is one loop that looks at everything it is responsible for, decides in pure code, and writes the difference.
 
+mod autoscaler;
+pub(crate) mod claims;
 mod cronjob;
 mod daemonset;
 mod deployment;
@@ -64,6 +67,7 @@ pub(crate) fn start(shared: &Arc<Shared>, tasks: &TaskTracker) {
     let poke = Arc::new(Notify::new());
     caches.pods.subscribe(&poke);
     caches.nodes.subscribe(&poke);
+    caches.claims.subscribe(&poke);
     tasks.spawn(forever("scheduler", poke, Arc::clone(shared), scheduler::reconcile));
 
     let poke = Arc::new(Notify::new());
@@ -94,6 +98,15 @@ pub(crate) fn start(shared: &Arc<Shared>, tasks: &TaskTracker) {
     caches.pods.subscribe(&poke);
     tasks.spawn(forever("disruption budgets", poke, Arc::clone(shared), disruption::reconcile));
 
+    let poke = Arc::new(Notify::new());
+    caches.claims.subscribe(&poke);
+    caches.volumes.subscribe(&poke);
+    caches.pods.subscribe(&poke);
+    let told = claims::Told::default();
+    let claims = move |shared| claims::reconcile(shared, told.clone());
+    tasks.spawn(forever("claims", poke, Arc::clone(shared), claims));
+
+    tasks.spawn(autoscaler::run(Arc::clone(shared)));
     tasks.spawn(node::run(Arc::clone(shared)));
 }
 
@@ -300,10 +313,14 @@ pub(crate) fn condition(pod: &Pod, kind: &str) -> bool {
     conditions.into_iter().any(|c| c.type_ == kind && c.status == "True")
 }
 
+/// Whether a pod has done what it was to do.
+fn is_over(pod: &Pod) -> bool {
+    matches!(pod.status.as_ref().and_then(|s| s.phase.as_deref()), Some("Succeeded" | "Failed"))
+}
+
 /// Whether a pod still counts for its owner.
 fn is_active(pod: &Pod) -> bool {
-    let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref());
-    pod.metadata.deletion_timestamp.is_none() && !matches!(phase, Some("Succeeded" | "Failed"))
+    pod.metadata.deletion_timestamp.is_none() && !is_over(pod)
 }
 
 /// A short, stable, readable hash of a value.

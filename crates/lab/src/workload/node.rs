@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::Node;
 use kube::api::{Api, Patch, PatchParams, PostParams};
 use serde_json::json;
 
-use super::{Trouble, is_code};
+use super::{Trouble, claims, is_code};
 use crate::cluster::Shared;
 
 /// Rarer than a real kubelet's ten seconds: every beat is a durable write, and a hundred clusters share one disk.
@@ -16,8 +16,13 @@ const HEARTBEAT: Duration = Duration::from_secs(100);
 
 pub(super) async fn run(shared: Arc<Shared>) {
     let mut delay = Duration::from_millis(50);
+    let mut has_class = false;
     loop {
-        let wait = match register(&shared).await {
+        let class = async { if has_class { Ok(()) } else { claims::make_class(&shared).await } };
+        // One commit for both.
+        let (registered, class) = tokio::join!(register(&shared), class);
+        has_class = class.is_ok();
+        let wait = match registered.and(class) {
             Ok(()) => {
                 delay = Duration::from_millis(50);
                 HEARTBEAT

@@ -7,7 +7,7 @@ use kube::ResourceExt;
 use kube::api::{Api, DeleteParams, Patch, PatchParams};
 use serde_json::json;
 
-use super::{Later, Trouble, each, gone, is_code};
+use super::{Later, Trouble, claims, each, gone, is_code};
 use crate::cluster::Shared;
 
 pub(super) async fn reconcile(shared: Arc<Shared>) -> Result<(), Trouble> {
@@ -107,6 +107,9 @@ async fn place(shared: &Shared, pod: Arc<Pod>) -> Result<(), Trouble> {
     let (namespace, name) = (pod.namespace().unwrap_or_default(), pod.name_any());
     // Until the node has registered itself there is nothing that could refuse.
     if let Some(message) = shared.caches.nodes.get("", &shared.node).and_then(|node| refusal(&node, &pod)) {
+        return refuse(shared, &pod, message).await;
+    }
+    if let Some(message) = claims::refusal(shared, &pod) {
         return refuse(shared, &pod, message).await;
     }
     let binding = json!({

@@ -4,12 +4,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use k8s_openapi::api::apps::v1::StatefulSet;
-use k8s_openapi::api::core::v1::{PersistentVolumeClaimVolumeSource, Pod, PodTemplateSpec, Volume};
+use k8s_openapi::api::core::v1::{
+    PersistentVolumeClaim, PersistentVolumeClaimVolumeSource, Pod, PodTemplateSpec, Volume,
+};
 use kube::ResourceExt;
+use kube::api::{Api, PostParams};
 use serde_json::{Value, json};
 
 use super::history::{self, HASH, Owner};
-use super::{Later, Trouble, adopt, condition, pods, put_status};
+use super::{Later, Trouble, adopt, condition, is_code, pods, put_status};
 use crate::cluster::Shared;
 
 pub(super) async fn reconcile(shared: Arc<Shared>) -> Result<(), Trouble> {
@@ -25,7 +28,11 @@ async fn carry_out(shared: &Shared, owner: Owner<StatefulSet>) -> Result<(), Tro
     let before = set.status.as_ref().and_then(|s| s.current_revision.clone()).unwrap_or_default();
     let current = history.all.iter().find(|r| r.name_any() == before).unwrap_or(&history.update);
     let decision = decide(&set, &pods, &current.name_any(), &update);
+    for pod in &pods {
+        claim(shared, &set, &pod.name_any()).await?;
+    }
     for (ordinal, revision) in &decision.create {
+        claim(shared, &set, &format!("{}-{ordinal}", set.name_any())).await?;
         let old = if *revision == update { None } else { history::template(current) };
         let template = old.as_ref().unwrap_or(&spec.template);
         pods::create(shared, set.as_ref(), pod(&set, template, *ordinal, revision)).await?;
@@ -38,6 +45,34 @@ async fn carry_out(shared: &Shared, owner: Owner<StatefulSet>) -> Result<(), Tro
     used.insert(current.name_any());
     history::forget(shared, &history, spec.revision_history_limit, &used).await?;
     if decision.waits { Err(Later::seconds(1)) } else { Ok(()) }
+}
+
+fn claim_name(template: &PersistentVolumeClaim, pod: &str) -> String {
+    format!("{}-{pod}", template.name_any())
+}
+
+/// Makes the claims of a pod that are not there. They outlive it, and the set (the default of
+/// `persistentVolumeClaimRetentionPolicy`).
+async fn claim(shared: &Shared, set: &StatefulSet, pod: &str) -> Result<(), Trouble> {
+    let namespace = set.namespace().unwrap_or_default();
+    for template in set.spec.volume_claim_templates.iter().flatten() {
+        let name = claim_name(template, pod);
+        if shared.caches.claims.get(&namespace, &name).is_some() {
+            continue;
+        }
+        let mut made = template.clone();
+        made.metadata.name = Some(name);
+        made.metadata.namespace = Some(namespace.clone());
+        made.metadata.labels.get_or_insert_default().extend(set.spec.selector.match_labels.clone().unwrap_or_default());
+        made.status = None;
+        let api: Api<PersistentVolumeClaim> = Api::namespaced(shared.client.clone(), &namespace);
+        match api.create(&PostParams::default(), &made).await {
+            Ok(made) => shared.caches.claims.wrote(made),
+            Err(error) if is_code(&error, 409) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
 }
 
 #[derive(Default)]
@@ -151,10 +186,9 @@ fn pod(set: &StatefulSet, template: &PodTemplateSpec, ordinal: i32, revision: &s
     let spec = pod.spec.get_or_insert_default();
     spec.hostname = Some(name.clone());
     spec.subdomain = set.spec.service_name.clone().filter(|s| !s.is_empty());
-    // Claims are not bound in a lab: the mount is a folder of the pod.
     for claim in set.spec.volume_claim_templates.iter().flatten() {
         let volume = claim.name_any();
-        let source = PersistentVolumeClaimVolumeSource { claim_name: format!("{volume}-{name}"), read_only: None };
+        let source = PersistentVolumeClaimVolumeSource { claim_name: claim_name(claim, &name), read_only: None };
         let volumes = spec.volumes.get_or_insert_default();
         volumes.retain(|known| known.name != volume);
         volumes.push(Volume { name: volume, persistent_volume_claim: Some(source), ..Volume::default() });
