@@ -4,10 +4,12 @@
 //! * [`reaches()`] is content with one answer between the samples of two clusters.
 //! * [`status()`] says what is there, with the age of everything it says.
 //! * [`graph()`] draws it.
+//! * [`diagnose`] names the cause of what is wrong, and what mends it.
 //!
 //! Nothing is changed but what [`verify()`] brings along and takes away again. What the numbers mean is decided in
 //! `judge`, which is pure.
 
+pub mod diagnose;
 mod exec;
 mod graph;
 mod judge;

@@ -2,6 +2,7 @@
 
 pub(crate) mod apply;
 pub(crate) mod cert;
+pub(crate) mod check;
 pub(crate) mod completions;
 pub(crate) mod demo;
 pub(crate) mod explain;
@@ -68,6 +69,8 @@ pub(crate) enum Command {
     /// Say what every proxy has of its configuration
     #[command(alias = "ps")]
     ProxyStatus(proxy_status::ProxyStatusArgs),
+    /// Name the cause of what is wrong, and the command that mends it
+    Check(check::CheckArgs),
     /// Prove the mesh with real requests between every two clusters
     Verify(verify::VerifyArgs),
     /// Draw the mesh
@@ -75,7 +78,7 @@ pub(crate) enum Command {
     /// Look at certificates
     #[command(subcommand)]
     Cert(cert::CertCommand),
-    /// Explain a finding by its id
+    /// Explain a finding or a cause by its id
     Explain(explain::ExplainArgs),
     /// Print completions for a shell
     Completions(completions::CompletionsArgs),
@@ -112,6 +115,7 @@ impl Command {
             Self::Teardown(args) => apply::teardown(args, screen, stop).await,
             Self::Status(args) => status::run(args, screen).await,
             Self::ProxyStatus(args) => proxy_status::run(args, screen).await,
+            Self::Check(args) => check::run(args, screen, stop).await,
             Self::Verify(args) => verify::run(args, screen, stop).await,
             Self::Graph(args) => graph::run(args, screen).await,
             Self::Cert(command) => cert::run(command, screen).await,

@@ -58,6 +58,19 @@ impl BuiltArgs {
         Ok((mesh, clusters))
     }
 
+    /// The file that the mesh is read from.
+    pub(crate) fn path(&self) -> Result<PathBuf, Failure> {
+        self.mesh.path()
+    }
+
+    /// Another command about the same mesh, as a person would type it.
+    pub(crate) fn other(&self, command: &str) -> String {
+        let MeshArgs { file, base, state: StateArgs { state } } = &self.mesh;
+        let given = [("-f", file), ("--base", base), ("--state", state), ("--kubeconfig", &self.clusters.kubeconfig)];
+        let flags = given.iter().filter_map(|(flag, path)| Some(format!(" {flag} {}", quoted(path.as_ref()?))));
+        format!("stolos {command}{}", flags.collect::<String>())
+    }
+
     /// The same, for a command that will ask every cluster, and says so.
     pub(crate) async fn ask(&self, screen: &Screen) -> Result<(Mesh, Vec<Cluster>), Failure> {
         let (mesh, clusters) = self.connect(screen).await?;
@@ -209,6 +222,13 @@ async fn clusters(mesh: &Mesh, files: &MeshArgs, args: &ClusterArgs) -> Result<V
         Ok(clusters)
     };
     connecting.await.map_err(|error| with_lab(error, &state))
+}
+
+/// A path as a POSIX shell reads it; quoted only where it must be.
+pub(crate) fn quoted(path: &Path) -> String {
+    let text = path.display().to_string();
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./,:@+=".contains(c);
+    if !text.is_empty() && text.chars().all(plain) { text } else { format!("'{}'", text.replace('\'', "'\\''")) }
 }
 
 /// A lab's kubeconfig is never taken without being asked for, but it is worth a word.

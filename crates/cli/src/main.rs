@@ -11,6 +11,7 @@ mod lab;
 mod root;
 mod screen;
 mod view;
+mod view_check;
 
 use std::process::ExitCode;
 

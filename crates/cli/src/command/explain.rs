@@ -1,4 +1,5 @@
 use clap::Args;
+use stolos_check::diagnose::{self, CAUSES, Cause, Severity};
 
 use crate::exit::Exit;
 use crate::failure::Failure;
@@ -102,9 +103,16 @@ pub(crate) fn run(args: &ExplainArgs, screen: &Screen) -> Result<Exit, Failure> 
             let first = meaning.split_once(". ").or(meaning.split_once(": ")).map_or(*meaning, |(first, _)| first);
             table.add_row(vec![*id, first.trim_end_matches('.')]);
         }
+        for cause in CAUSES {
+            table.add_row(vec![cause.id, cause.title]);
+        }
         screen.data(&crate::view::lines(&table));
         return Ok(Exit::Good);
     };
+    if let Some(cause) = diagnose::cause(id) {
+        screen.data(&of_cause(cause));
+        return Ok(Exit::Good);
+    }
     let Some((id, meaning, remedy)) = FINDINGS.iter().find(|(known, ..)| known == id) else {
         let near = FINDINGS.iter().find(|(known, ..)| known.contains(id.as_str()) || id.contains(known));
         let failure = Failure::new(format!("there is no finding `{id}`"));
@@ -115,4 +123,29 @@ pub(crate) fn run(args: &ExplainArgs, screen: &Screen) -> Result<Exit, Failure> 
     };
     screen.data(&format!("{id}\n\n{meaning}\n\nWhat to do: {remedy}"));
     Ok(Exit::Good)
+}
+
+/// A cause of `check`.
+fn of_cause(cause: &Cause) -> String {
+    let severity = match cause.severity {
+        Severity::Error => "error: traffic is broken",
+        Severity::Warning => "warning: traffic will break, or some of it does",
+        Severity::Info => "note: it looks like a fault and is none",
+    };
+    format!(
+        "{}  {}\n\n{}\n\nHow it shows: {}\n\nWhy it breaks the mesh: {}\n\nWhat to do: {}\n\nGroup: {} ({severity})\nLook for it alone: stolos check --only {}",
+        cause.id,
+        cause.title,
+        sentence(cause.healthy),
+        cause.shows,
+        cause.why,
+        cause.mend,
+        cause.group.title(),
+        cause.id
+    )
+}
+
+/// What holds where the cause is absent, as a sentence.
+fn sentence(healthy: &str) -> String {
+    format!("In a healthy mesh {healthy}.")
 }

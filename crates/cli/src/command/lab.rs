@@ -12,7 +12,7 @@ use tokio::io::AsyncBufReadExt as _;
 
 use crate::exit::Exit;
 use crate::failure::Failure;
-use crate::input::{MeshArgs, OutputArgs, StateArgs};
+use crate::input::{MeshArgs, OutputArgs, StateArgs, quoted};
 use crate::screen::{Screen, Tone, count, elapsed};
 
 /// `stolos lab`
@@ -484,13 +484,6 @@ fn said_since(log: &Path, before: u64) -> String {
 
 fn export(kubeconfig: &Path) -> String {
     format!("export KUBECONFIG={}", quoted(kubeconfig))
-}
-
-/// As a POSIX shell reads it.
-fn quoted(path: &Path) -> String {
-    let text = path.display().to_string();
-    let plain = text.chars().all(|c| c.is_ascii_alphanumeric() || "/._-+@:,".contains(c));
-    if plain { text } else { format!("'{}'", text.replace('\'', "'\\''")) }
 }
 
 impl WhichArgs {

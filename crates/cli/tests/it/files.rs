@@ -135,5 +135,27 @@ fn clusters_that_do_not_answer_are_left_alone() {
         Asking 2 clusters
         "#);
     });
+    // A cluster that did not answer could have anything, and that is said once.
+    let run = desk.run(["check", "--only", "D-01,D-18", "--kubeconfig", "config"]);
+    insta::with_settings!({filters => vec![(r"\d+\.\d s\b", "[TIME]")]}, {
+        insta::assert_snapshot!(run.shown(), @r#"
+        exit 1
+        --- stdout
+        × a did not answer: Connection refused (os error 111)
+        × b did not answer: Connection refused (os error 111)
+
+        trust
+        -----
+        ? D-01 not measured: every cluster trusts the root that the others' certificates come from
+
+        remote secrets
+        --------------
+        ? D-18 not measured: every control plane holds a credential for every other cluster
+
+        no cause of failure found: 0 excluded; 2 causes not measured; [TIME]
+        --- stderr
+        Asking 2 clusters
+        "#);
+    });
     assert!(!desk.path().join(".local").exists(), "looking leaves nothing");
 }

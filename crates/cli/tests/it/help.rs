@@ -19,10 +19,11 @@ fn help_names_every_command_that_is_built() {
       teardown      Take the mesh out of the clusters
       status        Say what is there: clusters, control planes, gateways, peers, services, certificates
       proxy-status  Say what every proxy has of its configuration
+      check         Name the cause of what is wrong, and the command that mends it
       verify        Prove the mesh with real requests between every two clusters
       graph         Draw the mesh
       cert          Look at certificates
-      explain       Explain a finding by its id
+      explain       Explain a finding or a cause by its id
       completions   Print completions for a shell
       help          Print this message or the help of the given subcommand(s)
 
@@ -66,7 +67,11 @@ fn completions_know_the_commands() {
 #[test]
 fn findings_are_explained_by_id() {
     let desk = Desk::new();
-    insta::assert_snapshot!(desk.run(["explain"]).shown(), @r#"
+    let all = desk.run(["explain"]).shown();
+    let (causes, findings): (Vec<_>, Vec<_>) = all.lines().partition(|line| line.starts_with("D-"));
+    assert_eq!(causes.len(), 60);
+    assert!(causes[7].starts_with("D-08 ") && causes[7].contains("no way between the pods"), "{}", causes[7]);
+    insta::assert_snapshot!(findings.join("\n"), @r#"
     exit 0
     --- stdout
     ID              MEANING
@@ -94,6 +99,23 @@ fn findings_are_explained_by_id() {
     A cluster's signing certificate (Secret `cacerts`) comes from another root than the state folder's. Workloads of the two would refuse each other.
 
     What to do: Name the folder the mesh was built with (`--state DIR` or `STOLOS_STATE`), or give that root as `spec.trust.root.files`.
+    --- stderr
+    "#);
+    insta::assert_snapshot!(desk.run(["explain", "d-20"]).shown(), @r#"
+    exit 0
+    --- stdout
+    D-20  a kubeconfig authenticates in a way that is refused
+
+    In a healthy mesh no remote kubeconfig runs programs or points to files.
+
+    How it shows: The control plane logs that the kubeconfig is refused; the cluster stays unknown.
+
+    Why it breaks the mesh: Control planes do not run programs (`exec`) or read files that a Secret names. A copied user's kubeconfig (EKS, GKE, AKS) mostly does both.
+
+    What to do: Use a service account's token (`stolos apply` does), never a person's kubeconfig.
+
+    Group: remote secrets (error: traffic is broken)
+    Look for it alone: stolos check --only D-20
     --- stderr
     "#);
     insta::assert_snapshot!(desk.run(["explain", "root"]).shown(), @r#"
