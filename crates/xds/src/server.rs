@@ -9,6 +9,7 @@
 mod changes;
 #[cfg(test)]
 mod laws;
+mod request;
 mod session;
 mod status;
 mod wire;
@@ -383,7 +384,7 @@ impl Protocol for Delta {
     fn ask(request: Self::Request) -> Ask {
         Ask {
             type_url: request.type_url,
-            subscribe: request.resource_names_subscribe,
+            subscribe: request.resource_names_subscribe.iter().collect(),
             unsubscribe: request.resource_names_unsubscribe,
             initial: request.initial_resource_versions,
             nonce: request.response_nonce,
@@ -414,7 +415,7 @@ impl Protocol for Delta {
 enum Whole {}
 
 impl Protocol for Whole {
-    type Request = discovery::DiscoveryRequest;
+    type Request = request::Wanted;
     #[cfg(test)]
     type Message = discovery::DiscoveryResponse;
     const MODE: Mode = Mode::Whole;
@@ -426,11 +427,11 @@ impl Protocol for Whole {
     fn ask(request: Self::Request) -> Ask {
         Ask {
             type_url: request.type_url,
-            subscribe: request.resource_names,
+            subscribe: request.names,
             unsubscribe: Vec::new(),
             initial: std::collections::BTreeMap::new(),
-            nonce: request.response_nonce,
-            refusal: request.error_detail.map(|detail| detail.message),
+            nonce: request.nonce,
+            refusal: request.refusal.map(|detail| detail.message),
         }
     }
 

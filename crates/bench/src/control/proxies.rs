@@ -1,6 +1,6 @@
 //! The hidden role `simulate-proxies`: as many discovery clients as there are to be, over TLS, in one process.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write as _};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -9,6 +9,9 @@ use std::time::Duration;
 
 use anyhow::Result;
 use futures::future::BoxFuture;
+use prost::bytes::{Buf, BufMut, Bytes};
+use prost::encoding::{DecodeContext, WireType, skip_field};
+use prost::{DecodeError, Message};
 use stolos_k8s::istio;
 use stolos_pki::Roots;
 use stolos_serve::{HostNet, Listener, Net, Stop, Stream};
@@ -20,6 +23,7 @@ use stolos_xds::message::{self, CLUSTER, ENDPOINT, LISTENER, ROUTE, string, stru
 use stolos_xds::{Resource, Resources, Snapshot, unpack};
 use tokio::sync::mpsc;
 use tonic::metadata::MetadataMap;
+use tonic_prost::ProstCodec;
 
 use super::fleet::Fleet;
 
@@ -146,32 +150,26 @@ async fn whole(target: Target, node: Node, metadata: MetadataMap, ready: mpsc::S
 async fn whole_stream(target: &Target, node: &Node, metadata: &MetadataMap, ready: &mpsc::Sender<()>) -> Result<()> {
     let mut lacking = BTreeSet::from([ENDPOINT, ROUTE]);
     let channel = target.connect().await.map_err(|error| anyhow::anyhow!(with_causes(&error)))?;
-    let client = discovery::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient::new(channel);
-    let mut client = client.max_decoding_message_size(256 << 20);
+    let mut client = tonic::client::Grpc::new(channel).max_decoding_message_size(256 << 20);
     let (requests, queue) = mpsc::channel(16);
     let queue = futures::stream::unfold(queue, |mut queue| async move { Some((queue.recv().await?, queue)) });
     let mut request = tonic::Request::new(queue);
     *request.metadata_mut() = metadata.clone();
-    let ask = |type_url: &str, names: &[String], nonce: &str, version: &str| discovery::DiscoveryRequest {
-        type_url: type_url.to_owned(),
-        resource_names: names.to_vec(),
-        response_nonce: nonce.to_owned(),
-        version_info: version.to_owned(),
-        ..Default::default()
-    };
     for type_url in [CLUSTER, LISTENER] {
         let node = (type_url == CLUSTER).then(|| node.clone());
-        requests.send(discovery::DiscoveryRequest { node, ..ask(type_url, &[], "", "") }).await?;
+        requests.send(Asking { node, ..Asking::of(type_url, &[]) }).await?;
     }
-    let mut responses = client.stream_aggregated_resources(request).await?.into_inner();
-    let mut wanted = std::collections::BTreeMap::<&str, (Vec<String>, String)>::new();
+    client.ready().await?;
+    let path = "/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources";
+    let codec = ProstCodec::<Asking, discovery::DiscoveryResponse>::default();
+    let mut responses = client.streaming(request, path.parse()?, codec).await?.into_inner();
+    // What is asked for of each type.
+    let mut asked = BTreeMap::from([CLUSTER, LISTENER].map(|type_url| (type_url, Asking::of(type_url, &[]))));
     while let Some(response) = responses.message().await? {
         let type_url = response.type_url.as_str();
-        let names = wanted.get(type_url).map(|(names, _)| names.clone()).unwrap_or_default();
-        requests.send(ask(type_url, &names, &response.nonce, &response.version_info)).await?;
-        if let Some((_, nonce)) = wanted.get_mut(type_url) {
-            nonce.clone_from(&response.nonce);
-        }
+        let Some(asking) = asked.get_mut(type_url) else { continue };
+        asking.nonce.clone_from(&response.nonce);
+        requests.send(Asking { version: response.version_info.clone(), ..asking.clone() }).await?;
         if lacking.remove(type_url) && lacking.is_empty() {
             ready.send(()).await?;
         }
@@ -180,13 +178,74 @@ async fn whole_stream(target: &Target, node: &Node, metadata: &MetadataMap, read
             LISTENER => (ROUTE, routes(&response)),
             _ => continue,
         };
-        let (before, nonce) = wanted.entry(follows).or_default();
-        if *before != names {
-            requests.send(ask(follows, &names, nonce, "")).await?;
-            *before = names;
+        let mut wanted = Asking::of(follows, &names);
+        let before = asked.get(follows);
+        if before.is_none_or(|before| before.written != wanted.written) {
+            wanted.nonce = before.map(|before| before.nonce.clone()).unwrap_or_default();
+            requests.send(wanted.clone()).await?;
+            asked.insert(follows, wanted);
         }
     }
     Ok(())
+}
+
+/// A `DiscoveryRequest`. Every acknowledgement repeats a thousand names: they are written once, as a proxy in C++ would
+/// not make them anew either, or the load would be what is measured.
+#[derive(Clone, Debug, Default)]
+struct Asking {
+    node: Option<Node>,
+    /// The type and the names.
+    written: Bytes,
+    nonce: String,
+    version: String,
+}
+
+impl Asking {
+    fn of(type_url: &str, names: &[String]) -> Self {
+        let request = discovery::DiscoveryRequest {
+            type_url: type_url.to_owned(),
+            resource_names: names.to_vec(),
+            ..discovery::DiscoveryRequest::default()
+        };
+        Self { written: request.encode_to_vec().into(), ..Self::default() }
+    }
+
+    /// What differs from time to time.
+    fn rest(&self) -> discovery::DiscoveryRequest {
+        discovery::DiscoveryRequest {
+            node: self.node.clone(),
+            response_nonce: self.nonce.clone(),
+            version_info: self.version.clone(),
+            ..discovery::DiscoveryRequest::default()
+        }
+    }
+}
+
+// Two messages one behind the other are one message that has the fields of both.
+impl Message for Asking {
+    fn encode_raw(&self, buffer: &mut impl BufMut) {
+        buffer.put_slice(&self.written);
+        self.rest().encode_raw(buffer);
+    }
+
+    fn encoded_len(&self) -> usize {
+        self.written.len() + self.rest().encoded_len()
+    }
+
+    // Nobody sends one to a proxy.
+    fn merge_field(
+        &mut self,
+        tag: u32,
+        wire: WireType,
+        buffer: &mut impl Buf,
+        context: DecodeContext,
+    ) -> Result<(), DecodeError> {
+        skip_field(wire, tag, buffer, context)
+    }
+
+    fn clear(&mut self) {
+        *self = Self::default();
+    }
 }
 
 fn endpoints(response: &discovery::DiscoveryResponse) -> Vec<String> {

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use proptest::prelude::*;
+use prost::Message;
 use prost_types::Any;
 
 use super::session::{Answer, Mode, Session};
@@ -181,12 +182,15 @@ proptest! {
         let mut held: BTreeMap<String, BTreeMap<String, Vec<u8>>> = BTreeMap::new();
         let mut asked: BTreeMap<String, Vec<String>> = BTreeMap::new();
         let mut last = Arc::new(Snapshot::default());
-        let ask = |type_url: &str, names: &[String], nonce: &str| Whole::ask(DiscoveryRequest {
-            type_url: type_url.into(),
-            resource_names: names.to_vec(),
-            response_nonce: nonce.into(),
-            ..Default::default()
-        });
+        let ask = |type_url: &str, names: &[String], nonce: &str| {
+            let request = DiscoveryRequest {
+                type_url: type_url.into(),
+                resource_names: names.to_vec(),
+                response_nonce: nonce.into(),
+                ..Default::default()
+            };
+            Whole::ask(Message::decode(&*request.encode_to_vec()).unwrap())
+        };
         let mut nonces: BTreeMap<String, String> = BTreeMap::new();
         for (version, contents) in states.iter().enumerate() {
             last = snapshot(contents, version);

@@ -12,11 +12,11 @@
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
-use std::hash::{Hash, Hasher};
 use std::iter::Peekable;
 use std::sync::Arc;
 
 use super::changes::Changes;
+use super::request::Names;
 use crate::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use crate::message::{CLUSTER, ENDPOINT, LISTENER, ORDER, ROUTE, SECRET};
 use crate::version::{Resource, Resources, Snapshot};
@@ -43,7 +43,7 @@ pub(super) enum Mode {
 pub(super) struct Ask {
     pub(super) type_url: String,
     /// In [`Mode::Whole`] the full set of names.
-    pub(super) subscribe: Vec<String>,
+    pub(super) subscribe: Names,
     pub(super) unsubscribe: Vec<String>,
     /// What the proxy has from an earlier stream, name to version.
     pub(super) initial: BTreeMap<String, String>,
@@ -218,19 +218,19 @@ impl Session {
         }
         // The snapshot's own text of a name is shared by all proxies that ask for it, and compared by its address.
         let resources = self.snapshot.get(&type_url);
-        let shared = |name: String| match resources.and_then(|resources| resources.get(&name)) {
+        let shared = |name: &str| match resources.and_then(|resources| resources.get(name)) {
             Some(resource) => Arc::clone(&resource.name),
             None => name.into(),
         };
         match self.mode {
             Mode::Delta => {
-                let names = ask.subscribe.into_iter().map(shared);
+                let names = ask.subscribe.iter().map(shared);
                 state.change(&type_url, known, names, &ask.unsubscribe, ask.initial.into_iter());
             }
             Mode::Whole => {
-                let names = (ask.subscribe.len(), hash(&ask.subscribe));
-                if state.asked.replace(names) != Some(names) {
-                    state.replace(&type_url, known, ask.subscribe.into_iter().map(shared));
+                let names = Some(ask.subscribe.fingerprint());
+                if std::mem::replace(&mut state.asked, names) != names {
+                    state.replace(&type_url, known, ask.subscribe.iter().map(shared));
                 }
             }
         }
@@ -621,12 +621,6 @@ impl Subscription {
     }
 }
 
-fn hash(names: &[String]) -> u64 {
-    let mut hasher = std::hash::DefaultHasher::new();
-    names.hash(&mut hasher);
-    hasher.finish()
-}
-
 enum Side<H, W> {
     Have(H),
     Want(W),
@@ -684,7 +678,7 @@ mod tests {
     }
 
     fn ask(type_url: &str, subscribe: &[&str]) -> Ask {
-        let subscribe = subscribe.iter().map(ToString::to_string).collect();
+        let subscribe = subscribe.iter().collect();
         Ask { type_url: type_url.into(), subscribe, ..Ask::default() }
     }
 
@@ -699,7 +693,7 @@ mod tests {
             sent.push(show(&answer));
             let state = &session.types[&answer.type_url];
             let whole = session.mode == Mode::Whole && !state.wildcard;
-            let subscribe = if whole { state.names().iter().map(ToString::to_string).collect() } else { Vec::new() };
+            let subscribe = if whole { state.names().iter().collect() } else { Names::default() };
             session.request(Ask { subscribe, ..ack(&answer) });
         }
         sent
@@ -793,7 +787,7 @@ mod tests {
         let [told] = &answer.resources[..] else { panic!("one resource: {}", show(&answer)) };
         assert_eq!(told.message::<ClusterLoadAssignment>().unwrap().endpoints, []);
         assert_eq!(&*told.name, "gone");
-        session.request(Ask { subscribe: vec!["a".into(), "gone".into()], ..ack(&answer) });
+        session.request(Ask { subscribe: Names::from_iter(["a", "gone"]), ..ack(&answer) });
         assert!(session.answer().is_none(), "once is enough");
     }
 
@@ -883,15 +877,14 @@ mod tests {
         session.request(ask(ENDPOINT, &["a", "b"]));
         let endpoints = session.answer().unwrap();
         assert_eq!(show(&endpoints), "EDS +a +b");
-        let names = ["a", "b"].map(String::from).to_vec();
-        session.request(Ask { subscribe: names.clone(), ..ack(&endpoints) });
+        session.request(Ask { subscribe: Names::from_iter(["a", "b"]), ..ack(&endpoints) });
         assert!(session.answer().is_none());
         session.snapshot(snapshot("2", &[(CLUSTER, &[("a", 1)]), (ENDPOINT, &[("a", 2), ("b", 1)])]));
         let clusters = session.answer().unwrap();
         assert_eq!(show(&clusters), "CDS +a -b");
         let endpoints = session.answer().unwrap();
         assert_eq!(show(&endpoints), "EDS +a");
-        let stale = Ask { subscribe: Vec::new(), nonce: "1-0".into(), ..ask(ENDPOINT, &[]) };
+        let stale = Ask { subscribe: Names::default(), nonce: "1-0".into(), ..ask(ENDPOINT, &[]) };
         assert_eq!(session.request(stale), Heard::Nothing);
         assert_eq!(session.subscription(ENDPOINT), Some((false, 2)), "a stale request changes nothing");
     }
