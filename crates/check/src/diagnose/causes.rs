@@ -158,6 +158,7 @@ const EXPLAINS: &[(&str, &[&str])] = &[
     ("D-38", &["D-17"]),
     ("D-36", &["D-37", "D-17"]),
     ("D-37", &["D-17"]),
+    ("D-43", &["D-17"]),
 ];
 
 /// Whether the one brings the other about.

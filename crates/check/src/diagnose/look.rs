@@ -243,7 +243,7 @@ async fn gateways(
             }
         }
     }
-    let dial = |(peer, service, address, port, asked): (String, String, String, u16, Option<String>)| async move {
+    let dial = |(peer, service, address, port, asked): (String, String, String, u16, Vec<String>)| async move {
         let one = |from, touch, handshake| GatewayProbe {
             cluster: peer.clone(),
             service: service.clone(),
@@ -259,11 +259,19 @@ async fn gateways(
                 try_out::touch_from(&cluster.client, pod, &format!("https://{}/", host_port(&address, port))).await;
             probes.push(one(From::Inside(pod.to_owned()), touch, None));
         }
-        let sni = match port {
-            istio::XDS_PORT | istio::WEBHOOK_PORT => Some(format!("{}.{}.svc", istio::ISTIOD, istio::SYSTEM_NAMESPACE)),
+        let names = match port {
+            istio::XDS_PORT | istio::WEBHOOK_PORT => vec![format!("{}.{}.svc", istio::ISTIOD, istio::SYSTEM_NAMESPACE)],
             _ => asked,
         };
-        let (touch, handshake) = try_out::handshake(&address, port, sni).await;
+        let mut names = names.into_iter();
+        let (mut touch, mut handshake) = try_out::handshake(&address, port, names.next()).await;
+        // The first that is answered shows that the way is open.
+        while let (true, Some(next)) = (handshake.as_ref().is_some_and(|h| h.chain.is_err()), names.next()) {
+            let again = try_out::handshake(&address, port, Some(next)).await;
+            if again.1.as_ref().is_some_and(|h| h.chain.is_ok()) {
+                (touch, handshake) = again;
+            }
+        }
         probes.push(one(From::Here, Datum::now(touch), handshake));
         probes
     };
@@ -275,26 +283,31 @@ fn host_port(address: &str, port: u16) -> String {
     if address.contains(':') { format!("[{address}]:{port}") } else { format!("{address}:{port}") }
 }
 
-/// The name by which a proxy asks a gateway for a service that has an instance with a proxy in `seen`.
-fn asked_for(seen: &Seen) -> Option<String> {
-    let serves = |service: &&Value| {
-        !super::scene::is_system(meta::namespace(service))
-            && service["spec"]["type"] != "ExternalName"
-            && seen.pods_of(service).iter().any(|p| {
-                is_ready(p)
-                    && proxy(p).is_some()
-                    && meta::label(p, istio::TLS_MODE_LABEL) == Some(istio::TLS_MODE_ISTIO)
-            })
+/// The names by which a proxy asks a gateway for services that have an instance with a proxy in `seen`; a few, since one
+/// that does not answer may be the fault of its workload.
+fn asked_for(seen: &Seen) -> Vec<String> {
+    const SOME: usize = 3;
+    let name = |service: &Value| {
+        if super::scene::is_system(meta::namespace(service)) || service["spec"]["type"] == "ExternalName" {
+            return None;
+        }
+        let pods = seen.pods_of(service);
+        let pod = pods.into_iter().find(|p| {
+            is_ready(p) && proxy(p).is_some() && meta::label(p, istio::TLS_MODE_LABEL) == Some(istio::TLS_MODE_ISTIO)
+        })?;
+        let tcp = |port: &&Value| port["protocol"].as_str().is_none_or(|p| p == "TCP");
+        let port = service["spec"]["ports"].as_array()?.iter().find(tcp)?;
+        // A lab redirects the ports that containers declare; in a real pod the sidecar takes them all.
+        let target = if port["targetPort"].is_null() { &port["port"] } else { &port["targetPort"] };
+        let containers = pod["spec"]["containers"].as_array().into_iter().flatten();
+        let mut declared = containers.flat_map(|c| c["ports"].as_array().into_iter().flatten());
+        if seen.is_lab && !declared.any(|d| d["containerPort"] == *target || d["name"] == *target) {
+            return None;
+        }
+        let (name, namespace) = (meta::name(service), meta::namespace(service));
+        Some(format!("outbound_.{}_._.{name}.{namespace}.svc.{}", port["port"].as_u64()?, istio::DEFAULT_DOMAIN))
     };
-    let service = seen.all("Service").iter().find(serves)?;
-    let tcp = |port: &&Value| port["protocol"].as_str().is_none_or(|p| p == "TCP");
-    let port = service["spec"]["ports"].as_array()?.iter().find(tcp)?["port"].as_u64()?;
-    Some(format!(
-        "outbound_.{port}_._.{}.{}.svc.{}",
-        meta::name(service),
-        meta::namespace(service),
-        istio::DEFAULT_DOMAIN
-    ))
+    seen.all("Service").iter().filter_map(name).take(SOME).collect()
 }
 
 /// Dials the control planes' pods of the other clusters on the same network: they have no proxy in between.

@@ -3,10 +3,12 @@
 //!
 //! `STOLOS_BIN` names another binary than the one that is built along, such as the release binary;
 //! `STOLOS_SWEEP=all` lets the crash sweep die at every single point instead of a sample of them;
+//! `STOLOS_CORPUS=all` lets the fault corpus seed every cause instead of a sample of them;
 //! `STOLOS_JOURNEYS_TRACE=1` with `--nocapture` shows every command with its end and its time.
 
 mod crash_sweep;
 mod envoy;
+mod fault_corpus;
 mod faults;
 mod helm;
 mod join_and_leave;

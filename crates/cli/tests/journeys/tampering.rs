@@ -110,7 +110,7 @@ async fn a_foreign_root_is_shown() {
 }
 
 /// Deletes the pods of a Deployment and waits for their successors.
-async fn restart(cluster: &Cluster, app: &str) {
+pub(crate) async fn restart(cluster: &Cluster, app: &str) {
     let pods: Api<Pod> = Api::namespaced(cluster.client.clone(), "istio-system");
     let old = ready_pods(&cluster.client, "istio-system", app).await;
     assert!(!old.is_empty(), "{app} runs");

@@ -17,11 +17,14 @@ fn peers<'a>(scene: &Scene<'a>, member: &Member<'a>) -> impl Iterator<Item = &'a
     scene.mesh.clusters.iter().map(|c| c.name.as_str()).filter(move |name| *name != own)
 }
 
-/// Every kubeconfig that a cluster holds, by Secret and key.
-fn kubeconfigs<'a>(member: &Member<'a>) -> Vec<(&'a Value, &'a str, Option<String>)> {
+/// Every kubeconfig that a cluster holds for a member, by Secret and key. What is wrong with somebody else's is not for
+/// this mesh to mend: D-55 names the Secret itself, and D-60 one of a cluster that left.
+fn kubeconfigs<'a>(scene: &Scene<'a>, member: &Member<'a>) -> Vec<(&'a Value, &'a str, Option<String>)> {
     member
         .remote_secrets()
-        .flat_map(|secret| secret_keys(secret).into_iter().map(move |key| (secret, key, secret_text(secret, key))))
+        .flat_map(|secret| secret_keys(secret).into_iter().map(move |key| (secret, key)))
+        .filter(|(_, key)| scene.is_member(key))
+        .map(|(secret, key)| (secret, key, secret_text(secret, key)))
         .collect()
 }
 
@@ -143,7 +146,7 @@ pub(crate) fn refused_auth(scene: &Scene<'_>, judgement: &mut Judgement) {
             continue;
         }
         let allowed = member.istiod_env("PILOT_INSECURE_MULTICLUSTER_KUBECONFIG_OPTIONS").unwrap_or_default();
-        for (secret, key, text) in kubeconfigs(member) {
+        for (secret, key, text) in kubeconfigs(scene, member) {
             let Some(read) = text.and_then(|t| kubeconfig::read(&t).ok()) else { continue };
             judgement.looked();
             let refused: Vec<_> =
@@ -164,7 +167,7 @@ pub(crate) fn server(scene: &Scene<'_>, judgement: &mut Judgement) {
         if !judgement.can_read(member, &["Secret"]) {
             continue;
         }
-        for (secret, key, text) in kubeconfigs(member) {
+        for (secret, key, text) in kubeconfigs(scene, member) {
             let Some(read) = text.and_then(|t| kubeconfig::read(&t).ok()) else { continue };
             let peer = scene.member(key);
             // A lab's clusters have addresses of their own inside 127.0.0.0/8, which are theirs for everybody there; the
@@ -219,13 +222,14 @@ pub(crate) fn server(scene: &Scene<'_>, judgement: &mut Judgement) {
     }
 }
 
-/// What every credential's server said; what could not be asked is a gap.
+/// What the server said to every credential for a member; what could not be asked is a gap.
 fn answers<'a>(
+    scene: &Scene<'a>,
     member: &Member<'a>,
     judgement: &mut Judgement,
 ) -> Vec<(&'a str, &'a str, &'a str, &'a CredentialAnswer)> {
     let mut all = Vec::new();
-    for probe in &member.seen.credentials {
+    for probe in member.seen.credentials.iter().filter(|p| scene.is_member(&p.key)) {
         match probe.answer.value() {
             Some(answer) => {
                 judgement.looked();
@@ -243,7 +247,7 @@ fn answers<'a>(
 /// D-22
 pub(crate) fn certificate(scene: &Scene<'_>, judgement: &mut Judgement) {
     for member in scene.primaries() {
-        for (secret, key, server, answer) in answers(member, judgement) {
+        for (secret, key, server, answer) in answers(scene, member, judgement) {
             if let CredentialAnswer::Untrusted(why) = answer {
                 judgement
                     .found(
@@ -261,7 +265,7 @@ pub(crate) fn certificate(scene: &Scene<'_>, judgement: &mut Judgement) {
 pub(crate) fn token(scene: &Scene<'_>, judgement: &mut Judgement) {
     for member in scene.primaries() {
         let mut said = BTreeSet::new();
-        for (secret, key, text) in kubeconfigs(member) {
+        for (secret, key, text) in kubeconfigs(scene, member) {
             let Some(token) = text.and_then(|t| kubeconfig::read(&t).ok()).and_then(|k| k.token) else { continue };
             let Some(end) = expiry(&token) else { continue };
             judgement.looked();
@@ -287,7 +291,7 @@ pub(crate) fn token(scene: &Scene<'_>, judgement: &mut Judgement) {
                 Ok(_) => {}
             }
         }
-        for (secret, key, server, answer) in answers(member, judgement) {
+        for (secret, key, server, answer) in answers(scene, member, judgement) {
             if let CredentialAnswer::Unauthorized(why) = answer
                 && !said.contains(&(secret.to_owned(), key.to_owned()))
             {
@@ -309,7 +313,7 @@ fn expiry(token: &str) -> Option<std::time::SystemTime> {
 /// D-24
 pub(crate) fn rights(scene: &Scene<'_>, judgement: &mut Judgement) {
     for member in scene.primaries() {
-        for (secret, key, _, answer) in answers(member, judgement) {
+        for (secret, key, _, answer) in answers(scene, member, judgement) {
             if let CredentialAnswer::Accepted { missing, .. } = answer
                 && !missing.is_empty()
             {
@@ -324,7 +328,7 @@ pub(crate) fn rights(scene: &Scene<'_>, judgement: &mut Judgement) {
 /// D-57
 pub(crate) fn too_much(scene: &Scene<'_>, judgement: &mut Judgement) {
     for member in scene.primaries() {
-        for (secret, key, _, answer) in answers(member, judgement) {
+        for (secret, key, _, answer) in answers(scene, member, judgement) {
             if matches!(answer, CredentialAnswer::Accepted { anything: true, .. }) {
                 let account = format!(
                     "kubectl --context {} get clusterrolebindings -o wide",
@@ -442,7 +446,15 @@ pub(crate) fn foreign(scene: &Scene<'_>, judgement: &mut Judgement) {
             if unknown.is_empty() || meant {
                 continue;
             }
-            let seen = format!("it makes {} known here, which the mesh file does not have", some(unknown));
+            let mut seen = format!("it makes {} known here, which the mesh file does not have", some(unknown));
+            for probe in member.seen.credentials.iter().filter(|p| p.secret == path(secret)) {
+                seen += match probe.answer.value() {
+                    Some(CredentialAnswer::Unauthorized(_)) => "; its token is not accepted",
+                    Some(CredentialAnswer::Untrusted(_)) => "; it does not trust the server's certificate",
+                    Some(CredentialAnswer::Accepted { anything: true, .. }) => "; its credential may do anything there",
+                    _ => "",
+                };
+            }
             let mend = format!(
                 "add the cluster to the mesh file, or remove the Secret with the tool that made it: {}",
                 member.kubectl(&format!("-n istio-system get secret {} -o yaml", meta::name(secret)))

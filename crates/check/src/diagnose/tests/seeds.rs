@@ -416,18 +416,11 @@ pub(super) const SEEDS: &[Seed] = &[
     }),
     ("D-54", three, |w| w.seen("c1").paths[0].touch = Datum::now(Touch::Stalled)),
     ("D-55", three, |w| {
-        let labels = json!({"istio/multiCluster": "true"});
-        let foreign =
-            secret("rancher-c9", labels, &[("c9", &kubeconfig("c9", "https://198.51.100.9:6443", "{token: x}"))]);
-        w.list("c1", "Secret").push(foreign.clone());
-        w.list("c1", LABELLED_SECRETS).push(foreign);
-        w.seen("c1").credentials.push(CredentialProbe {
-            secret: "istio-system/rancher-c9".to_owned(),
-            key: "c9".to_owned(),
-            server: "https://198.51.100.9:6443".to_owned(),
-            inside: Some(Datum::now(Touch::Reached)),
-            answer: Datum::now(CredentialAnswer::Accepted { missing: vec![], anything: false, uid: None }),
-        });
+        foreign(w, "{token: x}", CredentialAnswer::Accepted { missing: vec![], anything: true, uid: None })
+    }),
+    // What is wrong with somebody else's credential is not the mesh's fault.
+    ("D-55", three, |w| {
+        foreign(w, "{exec: {command: aws}}", CredentialAnswer::Unauthorized("Unauthorized".to_owned()))
     }),
     ("D-56", three, |w| {
         for cluster in ["c1", "c2", "c3"] {
@@ -458,3 +451,19 @@ pub(super) const SEEDS: &[Seed] = &[
         w.list("c1", "ConfigMap").push(map);
     }),
 ];
+
+/// A Secret of Rancher's for a cluster that is no member.
+fn foreign(w: &mut World, user: &str, answer: CredentialAnswer) {
+    let server = "https://198.51.100.9:6443";
+    let labels = json!({"istio/multiCluster": "true"});
+    let foreign = secret("rancher-c9", labels, &[("c9", &kubeconfig("c9", server, user))]);
+    w.list("c1", "Secret").push(foreign.clone());
+    w.list("c1", LABELLED_SECRETS).push(foreign);
+    w.seen("c1").credentials.push(CredentialProbe {
+        secret: "istio-system/rancher-c9".to_owned(),
+        key: "c9".to_owned(),
+        server: server.to_owned(),
+        inside: Some(Datum::now(Touch::Reached)),
+        answer: Datum::now(answer),
+    });
+}
