@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use stolos_cluster::{Cluster, Kubeconfig, connect};
+use stolos_plan::quoted;
 use stolos_spec::{Mesh, Origin, Reading, Sample, SourceText};
 
 use crate::failure::Failure;
@@ -67,7 +68,9 @@ impl BuiltArgs {
     pub(crate) fn other(&self, command: &str) -> String {
         let MeshArgs { file, base, state: StateArgs { state } } = &self.mesh;
         let given = [("-f", file), ("--base", base), ("--state", state), ("--kubeconfig", &self.clusters.kubeconfig)];
-        let flags = given.iter().filter_map(|(flag, path)| Some(format!(" {flag} {}", quoted(path.as_ref()?))));
+        let flags = given
+            .iter()
+            .filter_map(|(flag, path)| Some(format!(" {flag} {}", quoted(&path.as_ref()?.to_string_lossy()))));
         format!("stolos {command}{}", flags.collect::<String>())
     }
 
@@ -222,13 +225,6 @@ async fn clusters(mesh: &Mesh, files: &MeshArgs, args: &ClusterArgs) -> Result<V
         Ok(clusters)
     };
     connecting.await.map_err(|error| with_lab(error, &state))
-}
-
-/// A path as a POSIX shell reads it; quoted only where it must be.
-pub(crate) fn quoted(path: &Path) -> String {
-    let text = path.display().to_string();
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./,:@+=".contains(c);
-    if !text.is_empty() && text.chars().all(plain) { text } else { format!("'{}'", text.replace('\'', "'\\''")) }
 }
 
 /// A lab's kubeconfig is never taken without being asked for, but it is worth a word.

@@ -9,19 +9,7 @@ use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::core::v1::{Event, PersistentVolume, PersistentVolumeClaim, Pod};
 use kube::api::{Api, DeleteParams, ListParams, PostParams};
 use serde_json::{Value, json};
-use stolos_lab::{Lab, LabCluster, LabConfig};
-
-fn config(state: &Path) -> LabConfig {
-    let mut config = LabConfig::new("test", state);
-    config.clusters = vec![LabCluster {
-        name: "c1".into(),
-        context: "context-c1".into(),
-        network: "east".into(),
-        region: None,
-        zone: None,
-    }];
-    config
-}
+use stolos_lab::{Lab, LabConfig};
 
 async fn until<T>(what: &str, look: impl AsyncFn() -> Option<T>) -> T {
     let deadline = Instant::now() + Duration::from_secs(180);
@@ -45,8 +33,8 @@ async fn lines(path: &Path, count: usize) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_pod_wrote_stays_with_its_claim() {
     let state = tempfile::tempdir().unwrap();
-    let lab = Lab::start(config(state.path())).await.unwrap();
-    let client = lab.client("c1").await.unwrap();
+    let lab = Lab::start(LabConfig::with_counts(state.path(), 1, 1)).await.unwrap();
+    let client = lab.client("cluster-1").await.unwrap();
     let sets: Api<StatefulSet> = Api::namespaced(client.clone(), "default");
     let set = json!({"metadata": {"name": "db"}, "spec": {"serviceName": "db", "replicas": 1,
         "selector": {"matchLabels": {"app": "db"}},
@@ -83,9 +71,9 @@ async fn what_a_pod_wrote_stays_with_its_claim() {
     until("it finds what it wrote", said).await;
     lab.stop().await;
 
-    let lab = Lab::start(config(state.path())).await.unwrap();
+    let lab = Lab::start(LabConfig::with_counts(state.path(), 1, 1)).await.unwrap();
     lines(&folder.join("log"), 3).await;
-    let client = lab.client("c1").await.unwrap();
+    let client = lab.client("cluster-1").await.unwrap();
     // A pod of a claim that is not there waits for it, and says so.
     let pods: Api<Pod> = Api::namespaced(client.clone(), "default");
     let lonely = json!({"metadata": {"name": "lonely"}, "spec": {"terminationGracePeriodSeconds": 1,
@@ -115,8 +103,8 @@ async fn what_a_pod_wrote_stays_with_its_claim() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_claim_waits_for_its_volume_and_for_its_class() {
     let state = tempfile::tempdir().unwrap();
-    let lab = Lab::start(config(state.path())).await.unwrap();
-    let client = lab.client("c1").await.unwrap();
+    let lab = Lab::start(LabConfig::with_counts(state.path(), 1, 1)).await.unwrap();
+    let client = lab.client("cluster-1").await.unwrap();
     let claims: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), "default");
     let volumes: Api<PersistentVolume> = Api::all(client.clone());
     let phase = async |name: &str, wanted: &str| {
@@ -161,8 +149,8 @@ async fn a_claim_waits_for_its_volume_and_for_its_class() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn there_are_as_many_pods_as_what_is_measured_asks_for() {
     let state = tempfile::tempdir().unwrap();
-    let lab = Lab::start(config(state.path())).await.unwrap();
-    let client = lab.client("c1").await.unwrap();
+    let lab = Lab::start(LabConfig::with_counts(state.path(), 1, 1)).await.unwrap();
+    let client = lab.client("cluster-1").await.unwrap();
     let claims: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), "default");
     let claim = json!({"metadata": {"name": "data"}, "spec": {"accessModes": ["ReadWriteMany"],
         "storageClassName": "standard", "resources": {"requests": {"storage": "1Gi"}}}});

@@ -30,7 +30,7 @@ pub use object::{
 };
 pub use observed::{ClusterState, LocalChart, Objects, Observed, RootFacts, Sight, StateFacts, Unreadable};
 pub use operator::Operator;
-pub use release::{Chart, RELEASE_SECRET, Release, Uninstall, is_pending};
+pub use release::{Chart, RELEASE_SECRET, Release, Uninstall, is_pending, quoted};
 pub use show::Show;
 pub use step::{Action, Change, Condition, FieldDiff, ObjectDiff, ObjectKey, Step, StepId};
 

@@ -3,8 +3,8 @@
 //! Helm keeps every release in a Secret of its namespace, `sh.helm.release.v1.<name>.v<revision>`, whose one value is
 //! JSON, compressed and twice in base64 (once by Helm, once by Kubernetes). Reading it needs no program.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::io::Read as _;
 
 use base64::Engine as _;
@@ -113,16 +113,20 @@ impl Uninstall {
 
 /// A command as a shell would take it.
 pub(crate) fn shell(program: &str, arguments: &[String]) -> String {
-    let mut line = program.to_owned();
-    for argument in arguments {
-        let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,~@%+".contains(c);
-        if !argument.is_empty() && argument.chars().all(plain) {
-            let _ = write!(line, " {argument}");
-        } else {
-            let _ = write!(line, " '{}'", argument.replace('\'', r"'\''"));
-        }
+    arguments.iter().fold(program.to_owned(), |line, argument| format!("{line} {}", quoted(argument)))
+}
+
+/// A word as a POSIX shell reads it: in quotes only where it must be.
+#[must_use]
+pub fn quoted(word: &str) -> Cow<'_, str> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,~@%+".contains(c);
+    // `~1.28.0` is a range of versions, `~me` a home.
+    let home = word.strip_prefix('~').is_some_and(|rest| !rest.starts_with(|c: char| c.is_ascii_digit()));
+    if !word.is_empty() && word.chars().all(plain) && !home {
+        Cow::Borrowed(word)
+    } else {
+        Cow::Owned(format!("'{}'", word.replace('\'', r"'\''")))
     }
-    line
 }
 
 /// Whether a release of this status, as its Secret's label `status` has it, has an operation that was begun and not ended.

@@ -154,6 +154,10 @@ pub(crate) enum GivenUp {
 
 /// Returns when `limit` has come, or, where the host is watched, when it has shown that it is not there any more. A
 /// host that answers never lets it return before. One timer for both: most requests are answered before either.
+///
+/// On a network that is cut nothing fails: what was sent is simply never answered. So a host that is silent for a
+/// while is asked for a new connection; one that does not get through in time means that the old ones are dead too.
+/// However many requests wait for a host, one of them asks.
 pub(crate) async fn given_up(
     shared: &Shared,
     cluster: &Arc<Cluster>,
@@ -162,41 +166,19 @@ pub(crate) async fn given_up(
     limit: tokio::time::Instant,
     watch: bool,
 ) -> GivenUp {
-    if !watch {
-        tokio::time::sleep_until(limit).await;
-        return GivenUp::Late;
-    }
-    let watched = until_dead(shared, cluster, host, usage, limit);
-    match watched.await {
-        true => GivenUp::Dead,
-        false => GivenUp::Late,
-    }
-}
-
-/// Returns true when `host` has shown that it is not there any more, false at `limit`.
-///
-/// On a network that is cut nothing fails: what was sent is simply never answered. So a host that is silent for a
-/// while is asked for a new connection; one that does not get through in time means that the old ones are dead too.
-/// However many requests wait for a host, one of them asks.
-async fn until_dead(
-    shared: &Shared,
-    cluster: &Arc<Cluster>,
-    host: &Host,
-    usage: Use,
-    limit: tokio::time::Instant,
-) -> bool {
     const LONGEST: Duration = Duration::from_secs(10);
     let mut wait = cluster.connect_timeout / 2;
     loop {
         let next = tokio::time::Instant::now() + wait;
-        tokio::time::sleep_until(next.min(limit)).await;
-        if limit <= next {
-            return false;
+        if !watch || limit <= next {
+            tokio::time::sleep_until(limit).await;
+            return GivenUp::Late;
         }
+        tokio::time::sleep_until(next).await;
         match tokio::time::timeout_at(limit, answers(shared, cluster, host, usage, wait)).await {
             Ok(true) => {}
-            Ok(false) => return true,
-            Err(_) => return false,
+            Ok(false) => return GivenUp::Dead,
+            Err(_) => return GivenUp::Late,
         }
         wait = (wait * 2).min(LONGEST);
     }

@@ -12,7 +12,7 @@ use tokio::io::AsyncBufReadExt as _;
 
 use crate::exit::Exit;
 use crate::failure::Failure;
-use crate::input::{MeshArgs, OutputArgs, StateArgs, quoted};
+use crate::input::{MeshArgs, OutputArgs, StateArgs};
 use crate::screen::{Screen, Tone, count, elapsed};
 
 /// `stolos lab`
@@ -483,7 +483,7 @@ fn said_since(log: &Path, before: u64) -> String {
 }
 
 fn export(kubeconfig: &Path) -> String {
-    format!("export KUBECONFIG={}", quoted(kubeconfig))
+    format!("export KUBECONFIG={}", stolos_plan::quoted(&kubeconfig.to_string_lossy()))
 }
 
 impl WhichArgs {

@@ -2,7 +2,7 @@
 //!
 //! A run dies at its n-th journal note, before its n-th write is sent to an API server, or after its answer. Usually
 //! some n are tried, spread over the whole run. `STOLOS_SWEEP=all` tries every one until the run finishes, which takes
-//! half an hour; `STOLOS_SWEEP=journal`, `write-before` or `write-after` every one of that point alone.
+//! minutes; `STOLOS_SWEEP=journal`, `write-before` or `write-after` every one of that point alone.
 
 use std::collections::BTreeSet;
 use std::os::unix::process::ExitStatusExt as _;
