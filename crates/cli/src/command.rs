@@ -4,6 +4,7 @@ pub(crate) mod apply;
 pub(crate) mod cert;
 pub(crate) mod check;
 pub(crate) mod completions;
+pub(crate) mod create_mesh;
 pub(crate) mod demo;
 pub(crate) mod explain;
 pub(crate) mod graph;
@@ -58,6 +59,8 @@ pub(crate) enum Command {
     Lab(lab::LabCommand),
     /// Write a mesh file from kubeconfig contexts
     Init(init::InitArgs),
+    /// Make the clusters of several kubeconfigs one mesh, as `asmcli create-mesh` did
+    CreateMesh(create_mesh::CreateMeshArgs),
     /// Say what would change in which cluster, and what that would touch
     Plan(plan::PlanArgs),
     /// Make the clusters one mesh
@@ -110,6 +113,7 @@ impl Command {
             Self::Demo(args) => demo::run(args, screen, stop).await,
             Self::Lab(command) => lab::run(command, screen, stop).await,
             Self::Init(args) => init::run(args, screen),
+            Self::CreateMesh(args) => create_mesh::run(args, screen, stop).await,
             Self::Plan(args) => plan::run(args, screen, stop).await,
             Self::Apply(args) => apply::apply(args, screen, stop).await,
             Self::Teardown(args) => apply::teardown(args, screen, stop).await,

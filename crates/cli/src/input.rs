@@ -18,7 +18,7 @@ pub(crate) struct MeshArgs {
     #[arg(short, long, value_name = "FILE", env = "STOLOS_FILE")]
     pub(crate) file: Option<PathBuf>,
 
-    /// Helm values to lay over what Stolos computes
+    /// Helm values to lay over what Stolos computes, or the gateway that `gen-eastwest-gateway.sh` printed
     #[arg(long, value_name = "FILE")]
     pub(crate) base: Option<PathBuf>,
 
@@ -193,7 +193,7 @@ impl StateArgs {
     }
 }
 
-fn source(path: &Path) -> Result<SourceText, Failure> {
+pub(crate) fn source(path: &Path) -> Result<SourceText, Failure> {
     let text = if path == Path::new("-") {
         let mut text = String::new();
         std::io::stdin().read_to_string(&mut text).map(|_| text)

@@ -77,7 +77,7 @@ pub(crate) fn clusters(notes: &mut Notes<'_>, members: Vec<Member>) -> Vec<Clust
         if let Some(first) = names.get(&member.name) {
             notes
                 .problem(member.at, format!("two clusters are called `{}`", member.name))
-                .expected(format!("a name for each; the first stands in line {}", first.at.line))
+                .expected(format!("a name for each{}", first_stands(first.at)))
                 .hint("a cluster's name is how its certificates and its peers know it: choose another for one of them");
         } else if let Some(first) = targets.get(&(&member.kubeconfig, member.context.as_str())) {
             let what = format!(
@@ -88,7 +88,7 @@ pub(crate) fn clusters(notes: &mut Notes<'_>, members: Vec<Member>) -> Vec<Clust
             );
             notes
                 .problem(member.context_at, what)
-                .expected(format!("a context for each; the first stands in line {}", first.context_at.line));
+                .expected(format!("a context for each{}", first_stands(first.context_at)));
         }
         names.entry(&member.name).or_insert(member);
         targets.entry((&member.kubeconfig, &member.context)).or_insert(member);
@@ -142,6 +142,11 @@ pub(crate) fn clusters(notes: &mut Notes<'_>, members: Vec<Member>) -> Vec<Clust
         api: member.api,
     };
     members.into_iter().map(understood).collect()
+}
+
+/// Where the first of two stands, if it stands in this file.
+fn first_stands(at: At) -> String {
+    if at.line == 0 { String::new() } else { format!("; the first stands in line {}", at.line) }
 }
 
 /// Keeps a name, or notes why it is none, with one that would do.

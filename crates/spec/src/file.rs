@@ -74,7 +74,7 @@ fn understand(notes: &mut Notes<'_>, base: Option<&mut Notes<'_>>) -> Option<Mes
             }
             Some(mesh)
         }
-        None => {
+        _ => {
             refuse(notes, first);
             None
         }
@@ -135,6 +135,9 @@ fn hint(node: &Node) -> Option<String> {
     let group = api.split('/').next().unwrap_or_default();
     let meant = nearest(kind, &["Mesh", "Certificate", "Cluster"]);
     let hint = match (group, kind) {
+        _ if crate::eastwest::is_one(node) => {
+            "give it to `stolos create-mesh … --gateway FILE`, or with `--base FILE` beside a mesh file"
+        }
         ("install.istio.io", _) | (_, "IstioOperator" | "IstioControlPlane") => {
             "name it `base.yaml` beside a topology.yaml, or give it below `spec.controlPlane.values` of a `Mesh`"
         }

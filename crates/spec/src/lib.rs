@@ -8,7 +8,9 @@
 
 mod base;
 mod draft;
+mod eastwest;
 mod file;
+mod fleet;
 pub mod mesh;
 mod mesh_file;
 mod name;
@@ -20,6 +22,7 @@ mod yaml;
 
 pub use draft::{DEFAULT_NETWORK, DEFAULT_TRUST_DOMAIN};
 pub use file::{Reading, read, recognise};
+pub use fleet::{FleetMember, from_fleet};
 pub use mesh::{
     Api, Charts, Cluster, ControlPlane, Engine, Gateways, ISTIO_CHARTS, Installer, IntermediateTrust, Mesh, Mtls,
     Origin, Role, Root, Sample, Trust,

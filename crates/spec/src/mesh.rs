@@ -271,6 +271,12 @@ pub enum Origin {
     Topology,
     /// Rafay's `ristioctl`.
     Ristioctl,
+    /// The arguments of `asmcli create-mesh`.
+    Fleet,
+    /// The files of a shared control plane: kubeconfigs, remote secrets, values of the chart `istio-remote`.
+    SharedControlPlane,
+    /// Placement policies of Karmada's.
+    Karmada,
 }
 
 fn as_hours<S: serde::Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {

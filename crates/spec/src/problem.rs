@@ -220,6 +220,19 @@ impl<'a> Notes<'a> {
     }
 }
 
+/// `understood`, if there are no problems in any of these files; everything in the order of the files.
+pub(crate) fn finish_all<T>(understood: Option<T>, files: Vec<Notes<'_>>) -> Result<(T, Vec<Warning>), Problems> {
+    let (mut problems, mut warnings) = (Vec::new(), Vec::new());
+    for file in files {
+        problems.extend(in_order(file.problems));
+        warnings.extend(in_order_of_lines(file.warnings));
+    }
+    match understood {
+        Some(understood) if problems.is_empty() => Ok((understood, warnings)),
+        _ => Err(Problems(problems)),
+    }
+}
+
 fn in_order_of_lines(mut warnings: Vec<Warning>) -> Vec<Warning> {
     warnings.sort_by_key(|w| w.place.as_ref().map_or(usize::MAX, |p| p.line));
     warnings

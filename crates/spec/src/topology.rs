@@ -2,6 +2,7 @@
 
 use crate::base;
 use crate::draft::{self, DEFAULT_NETWORK, Member};
+use crate::eastwest;
 use crate::mesh::{Mesh, Origin};
 use crate::problem::{At, Notes, quoted};
 use crate::yaml::{Entry, Fields, Node, Unknown, Value};
@@ -57,6 +58,18 @@ pub(crate) fn lay_over(base: &mut Notes<'_>, mesh: &mut Mesh) {
             return;
         }
     };
+    if eastwest::is_one(document) {
+        let Some(gateway) = eastwest::understand(base, document) else { return };
+        if let Some(network) = gateway.network.filter(|n| mesh.clusters.iter().all(|c| c.network.as_str() != n)) {
+            let what = format!("the gateway is for the network {}, on which no cluster is", quoted(&network));
+            base.warn(
+                document.get("spec").map_or(document.at, |spec| spec.at),
+                what,
+                "every gateway gets its cluster's own",
+            );
+        }
+        return base::merge(&mut mesh.control_plane.gateways.eastwest, gateway.values);
+    }
     let Some(overlay) = base::read(base, document, "", mesh) else { return };
     accept(base, overlay, mesh);
 }

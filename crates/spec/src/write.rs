@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use crate::draft;
-use crate::mesh::{Api, Mesh, Mtls, Origin, Role, Sample};
+use crate::mesh::{Api, ControlPlane, Engine, Installer, Mesh, Mtls, Origin, Role, Sample};
 use crate::name::like;
 use crate::problem::{Notes, Problems, SourceText};
 use crate::{MeshName, NetworkName, Reading};
@@ -73,8 +73,8 @@ pub fn base_yaml() -> &'static str {
      spec:\n  values:\n    security:\n      selfSigned: false\n    global:\n      mtls:\n        enabled: true\n"
 }
 
-/// A mesh as a native file: its clusters and what differs from the defaults. A root of the user's own, an engine, a
-/// version and values are not written: nobody but the file's author decides those.
+/// A mesh as a native file: its clusters and what differs from the defaults. A root of the user's own and where charts
+/// come from are not written: nobody but the file's author decides those.
 #[must_use]
 pub fn mesh_yaml(mesh: &Mesh) -> String {
     let mut text = format!(
@@ -86,6 +86,7 @@ pub fn mesh_yaml(mesh: &Mesh) -> String {
         let (domain, organization) = (scalar(&mesh.trust.domain), scalar(&mesh.trust.organization));
         let _ = write!(text, "  trust:\n    domain: {domain}\n    organization: {organization}\n");
     }
+    text += &control_plane(&mesh.control_plane, mesh.origin);
     text.push_str("  clusters:\n");
     for cluster in &mesh.clusters {
         let _ = writeln!(text, "    - name: {}", scalar(cluster.name.as_str()));
@@ -128,6 +129,44 @@ pub fn mesh_yaml(mesh: &Mesh) -> String {
         let _ = writeln!(text, "  samples: [{}]", mesh.samples.iter().map(name).collect::<Vec<_>>().join(", "));
     }
     text
+}
+
+/// What a mesh's control plane is said to be; nothing where all is left to Stolos. A foreign file's version stays the
+/// wish it was, and is not written as a demand.
+fn control_plane(control: &ControlPlane, origin: Origin) -> String {
+    let mut lines = Vec::new();
+    match control.engine {
+        Engine::Auto => {}
+        Engine::Stolos => lines.push("engine: stolos".to_owned()),
+        Engine::Istio => lines.push("engine: istio".to_owned()),
+    }
+    if let Some(version) = control.version.as_ref().filter(|_| origin == Origin::Mesh) {
+        lines.push(format!("version: {}", scalar(version)));
+    }
+    if control.installer == Installer::Istioctl {
+        lines.push("installer: istioctl".to_owned());
+    }
+    if let Some(revision) = &control.revision {
+        lines.push(format!("revision: {}", scalar(revision)));
+    }
+    // JSON is YAML.
+    if control.values.as_object().is_some_and(|values| !values.is_empty()) {
+        lines.push(format!("values: {}", control.values));
+    }
+    let gateways = [("eastwest", Some(&control.gateways.eastwest)), ("ingress", control.gateways.ingress.as_ref())];
+    let gateways: Vec<_> = gateways
+        .into_iter()
+        .filter_map(|(key, values)| Some((key, values?)))
+        .filter(|(key, values)| *key == "ingress" || !values.is_empty())
+        .map(|(key, values)| format!("{key}: {}", serde_json::json!(values)))
+        .collect();
+    if !gateways.is_empty() {
+        lines.push(format!("gateways: {{{}}}", gateways.join(", ")));
+    }
+    if lines.is_empty() {
+        return String::new();
+    }
+    lines.iter().fold("  controlPlane:\n".to_owned(), |text, line| text + "    " + line + "\n")
 }
 
 /// A name like `text` that a mesh can have, to suggest.

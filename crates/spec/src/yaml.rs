@@ -187,6 +187,14 @@ impl Node {
         }
     }
 
+    /// The items of a list; none of anything else.
+    pub(crate) fn items(&self) -> &[Node] {
+        match &self.value {
+            Value::List(items) => items,
+            _ => &[],
+        }
+    }
+
     /// The text of a scalar that is not null.
     pub(crate) fn text(&self) -> Option<&str> {
         match &self.value {

@@ -17,15 +17,22 @@ use crate::screen::{Screen, Tone, count, elapsed};
 pub(crate) struct CarryOutArgs {
     /// Only say what would be done; exits with 2 if there is anything
     #[arg(long)]
-    dry_run: bool,
+    pub(crate) dry_run: bool,
 
     /// Do not ask before something is removed
     #[arg(short, long)]
-    yes: bool,
+    pub(crate) yes: bool,
 
     /// How long one wait may take, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 120, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     timeout: u64,
+}
+
+impl CarryOutArgs {
+    /// How long one wait may take.
+    pub(crate) fn patience(&self) -> Duration {
+        Duration::from_secs(self.timeout)
+    }
 }
 
 /// `stolos apply`
@@ -83,7 +90,7 @@ async fn reach(
     if plan.destroys() && !how.yes {
         consent(&plan, screen)?;
     }
-    let report = scene.carry_out(goal, &plan, Duration::from_secs(how.timeout), screen, stop).await?;
+    let report = scene.carry_out(goal, &plan, how.patience(), screen, stop).await?;
     if output.is_document() {
         let document = json!({"apiVersion": "stolos.dev/v1alpha1", "kind": "ApplyReport", "mesh": plan.mesh,
             "purpose": plan.purpose, "summary": plan.summary(), "report": report, "leftovers": plan.leftovers,
@@ -115,7 +122,7 @@ fn consent(plan: &Plan, screen: &Screen) -> Result<(), Failure> {
     }
 }
 
-fn summary(plan: &Plan, report: &Report, screen: &Screen) -> String {
+pub(crate) fn summary(plan: &Plan, report: &Report, screen: &Screen) -> String {
     if plan.is_settled() {
         return String::new();
     }

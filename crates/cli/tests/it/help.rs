@@ -14,6 +14,7 @@ fn help_names_every_command_that_is_built() {
       demo          Build a mesh over three clusters in this process, and prove it
       lab           Run whole clusters in one process
       init          Write a mesh file from kubeconfig contexts
+      create-mesh   Make the clusters of several kubeconfigs one mesh, as `asmcli create-mesh` did
       plan          Say what would change in which cluster, and what that would touch
       apply         Make the clusters one mesh
       teardown      Take the mesh out of the clusters
@@ -146,7 +147,8 @@ fn every_flag_of_apply_and_lab_up_says_what_it_does() {
               Say more about what is going on; twice for even more
 
           --base <FILE>
-              Helm values to lay over what Stolos computes
+              Helm values to lay over what Stolos computes, or the gateway that
+              `gen-eastwest-gateway.sh` printed
 
       -q, --quiet
               Print no progress
@@ -213,7 +215,8 @@ fn every_flag_of_apply_and_lab_up_says_what_it_does() {
       -f, --file <FILE>        The mesh: a `Mesh` document, a topology.yaml (with its base.yaml beside
                                it), or a ristioctl file; `-` is standard input [env: STOLOS_FILE=]
       -v, --verbose...         Say more about what is going on; twice for even more
-          --base <FILE>        Helm values to lay over what Stolos computes
+          --base <FILE>        Helm values to lay over what Stolos computes, or the gateway that
+                               `gen-eastwest-gateway.sh` printed
       -q, --quiet              Print no progress
           --color <WHEN>       Whether to colour [default: auto]
           --state <DIR>        The state folder: root key and journal [default:

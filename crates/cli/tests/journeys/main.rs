@@ -6,6 +6,7 @@
 //! `STOLOS_CORPUS=all` lets the fault corpus seed every cause instead of a sample of them;
 //! `STOLOS_JOURNEYS_TRACE=1` with `--nocapture` shows every command with its end and its time.
 
+mod asmcli;
 mod crash_sweep;
 mod envoy;
 mod fault_corpus;
