@@ -4,18 +4,24 @@
 //! |---|---|
 //! | PeerAuthentication | all of it |
 //! | DestinationRule | host, subsets, exportTo, workloadSelector; load balancing (simple), localityLbSetting, outlierDetection, connect timeout and limits, TLS modes DISABLE and ISTIO_MUTUAL; per port |
-//! | Gateway | servers with tls.mode AUTO_PASSTHROUGH |
-//! | VirtualService | HTTP routes of workloads' requests to Services: matches on path, method, headers, port; weights, timeouts, retries, rewrites, direct responses |
+//! | Gateway | servers with tls.mode AUTO_PASSTHROUGH; servers of HTTP |
+//! | VirtualService | HTTP routes of workloads' requests to Services and of what comes in by a Gateway: matches on path, method, authority, headers, port, gateway; weights, timeouts, retries, rewrites, direct responses |
 //!
 //! Nothing is ignored silently: every kind and field that this control plane does not act on becomes a [`Finding`],
 //! and a *security* object that it cannot fully obey closes the workloads it applies to (decision 29).
+
+pub mod ingress;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use serde_json::{Map, Value};
 
+use self::ingress::HttpServer;
 use crate::model::{Labels, exported, host_matches, selects};
+
+/// What a VirtualService calls the sidecars, among gateways.
+pub const MESH: &str = stolos_k8s::istio::MESH_GATEWAY;
 
 /// An Istio object, as read from the API.
 #[derive(Clone, Debug, PartialEq)]
@@ -121,7 +127,7 @@ impl Policies {
                 self.peers.push(policy);
             }
             "VirtualService" => {
-                self.virtual_services.extend(VirtualService::read(object, spec, domain, &mut fields));
+                self.virtual_services.push(VirtualService::read(object, spec, domain, &mut fields));
             }
             "Gateway" => {
                 self.gateways.push(GatewayConfig::read(object, spec, &mut fields));
@@ -335,19 +341,25 @@ pub struct GatewayConfig {
     pub selector: Labels,
     /// Its servers that pass mTLS through by SNI: port and hosts.
     pub passthrough: Vec<(u16, Vec<String>)>,
+    /// Its servers that take requests.
+    pub http: Vec<HttpServer>,
 }
 
 impl GatewayConfig {
     fn read(object: &Object, spec: &Map<String, Value>, left: &mut Vec<String>) -> Self {
         known(spec, "", &["selector", "servers"], left);
-        let mut passthrough = Vec::new();
+        let (mut passthrough, mut http) = (Vec::new(), Vec::new());
         for (at, server) in list(spec, "servers").iter().enumerate() {
             let path = format!("servers[{at}]");
             let Some(server) = server.as_object() else { continue };
+            if let Some(found) = HttpServer::read(server, &path, &object.namespace, left) {
+                http.extend(found);
+                continue;
+            }
             let mode = server.get("tls").and_then(|tls| tls.get("mode")).and_then(Value::as_str);
             let port = server.get("port").and_then(|p| p.get("number")).and_then(Value::as_u64);
             let (Some("AUTO_PASSTHROUGH"), Some(port)) = (mode, port.and_then(|p| u16::try_from(p).ok())) else {
-                left.push(format!("{path} (only tls.mode AUTO_PASSTHROUGH is)"));
+                left.push(format!("{path} (only tls.mode AUTO_PASSTHROUGH and protocol HTTP are)"));
                 continue;
             };
             known(server, &path, &["port", "hosts", "tls", "name"], left);
@@ -359,19 +371,29 @@ impl GatewayConfig {
             passthrough.push((port, hosts));
         }
         let selector = spec.get("selector").map(labels).unwrap_or_default();
-        Self { namespace: object.namespace.clone(), name: object.name.clone(), selector, passthrough }
+        Self { namespace: object.namespace.clone(), name: object.name.clone(), selector, passthrough, http }
+    }
+
+    /// As VirtualServices name it.
+    #[must_use]
+    pub fn id(&self) -> String {
+        format!("{}/{}", self.namespace, self.name)
     }
 }
 
-/// A VirtualService, as far as it says how workloads' requests are routed.
+/// A VirtualService, as far as it says how requests are routed: those of workloads, and those that come in by gateways.
 #[derive(Clone, Debug, PartialEq)]
 pub struct VirtualService {
     /// Its namespace.
     pub namespace: String,
     /// Its name.
     pub name: String,
-    /// The hosts it is for.
+    /// The hosts it is for, of what workloads send: those of Services.
     pub hosts: Vec<String>,
+    /// The hosts it is for, of what comes in by gateways.
+    pub outer_hosts: Vec<String>,
+    /// The gateways it is for, as `namespace/name`.
+    pub gateways: Vec<String>,
     /// Which namespaces see it.
     pub export_to: BTreeSet<String>,
     /// The first that matches decides.
@@ -434,8 +456,19 @@ pub struct HttpMatch {
     pub ignore_case: bool,
     /// Headers, the method among them as `:method`.
     pub headers: Vec<(String, TextMatch)>,
-    /// The service's port.
+    /// The service's port, or the gateway's.
     pub port: Option<u16>,
+    /// Only what is on its way through these, as `namespace/name`, or is sent by workloads (`mesh`); empty is all.
+    pub gateways: Vec<String>,
+}
+
+impl HttpMatch {
+    /// Whether it is for requests that come by this gateway (or `mesh`) to this port.
+    #[must_use]
+    pub fn applies(&self, gateway: &str, port: u16) -> bool {
+        let of_gateway = self.gateways.is_empty() || self.gateways.iter().any(|name| name == gateway);
+        of_gateway && self.port.is_none_or(|number| number == port)
+    }
 }
 
 /// How a text must be.
@@ -482,33 +515,40 @@ const RETRY_ON: &[&str] = &[
 ];
 
 impl VirtualService {
-    /// None when it says nothing about what workloads send.
-    fn read(object: &Object, spec: &Map<String, Value>, domain: &str, left: &mut Vec<String>) -> Option<Self> {
+    fn read(object: &Object, spec: &Map<String, Value>, domain: &str, left: &mut Vec<String>) -> Self {
         known(spec, "", &["hosts", "gateways", "http", "exportTo"], left);
-        let gateways = texts(spec, "gateways");
-        left.extend(gateways.iter().filter(|name| *name != "mesh").map(|name| format!("gateways: {name}")));
-        if !(gateways.is_empty() || gateways.iter().any(|name| name == "mesh")) {
-            return None;
-        }
+        let named = |written: String| ingress::gateway_name(&written, &object.namespace);
+        let mut gateways: Vec<_> = texts(spec, "gateways").into_iter().map(named).collect();
+        let of_mesh = gateways.is_empty() || gateways.iter().any(|name| name == MESH);
+        gateways.retain(|name| name != MESH);
         let full = |host: &str| {
             let short = !host.contains('.') && host != "*";
             if short { format!("{host}.{}.svc.{domain}", object.namespace) } else { host.to_owned() }
         };
         let suffix = format!(".svc.{domain}");
-        let (hosts, others): (Vec<_>, Vec<_>) =
-            texts(spec, "hosts").iter().map(|host| full(host)).partition(|host| host.ends_with(&suffix));
-        left.extend(others.into_iter().map(|host| format!("hosts: {host} (only those of Services are)")));
+        let all: Vec<_> = texts(spec, "hosts").iter().map(|host| full(host)).collect();
+        let (mut hosts, others): (Vec<_>, Vec<_>) = all.iter().cloned().partition(|host| host.ends_with(&suffix));
+        if of_mesh {
+            left.extend(others.into_iter().map(|host| format!("hosts: {host} (only those of Services are)")));
+        } else {
+            hosts.clear();
+        }
         let rules = list(spec, "http").iter().enumerate();
         let http =
             rules.filter_map(|(at, rule)| HttpRule::read(rule.as_object()?, &format!("http[{at}]"), &full, left));
-        let http = http.collect();
-        Some(Self {
+        let mut http: Vec<_> = http.collect();
+        for matching in http.iter_mut().flat_map(|rule| &mut rule.matches) {
+            matching.gateways = std::mem::take(&mut matching.gateways).into_iter().map(named).collect();
+        }
+        Self {
             namespace: object.namespace.clone(),
             name: object.name.clone(),
             hosts,
+            outer_hosts: if gateways.is_empty() { Vec::new() } else { all },
+            gateways,
             export_to: texts(spec, "exportTo").into_iter().collect(),
             http,
-        })
+        }
     }
 }
 
@@ -573,7 +613,8 @@ impl HttpMatch {
     /// None when it has a condition that is not understood: fewer requests match rather than more.
     fn read(map: &Map<String, Value>, path: &str, left: &mut Vec<String>) -> Option<Self> {
         let before = left.len();
-        known(map, path, &["name", "uri", "ignoreUriCase", "method", "headers", "port"], left);
+        let names = ["name", "uri", "ignoreUriCase", "method", "authority", "headers", "port", "gateways"];
+        known(map, path, &names, left);
         let mut read = |field: &str, value: &Value| {
             let found = TextMatch::read(value);
             if found.is_none() {
@@ -586,13 +627,16 @@ impl HttpMatch {
         for (name, value) in map.get("headers").and_then(Value::as_object).into_iter().flatten() {
             headers.extend(read("headers", value).map(|how| (name.to_ascii_lowercase(), how)));
         }
-        headers
-            .extend(map.get("method").and_then(|value| read("method", value)).map(|how| (":method".to_owned(), how)));
+        for field in ["method", "authority"] {
+            let how = map.get(field).and_then(|value| read(field, value));
+            headers.extend(how.map(|how| (format!(":{field}"), how)));
+        }
         (left.len() == before).then(|| Self {
             uri,
             ignore_case: map.get("ignoreUriCase").and_then(Value::as_bool).unwrap_or(false),
             headers,
             port: number(map, "port").and_then(|port| u16::try_from(port).ok()),
+            gateways: texts(map, "gateways"),
         })
     }
 }
@@ -1109,7 +1153,17 @@ mod tests {
                     json!({"host": "x", "trafficPolicy": {
                     "loadBalancer": {"consistentHash": {}}, "tunnel": {}}}),
                 ),
-                object("Gateway", "c", "ingress", 6, json!({"servers": [{"port": {"number": 80}}]})),
+                object(
+                    "Gateway",
+                    "c",
+                    "ingress",
+                    6,
+                    json!({"servers": [
+                    {"port": {"number": 80}},
+                    {"port": {"number": 443, "protocol": "HTTPS"}, "tls": {"mode": "SIMPLE", "credentialName": "a"}},
+                    {"port": {"number": 80, "protocol": "HTTP"}, "tls": {"httpsRedirect": true}},
+                    {"port": {"number": 81, "protocol": "http"}, "bind": "1.2.3.4"}]}),
+                ),
             ],
             "cluster.local",
         );
@@ -1126,9 +1180,9 @@ mod tests {
         AuthorizationPolicy deny: the kind AuthorizationPolicy is not supported by this control plane; because it cannot be fully obeyed, the workloads it applies to refuse all connections
         AuthorizationPolicy audit: the kind AuthorizationPolicy is not supported by this control plane
         Sidecar sidecar: the kind Sidecar is not supported by this control plane
-        VirtualService vs: not supported by this control plane: gateways: in, hosts: y.example.com (only those of Services are), http[0].match[0].sourceLabels, http[1].mirror, http[1].retries.retryOn: odd, http[2].redirect
+        VirtualService vs: not supported by this control plane: hosts: y.example.com (only those of Services are), http[0].match[0].sourceLabels, http[1].mirror, http[1].retries.retryOn: odd, http[2].redirect
         DestinationRule dr: not supported by this control plane: trafficPolicy.tunnel, trafficPolicy.loadBalancer.consistentHash
-        Gateway ingress: not supported by this control plane: servers[0] (only tls.mode AUTO_PASSTHROUGH is)
+        Gateway ingress: not supported by this control plane: servers[0] (only tls.mode AUTO_PASSTHROUGH and protocol HTTP are), servers[1].tls (HTTPS is not ended here), servers[2].tls.httpsRedirect, servers[3].bind
         ");
     }
 

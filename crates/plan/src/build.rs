@@ -2,6 +2,7 @@
 
 mod control;
 mod gateways;
+mod ingress;
 mod istio;
 mod leftovers;
 mod links;
@@ -26,7 +27,7 @@ use crate::{
 
 /// Those of the small engine.
 const PARTS: &[fn(&Scene<'_>, &mut Sketch)] =
-    &[trust::steps, control::steps, gateways::steps, links::steps, samples::steps, leftovers::steps];
+    &[trust::steps, control::steps, gateways::steps, ingress::steps, links::steps, samples::steps, leftovers::steps];
 
 /// Those of real Istio: trust, links and samples are the same, since Istio is whose objects they are.
 const ISTIO_PARTS: &[fn(&Scene<'_>, &mut Sketch)] =

@@ -370,6 +370,44 @@ fn one_network_needs_no_gateway() {
 }
 
 #[test]
+fn an_ingress_gateway_comes_where_the_file_wants_one_and_goes_with_the_wish() {
+    let mut world = World::new(&["a", "b"]);
+    let mut mesh = mesh(&[("a", "n"), ("b", "n")]);
+    world.run(&plan(&mesh, &world.observed).unwrap());
+    let values = json!({"replicaCount": 1, "autoscaling": {"enabled": true}, "service": {"type": "NodePort", "annotations": {"a/b": "c"}}});
+    mesh.control_plane.gateways.ingress = values.as_object().cloned();
+    mesh.samples = [Sample::Helloworld, Sample::Sleep, Sample::Bookinfo].into();
+    let wanted = plan(&mesh, &world.observed).unwrap();
+    let of_a: Vec<_> =
+        ids(&wanted).into_iter().filter(|id| id.contains("gateways/a/") || id.contains("bookinfo-gateway")).collect();
+    assert_eq!(
+        of_a,
+        [
+            "+ gateways/a/ingress-address",
+            "+ gateways/a/ingress",
+            "… gateways/a/ingress-ready",
+            "+ samples/a/bookinfo-gateway",
+            "+ samples/b/bookinfo-gateway",
+        ]
+    );
+    let notes: Vec<_> = wanted.notes.iter().map(|note| note.text.as_str()).collect();
+    assert_eq!(notes, ["the small engine does not act on these values of gateways.ingress: autoscaling.enabled"]);
+    world.run(&wanted);
+    assert_eq!(ids(&plan(&mesh, &world.observed).unwrap()), Vec::<String>::new());
+    let key = ObjectKey::new("v1", "Service", Some("istio-system"), "istio-ingressgateway");
+    let service = world.state("a").objects.get(&key).unwrap();
+    assert_eq!(
+        (&service["spec"]["type"], &service["metadata"]["annotations"]["a/b"]),
+        (&json!("NodePort"), &json!("c"))
+    );
+    mesh.control_plane.gateways.ingress = None;
+    let unwanted = plan(&mesh, &world.observed).unwrap();
+    assert!(unwanted.steps.iter().all(|step| step.action != Action::Add), "{:?}", ids(&unwanted));
+    world.run(&unwanted);
+    assert!(world.state("a").objects.get(&key).is_none());
+}
+
+#[test]
 fn what_is_built_needs_nothing_and_printing_it_shows_no_secret() {
     let mut world = World::new(&["east-1", "east-2", "west-1"]);
     let first = plan(&three(), &world.observed).unwrap();

@@ -128,6 +128,8 @@ pub(crate) struct Http {
     pub(crate) normalize: bool,
     /// Whether `//` is one slash.
     pub(crate) merge_slashes: bool,
+    /// Whether clients are outside the mesh: they are told apart by their address, and not believed about it.
+    pub(crate) edge: bool,
     /// Every request is answered 403.
     pub(crate) denied: bool,
     /// A stream on which nothing moves ends after this; zero is never.

@@ -12,6 +12,7 @@ mod envoy;
 mod fault_corpus;
 mod faults;
 mod helm;
+mod ingress;
 mod join_and_leave;
 mod lists;
 mod ristioctl;

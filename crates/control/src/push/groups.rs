@@ -7,13 +7,14 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use stolos_xds::envoy::config::listener::v3::Listener;
 use stolos_xds::{Resource, Resources};
 
 use super::shared::{self, Part, Shared};
 use crate::model::{ClusterView, Labels, Locality, ProxyInfo, ProxyKind, Resolution, Service, World};
 use crate::policy::LocalitySetting;
 use crate::translate::endpoints::Style;
-use crate::translate::{gateway, listeners, names};
+use crate::translate::{gateway, ingress, listeners, names};
 
 /// What proxies of one group have in common, and what else they are told apart by.
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -232,7 +233,14 @@ impl Groups {
         }
         let (built, routes) = match info.kind {
             ProxyKind::Sidecar => (listeners::outbound(&world, info), listeners::routes(&world, info)),
-            ProxyKind::Router => (gateway::listeners(&world, info), Vec::new()),
+            ProxyKind::Router => {
+                let mut built = gateway::listeners(&world, info);
+                // Of two servers that want one port in different ways, one gets it.
+                let free = |one: &Listener| built.iter().all(|have| have.name != one.name);
+                let more: Vec<_> = ingress::listeners(&world, info).into_iter().filter(free).collect();
+                built.extend(more);
+                (built, ingress::routes(&world, info))
+            }
         };
         let mut outward = Outward {
             clusters: Arc::new(parts.values().flat_map(|part| part.clusters.iter().cloned()).collect()),
@@ -286,6 +294,16 @@ fn wishes_of_router<'a>(world: &'a World, info: &'a ProxyInfo) -> Vec<RouterWish
             let wish = (passed.port.clone(), passed.subset, Style::Passthrough);
             by_host.entry(host).or_insert_with(|| (service, passed.rule, Vec::new())).2.push(wish);
         }
+    }
+    for sent in ingress::sent(world, info) {
+        let wish = (sent.port.clone(), sent.subset, Style::Client);
+        let of_host = by_host.entry(&sent.service.host).or_insert_with(|| {
+            let root = &world.settings.root_namespace;
+            let (host, namespace) = (&sent.service.host, &sent.service.namespace);
+            let rule = world.policies.destination(root, &info.namespace, &info.labels, host, namespace);
+            (sent.service, rule.map(Arc::new), Vec::new())
+        });
+        of_host.2.push(wish);
     }
     by_host.into_values().collect()
 }

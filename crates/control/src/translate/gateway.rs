@@ -121,6 +121,7 @@ mod tests {
             name: "cross-network-gateway".into(),
             selector: [("istio".to_owned(), "eastwestgateway".to_owned())].into(),
             passthrough: vec![(15443, vec![hosts.to_owned()])],
+            http: Vec::new(),
         };
         let rule = DestinationRule {
             namespace: fixture::NAMESPACE.into(),

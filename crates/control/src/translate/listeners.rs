@@ -23,7 +23,7 @@ use super::clusters::{self, BLACK_HOLE, PASSTHROUGH};
 use super::endpoints::Style;
 use super::parts::{ads, duration, http_filter, http_manager, listener_filter, tcp_proxy};
 use crate::model::{Health, Port, Protocol, ProxyInfo, Resolution, Service, World};
-use crate::policy::{Destination, HttpMatch, HttpRule, TextMatch};
+use crate::policy::{Destination, HttpMatch, HttpRule, MESH, TextMatch};
 
 /// The application protocols by which the HTTP inspector names plain HTTP.
 pub(super) const PLAIN_HTTP: [&str; 2] = ["http/1.1", "h2c"];
@@ -291,7 +291,9 @@ fn virtual_host(
 ) -> route::VirtualHost {
     let routes = match world.policies.virtual_service(&proxy.namespace, &service.host) {
         // No rule about HTTP: as if it were not there.
-        Some(rules) if !rules.http.is_empty() => rules.http.iter().flat_map(|rule| ruled(world, rule, port)).collect(),
+        Some(rules) if !rules.http.is_empty() => {
+            rules.http.iter().flat_map(|rule| ruled(world, rule, MESH, port.number)).collect()
+        }
         _ => {
             let cluster = clusters::name(Style::Client, port.number, "", &service.host);
             default_routes("default", any_path(), to_cluster(&cluster))
@@ -327,15 +329,20 @@ fn one_route(name: &str, matching: route::RouteMatch, action: route::route::Acti
     route::Route { name: name.to_owned(), r#match: Some(matching), action: Some(action), ..Default::default() }
 }
 
-/// The routes of one rule of a VirtualService, for a service port (Istio 1.30, section 13).
-fn ruled(world: &World, rule: &HttpRule, port: &Port) -> Vec<route::Route> {
+/// The port of a service that a destination means, where requests come to `port`.
+pub(super) fn destination_port(world: &World, to: &Destination, port: u16) -> u16 {
+    let service = world.services.by_host.get(to.host.as_str());
+    let only = service.filter(|service| service.ports.len() == 1).map(|service| service.ports[0].number);
+    to.port.or(only).unwrap_or(port)
+}
+
+/// The routes of one rule of a VirtualService, for what comes by `gateway` (`mesh`: from workloads) to a port (Istio
+/// 1.30, section 13).
+pub(super) fn ruled(world: &World, rule: &HttpRule, gateway: &str, port: u16) -> Vec<route::Route> {
     use route::route_action::{ClusterSpecifier, HostRewriteSpecifier};
     let mut action = route::RouteAction { timeout: rule.timeout.map(duration), ..Default::default() };
-    let name = |to: &Destination| {
-        let service = world.services.by_host.get(to.host.as_str());
-        let only = service.filter(|service| service.ports.len() == 1).map(|service| service.ports[0].number);
-        clusters::name(Style::Client, to.port.or(only).unwrap_or(port.number), &to.subset, &to.host)
-    };
+    let name =
+        |to: &Destination| clusters::name(Style::Client, destination_port(world, to, port), &to.subset, &to.host);
     let weighted: Vec<_> = rule.to.iter().filter(|to| to.weight > 0).collect();
     action.cluster_specifier = match (&rule.to[..], &weighted[..]) {
         ([], _) => None,
@@ -358,9 +365,8 @@ fn ruled(world: &World, rule: &HttpRule, port: &Port) -> Vec<route::Route> {
     let label = if rule.name.is_empty() { "default" } else { &rule.name };
     let all = [HttpMatch::default()];
     let matches = if rule.matches.is_empty() { &all[..] } else { &rule.matches };
-    let of_port = matches.iter().filter(|matching| matching.port.is_none_or(|number| number == port.number));
     let mut routes = Vec::new();
-    for wanted in of_port {
+    for wanted in matches.iter().filter(|matching| matching.applies(gateway, port)) {
         let matching = matching(wanted);
         if let Some((status, body)) = &rule.respond {
             let specifier = Some(core::data_source::Specifier::InlineString(body.clone()));

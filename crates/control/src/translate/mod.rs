@@ -9,6 +9,7 @@ pub mod endpoints;
 pub(crate) mod fixture;
 pub mod gateway;
 pub mod inbound;
+pub mod ingress;
 pub mod listeners;
 mod locality;
 pub mod names;

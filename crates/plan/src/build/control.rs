@@ -295,7 +295,7 @@ fn unused_values(mesh: &Mesh, sketch: &mut Sketch) {
     }
 }
 
-fn leaves(fields: &Map<String, Value>, path: &str, found: &mut Vec<String>) {
+pub(super) fn leaves(fields: &Map<String, Value>, path: &str, found: &mut Vec<String>) {
     for (field, value) in fields {
         let path = if path.is_empty() { field.clone() } else { format!("{path}.{field}") };
         match value.as_object() {

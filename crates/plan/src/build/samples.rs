@@ -1,10 +1,11 @@
 //! Workloads that a mesh file asks for.
 
 use serde_json::{Value, json};
-use stolos_spec::{Cluster, Sample};
+use stolos_spec::{Cluster, Role, Sample};
 
 use super::{Scene, Sketch, id};
 use crate::object::{SAMPLE_NAMESPACE, namespace, ours};
+use crate::values::Minor;
 use crate::{ClusterState, Condition, ObjectKey};
 
 const BOOKINFO_NAMESPACE: &str = "bookinfo";
@@ -33,8 +34,17 @@ pub(super) fn steps(scene: &Scene<'_>, sketch: &mut Sketch) {
             let deployments: Vec<_> = BOOKS.iter().map(|(service, version)| format!("{service}-{version}")).collect();
             let deployments: Vec<_> = deployments.iter().map(String::as_str).collect();
             place.install("bookinfo", BOOKINFO_NAMESPACE, bookinfo(), &deployments);
+            if scene.mesh.control_plane.gateways.ingress.is_some() && cluster.role == Role::Primary {
+                place.configure("bookinfo-gateway", BOOKINFO_NAMESPACE, bookinfo_gateway(api(scene)));
+            }
         }
     }
+}
+
+/// The API version of Istio's networking kinds: v1 from 1.22 on; v1beta1 is served by every version (B.4).
+fn api(scene: &Scene<'_>) -> &'static str {
+    let version = scene.mesh.control_plane.version.as_deref().filter(|_| scene.istio).and_then(Minor::of);
+    if version.is_some_and(|minor| minor < Minor(1, 22)) { "v1beta1" } else { "v1" }
 }
 
 /// The version that is there stays, although a cluster before this one may have left the file since.
@@ -80,6 +90,19 @@ impl Place<'_, '_> {
             }
             _ => self.sketch.write(cluster, self.state, step, vec![], vec![wanted]),
         }
+    }
+
+    /// Istio's own kinds: what a control plane reads.
+    fn configure(&mut self, name: &str, namespace: &str, objects: Vec<Value>) {
+        let cluster = self.cluster.name.as_str();
+        let of_mesh = |mut object: Value| {
+            object["metadata"]["namespace"] = namespace.into();
+            ours(self.scene.mesh_name(), object)
+        };
+        let objects = objects.into_iter().map(of_mesh).collect();
+        let before = ["crds-served", "ready"].map(|what| id("control", cluster, what));
+        let after = [self.id(&format!("namespace-{namespace}"))].into_iter().chain(before).collect();
+        self.sketch.write(cluster, self.state, self.id(name), after, objects);
     }
 
     fn install(&mut self, name: &str, namespace: &str, objects: Vec<Value>, deployments: &[&str]) {
@@ -149,6 +172,23 @@ fn bookinfo() -> Vec<Value> {
         objects.push(deployment(&format!("{name}-{version}"), &labels, &format!("bookinfo-{name}"), container));
     }
     objects
+}
+
+/// As Istio 1.28's samples/bookinfo/networking/bookinfo-gateway.yaml, but for the port: the Service's, which leads to
+/// the pods' 8080, whatever the way the gateway was installed.
+fn bookinfo_gateway(version: &str) -> Vec<Value> {
+    let api = format!("networking.istio.io/{version}");
+    let exact = |path: &str| json!({"uri": {"exact": path}});
+    let prefix = |path: &str| json!({"uri": {"prefix": path}});
+    vec![
+        json!({"apiVersion": api, "kind": "Gateway", "metadata": {"name": "bookinfo-gateway", "labels": {}},
+            "spec": {"selector": {"istio": "ingressgateway"}, "servers": [
+                {"port": {"number": 80, "name": "http", "protocol": "HTTP"}, "hosts": ["*"]}]}}),
+        json!({"apiVersion": api, "kind": "VirtualService", "metadata": {"name": "bookinfo", "labels": {}},
+            "spec": {"hosts": ["*"], "gateways": ["bookinfo-gateway"], "http": [{
+                "match": [exact("/productpage"), prefix("/static"), exact("/login"), exact("/logout"), prefix("/api/v1/products")],
+                "route": [{"destination": {"host": "productpage", "port": {"number": 9080}}}]}]}}),
+    ]
 }
 
 fn account(name: &str, labels: Value) -> Value {

@@ -361,6 +361,7 @@ fn http(message: &hcm::HttpConnectionManager, denied: bool, chain: &str, needed:
         request_id: message.generate_request_id.unwrap_or(true),
         normalize: message.normalize_path.unwrap_or(false),
         merge_slashes: message.merge_slashes,
+        edge: message.use_remote_address.unwrap_or(false),
         denied,
         idle: duration(message.stream_idle_timeout.as_ref())?.unwrap_or(Duration::from_secs(300)),
         streams: streams.unwrap_or(MOST_STREAMS).clamp(1, MOST_STREAMS),

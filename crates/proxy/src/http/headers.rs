@@ -8,6 +8,7 @@ use crate::tls::Peer;
 
 pub(crate) static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 pub(crate) static FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+static FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 pub(crate) static CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
 pub(crate) static ATTEMPT_COUNT: HeaderName = HeaderName::from_static("x-envoy-attempt-count");
 pub(crate) static SERVICE_TIME: HeaderName = HeaderName::from_static("x-envoy-upstream-service-time");
@@ -41,6 +42,19 @@ pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap) {
         headers.insert(header::TE, HeaderValue::from_static("trailers"));
     } else {
         headers.remove(header::TE);
+    }
+}
+
+/// Says where a request came from, after whatever the client says of it (Envoy's `use_remote_address`).
+pub(crate) fn forwarded_for(headers: &mut HeaderMap, client: std::net::IpAddr) {
+    let mut all: Vec<u8> = Vec::new();
+    for value in headers.get_all(&FORWARDED_FOR) {
+        all.extend_from_slice(value.as_bytes());
+        all.extend_from_slice(b",");
+    }
+    all.extend_from_slice(client.to_string().as_bytes());
+    if let Ok(value) = HeaderValue::from_bytes(&all) {
+        headers.insert(&FORWARDED_FOR, value);
     }
 }
 
@@ -193,6 +207,16 @@ mod tests {
             (HeaderName::from_static(name), HeaderValue::from_static(value))
         };
         rows.iter().map(row).collect()
+    }
+
+    #[test]
+    fn the_edge_adds_where_a_request_came_from_to_what_its_client_says() {
+        let mut headers = HeaderMap::new();
+        headers.append("x-forwarded-for", "192.0.2.1".parse().unwrap());
+        headers.append("x-forwarded-for", "192.0.2.2, 192.0.2.3".parse().unwrap());
+        forwarded_for(&mut headers, "203.0.113.9".parse().unwrap());
+        assert_eq!(headers.get_all("x-forwarded-for").iter().count(), 1);
+        assert_eq!(headers["x-forwarded-for"], "192.0.2.1,192.0.2.2, 192.0.2.3,203.0.113.9");
     }
 
     #[test]

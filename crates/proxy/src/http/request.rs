@@ -63,6 +63,10 @@ pub(super) fn prepare(connection: &Connection, parts: &mut Parts) {
             parts.headers.insert(&headers::REQUEST_ID, id);
         }
     }
+    if http.edge {
+        headers::forwarded_for(&mut parts.headers, connection.arrived.remote.ip());
+        parts.headers.remove(&headers::FORWARDED_PROTO);
+    }
     if !parts.headers.contains_key(&headers::FORWARDED_PROTO) {
         parts.headers.insert(&headers::FORWARDED_PROTO, HeaderValue::from_static(scheme(connection)));
     }
