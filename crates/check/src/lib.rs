@@ -25,6 +25,7 @@ pub use graph::{Format, graph};
 pub use proxies::{ProxyReport, ProxyStatus, TypeStatus, proxies};
 pub use reach::reaches;
 pub use report::{Latency, Pair, Refusal, Verdict, VerifyReport};
+pub use status::services::{Registered, ServicesReport, services};
 pub use status::{
     CertificateStatus, ClusterStatus, ControlPlaneStatus, GatewayStatus, PeerStatus, ServiceStatus, StatusReport,
     status,

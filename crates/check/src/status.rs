@@ -1,5 +1,7 @@
 //! What is there, as read from the clusters. Nothing here is assumed: what could not be read says so.
 
+pub(crate) mod services;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -250,19 +252,23 @@ impl Seen {
     }
 
     fn ready(&self, namespace: &str, service: &str) -> usize {
-        let of_service =
-            |s: &&Value| meta::namespace(s) == namespace && meta::label(s, istio::SERVICE_NAME_LABEL) == Some(service);
-        let addresses: BTreeSet<&str> = self
-            .slices
-            .iter()
-            .filter(of_service)
-            .flat_map(|s| s.get("endpoints").and_then(Value::as_array).into_iter().flatten())
-            .filter(|e| e.pointer("/conditions/ready").and_then(Value::as_bool).unwrap_or(true))
-            .flat_map(|e| e.get("addresses").and_then(Value::as_array).into_iter().flatten())
-            .filter_map(Value::as_str)
-            .collect();
-        addresses.len()
+        ready(&self.slices, namespace, service)
     }
+}
+
+/// How many addresses of a service are ready, among these EndpointSlices.
+fn ready(slices: &[Value], namespace: &str, service: &str) -> usize {
+    let of_service =
+        |s: &&Value| meta::namespace(s) == namespace && meta::label(s, istio::SERVICE_NAME_LABEL) == Some(service);
+    let addresses: BTreeSet<&str> = slices
+        .iter()
+        .filter(of_service)
+        .flat_map(|s| s.get("endpoints").and_then(Value::as_array).into_iter().flatten())
+        .filter(|e| e.pointer("/conditions/ready").and_then(Value::as_bool).unwrap_or(true))
+        .flat_map(|e| e.get("addresses").and_then(Value::as_array).into_iter().flatten())
+        .filter_map(Value::as_str)
+        .collect();
+    addresses.len()
 }
 
 fn cluster_status(

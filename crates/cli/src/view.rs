@@ -2,7 +2,7 @@
 
 use comfy_table::{Cell, CellAlignment, Table, presets};
 use serde_json::Value;
-use stolos_check::{Pair, PeerStatus, ProxyReport, ProxyStatus, StatusReport, Verdict, VerifyReport};
+use stolos_check::{Pair, PeerStatus, ProxyReport, ProxyStatus, ServicesReport, StatusReport, Verdict, VerifyReport};
 
 use crate::failure::plainly;
 use crate::screen::{Output, Screen, Tone};
@@ -300,6 +300,49 @@ pub(crate) fn status(screen: &Screen, report: &StatusReport, output: Output) -> 
         }
         text += &format!("\n{}", lines(&services));
     }
+    for note in notes {
+        text += &format!("\n{} {note}", screen.data_tone(Tone::Warn, "!"));
+    }
+    text
+}
+
+/// The registry listing.
+pub(crate) fn services(screen: &Screen, report: &ServicesReport) -> String {
+    let names: Vec<_> = report.clusters.iter().map(|c| c.name.as_str()).collect();
+    let asked = report.clusters.iter().filter(|c| c.registry).count();
+    let mut table = named(["HOST", "PORTS"].into_iter().chain(names.iter().copied()).chain(["REGISTRIES"]));
+    let mut notes: Vec<String> = report
+        .clusters
+        .iter()
+        .filter_map(|c| match &c.unreachable {
+            Some(why) => Some(format!("{} was not asked: {why}", c.name)),
+            None => (!c.registry)
+                .then(|| format!("the registry of {} was not measured: its control plane did not show it", c.name)),
+        })
+        .collect();
+    for service in &report.services {
+        let ports = service.ports.iter().map(|port| match port.protocol.as_str() {
+            "TCP" => port.port.to_string(),
+            other => format!("{}/{other}", port.port),
+        });
+        let mut row = vec![Cell::new(&service.host), Cell::new(ports.collect::<Vec<_>>().join(","))];
+        let count = |name: &&str| service.endpoints.get(*name).map_or("-".to_owned(), ToString::to_string);
+        row.extend(names.iter().map(|name| Cell::new(count(name)).set_alignment(CellAlignment::Right)));
+        let behind = service.behind(&report.clusters);
+        row.push(Cell::new(match (asked, behind.is_empty()) {
+            (0, _) => "-".to_owned(),
+            (_, true) => screen.data_tone(Tone::Good, "same"),
+            _ => screen.data_tone(Tone::Warn, &format!("{} of {asked} same", asked - behind.len())),
+        }));
+        table.add_row(row);
+        notes.extend(behind.into_iter().map(|cluster| {
+            let has = service.registries.get(cluster).into_iter().flatten();
+            let has: Vec<_> = has.map(|(of, count)| format!("{count} in {of}")).collect();
+            let has = if has.is_empty() { "nothing".to_owned() } else { has.join(", ") };
+            format!("{}: the registry of {cluster} has {has}", service.host)
+        }));
+    }
+    let mut text = lines(&table);
     for note in notes {
         text += &format!("\n{} {note}", screen.data_tone(Tone::Warn, "!"));
     }

@@ -11,21 +11,40 @@ use crate::view;
 pub(crate) struct StatusArgs {
     #[command(flatten)]
     built: BuiltArgs,
+
+    /// Say which services there are: host, ports, endpoints per cluster, and whether every control plane knows them
+    #[arg(long)]
+    services: bool,
+
     #[command(flatten)]
     output: OutputArgs,
 }
 
 pub(crate) async fn run(args: StatusArgs, screen: &Screen) -> Result<Exit, Failure> {
     let (mesh, clusters) = args.built.ask(screen).await?;
+    if args.services {
+        let report = stolos_check::services(&mesh, &clusters).await;
+        match args.output.output {
+            output if output.is_document() => screen.document(output, &report)?,
+            _ => screen.data(&view::services(screen, &report)),
+        }
+        let unreachable = report.clusters.iter().filter(|c| c.unreachable.is_some()).count();
+        return Ok(ends(unreachable, report.clusters.len()));
+    }
     let report = stolos_check::status(&mesh, &clusters).await;
     match args.output.output {
         output if output.is_document() => screen.document(output, &report)?,
         output => screen.data(&view::status(screen, &report, output)),
     }
     let unreachable = report.clusters.iter().filter(|c| c.unreachable.is_some()).count();
-    Ok(match unreachable {
+    Ok(ends(unreachable, report.clusters.len()))
+}
+
+/// By how many of all did not answer.
+fn ends(unreachable: usize, all: usize) -> Exit {
+    match unreachable {
         0 => Exit::Good,
-        all if all == report.clusters.len() => Exit::Error,
+        some if some == all => Exit::Error,
         _ => Exit::Partial,
-    })
+    }
 }

@@ -1,9 +1,9 @@
 //! What comes from outside the mesh: an ingress gateway in front of services of two clusters on two networks, with our
-//! proxy and with Envoy.
+//! proxy and with Envoy, and the book shop whose details run in the other cluster.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Service;
@@ -176,4 +176,112 @@ async fn requests_from_outside_reach_both_clusters() {
 async fn requests_from_outside_reach_both_clusters_through_envoy() {
     let Some(envoy) = crate::programs::program("STOLOS_ENVOY") else { return };
     serves("outer-envoy", Some(envoy)).await;
+}
+
+/// A part of Istio's book shop: its Service, and the pods behind it where there are to be some.
+fn book(name: &str, version: Option<&str>) -> Vec<Value> {
+    let service = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name, "namespace": "bookinfo", "labels": {"app": name}},
+        "spec": {"selector": {"app": name}, "ports": [{"name": "http", "port": 9080}]}});
+    let pods = version.map(|version| {
+        let labels = json!({"app": name, "version": version});
+        json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": format!("{name}-{version}"), "namespace": "bookinfo"},
+            "spec": {"selector": {"matchLabels": labels}, "template": {"metadata": {"labels": labels}, "spec": {
+                "terminationGracePeriodSeconds": 1, "containers": [{"name": name,
+                    "image": format!("docker.io/istio/examples-bookinfo-{name}-{version}:1.20.3"), "ports": [{"containerPort": 9080}]}]}}}})
+    });
+    std::iter::once(service).chain(pods).collect()
+}
+
+/// Istio's samples/bookinfo/networking/bookinfo-gateway.yaml.
+fn book_gateway() -> [Value; 2] {
+    let (exact, prefix) = (|path: &str| json!({"uri": {"exact": path}}), |path: &str| json!({"uri": {"prefix": path}}));
+    let object = |kind: &str, name: &str, spec: Value| json!({"apiVersion": "networking.istio.io/v1", "kind": kind, "metadata": {"name": name, "namespace": "bookinfo"}, "spec": spec});
+    [
+        object(
+            "Gateway",
+            "bookinfo-gateway",
+            json!({"selector": {"istio": "ingressgateway"}, "servers": [
+            {"port": {"number": 80, "name": "http", "protocol": "HTTP"}, "hosts": ["*"]}]}),
+        ),
+        object(
+            "VirtualService",
+            "bookinfo",
+            json!({"hosts": ["*"], "gateways": ["bookinfo-gateway"], "http": [{
+            "match": [exact("/productpage"), prefix("/static"), exact("/login"), exact("/logout"), prefix("/api/v1/products")],
+            "route": [{"destination": {"host": "productpage", "port": {"number": 9080}}}]}]}),
+        ),
+    ]
+}
+
+/// What the registry listing says of `details`.
+async fn details(world: &World, file: &Path) -> Value {
+    let report = world.good(&["status", "-f", text(file), "--services", "-o", "json"]).await.document();
+    let all = report["services"].as_array().unwrap();
+    let found = all.iter().find(|service| service["host"] == "details.bookinfo.svc.cluster.local");
+    found.unwrap_or_else(|| panic!("no details: {report:#}")).clone()
+}
+
+/// The shop's front is in one cluster and says that it cannot fetch a book's details: nobody serves them. A cluster
+/// that does joins, and the page has them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bookinfo_gets_its_details_from_the_cluster_that_joins() {
+    let mut world = World::new();
+    let everyone = world.write("lab.yaml", &mesh("books", 2, ""));
+    let file = world.write("mesh.yaml", &mesh("books", 1, ""));
+    world.up(&everyone).await;
+    world.good(&["apply", "-f", text(&file), "--yes"]).await;
+    let clusters = world.clusters(&["books-a", "books-b"]).await;
+    let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "bookinfo", "labels": {"istio-injection": "enabled"}}});
+    write(&clusters[0], &namespace).await;
+    // The Service is there without pods: it is the name by which the page asks.
+    let parts = [("details", None), ("ratings", Some("v1")), ("reviews", Some("v3")), ("productpage", Some("v1"))];
+    for object in parts.into_iter().flat_map(|(name, version)| book(name, version)).chain(book_gateway()) {
+        write(&clusters[0], &object).await;
+    }
+    let at = address(&clusters[0]).await;
+    let page = |says: &'static str, within: u64| async move {
+        eventually(says, Duration::from_secs(within), || async {
+            let answer = ask(at, "GET /productpage").await?;
+            let is_so = answer.status == 200 && answer.body.contains(says);
+            if is_so { Ok(answer) } else { Err(format!("{answer:?}")) }
+        })
+        .await
+    };
+    let without = page("Error fetching product details", 60).await;
+    assert!(!without.body.contains("publisher"), "{without:?}");
+    for (path, status) in [("/api/v1/products/0/reviews", 200), ("/productpage/x", 404), ("/details/0", 404)] {
+        let answer = ask(at, &format!("GET {path}")).await.unwrap();
+        assert_eq!(answer.status, status, "{path}: {answer:?}");
+    }
+    let before = details(&world, &file).await;
+    assert_eq!((&before["endpoints"], &before["ports"][0]["port"]), (&json!({"a": 0}), &json!(9080)), "{before:#}");
+
+    // The other cluster joins; details run there.
+    world.write("mesh.yaml", &mesh("books", 2, ""));
+    world.good(&["apply", "-f", text(&file), "--yes"]).await;
+    write(&clusters[1], &namespace).await;
+    for object in book("details", Some("v1")) {
+        write(&clusters[1], &object).await;
+    }
+    eventually("details run", Duration::from_secs(60), || async {
+        let ready = crate::setup_mesh::ready_pods(&clusters[1].client, "bookinfo", "details").await;
+        if ready.is_empty() { Err("no pod is ready") } else { Ok(()) }
+    })
+    .await;
+    let shown = page("publisher", 5).await;
+    assert!(shown.body.contains("William Shakespeare") && !shown.body.contains("Error fetching"), "{shown:?}");
+
+    let now = details(&world, &file).await;
+    assert_eq!(now["endpoints"], json!({"a": 0, "b": 1}), "{now:#}");
+    // Both control planes have it, so that whoever asks in either cluster is sent there.
+    for registry in ["a", "b"] {
+        assert_eq!(now["registries"][registry]["b"], 1, "{now:#}");
+    }
+    let table = world.good(&["status", "-f", text(&file), "--services"]).await.out;
+    let line = table.lines().find(|line| line.starts_with("details.bookinfo")).unwrap_or_else(|| panic!("{table}"));
+    assert_eq!(
+        line.split_whitespace().collect::<Vec<_>>(),
+        ["details.bookinfo.svc.cluster.local", "9080", "0", "1", "same"]
+    );
+    say(&table);
 }
