@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use stolos_cluster::{Cluster, Kubeconfig, connect};
 use stolos_plan::quoted;
-use stolos_spec::{Mesh, Origin, Reading, Sample, SourceText};
+use stolos_spec::{Mesh, Origin, Reading, Sample, SourceText, Told};
 
 use crate::failure::Failure;
 use crate::screen::{Output, Screen, count};
@@ -14,16 +14,53 @@ use crate::screen::{Output, Screen, count};
 /// Which mesh.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct MeshArgs {
-    /// The mesh: a `Mesh` document, a topology.yaml (with its base.yaml beside it), or a ristioctl file; `-` is standard input
+    /// The mesh: a `Mesh`, a topology.yaml (with its base.yaml beside it), a ristioctl file, Karmada's policies, or the
+    /// files of a shared control plane; `-` is standard input
     #[arg(short, long, value_name = "FILE", env = "STOLOS_FILE")]
-    pub(crate) file: Option<PathBuf>,
+    pub(crate) file: Vec<PathBuf>,
 
     /// Helm values to lay over what Stolos computes, or the gateway that `gen-eastwest-gateway.sh` printed
     #[arg(long, value_name = "FILE")]
     pub(crate) base: Option<PathBuf>,
 
     #[command(flatten)]
+    pub(crate) told: ToldArgs,
+
+    #[command(flatten)]
     pub(crate) state: StateArgs,
+}
+
+/// Over what the files of other systems have no place for.
+const LEFT_OUT: &str = "What other systems' files leave out";
+
+/// What the files of other systems have no place for.
+#[derive(Args, Clone, Debug, Default)]
+pub(crate) struct ToldArgs {
+    /// The cluster whose control plane the others share
+    #[arg(long, value_name = "CONTEXT[=NETWORK]", help_heading = LEFT_OUT)]
+    primary: Option<String>,
+
+    /// A cluster that shares it
+    #[arg(long, value_name = "CONTEXT[=NETWORK]", requires = "primary", help_heading = LEFT_OUT)]
+    remote: Vec<String>,
+
+    /// The mesh's name, where no file says it
+    #[arg(long, value_name = "ID", env = "MESH_ID", hide_env_values = true, help_heading = LEFT_OUT)]
+    mesh_id: Option<String>,
+}
+
+impl ToldArgs {
+    fn told(&self) -> Told {
+        let cluster = |text: &String| match text.rsplit_once('=') {
+            Some((context, network)) => (context.to_owned(), Some(network.to_owned())),
+            None => (text.clone(), None),
+        };
+        Told {
+            name: self.mesh_id.clone().filter(|name| !name.is_empty()),
+            primary: self.primary.as_ref().map(cluster),
+            remotes: self.remote.iter().map(cluster).collect(),
+        }
+    }
 }
 
 /// Where things are remembered.
@@ -66,11 +103,19 @@ impl BuiltArgs {
 
     /// Another command about the same mesh, as a person would type it.
     pub(crate) fn other(&self, command: &str) -> String {
-        let MeshArgs { file, base, state: StateArgs { state } } = &self.mesh;
-        let given = [("-f", file), ("--base", base), ("--state", state), ("--kubeconfig", &self.clusters.kubeconfig)];
-        let flags = given
-            .iter()
-            .filter_map(|(flag, path)| Some(format!(" {flag} {}", quoted(&path.as_ref()?.to_string_lossy()))));
+        let MeshArgs { file, base, told: ToldArgs { primary, remote, mesh_id: _ }, state: StateArgs { state } } =
+            &self.mesh;
+        let path = |path: &PathBuf| path.to_string_lossy().into_owned();
+        let given = [
+            ("-f", file.iter().map(path).collect()),
+            ("--base", base.iter().map(path).collect()),
+            ("--primary", primary.iter().cloned().collect()),
+            ("--remote", remote.clone()),
+            ("--state", state.iter().map(path).collect()),
+            ("--kubeconfig", self.clusters.kubeconfig.iter().map(path).collect::<Vec<_>>()),
+        ];
+        let flags =
+            given.iter().flat_map(|(flag, values)| values.iter().map(move |v| format!(" {flag} {}", quoted(v))));
         format!("stolos {command}{}", flags.collect::<String>())
     }
 
@@ -134,19 +179,21 @@ impl MeshArgs {
 
     fn reading(&self, screen: &Screen) -> Result<Reading, Failure> {
         let path = self.path()?;
-        let file = source(&path)?;
-        let base = match (&self.base, stolos_spec::recognise(&file)) {
-            (Some(base), _) => Some(source(base)?),
-            (None, Some(Origin::Topology)) => match path.with_file_name("base.yaml") {
+        let files = if self.file.is_empty() { std::slice::from_ref(&path) } else { &self.file[..] };
+        let files = files.iter().map(|path| source(path)).collect::<Result<Vec<_>, _>>()?;
+        let topology = files.len() == 1 && stolos_spec::recognise(&files[0]) == Some(Origin::Topology);
+        let base = match &self.base {
+            Some(base) => Some(source(base)?),
+            None if topology => match path.with_file_name("base.yaml") {
                 beside if beside.is_file() => {
                     screen.line(format!("Reading {} with {}", path.display(), beside.display()));
                     Some(source(&beside)?)
                 }
                 _ => None,
             },
-            (None, _) => None,
+            None => None,
         };
-        let mut reading = stolos_spec::read(&file, base.as_ref())?;
+        let mut reading = stolos_spec::read_all(&files, base.as_ref(), &self.told.told())?;
         let mesh = &mut reading.mesh;
         // setup-mesh.sh took the organization from the environment; a topology.yaml has no place for it.
         if mesh.origin == Origin::Topology
@@ -158,7 +205,7 @@ impl MeshArgs {
     }
 
     fn path(&self) -> Result<PathBuf, Failure> {
-        if let Some(file) = &self.file {
+        if let Some(file) = self.file.first() {
             return Ok(file.clone());
         }
         let usual = ["mesh.yaml", "topology.yaml"];

@@ -1,9 +1,9 @@
 //! Reads a mesh from any of the files it may stand in, recognised by what is in them.
 
 use crate::mesh::{Mesh, Origin};
-use crate::problem::{At, Notes, Problem, Problems, SourceText, Warning, nearest, quoted};
+use crate::problem::{At, Notes, Problem, Problems, SourceText, Warning, finish_all, nearest, quoted};
 use crate::yaml::{Node, Value, documents};
-use crate::{mesh_file, ristioctl, topology};
+use crate::{karmada, mesh_file, ristioctl, shared, topology};
 
 /// What was understood of a file.
 #[derive(Clone, Debug, PartialEq)]
@@ -21,10 +21,97 @@ pub struct Reading {
 ///
 /// With everything that is wrong with the files.
 pub fn read(file: &SourceText, base: Option<&SourceText>) -> Result<Reading, Problems> {
+    read_all(std::slice::from_ref(file), base, &Told::default())
+}
+
+/// Reads a file that is a mesh by itself, or says what it is instead.
+fn read_one(file: &SourceText, base: Option<&SourceText>) -> Result<Reading, Problems> {
     let mut notes = Notes::on(file);
     let mut base_notes = base.map(Notes::on);
     let mesh = understand(&mut notes, base_notes.as_mut());
     let (mesh, warnings) = notes.finish(mesh, base_notes)?;
+    Ok(Reading { mesh, warnings })
+}
+
+/// What the files of other systems have no place for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Told {
+    /// The mesh's name.
+    pub name: Option<String>,
+    /// The cluster whose control plane the others share: its context, and its network where one is told.
+    pub primary: Option<(String, Option<String>)>,
+    /// Clusters that share it, likewise.
+    pub remotes: Vec<(String, Option<String>)>,
+}
+
+/// Reads one mesh from several files of another system: Karmada's policies with what stands beside them, or the
+/// kubeconfigs, remote secrets and values of a shared control plane. A single file may be of any kind.
+///
+/// # Errors
+///
+/// With everything that is wrong with the files.
+pub fn read_all(files: &[SourceText], base: Option<&SourceText>, told: &Told) -> Result<Reading, Problems> {
+    let none = SourceText::new("", "");
+    let mut common = Notes::on(&none);
+    if let [only] = files
+        && recognise(only).is_some()
+    {
+        if told.primary.is_none() && told.remotes.is_empty() {
+            return read_one(only, base);
+        }
+        common
+            .problem(None, format!("{} says itself which clusters there are", only.path.display()))
+            .hint("leave `--primary` and `--remote` away");
+    }
+    let mut read_files = Vec::new();
+    for file in files {
+        let mut notes = Notes::on(file);
+        let documents = documents(&mut notes).unwrap_or_default();
+        // Also where what stands in it is refused.
+        let credentials =
+            |node: &Node| node.get("users").is_some() || node.get("kind").and_then(Node::text) == Some("Secret");
+        if documents.iter().any(credentials) {
+            notes.keep_secrets();
+        }
+        read_files.push((notes, documents));
+    }
+    let all = || read_files.iter().flat_map(|(_, documents)| documents);
+    let foreign =
+        |node: &Node| shared::is_kubeconfig(node) || shared::is_remote_secret(node) || shared::is_values(node);
+    let (karmada, remote) = (all().any(karmada::is_one), all().any(foreign) && told.primary.is_some());
+    // What is no part of such files is refused with its own words.
+    for (notes, documents) in &mut read_files {
+        for document in documents.iter() {
+            let mesh = mesh_file::is_one(document) || topology::is_one(document) || ristioctl::is_one(document);
+            if mesh && files.len() > 1 {
+                let at = document.entries().first().map_or(document.at, |e| e.key_at);
+                notes.problem(at, "this is a mesh of its own").expected("one mesh, in one file");
+            } else if !karmada && !(remote && foreign(document)) && !mesh {
+                refuse(notes, document);
+                break;
+            }
+        }
+    }
+    let mut mesh = match (karmada, remote) {
+        (true, _) => karmada::read(&mut common, &mut read_files, told),
+        (false, true) => shared::read(&mut common, &mut read_files, told),
+        (false, false) => None,
+    };
+    if read_files.iter().all(|(_, documents)| documents.is_empty()) && common.is_clean() {
+        if let ([file], true) = (files, told.primary.is_none()) {
+            return read_one(file, base);
+        }
+        mesh = match told.primary {
+            Some(_) => shared::read(&mut common, &mut [], told),
+            None => mesh,
+        };
+    }
+    let mut base_notes = base.map(Notes::on);
+    if let (Some(mesh), Some(base)) = (&mut mesh, &mut base_notes) {
+        topology::lay_over(base, mesh);
+    }
+    let notes = std::iter::once(common).chain(read_files.into_iter().map(|(notes, _)| notes)).chain(base_notes);
+    let (mesh, warnings) = finish_all(mesh, notes.collect())?;
     Ok(Reading { mesh, warnings })
 }
 
@@ -107,7 +194,7 @@ fn api_and_kind(node: &Node) -> (&str, &str) {
 }
 
 /// What a document is, where it is something known.
-fn what_is(node: &Node) -> Option<String> {
+pub(crate) fn what_is(node: &Node) -> Option<String> {
     let (api, kind) = api_and_kind(node);
     let group = api.split('/').next().unwrap_or_default();
     let what = match (group, kind) {
@@ -119,8 +206,8 @@ fn what_is(node: &Node) -> Option<String> {
             format!("Karmada's {}", quoted(kind))
         }
         ("v1", "Config") => "a kubeconfig".to_owned(),
-        ("v1", "Secret") if is_remote_secret(node) => "a remote secret of Istio's".to_owned(),
-        ("", "") if node.get("remotePilotAddress").is_some() => "the values of an `istio-remote` chart".to_owned(),
+        ("v1", "Secret") if shared::is_remote_secret(node) => "a remote secret of Istio's".to_owned(),
+        ("", "") if shared::is_values(node) => "the values of an `istio-remote` chart".to_owned(),
         ("", "") if node.get("global").is_some() => "a file of Helm values".to_owned(),
         (group, kind) if group.ends_with("istio.io") => format!("an Istio object of kind {}", quoted(kind)),
         (_, "") => return None,
@@ -142,14 +229,18 @@ fn hint(node: &Node) -> Option<String> {
             "name it `base.yaml` beside a topology.yaml, or give it below `spec.controlPlane.values` of a `Mesh`"
         }
         ("policy.karmada.io", _) => {
-            "a placement policy says where workloads go; the mesh it works in has a file of its own"
+            "only a PropagationPolicy names clusters; the mesh it works in has a file of its own"
         }
-        ("v1", "Config") => "`stolos init CONTEXT…` writes a mesh file from its contexts",
-        ("v1", "Secret") if is_remote_secret(node) => {
-            "Stolos makes the remote secrets of a mesh itself; name the cluster in a mesh file"
+        ("v1", "Config") => {
+            "`stolos init CONTEXT…` writes a mesh file from its contexts; of a cluster that shares another's control plane, \
+             say whose: `--primary CONTEXT`"
         }
-        ("", "") if node.get("remotePilotAddress").is_some() => {
-            "a shared control plane is written `controlPlane: {primary: NAME}` at the remote cluster of a `Mesh`"
+        ("v1", "Secret") if shared::is_remote_secret(node) => {
+            "Stolos makes the remote secrets of a mesh itself; of a cluster that shares another's control plane, say whose: \
+             `--primary CONTEXT`"
+        }
+        ("", "") if shared::is_values(node) => {
+            "say whose control plane is shared, and with whom: `--primary CONTEXT --remote CONTEXT`"
         }
         ("", "") if node.get("global").is_some() => "give it below `spec.controlPlane.values` of a `Mesh`",
         ("", "") => {
@@ -163,17 +254,9 @@ fn hint(node: &Node) -> Option<String> {
     Some(hint.to_owned())
 }
 
-fn labels(node: &Node) -> &[crate::yaml::Entry] {
-    node.get("metadata").and_then(|m| m.get("labels")).map(Node::entries).unwrap_or_default()
-}
-
-fn is_remote_secret(node: &Node) -> bool {
-    labels(node).iter().any(|e| e.key == "istio/multiCluster")
-}
-
 /// A label whose value is a boolean: YAML's old trap, which an API server answers with a bare 400.
 fn boolean_label(notes: &mut Notes<'_>, node: &Node) {
-    let wrong: Vec<(At, String, String)> = labels(node)
+    let wrong: Vec<(At, String, String)> = shared::labels(node)
         .iter()
         .filter(|e| e.value.boolean().is_some())
         .map(|e| (e.value.at, e.key.clone(), e.value.description()))

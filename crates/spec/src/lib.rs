@@ -11,17 +11,19 @@ mod draft;
 mod eastwest;
 mod file;
 mod fleet;
+mod karmada;
 pub mod mesh;
 mod mesh_file;
 mod name;
 mod problem;
 mod ristioctl;
+mod shared;
 mod topology;
 mod write;
 mod yaml;
 
 pub use draft::{DEFAULT_NETWORK, DEFAULT_TRUST_DOMAIN};
-pub use file::{Reading, read, recognise};
+pub use file::{Reading, Told, read, read_all, recognise};
 pub use fleet::{FleetMember, from_fleet};
 pub use mesh::{
     Api, Charts, Cluster, ControlPlane, Engine, Gateways, ISTIO_CHARTS, Installer, IntermediateTrust, Mesh, Mtls,

@@ -156,17 +156,33 @@ pub(crate) struct At {
 /// Collects everything there is to say about one file.
 pub(crate) struct Notes<'a> {
     file: &'a SourceText,
+    /// Whether credentials stand in the file.
+    secret: bool,
     problems: Vec<(usize, Problem)>,
     warnings: Vec<Warning>,
 }
 
 impl<'a> Notes<'a> {
     pub(crate) fn on(file: &'a SourceText) -> Self {
-        Self { file, problems: Vec::new(), warnings: Vec::new() }
+        Self { file, secret: false, problems: Vec::new(), warnings: Vec::new() }
     }
 
     pub(crate) fn file(&self) -> &'a SourceText {
         self.file
+    }
+
+    /// Credentials stand in this file: of its lines only those are shown that can hold none.
+    pub(crate) fn keep_secrets(&mut self) {
+        self.secret = true;
+    }
+
+    fn place(&self, at: Option<At>) -> Option<Place> {
+        const HARMLESS: [&str; 7] =
+            ["apiVersion:", "kind:", "metadata:", "labels:", "istio/multiCluster:", "contexts:", "users:"];
+        let at = at?;
+        let line = self.line(at.line).trim_start();
+        let harmless = HARMLESS.iter().any(|key| line.starts_with(key)) && !line.contains(['{', ',', '[']);
+        if self.secret && !harmless { None } else { place(&self.file.text, at) }
     }
 
     /// Notes a problem; what was expected and a hint can be added to what comes back.
@@ -174,7 +190,7 @@ impl<'a> Notes<'a> {
         let at = at.into();
         let problem = Problem {
             file: self.file.path.clone(),
-            place: at.and_then(|at| place(&self.file.text, at)),
+            place: self.place(at),
             what: what.into(),
             expected: None,
             hint: None,
@@ -186,10 +202,17 @@ impl<'a> Notes<'a> {
     pub(crate) fn warn(&mut self, at: impl Into<Option<At>>, what: impl Into<String>, instead: impl Into<String>) {
         self.warnings.push(Warning {
             file: self.file.path.clone(),
-            place: at.into().and_then(|at| place(&self.file.text, at)),
+            place: self.place(at.into()),
             what: what.into(),
             instead: instead.into(),
         });
+    }
+
+    /// Takes over what was said about a text inside this file, at the place where that stands.
+    pub(crate) fn adopt(&mut self, inner: Notes<'_>, at: At) {
+        for warning in inner.warnings {
+            self.warn(at, warning.what, warning.instead);
+        }
     }
 
     pub(crate) fn is_clean(&self) -> bool {

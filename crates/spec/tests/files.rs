@@ -806,16 +806,7 @@ fn other_peoples_files_are_called_by_their_names() {
     1 | kind: Config
       |       ^^^^^^
       = expected: `kind: Mesh`, a topology.yaml (`mesh_id`, `contexts`), or ristioctl's `Certificate` and `Cluster`
-    hint: `stolos init CONTEXT…` writes a mesh file from its contexts
-    "#);
-    insta::assert_snapshot!(told("karmada/policy-1-even.yaml"), @r#"
-    error: this is Karmada's `PropagationPolicy`, not a mesh
-     --> policy-1-even.yaml:2:7
-      |
-    2 | kind: PropagationPolicy
-      |       ^^^^^^^^^^^^^^^^^
-      = expected: `kind: Mesh`, a topology.yaml (`mesh_id`, `contexts`), or ristioctl's `Certificate` and `Cluster`
-    hint: a placement policy says where workloads go; the mesh it works in has a file of its own
+    hint: `stolos init CONTEXT…` writes a mesh file from its contexts; of a cluster that shares another's control plane, say whose: `--primary CONTEXT`
     "#);
     insta::assert_snapshot!(told("karmada/remote-secret-as-printed.yaml"), @r#"
     error: this is a remote secret of Istio's, not a mesh
@@ -824,7 +815,7 @@ fn other_peoples_files_are_called_by_their_names() {
     2 | kind: Secret
       |       ^^^^^^
       = expected: `kind: Mesh`, a topology.yaml (`mesh_id`, `contexts`), or ristioctl's `Certificate` and `Cluster`
-    hint: Stolos makes the remote secrets of a mesh itself; name the cluster in a mesh file
+    hint: Stolos makes the remote secrets of a mesh itself; of a cluster that shares another's control plane, say whose: `--primary CONTEXT`
 
     error: the label `istio/multiCluster` is the boolean `true`
      --> remote-secret-as-printed.yaml:5:25
@@ -849,7 +840,7 @@ fn other_peoples_files_are_called_by_their_names() {
     1 | envoyStatsd:
       | ^^^^^^^^^^^
       = expected: `kind: Mesh`, a topology.yaml (`mesh_id`, `contexts`), or ristioctl's `Certificate` and `Cluster`
-    hint: a shared control plane is written `controlPlane: {primary: NAME}` at the remote cluster of a `Mesh`
+    hint: say whose control plane is shared, and with whom: `--primary CONTEXT --remote CONTEXT`
     "#);
     insta::assert_snapshot!(problems(""), @r#"
     error: the file is empty
@@ -1117,4 +1108,266 @@ spec:
     let warnings: Vec<_> = reading.warnings.iter().map(ToString::to_string).collect();
     assert_eq!(warnings.len(), 1, "{warnings:?}");
     assert!(warnings[0].contains("`spec.controlPlane.values.spec.profile`"), "{}", warnings[0]);
+}
+
+mod of_other_systems {
+    use super::*;
+    use stolos_spec::{Role, Told, read_all};
+
+    fn file(path: &str) -> SourceText {
+        let folder = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/inputs"));
+        let text = std::fs::read_to_string(folder.join(path)).unwrap();
+        SourceText::new(path.rsplit('/').next().unwrap_or_default(), text)
+    }
+
+    fn shared(remotes: &[&str]) -> Told {
+        Told {
+            name: None,
+            primary: Some(("istio-control-plane".to_owned(), None)),
+            remotes: remotes.iter().map(|remote| ((*remote).to_owned(), None)).collect(),
+        }
+    }
+
+    fn shown(files: &[SourceText], told: &Told) -> String {
+        match read_all(files, None, told) {
+            Ok(reading) => {
+                let warnings = reading.warnings.iter().map(|warning| format!("{warning}\n")).collect::<String>();
+                format!("{warnings}{}", stolos_spec::mesh_yaml(&reading.mesh))
+            }
+            Err(problems) => problems.to_string(),
+        }
+    }
+
+    #[test]
+    fn values_of_istio_remote_are_a_mesh_once_its_clusters_are_named() {
+        insta::assert_snapshot!(shown(&[file("istio-remote/values.yaml")], &shared(&["istio-remote1"])), @r#"
+        warning: Mixer and its statsd bridge are no more: `envoyStatsd`, `remotePolicyAddress`, `remoteTelemetryAddress`
+         --> values.yaml:1:1
+          |
+        1 | envoyStatsd:
+          | ^^^^^^^^^^^
+          = instead: they are dropped
+        warning: the control plane was at `172.16.1.11`: a pod's address, which was another after every restart
+         --> values.yaml:6:21
+          |
+        6 | remotePilotAddress: "172.16.1.11"
+          |                     ^^^^^^^^^^^^^
+          = instead: a remote finds its primary through the primary's gateway, whose address is read from the cluster
+        warning: spans went to `172.16.1.15`
+         --> values.yaml:9:22
+          |
+        9 | remoteZipkinAddress: "172.16.1.15"
+          |                      ^^^^^^^^^^^^^
+          = instead: tracing is left as it is; with the engine `istio`, `controlPlane.values.meshConfig.defaultConfig.tracing` of a `Mesh` says where they go
+        apiVersion: stolos.dev/v1alpha1
+        kind: Mesh
+        metadata:
+          name: mesh
+        spec:
+          clusters:
+            - name: istio-control-plane
+              network: network
+            - name: istio-remote1
+              network: network
+              controlPlane: {primary: istio-control-plane}
+        "#);
+        insta::assert_snapshot!(shown(&[file("istio-remote/values.yaml")], &shared(&[])), @r#"
+        error: nothing names a cluster that shares the control plane
+           = expected: a kubeconfig or a remote secret of each, or its context
+        hint: `--remote CONTEXT`, once for each
+        "#);
+    }
+
+    const KUBECONFIG: &str = "apiVersion: v1\nkind: Config\nclusters:\n- name: istio-remote1\n  cluster: {server: 'https://10.0.0.1:6443', certificate-authority-data: QQ==}\n\
+        users:\n- name: istio-remote1\n  user:\n    USER\ncontexts:\n- name: istio-remote1\n  context: {cluster: istio-remote1, user: istio-remote1}\ncurrent-context: istio-remote1\n";
+
+    #[test]
+    fn a_bare_kubeconfig_is_a_remote_and_its_credential_is_named() {
+        use base64::Engine as _;
+        let claims = br#"{"sub":"system:serviceaccount:istio-system:istio-multi"}"#;
+        let token = format!("token: e30.{}.x", base64::prelude::BASE64_URL_SAFE_NO_PAD.encode(claims));
+        let of = |user: &str| SourceText::new("istio-remote1", KUBECONFIG.replace("USER", user));
+        insta::assert_snapshot!(shown(&[of(&token)], &shared(&[])), @r#"
+        warning: the credential is the service account `istio-system/istio-multi`'s, which can do as much as that may
+         --> istio-remote1:2:7
+          |
+        2 | kind: Config
+          |       ^^^^^^
+          = instead: it is used to it is used to reach the cluster; where it may only read, name a context that may write: `--remote CONTEXT`
+        apiVersion: stolos.dev/v1alpha1
+        kind: Mesh
+        metadata:
+          name: mesh
+        spec:
+          clusters:
+            - name: istio-control-plane
+              network: network
+            - name: istio-remote1
+              kubeconfig: istio-remote1
+              network: network
+              controlPlane: {primary: istio-control-plane}
+        "#);
+        let warned = |user: &str| shown(&[of(user)], &shared(&[])).lines().next().unwrap().to_owned();
+        insta::assert_snapshot!(warned("exec: {command: aws}"), @r#"
+        warning: the credential runs a program (`exec`): a control plane that is handed it refuses it
+        "#);
+        insta::assert_snapshot!(warned("client-certificate-data: QQ=="), @r#"
+        warning: the credential is a client certificate, an administrator's more often than not: whoever holds it holds the cluster, and it cannot be revoked
+        "#);
+        let json = serde_json::json!({"kind": "Config", "contexts": [], "users": [{"user": {"token": "sesame"}}]});
+        let whole = shown(&[SourceText::new("k", json.to_string())], &shared(&[]));
+        assert!(!whole.contains("sesame"), "{whole}");
+        // With a flag for the same cluster, the flag says how it is reached.
+        let reading = read_all(&[of(&token)], None, &shared(&["istio-remote1"])).unwrap();
+        assert_eq!(reading.mesh.clusters.len(), 2);
+        assert_eq!(reading.mesh.clusters[1].kubeconfig, None);
+        assert!(
+            matches!(&reading.mesh.clusters[1].role, Role::Remote { primary } if primary.as_str() == "istio-control-plane")
+        );
+        insta::assert_snapshot!(shown(&[of(&token)], &Told::default()), @r#"
+        error: this is a kubeconfig, not a mesh
+         --> istio-remote1:2:7
+          |
+        2 | kind: Config
+          |       ^^^^^^
+          = expected: `kind: Mesh`, a topology.yaml (`mesh_id`, `contexts`), or ristioctl's `Certificate` and `Cluster`
+        hint: `stolos init CONTEXT…` writes a mesh file from its contexts; of a cluster that shares another's control plane, say whose: `--primary CONTEXT`
+        "#);
+    }
+
+    #[test]
+    fn a_remote_secret_is_a_remote_whose_credential_is_not_used() {
+        let inner = KUBECONFIG
+            .replace("USER", "exec: {command: aws}")
+            .lines()
+            .map(|line| format!("    {line}\n"))
+            .collect::<String>();
+        let secret = format!(
+            "apiVersion: v1\nkind: Secret\nmetadata:\n  name: istio-remote1\n  labels: {{istio/multiCluster: \"true\"}}\nstringData:\n  istio-remote1: |\n{inner}"
+        );
+        insta::assert_snapshot!(shown(&[SourceText::new("secret.yaml", secret)], &shared(&[])), @r#"
+        warning: the credential runs a program (`exec`): a control plane that is handed it refuses it
+         --> secret.yaml:2:7
+          |
+        2 | kind: Secret
+          |       ^^^^^^
+          = instead: it is not used, and copied nowhere; the clusters get a reader account's token of their own, which expires
+        apiVersion: stolos.dev/v1alpha1
+        kind: Mesh
+        metadata:
+          name: mesh
+        spec:
+          clusters:
+            - name: istio-control-plane
+              network: network
+            - name: istio-remote1
+              network: network
+              controlPlane: {primary: istio-control-plane}
+        "#);
+    }
+
+    #[test]
+    fn a_karmada_policy_names_the_clusters_of_a_mesh() {
+        let every = ["policy-2-weighted", "hello", "sleep", "expose", "remote-secret-as-printed", "policy-1-even"];
+        let files: Vec<_> = every.iter().map(|name| file(&format!("karmada/{name}.yaml"))).collect();
+        insta::assert_snapshot!(shown(&files, &Told { name: Some("mesh1".to_owned()), ..Told::default() }), @r#"
+        warning: a policy does not say which clusters can dial each other's pods
+           = instead: each is on a network of its own, with a gateway; `stolos init CONTEXT=NETWORK…` writes a mesh file that says it
+        warning: the weights (us 2, ap 1, eu 2) divide replicas, not traffic
+          --> policy-2-weighted.yaml:24:11
+           |
+        24 |         - targetCluster:
+           |           ^
+           = instead: requests go to whatever replica is ready and near, in any of the clusters; nothing is placed by this file
+        warning: `hello` is a Kubernetes object of kind `Deployment`, not a part of a mesh
+         --> hello.yaml:2:7
+          |
+        2 | kind: Deployment
+          |       ^^^^^^^^^^
+          = instead: it is left alone: Stolos places no workloads yet; `kubectl apply` brings it into a cluster
+        warning: `hello` is a Kubernetes object of kind `Service`, not a part of a mesh
+          --> hello.yaml:20:7
+           |
+        20 | kind: Service
+           |       ^^^^^^^
+           = instead: it is left alone: Stolos places no workloads yet; `kubectl apply` brings it into a cluster
+        warning: `sleep` is a Kubernetes object of kind `Deployment`, not a part of a mesh
+         --> sleep.yaml:2:7
+          |
+        2 | kind: Deployment
+          |       ^^^^^^^^^^
+          = instead: it is left alone: Stolos places no workloads yet; `kubectl apply` brings it into a cluster
+        warning: `cross-network-gateway` was written by hand into every cluster
+         --> expose.yaml:2:7
+          |
+        2 | kind: Gateway
+          |       ^^^^^^^
+          = instead: Stolos writes it, and keeps it true
+        warning: there is no usable kubeconfig in `data.us`
+         --> remote-secret-as-printed.yaml:2:7
+          |
+        2 | kind: Secret
+          |       ^^^^^^
+          = instead: none is needed: Stolos makes a credential of its own
+        warning: `Secret istio-remote-secret-us` was written by hand into every other cluster
+         --> remote-secret-as-printed.yaml:2:7
+          |
+        2 | kind: Secret
+          |       ^^^^^^
+          = instead: it is not applied: each control plane gets a credential of its own for each other cluster
+        warning: the label `istio/multiCluster` is the boolean `true`: the API server would have refused this object
+         --> remote-secret-as-printed.yaml:5:25
+          |
+        5 |     istio/multiCluster: true
+          |                         ^^^^
+          = instead: were it to be used, it would say `istio/multiCluster: "true"`
+        warning: the weights (us 1, ap 1, eu 1) divide replicas, not traffic
+          --> policy-1-even.yaml:24:11
+           |
+        24 |         - targetCluster:
+           |           ^
+           = instead: requests go to whatever replica is ready and near, in any of the clusters; nothing is placed by this file
+        apiVersion: stolos.dev/v1alpha1
+        kind: Mesh
+        metadata:
+          name: mesh1
+        spec:
+          clusters:
+            - name: eu
+              network: network-eu
+            - name: ap
+              network: network-ap
+            - name: us
+              network: network-us
+        "#);
+        let policy = "apiVersion: policy.karmada.io/v1alpha1\nkind: PropagationPolicy\nmetadata: {name: p}\nspec:\n  placement:\n    clusterAffinity:\n      labelSelector: {matchLabels: {a: b}}\n";
+        insta::assert_snapshot!(shown(&[SourceText::new("p.yaml", policy)], &Told::default()), @r#"
+        error: this policy names no clusters
+         --> p.yaml:6:5
+          |
+        6 |     clusterAffinity:
+          |     ^
+          = expected: `placement.clusterAffinity.clusterNames`: the kubeconfig contexts of the mesh's clusters
+        hint: write
+          clusterAffinity:
+            clusterNames: [eu, ap, us]
+        "#);
+    }
+
+    #[test]
+    fn meshes_are_not_mixed() {
+        let files = [file("setup-mesh/topology.yaml"), file("karmada/policy-1-even.yaml")];
+        insta::assert_snapshot!(shown(&files, &Told::default()), @r#"
+        error: this is a mesh of its own
+         --> topology.yaml:1:1
+          |
+        1 | mesh_id: mymeshname
+          | ^^^^^^^
+          = expected: one mesh, in one file
+        "#);
+        insta::assert_snapshot!(shown(&[file("setup-mesh/topology.yaml")], &shared(&[])), @r#"
+        error: topology.yaml says itself which clusters there are
+        hint: leave `--primary` and `--remote` away
+        "#);
+    }
 }

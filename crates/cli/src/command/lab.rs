@@ -12,7 +12,7 @@ use tokio::io::AsyncBufReadExt as _;
 
 use crate::exit::Exit;
 use crate::failure::Failure;
-use crate::input::{MeshArgs, OutputArgs, StateArgs};
+use crate::input::{MeshArgs, OutputArgs, StateArgs, ToldArgs};
 use crate::screen::{Screen, Tone, count, elapsed};
 
 /// `stolos lab`
@@ -493,7 +493,8 @@ impl WhichArgs {
             return self.state.folder("lab");
         }
         if let Some(file) = &self.file {
-            let mesh = MeshArgs { file: Some(file.clone()), base: None, state: self.state.clone() };
+            let mesh =
+                MeshArgs { file: vec![file.clone()], base: None, told: ToldArgs::default(), state: self.state.clone() };
             return mesh.state(&mesh.read_quietly(screen)?);
         }
         let beside = self.state.folder("lab")?;

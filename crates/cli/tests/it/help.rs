@@ -138,8 +138,8 @@ fn every_flag_of_apply_and_lab_up_says_what_it_does() {
 
     Options:
       -f, --file <FILE>
-              The mesh: a `Mesh` document, a topology.yaml (with its base.yaml beside it), or a
-              ristioctl file; `-` is standard input
+              The mesh: a `Mesh`, a topology.yaml (with its base.yaml beside it), a ristioctl file,
+              Karmada's policies, or the files of a shared control plane; `-` is standard input
               
               [env: STOLOS_FILE=]
 
@@ -205,6 +205,18 @@ fn every_flag_of_apply_and_lab_up_says_what_it_does() {
 
       -V, --version
               Print version
+
+    What other systems' files leave out:
+          --primary <CONTEXT[=NETWORK]>
+              The cluster whose control plane the others share
+
+          --remote <CONTEXT[=NETWORK]>
+              A cluster that shares it
+
+          --mesh-id <ID>
+              The mesh's name, where no file says it
+              
+              [env: MESH_ID]
     "#);
     insta::assert_snapshot!(desk.run(["lab", "up", "--help"]).out, @r#"
     Start clusters in one process: those a mesh file names, or so many
@@ -212,8 +224,9 @@ fn every_flag_of_apply_and_lab_up_says_what_it_does() {
     Usage: stolos lab up [OPTIONS]
 
     Options:
-      -f, --file <FILE>        The mesh: a `Mesh` document, a topology.yaml (with its base.yaml beside
-                               it), or a ristioctl file; `-` is standard input [env: STOLOS_FILE=]
+      -f, --file <FILE>        The mesh: a `Mesh`, a topology.yaml (with its base.yaml beside it), a
+                               ristioctl file, Karmada's policies, or the files of a shared control
+                               plane; `-` is standard input [env: STOLOS_FILE=]
       -v, --verbose...         Say more about what is going on; twice for even more
           --base <FILE>        Helm values to lay over what Stolos computes, or the gateway that
                                `gen-eastwest-gateway.sh` printed
@@ -235,5 +248,10 @@ fn every_flag_of_apply_and_lab_up_says_what_it_does() {
                                values: annotated, all, gateways, sidecars, half]
       -h, --help               Print help
       -V, --version            Print version
+
+    What other systems' files leave out:
+          --primary <CONTEXT[=NETWORK]>  The cluster whose control plane the others share
+          --remote <CONTEXT[=NETWORK]>   A cluster that shares it
+          --mesh-id <ID>                 The mesh's name, where no file says it [env: MESH_ID]
     "#);
 }

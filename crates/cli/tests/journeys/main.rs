@@ -14,6 +14,7 @@ mod faults;
 mod helm;
 mod ingress;
 mod join_and_leave;
+mod karmada;
 mod lists;
 mod ristioctl;
 mod setup_mesh;
