@@ -332,7 +332,7 @@ async fn write<T, F: Future<Output = Result<T, Error>>>(
 }
 
 /// Whether the same request may well succeed in a moment.
-fn may_pass(error: &Error) -> bool {
+pub(crate) fn may_pass(error: &Error) -> bool {
     match error {
         Error::Request { .. } => error.status().is_none_or(|status| status.code == 429 || status.code >= 500),
         _ => false,

@@ -1,6 +1,6 @@
 //! Points at which a test lets the process die as if by `kill -9`: `STOLOS_CRASH_AT` is `journal:N` (after the N-th
 //! journal note is on disk), `write-before:N` or `write-after:N` (before the N-th write is sent to an API server, or
-//! after its answer). Every N of a run, and the next run must end in the same state.
+//! after its answer), `phase:N` (before or after a phase of a rotation is on disk). Every N of a run, and the next run must end in the same state.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,9 +10,10 @@ pub(crate) enum Point {
     Journal,
     WriteBefore,
     WriteAfter,
+    Phase,
 }
 
-static COUNTS: [AtomicU64; 3] = [AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0)];
+static COUNTS: [AtomicU64; 4] = [const { AtomicU64::new(0) }; 4];
 
 /// Counts this point, and dies here if it is the one.
 pub(crate) fn pass(point: Point) {
@@ -30,6 +31,7 @@ fn parse(text: &str) -> Option<(Point, u64)> {
         "journal" => Point::Journal,
         "write-before" => Point::WriteBefore,
         "write-after" => Point::WriteAfter,
+        "phase" => Point::Phase,
         _ => return None,
     };
     Some((point, count.parse().ok()?))

@@ -4,6 +4,8 @@
 //! mesh's first cluster. A run that is cut short at any point is finished by running again: the clusters are the truth,
 //! and every step may be done twice.
 //!
+//! [`rotate()`] replaces the root of a running mesh, phase by phase.
+//!
 //! Start at [`run()`], then read [`execute()`] and `change.rs`. [`State`] is the folder with the root and the journal.
 
 mod change;
@@ -14,13 +16,16 @@ mod journal;
 mod lock;
 mod observe;
 mod program;
+mod rotate;
 mod run;
 mod state;
+mod trust;
 
 pub use clusters::Clusters;
 pub use execute::{Failure, News, Options, Progress, Report, Silent, Timing, Verdict, execute};
 pub use lock::Lock;
 pub use observe::observe;
+pub use rotate::{ClusterProgress, Direction, RotationNews, RotationReport, rotate, rotation_status};
 pub use run::{Goal, run};
 pub use state::{State, passphrase};
 
@@ -44,6 +49,9 @@ pub enum Error {
     /// The root certificate or its key cannot be used.
     #[error("could not use the root certificate: {0}")]
     Root(String),
+    /// The root cannot be replaced, or not like this.
+    #[error("{0}")]
+    Rotation(String),
     /// Somebody else is changing the mesh.
     #[error("{holder} is changing the mesh, since {since} (Lease kube-system/{lease} in {cluster})")]
     Locked {

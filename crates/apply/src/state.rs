@@ -1,8 +1,9 @@
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use stolos_pki::{Authority, Certificate, Secret};
@@ -11,8 +12,10 @@ use stolos_spec::{Mesh, Root};
 
 use crate::Error;
 
-const CERTIFICATE: &str = "root-cert.pem";
-const KEY: &str = "root-key.pem";
+mod rotation;
+
+pub(crate) const CERTIFICATE: &str = "root-cert.pem";
+pub(crate) const KEY: &str = "root-key.pem";
 const IDENTITY: &str = "id";
 const JOURNAL: &str = "journal.jsonl";
 /// A journal longer than this is put aside before a new run.
@@ -23,9 +26,10 @@ const LONG: u64 = 1 << 20;
 pub struct State {
     folder: PathBuf,
     passphrase: Option<Secret>,
-    /// Opened once: behind a passphrase that takes a moment.
-    key: Mutex<Option<Secret>>,
-    opened: OnceLock<Result<Arc<Authority>, String>>,
+    /// Keys that were opened, by what is on disk: behind a passphrase that takes a moment.
+    keys: Mutex<BTreeMap<String, Secret>>,
+    /// The signer that was opened last, with the roots it is among.
+    opened: Mutex<Option<(Vec<String>, Arc<Authority>)>>,
 }
 
 /// The passphrase of the root key: the first line of `file`, else `$STOLOS_PASSPHRASE`, if that is set.
@@ -45,7 +49,7 @@ impl State {
     /// The state in `folder`, which need not exist.
     #[must_use]
     pub fn at(folder: impl Into<PathBuf>, passphrase: Option<Secret>) -> Self {
-        Self { folder: folder.into(), passphrase, key: Mutex::new(None), opened: OnceLock::new() }
+        Self { folder: folder.into(), passphrase, keys: Mutex::default(), opened: Mutex::default() }
     }
 
     /// Where a mesh's state is: `flag`, else `$STOLOS_STATE`, else `stolos/<mesh>` in the XDG state folder.
@@ -70,14 +74,19 @@ impl State {
         let folder = self.folder.display().to_string();
         let certificate = match self.certificate_path(mesh) {
             Ok(path) if !path.exists() && matches!(mesh.trust.root, Root::SelfSigned { .. }) => {
-                return StateFacts { folder, root: None, root_refused: None };
+                return StateFacts { folder, ..StateFacts::default() };
             }
             Ok(path) => read(&path).map_err(|e| crate::clusters::because(&e)),
-            Err(_) => return StateFacts { folder, root: None, root_refused: None },
+            Err(_) => return StateFacts { folder, ..StateFacts::default() },
         };
         let parsed = certificate.and_then(|pem| Certificate::from_pem(&pem).map_err(|e| e.to_string()));
         let parsed = parsed.and_then(|cert| cert.check_time(now).map(|()| cert).map_err(|e| e.to_string()));
-        let refused = |why: String| StateFacts { folder: folder.clone(), root: None, root_refused: Some(why) };
+        let refused =
+            |why: String| StateFacts { folder: folder.clone(), root_refused: Some(why), ..StateFacts::default() };
+        let rotation = match self.rotation() {
+            Ok(rotation) => rotation,
+            Err(error) => return refused(crate::clusters::because(&error)),
+        };
         let certificate = match parsed {
             Ok(certificate) if certificate.is_ca() => certificate,
             Ok(certificate) => return refused(format!("`{}` is not a certificate authority", certificate.subject())),
@@ -91,38 +100,54 @@ impl State {
             return refused(why);
         }
         let root = RootFacts { fingerprint: certificate.fingerprint(), not_after: certificate.not_after(), key };
-        StateFacts { folder, root: Some(root), root_refused: None }
+        StateFacts { folder, root: Some(root), root_refused: None, rotation }
     }
 
-    /// The root as a signer. Its key is opened once; behind a passphrase that takes a moment.
+    /// The root as a signer, among all roots that a cluster is to trust now: while one is being replaced, that is the one
+    /// that signs in this phase. Its key is opened once; behind a passphrase that takes a moment.
     ///
     /// # Errors
     ///
     /// [`Error::Root`] when there is none, or it cannot be used.
     pub fn authority(&self, mesh: &Mesh, now: SystemTime) -> Result<Arc<Authority>, Error> {
-        let open = || -> Result<Arc<Authority>, String> {
-            let said = |error: &dyn std::error::Error| crate::clusters::because(error);
-            let certificate = read(&self.certificate_path(mesh)?).map_err(|e| said(&e))?;
-            let key = self.key(mesh)?;
-            Ok(Arc::new(Authority::load(&certificate, key.expose(), now).map_err(|e| said(&e))?))
-        };
-        self.opened.get_or_init(open).clone().map_err(Error::Root)
+        let said = |error: &dyn std::error::Error| crate::clusters::because(error);
+        let roots = self.trusted(mesh)?;
+        let certificate =
+            read(&self.certificate_path(mesh).map_err(Error::Root)?).map_err(|e| Error::Root(said(&e)))?;
+        let mut known = vec![certificate.clone()];
+        known.extend(roots.iter().map(Certificate::fingerprint));
+        let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((of, authority)) = opened.as_ref()
+            && *of == known
+        {
+            return Ok(Arc::clone(authority));
+        }
+        let key = self.key(mesh).map_err(Error::Root)?;
+        let authority = Authority::load(&certificate, key.expose(), now).map_err(|e| Error::Root(said(&e)))?;
+        let authority = Arc::new(if roots.is_empty() { authority } else { authority.among(roots) });
+        *opened = Some((known, Arc::clone(&authority)));
+        Ok(authority)
     }
 
-    /// The root's key as PEM, opened.
+    /// The key of the root that signs now, as PEM, opened.
     fn key(&self, mesh: &Mesh) -> Result<Secret, String> {
+        self.key_at(&self.key_path(mesh)?)
+    }
+
+    /// A key as PEM, opened.
+    pub(crate) fn key_at(&self, path: &Path) -> Result<Secret, String> {
         let said = |error: &dyn std::error::Error| crate::clusters::because(error);
-        let key = Secret::new(read(&self.key_path(mesh)?).map_err(|e| said(&e))?);
-        if !stolos_pki::is_encrypted(key.expose()) {
-            return Ok(key);
+        let text = read(path).map_err(|e| said(&e))?;
+        if !stolos_pki::is_encrypted(&text) {
+            return Ok(Secret::new(text));
         }
         let passphrase = self.passphrase.as_ref().ok_or("it is behind a passphrase")?;
-        let mut opened = self.key.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(opened) = opened.as_ref() {
-            return Ok(opened.clone());
+        let mut keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = keys.get(&text) {
+            return Ok(known.clone());
         }
-        let key = stolos_pki::decrypt_key(key.expose(), passphrase).map_err(|e| said(&e))?.to_pem();
-        Ok(opened.insert(key).clone())
+        let key = stolos_pki::decrypt_key(&text, passphrase).map_err(|e| said(&e))?.to_pem();
+        Ok(keys.entry(text).or_insert(key).clone())
     }
 
     /// Makes a root, unless there is one. Its key is on disk before its certificate: one without the other counts as
@@ -135,14 +160,27 @@ impl State {
         if self.folder.join(CERTIFICATE).exists() {
             return Ok(());
         }
+        self.write_root(KEY, CERTIFICATE, organization, validity, now).map(drop)
+    }
+
+    /// A new root in two files, the key (behind the passphrase, if there is one) before the certificate.
+    pub(crate) fn write_root(
+        &self,
+        key_file: &str,
+        certificate_file: &str,
+        organization: &str,
+        validity: Duration,
+        now: SystemTime,
+    ) -> Result<Certificate, Error> {
         let refused = |e: stolos_pki::Error| Error::Root(e.to_string());
         let root = Authority::new_root(organization, validity, now).map_err(refused)?;
         let key = match &self.passphrase {
             None => root.key_pem().expose().to_owned(),
             Some(passphrase) => stolos_pki::encrypt_key(root.key(), passphrase).map_err(refused)?,
         };
-        self.write(KEY, &key)?;
-        self.write(CERTIFICATE, &root.certificate().pem())
+        self.write(key_file, &key)?;
+        self.write(certificate_file, &root.certificate().pem())?;
+        Ok(root.certificate().clone())
     }
 
     /// This folder's name for itself: who holds a lock under it and is not this process is dead.
@@ -185,6 +223,7 @@ impl State {
 
     fn certificate_path(&self, mesh: &Mesh) -> Result<PathBuf, String> {
         match &mesh.trust.root {
+            Root::SelfSigned { .. } if self.new_signs() => Ok(self.folder.join(rotation::CERTIFICATE)),
             Root::SelfSigned { .. } => Ok(self.folder.join(CERTIFICATE)),
             Root::Files { certificate, .. } => Ok(certificate.clone()),
             Root::Exec { .. } => Err("a root behind a program is not supported yet".to_owned()),
@@ -193,6 +232,7 @@ impl State {
 
     fn key_path(&self, mesh: &Mesh) -> Result<PathBuf, String> {
         match &mesh.trust.root {
+            Root::SelfSigned { .. } if self.new_signs() => Ok(self.folder.join(rotation::KEY)),
             Root::SelfSigned { .. } => Ok(self.folder.join(KEY)),
             Root::Files { key, .. } => Ok(key.clone()),
             Root::Exec { .. } => Err("a root behind a program is not supported yet".to_owned()),
@@ -206,7 +246,7 @@ impl State {
     }
 
     /// Whole or not at all, and on disk when it returns.
-    fn write(&self, name: &str, text: &str) -> Result<(), Error> {
+    pub(crate) fn write(&self, name: &str, text: &str) -> Result<(), Error> {
         self.create()?;
         let path = self.folder.join(name);
         let fresh = self.folder.join(format!(".{name}.new"));
@@ -225,7 +265,7 @@ impl State {
     }
 }
 
-fn read(path: &Path) -> Result<String, Error> {
+pub(crate) fn read(path: &Path) -> Result<String, Error> {
     fs::read_to_string(path).map_err(|source| Error::Folder { what: "read", path: path.to_owned(), source })
 }
 

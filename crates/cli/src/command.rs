@@ -78,7 +78,7 @@ pub(crate) enum Command {
     Verify(verify::VerifyArgs),
     /// Draw the mesh
     Graph(graph::GraphArgs),
-    /// Look at certificates
+    /// Look at certificates, and replace them
     #[command(subcommand)]
     Cert(cert::CertCommand),
     /// Explain a finding or a cause by its id
@@ -122,7 +122,7 @@ impl Command {
             Self::Check(args) => check::run(args, screen, stop).await,
             Self::Verify(args) => verify::run(args, screen, stop).await,
             Self::Graph(args) => graph::run(args, screen).await,
-            Self::Cert(command) => cert::run(command, screen).await,
+            Self::Cert(command) => cert::run(command, screen, stop).await,
             Self::Explain(args) => explain::run(&args, screen),
             Self::Control(args) => role::control(args, screen, stop).await,
             Self::Proxy(args) => role::proxy(args, screen, stop).await,

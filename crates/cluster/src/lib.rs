@@ -3,6 +3,7 @@
 //! What to write is never decided here. Start at [`Kubeconfig`], then [`connect()`], then [`objects`].
 
 mod connect;
+pub mod forward;
 mod kubeconfig;
 pub mod objects;
 
@@ -12,6 +13,14 @@ pub use kubeconfig::{Kubeconfig, from_kubeconfig_text};
 /// Why a cluster could not be reached or asked.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// A pod could not be looked into.
+    #[error("could not {what}: {why}")]
+    Forward {
+        /// The attempt.
+        what: String,
+        /// Why.
+        why: String,
+    },
     /// A kubeconfig file cannot be read.
     #[error("could not read the kubeconfig {path}")]
     ReadKubeconfig {

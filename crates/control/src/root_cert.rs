@@ -1,6 +1,7 @@
 //! Publishes the roots where workloads look for them, and where the API server does.
 //!
-//! * ConfigMap `istio-ca-root-cert` in every namespace but a few; what others change in it is put back.
+//! * ConfigMap `istio-ca-root-cert` in every namespace but a few; what others change in it is put back. Beside the roots
+//!   it has the fingerprint of the signing certificate, so that agents renew as soon as another one signs.
 //! * `caBundle` of this control plane's webhooks.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -25,6 +26,8 @@ use crate::state::State;
 
 /// Our name on the fields we write.
 pub(crate) const MANAGER: &str = "stolos-control";
+/// The key, beside Istio's `root-cert.pem`, under which workloads find who signs.
+const SIGNER_KEY: &str = "ca-cert.sha256";
 /// How often everything is looked at again, whatever has been seen.
 const AGAIN: Duration = Duration::from_secs(30);
 /// How soon after something failed, at first and at most.
@@ -41,12 +44,15 @@ pub(crate) async fn publish(client: Client, config: Config, state: State, trust:
     }
 }
 
+/// The roots, and the fingerprint of who signs.
+type Published = (String, String);
+
 async fn config_maps(client: &Client, state: &State, trust: &Trust) {
     let mut worlds = state.worlds.clone();
     let only = watcher::Config::default().fields(&format!("metadata.name={}", istio::ROOT_CONFIG_MAP));
     let mut watch = std::pin::pin!(watcher(Api::<ConfigMap>::all(client.clone()), only));
-    let mut have = BTreeMap::<String, String>::new();
-    let mut listing = None::<BTreeMap<String, String>>;
+    let mut have = BTreeMap::<String, Published>::new();
+    let mut listing = None::<BTreeMap<String, Published>>;
     let mut listed = false;
     let mut refused = BTreeSet::new();
     let mut pause = RETRY.0;
@@ -57,7 +63,8 @@ async fn config_maps(client: &Client, state: &State, trust: &Trust) {
                 None => return,
                 Some(Ok(event)) => {
                     let entry = |map: &ConfigMap| {
-                        let data = map.data.as_ref().and_then(|data| data.get(istio::ROOT_CERT_KEY)).cloned();
+                        let text = |key: &str| map.data.as_ref().and_then(|data| data.get(key)).cloned();
+                        let data = text(istio::ROOT_CERT_KEY).zip(text(SIGNER_KEY));
                         let marked = map.metadata.labels.as_ref().is_some_and(|l| l.contains_key(istio::CONFIG_LABEL));
                         let namespace = map.metadata.namespace.clone().unwrap_or_default();
                         (namespace, data.filter(|_| marked).unwrap_or_default())
@@ -84,22 +91,22 @@ async fn config_maps(client: &Client, state: &State, trust: &Trust) {
         if !listed {
             continue;
         }
-        let roots = trust.roots_pem();
+        let published = trust.published();
         let namespaces = Arc::clone(&worlds.borrow_and_update()).clusters.first().map(|c| Arc::clone(&c.namespaces));
         let namespaces = namespaces.unwrap_or_default();
         let lacking = namespaces
             .keys()
             .filter(|namespace| !istio::NAMESPACES_WITHOUT_ROOT.contains(&namespace.as_str()))
-            .filter(|namespace| have.get(*namespace) != Some(&roots));
+            .filter(|namespace| have.get(*namespace) != Some(&published));
         let lacking: Vec<_> = lacking.cloned().collect();
         let writes = lacking.into_iter().map(|namespace| {
-            let roots = &roots;
+            let (roots, signer) = &published;
             async move {
                 let api = Api::<ConfigMap>::namespaced(client.clone(), &namespace);
                 let map = json!({"apiVersion": "v1", "kind": "ConfigMap",
                     "metadata": {"name": istio::ROOT_CONFIG_MAP, "namespace": namespace,
                         "labels": {istio::CONFIG_LABEL: istio::TRUE}},
-                    "data": {istio::ROOT_CERT_KEY: roots}});
+                    "data": {istio::ROOT_CERT_KEY: roots, SIGNER_KEY: signer}});
                 (write(&api, istio::ROOT_CONFIG_MAP, map).await, namespace)
             }
         });
@@ -109,7 +116,7 @@ async fn config_maps(client: &Client, state: &State, trust: &Trust) {
             match result {
                 Ok(()) => {
                     refused.remove(&namespace);
-                    have.insert(namespace, roots.clone());
+                    have.insert(namespace, published.clone());
                 }
                 // A namespace that is going takes nothing new.
                 Err(error) => {

@@ -158,6 +158,13 @@ impl Trust {
         self.loaded.load().authority.roots_pem().to_owned()
     }
 
+    /// The roots in PEM, and SHA-256 of the signing certificate, both of one moment.
+    #[must_use]
+    pub(crate) fn published(&self) -> (String, String) {
+        let loaded = self.loaded.load();
+        (loaded.authority.roots_pem().to_owned(), loaded.authority.certificate().fingerprint())
+    }
+
     /// The configuration to serve with now.
     #[must_use]
     pub(crate) fn serving(&self) -> Arc<rustls::ServerConfig> {

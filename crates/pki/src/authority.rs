@@ -145,6 +145,14 @@ impl Authority {
         Ok(Self { certificate, chain, roots, roots_pem, issuer, key })
     }
 
+    /// The same authority among several roots, its own included: what a mesh trusts while its root is being replaced.
+    #[must_use]
+    pub fn among(mut self, roots: Vec<Certificate>) -> Self {
+        self.roots_pem = roots.iter().map(Certificate::pem).collect();
+        self.roots = roots;
+        self
+    }
+
     /// The signing certificate.
     #[must_use]
     pub fn certificate(&self) -> &Certificate {
@@ -202,7 +210,10 @@ impl Authority {
             vec![uri(&format!("spiffe://{trust_domain}/ns/istio-system/sa/istiod"))?, dns("istiod.istio-system.svc")?];
         let made = params.signed_by(key.pair(), &self.issuer).map_err(|e| Error::make("intermediate", e))?;
         let certificate = Certificate::from_der(made.der().clone())?;
-        let upward: String = self.chain.iter().chain(&self.roots).map(Certificate::pem).collect();
+        // Of several roots only the one that this leads to belongs to its chain.
+        let top = self.chain.last().unwrap_or(&self.certificate);
+        let own = self.roots.iter().filter(|root| *root == top || top.is_signed_by(root));
+        let upward: String = self.chain.iter().chain(own).map(Certificate::pem).collect();
         Ok(CaCerts {
             ca_cert: certificate.pem(),
             ca_key: key.to_pem(),

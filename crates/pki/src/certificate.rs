@@ -273,6 +273,23 @@ pub fn verify_chain(
     }
 }
 
+/// Whether `shown` (a leaf, then whatever was sent with it) leads to `root`, by signatures alone: which root a
+/// certificate is of, not whether it is valid.
+#[must_use]
+pub fn leads_to(shown: &[Certificate], root: &Certificate) -> bool {
+    let Some(mut current) = shown.first() else { return false };
+    for _ in 0..=shown.len() {
+        if current == root || current.is_signed_by(root) {
+            return true;
+        }
+        match shown.iter().find(|other| *other != current && current.is_signed_by(other)) {
+            Some(issuer) => current = issuer,
+            None => return false,
+        }
+    }
+    false
+}
+
 fn at(seconds: i64) -> SystemTime {
     match u64::try_from(seconds) {
         Ok(seconds) => UNIX_EPOCH + Duration::from_secs(seconds),

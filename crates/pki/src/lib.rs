@@ -15,7 +15,7 @@ mod key;
 pub mod tls;
 
 pub use authority::{Authority, CaCerts, CaFacts, Refused};
-pub use certificate::{Certificate, verify_chain};
+pub use certificate::{Certificate, leads_to, verify_chain};
 pub use credentials::{Credentials, Roots, WorkloadRequest};
 pub use encrypt::{decrypt_key, encrypt_key, is_encrypted};
 pub use identity::{IdentityError, SpiffeId};

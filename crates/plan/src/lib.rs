@@ -5,7 +5,7 @@
 //! clock or knows a secret: two equal inputs give equal plans, on any machine, at any time.
 //!
 //! Start at [`plan()`], then read `build/trust.rs`, which is a typical part. `compare.rs` decides whether a live object
-//! is as wanted; `step.rs` says what a step is.
+//! is as wanted; `step.rs` says what a step is; [`rotation`] decides how a root is replaced.
 
 mod build;
 mod compare;
@@ -16,6 +16,7 @@ mod object;
 mod observed;
 mod operator;
 mod release;
+pub mod rotation;
 mod show;
 mod step;
 #[cfg(test)]

@@ -5,6 +5,7 @@ use std::time::SystemTime;
 use serde_json::Value;
 
 use crate::ObjectKey;
+use crate::rotation::Rotation;
 
 /// What was seen of the world, all at about one time.
 #[derive(Clone, Debug)]
@@ -145,6 +146,8 @@ pub struct StateFacts {
     pub root: Option<RootFacts>,
     /// Why the root that the mesh file names cannot be used, if it cannot.
     pub root_refused: Option<String>,
+    /// The replacement of the root that is under way, if one is. `root` is then the one that signs now.
+    pub rotation: Option<Rotation>,
 }
 
 /// The root certificate.

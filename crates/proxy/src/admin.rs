@@ -1,4 +1,5 @@
-//! What others may ask the proxy: is it ready, what has it counted.
+//! What others may ask the proxy: is it ready, what has it counted, and (from the pod itself, as a port-forward comes)
+//! which certificate it shows and whom it trusts.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -8,6 +9,7 @@ use http::header::{CONTENT_TYPE, HeaderValue};
 use http::{Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::service::service_fn;
+use serde_json::json;
 use stolos_serve::{Stop, listen};
 
 use crate::state::Shared;
@@ -19,12 +21,17 @@ const STATS: u16 = 15090;
 /// The agent's merged statistics; the same here.
 const MERGED: u16 = 15020;
 
-/// Serves the three ports until `stop`. A port that is taken is tried again.
+/// Envoy's own pages. Of these there is `/config_dump`, with the secrets in it and nothing else: certificates as every
+/// handshake shows them, and no key.
+const ADMIN: u16 = 15000;
+
+/// Serves the ports until `stop`. A port that is taken is tried again.
 pub(crate) async fn run(shared: Arc<Shared>, stop: Stop) {
     tokio::join!(
         serve(Arc::clone(&shared), HEALTH, stop.clone()),
         serve(Arc::clone(&shared), STATS, stop.clone()),
-        serve(shared, MERGED, stop),
+        serve(Arc::clone(&shared), MERGED, stop.clone()),
+        serve(shared, ADMIN, stop),
     );
 }
 
@@ -42,19 +49,20 @@ async fn serve(shared: Arc<Shared>, port: u16, stop: Stop) {
     listen::http(socket, listen::Settings::default(), stop, move |_| {
         let shared = Arc::clone(&shared);
         service_fn(move |request: Request<hyper::body::Incoming>| {
-            let response = answer(&shared, request.uri().path());
+            let response = answer(&shared, port, request.uri().path());
             async move { Ok::<_, Infallible>(response) }
         })
     })
     .await;
 }
 
-fn answer(shared: &Shared, path: &str) -> Response<Full<Bytes>> {
+fn answer(shared: &Shared, port: u16, path: &str) -> Response<Full<Bytes>> {
     let (status, kind, body) = match path {
         "/healthz/ready" => match shared.readiness() {
             Ok(()) => (StatusCode::OK, "text/plain", String::new()),
             Err(missing) => (StatusCode::SERVICE_UNAVAILABLE, "text/plain", format!("not ready: {missing}\n")),
         },
+        "/config_dump" if port == ADMIN => (StatusCode::OK, "application/json", secrets(shared)),
         "/stats/prometheus" | "/metrics" => {
             (StatusCode::OK, "application/openmetrics-text; version=1.0.0; charset=utf-8", shared.metrics.text())
         }
@@ -64,4 +72,28 @@ fn answer(shared: &Shared, path: &str) -> Response<Full<Bytes>> {
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     response
+}
+
+/// The secrets in use, as Envoy's `SecretsConfigDump` (admin/v3/config_dump_shared.proto) has them: what
+/// `istioctl proxy-config secret` reads.
+fn secrets(shared: &Shared) -> String {
+    use base64::Engine as _;
+    let inline = |pem: String| json!({"inline_bytes": base64::engine::general_purpose::STANDARD.encode(pem)});
+    let identity = shared.identity.load();
+    let secrets = identity.iter().flat_map(|identity| {
+        let of = &identity.of;
+        let roots = of.roots.certificates().iter().map(stolos_pki::Certificate::pem).collect();
+        let secret = |name: &str, kind: &str, body: serde_json::Value| {
+            json!({"name": name, "version_info": of.credentials.leaf().serial(), "secret": {
+                "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret",
+                "name": name, kind: body}})
+        };
+        [
+            secret("default", "tls_certificate", json!({"certificate_chain": inline(of.credentials.chain_pem())})),
+            secret("ROOTCA", "validation_context", json!({"trusted_ca": inline(roots)})),
+        ]
+    });
+    let dump = json!({"@type": "type.googleapis.com/envoy.admin.v3.SecretsConfigDump",
+        "dynamic_active_secrets": secrets.collect::<Vec<_>>()});
+    json!({"configs": [dump]}).to_string()
 }

@@ -1,5 +1,8 @@
+mod rotate;
+
 use clap::{Args, Subcommand};
 use serde_json::json;
+use stolos_serve::Stop;
 
 use crate::exit::Exit;
 use crate::failure::Failure;
@@ -12,6 +15,9 @@ use crate::view;
 pub(crate) enum CertCommand {
     /// List what expires: roots, intermediates and tokens of every cluster
     List(ListArgs),
+    /// Issue certificates anew in a running mesh
+    #[command(subcommand)]
+    Rotate(rotate::RotateCommand),
 }
 
 /// `stolos cert list`
@@ -23,8 +29,14 @@ pub(crate) struct ListArgs {
     output: OutputArgs,
 }
 
-pub(crate) async fn run(command: CertCommand, screen: &Screen) -> Result<Exit, Failure> {
-    let CertCommand::List(args) = command;
+pub(crate) async fn run(command: CertCommand, screen: &Screen, stop: &Stop) -> Result<Exit, Failure> {
+    match command {
+        CertCommand::List(args) => list(args, screen).await,
+        CertCommand::Rotate(command) => rotate::run(command, screen, stop).await,
+    }
+}
+
+async fn list(args: ListArgs, screen: &Screen) -> Result<Exit, Failure> {
     let (mesh, clusters) = args.built.ask(screen).await?;
     let report = stolos_check::status(&mesh, &clusters).await;
     if args.output.output.is_document() {

@@ -85,6 +85,12 @@ const FINDINGS: &[(&str, &str, &str)] = &[
         "The message says which; give another certificate and key under `spec.trust.root.files`.",
     ),
     (
+        "root-rotation",
+        "The mesh's root is being replaced from another state folder, and a cluster needs a signing certificate. One of this \
+         folder's root would undo what was done there.",
+        "Run from the folder that knows of it (`stolos cert rotate root --status --state DIR`).",
+    ),
+    (
         "same-cluster",
         "Two entries of the mesh file lead to one cluster: their `kube-system` namespaces have the same UID.",
         "Give each cluster of the mesh one entry.",

@@ -23,7 +23,7 @@ fn help_names_every_command_that_is_built() {
       check         Name the cause of what is wrong, and the command that mends it
       verify        Prove the mesh with real requests between every two clusters
       graph         Draw the mesh
-      cert          Look at certificates
+      cert          Look at certificates, and replace them
       explain       Explain a finding or a cause by its id
       completions   Print completions for a shell
       help          Print this message or the help of the given subcommand(s)
@@ -88,6 +88,7 @@ fn findings_are_explained_by_id() {
     root-exec       The mesh file leaves signing to a program of your own (`trust.root.exec`), which this version cannot use yet
     root-key        A new certificate is needed, and the root's key cannot be used
     root-refused    The root certificate that the mesh file names cannot be used
+    root-rotation   The mesh's root is being replaced from another state folder, and a cluster needs a signing certificate
     same-cluster    Two entries of the mesh file lead to one cluster
     unreachable     A cluster did not answer in time
     --- stderr

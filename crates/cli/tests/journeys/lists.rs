@@ -124,9 +124,11 @@ fn essence(object: &Value) -> Option<Value> {
     if fields["kind"] == "ConfigMap"
         && let Some(data) = fields.get_mut("data").and_then(Value::as_object_mut)
     {
-        data.iter_mut().filter(|(key, _)| key.ends_with(".pem") || key.ends_with(".crt")).for_each(|(_, value)| {
-            *value = "(certificate)".into();
-        });
+        data.iter_mut().filter(|(key, _)| [".pem", ".crt", ".sha256"].iter().any(|end| key.ends_with(end))).for_each(
+            |(_, value)| {
+                *value = "(certificate)".into();
+            },
+        );
     }
     if let Some(spec) = fields.get_mut("spec").and_then(Value::as_object_mut) {
         for generated in ["clusterIP", "clusterIPs", "healthCheckNodePort"] {

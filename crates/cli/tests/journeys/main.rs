@@ -4,6 +4,7 @@
 //! `STOLOS_BIN` names another binary than the one that is built along, such as the release binary;
 //! `STOLOS_SWEEP=all` lets the crash sweep die at every single point instead of a sample of them;
 //! `STOLOS_CORPUS=all` lets the fault corpus seed every cause instead of a sample of them;
+//! `STOLOS_ROTATION=all` replaces the root under 100,000 requests, killed and taken back everywhere;
 //! `STOLOS_JOURNEYS_TRACE=1` with `--nocapture` shows every command with its end and its time.
 
 mod asmcli;
@@ -17,6 +18,7 @@ mod join_and_leave;
 mod karmada;
 mod lists;
 mod ristioctl;
+mod rotation;
 mod setup_mesh;
 mod side_by_side;
 mod tampering;

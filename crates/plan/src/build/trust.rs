@@ -15,11 +15,46 @@ use crate::{Action, Change, ClusterState, Condition, ObjectDiff, ObjectKey};
 const KEYS: [&str; 4] = ["ca-cert.pem", "ca-key.pem", "cert-chain.pem", "root-cert.pem"];
 
 pub(super) fn steps(scene: &Scene<'_>, sketch: &mut Sketch) {
+    rotation(scene, sketch);
     root(scene, sketch);
     for (cluster, state) in &scene.live {
         system_namespace(scene, sketch, cluster.name.as_str(), cluster.network.as_str(), state);
         intermediate(scene, sketch, cluster.name.as_str(), state);
     }
+}
+
+/// While the root is being replaced nothing is undone: who is issued a signing certificate gets it from the root that
+/// signs now, with both roots (`State::authority`), and everybody else's stays as it is.
+fn rotation(scene: &Scene<'_>, sketch: &mut Sketch) {
+    if let Some(rotation) = &scene.observed.state.rotation {
+        let how = match rotation.phase.is_back() {
+            false => "`stolos cert rotate root` goes on with it, `--abort` takes it back",
+            true => "`stolos cert rotate root --abort` goes on with taking it back",
+        };
+        let text = format!("the root is being replaced, phase {} since {}: {how}", rotation.phase, rotation.started_at);
+        sketch.note(None, text);
+        return;
+    }
+    for cluster in replaced_elsewhere(scene) {
+        let text = format!(
+            "its Secret {CACERTS_SECRET} has several roots: the root is being replaced, and not from {}; nothing of that \
+             is changed here",
+            scene.observed.state.folder
+        );
+        sketch.note(Some(cluster), text);
+    }
+}
+
+/// The clusters that trust several roots while this folder knows of no replacement: another folder does.
+fn replaced_elsewhere<'a>(scene: &Scene<'a>) -> Vec<&'a str> {
+    if scene.observed.state.rotation.is_some() {
+        return vec![];
+    }
+    let several = |state: &ClusterState| {
+        let pem = state.objects.get(&cacerts_key()).and_then(|secret| secret_text(secret, KEYS[3]));
+        pem.and_then(|pem| stolos_pki::Certificate::all_from_pem(&pem).ok()).is_some_and(|roots| roots.len() > 1)
+    };
+    scene.live.iter().filter(|(_, state)| several(state)).map(|(cluster, _)| cluster.name.as_str()).collect()
 }
 
 fn root(scene: &Scene<'_>, sketch: &mut Sketch) {
@@ -134,6 +169,15 @@ fn intermediate(scene: &Scene<'_>, sketch: &mut Sketch, cluster: &str, state: &C
     {
         let text = format!("{key} was not made by Stolos and {because}");
         return sketch.problem("foreign", Some(cluster), text, &["renew it where it came from, or delete it"]);
+    }
+    if let Some(other) = replaced_elsewhere(scene).first() {
+        let text = format!(
+            "a signing certificate is needed ({because}), while the root is being replaced ({other} trusts several) by \
+             somebody with another state folder than {}: one of this folder's root would undo that",
+            scene.observed.state.folder
+        );
+        let ways = ["run from the folder where `stolos cert rotate root --status` knows of it: `--state DIR`"];
+        return sketch.problem("root-rotation", Some(cluster), text, &ways);
     }
     if let Some(Err(why)) = scene.observed.state.root.as_ref().map(|root| &root.key) {
         let text = format!("a signing certificate is needed ({because}), and the root's key cannot be used: {why}");

@@ -19,9 +19,10 @@ const FIRST_BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duratio
 const RENEWAL_BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 /// A renewal follows the one before by at least this.
 const SHORTEST: Duration = Duration::from_secs(1);
-/// How often the mounted roots are looked at: new ones mean that the mesh's root is being replaced, and the
-/// authority's answer says what to trust meanwhile.
-const ROOTS_INTERVAL: Duration = Duration::from_secs(5);
+/// How often the mounted roots and the name of the signer are looked at, give or take a quarter: others mean that the
+/// mesh's root or its cluster's signing certificate is being replaced, and the authority's answer says what to trust
+/// meanwhile.
+const ROOTS_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Why there is no new certificate.
 #[derive(Debug, thiserror::Error)]
@@ -61,7 +62,7 @@ impl Renewal {
     pub(super) async fn run(self) {
         let mut attempts = 0_u32;
         loop {
-            let mounted = settings::mounted_roots(&self.container).ok();
+            let mounted = settings::mounted_authority(&self.container).ok();
             match self.obtain().await {
                 Ok(identity) => {
                     attempts = 0;
@@ -77,8 +78,8 @@ impl Renewal {
                     self.failures.send_replace(None);
                     tokio::select! {
                         () = tokio::time::sleep(wait) => {}
-                        () = self.other_roots(mounted) => {
-                            self.container.output.line("the mesh's roots have changed, renewing the certificate");
+                        () = self.other_authority(mounted) => {
+                            self.container.output.line("the mesh's roots or its signer have changed, renewing the certificate");
                         }
                     }
                 }
@@ -116,11 +117,11 @@ impl Renewal {
         identity(&answer.into_inner().cert_chain, &request, &self.settings.identity)
     }
 
-    /// Waits until the mounted roots are others than these, and readable.
-    async fn other_roots(&self, before: Option<Roots>) {
+    /// Waits until the mounted roots or the signer are others than these, and readable.
+    async fn other_authority(&self, before: Option<(Roots, Option<String>)>) {
         loop {
-            tokio::time::sleep(ROOTS_INTERVAL).await;
-            if let Ok(now) = settings::mounted_roots(&self.container)
+            tokio::time::sleep(ROOTS_INTERVAL.mul_f64(0.75 + rand::random::<f64>() / 2.0)).await;
+            if let Ok(now) = settings::mounted_authority(&self.container)
                 && before.as_ref() != Some(&now)
             {
                 return;

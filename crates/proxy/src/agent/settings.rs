@@ -14,6 +14,8 @@ use stolos_xds::prost_types::value::Kind as ValueKind;
 pub(super) const TOKEN: &str = "/var/run/secrets/tokens/istio-token";
 /// The roots that the control plane's own certificate is checked against.
 const ROOTS: &str = "/var/run/secrets/istio/root-cert.pem";
+/// What the small engine's control plane says of who signs here (SHA-256 of its certificate); Istio's says nothing.
+const SIGNER: &str = "/var/run/secrets/istio/ca-cert.sha256";
 const LABELS: &str = "/etc/istio/pod/labels";
 const ANNOTATIONS: &str = "/etc/istio/pod/annotations";
 /// Where a control plane is when nothing else is said.
@@ -191,6 +193,12 @@ pub(super) fn mounted_roots(container: &Container) -> io::Result<Roots> {
     let say = |why: String| format!("cannot read the roots {}: {why}", path.display());
     let bundle = std::fs::read_to_string(&path).map_err(|e| io::Error::new(e.kind(), say(e.to_string())))?;
     Roots::from_pem(&bundle).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, say(e.to_string())))
+}
+
+/// The mesh's roots and who signs, as they are mounted now: when either changes, a certificate is asked for anew.
+pub(super) fn mounted_authority(container: &Container) -> io::Result<(Roots, Option<String>)> {
+    let signer = std::fs::read_to_string(container.path(SIGNER)).ok();
+    Ok((mounted_roots(container)?, signer))
 }
 
 /// Node metadata from the environment: `ISTIO_META_X` is X, `ISTIO_METAJSON_X` an object X.
