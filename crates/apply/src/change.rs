@@ -13,7 +13,7 @@ use stolos_cluster::objects::{self, Event};
 use stolos_cluster::{Cluster, Error};
 use stolos_plan::{
     Change, Condition, MANAGER, ObjectKey, Objects, Operator, READER_SERVICE_ACCOUNT, Release, SYSTEM_NAMESPACE, Step,
-    is_pending, link_kubeconfig, peer_secret,
+    external_address, is_pending, link_kubeconfig, peer_secret,
 };
 use stolos_spec::Mesh;
 use tokio::sync::Semaphore;
@@ -83,8 +83,17 @@ impl From<String> for Cause {
 pub(crate) async fn make(hands: &Hands<'_>, step: &Step, hear: &Ears<'_>) -> Result<(), Cause> {
     let Some(name) = &step.cluster else { return in_folder(hands, &step.change) };
     let cluster = hands.clusters.get(name)?;
-    match &step.change {
-        Change::MakeRoot { .. } => in_folder(hands, &step.change),
+    let filled;
+    let change = match &step.change {
+        Change::WithAddress { of, service, change } => {
+            filled = change.with_address(&address(hands, of, service).await?);
+            &filled
+        }
+        change => change,
+    };
+    match change {
+        Change::MakeRoot { .. } => in_folder(hands, change),
+        Change::WithAddress { .. } => Err(Cause::Error("an address within an address".to_owned())),
         Change::IssueIntermediate { organization, trust_domain, validity_seconds, secret } => {
             let now = SystemTime::now();
             let root = hands.state.authority(hands.mesh, now).map_err(|e| because(&e))?;
@@ -150,6 +159,25 @@ pub(crate) async fn make(hands: &Hands<'_>, step: &Step, hear: &Ears<'_>) -> Res
         }
         Change::Wait { conditions } => wait(hands, &cluster, conditions, hear.waiting).await,
     }
+}
+
+/// The address of a Service of another cluster, which is there by now.
+async fn address(hands: &Hands<'_>, of: &str, service: &str) -> Result<String, Cause> {
+    let cluster = hands.clusters.get(of)?;
+    let found = {
+        let _room = enter(hands, of).await;
+        objects::get(&cluster.client, &resource("v1", "Service"), Some(SYSTEM_NAMESPACE), service).await?
+    };
+    let found = found.as_ref().and_then(external_address).map(str::to_owned);
+    let found = found.ok_or_else(|| format!("Service {SYSTEM_NAMESPACE}/{service} of {of} has no external address"))?;
+    if found.parse::<std::net::IpAddr>().is_err() {
+        let text = format!(
+            "Service {SYSTEM_NAMESPACE}/{service} of {of} has no IP address but a name, {found}: an API server calls no \
+             webhook through it; give its load balancer a fixed IP address"
+        );
+        return Err(text.into());
+    }
+    Ok(found)
 }
 
 /// Installs a release or upgrades it. The values go by a file that only its owner may read.

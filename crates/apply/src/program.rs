@@ -49,7 +49,7 @@ pub(crate) struct Programs {
 /// When it needs a program that is not there, or is of another version than would do.
 pub(crate) async fn needed(plan: &Plan) -> Result<Programs, Error> {
     let mut programs = Programs::default();
-    let changes = || plan.steps.iter().map(|step| &step.change);
+    let changes = || plan.steps.iter().map(|step| step.change.inner());
     if changes().any(|change| matches!(change, Change::Install { .. } | Change::Uninstall { .. })) {
         programs.helm = Some(helm().await?);
     }

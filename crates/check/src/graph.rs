@@ -35,10 +35,11 @@ fn networks(status: &StatusReport) -> BTreeMap<&str, Vec<&ClusterStatus>> {
 
 /// `ready/asked` of the control plane, or why nothing is known.
 fn control(cluster: &ClusterStatus) -> String {
-    match (&cluster.unreachable, &cluster.control_plane) {
-        (Some(_), _) => "unreachable".to_owned(),
-        (None, Some(istiod)) => format!("istiod {}/{}", istiod.ready, istiod.replicas),
-        (None, None) => "no control plane".to_owned(),
+    match (&cluster.unreachable, &cluster.control_plane, &cluster.primary) {
+        (Some(_), ..) => "unreachable".to_owned(),
+        (None, Some(istiod), _) => format!("istiod {}/{}", istiod.ready, istiod.replicas),
+        (None, None, Some(primary)) => format!("remote of {primary}"),
+        (None, None, None) => "no control plane".to_owned(),
     }
 }
 
@@ -123,7 +124,13 @@ fn svg(status: &StatusReport) -> String {
         );
         for (c, cluster) in clusters.iter().enumerate() {
             let (x, y) = (left + 16, TOP + c * ROW);
-            let well = cluster.control_plane.as_ref().is_some_and(|p| p.ready > 0 && p.ready == p.replicas);
+            // A remote is as well as its primary.
+            let serving = match &cluster.primary {
+                Some(primary) => status.clusters.iter().find(|c| c.name == *primary),
+                None => Some(*cluster),
+            };
+            let well = serving.and_then(|c| c.control_plane.as_ref());
+            let well = well.is_some_and(|p| p.ready > 0 && p.ready == p.replicas);
             let stroke = if well { "#2f855a" } else { "#c53030" };
             let _ = writeln!(
                 boxes,
@@ -171,6 +178,7 @@ mod tests {
         ClusterStatus {
             name: name.into(),
             network: network.into(),
+            primary: None,
             labelled_network: None,
             region: Some(network.replace("network", "us")),
             server: "https://127.16.0.1:6443".into(),

@@ -45,6 +45,9 @@ pub struct ClusterStatus {
     pub name: String,
     /// Its network, by the mesh file.
     pub network: String,
+    /// The cluster whose control plane it uses, if it has none of its own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub primary: Option<String>,
     /// The network its label says, if another.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub labelled_network: Option<String>,
@@ -284,6 +287,7 @@ fn cluster_status(
     ClusterStatus {
         name: wanted.name.to_string(),
         network: wanted.network.to_string(),
+        primary: wanted.primary().map(ToString::to_string),
         labelled_network: read.and_then(|s| s.network.clone()).filter(|n| n != wanted.network.as_str()),
         region: wanted.region.clone(),
         server: cluster.server.clone(),
@@ -379,8 +383,12 @@ fn peers(mesh: &Mesh, of: &stolos_spec::Cluster, seen: &Seen) -> Vec<PeerStatus>
         .filter(|s| meta::label(s, istio::MULTI_CLUSTER_LABEL) == Some(istio::TRUE))
         .flat_map(keys)
         .collect();
-    let expected: BTreeSet<String> =
-        mesh.clusters.iter().filter(|c| c.name != of.name).map(|c| c.name.to_string()).collect();
+    let expected: BTreeSet<String> = mesh
+        .clusters
+        .iter()
+        .filter(|c| c.name != of.name && of.primary().is_none())
+        .map(|c| c.name.to_string())
+        .collect();
     let sync = |cluster: &str| {
         let clusters = seen.clusterz.as_ref()?.as_array()?;
         let known = clusters.iter().find(|c| c["id"] == cluster)?;

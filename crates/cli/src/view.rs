@@ -226,10 +226,11 @@ pub(crate) fn status(screen: &Screen, report: &StatusReport, output: Output) -> 
         if let Some(label) = cluster.labelled_network.as_ref().filter(|label| **label != cluster.network) {
             notes.push(format!("{}: its namespace is labelled with the network `{label}`", cluster.name));
         }
-        let control = match (&cluster.unreachable, &cluster.control_plane) {
-            (Some(_), _) => screen.data_tone(Tone::Bad, "unreachable"),
-            (None, None) => screen.data_tone(Tone::Warn, "none"),
-            (None, Some(istiod)) => {
+        let control = match (&cluster.unreachable, &cluster.control_plane, &cluster.primary) {
+            (Some(_), ..) => screen.data_tone(Tone::Bad, "unreachable"),
+            (None, None, Some(primary)) => format!("remote of {primary}"),
+            (None, None, None) => screen.data_tone(Tone::Warn, "none"),
+            (None, Some(istiod), _) => {
                 let tone = if istiod.ready >= istiod.replicas.max(1) { Tone::Good } else { Tone::Bad };
                 screen.data_tone(tone, &format!("{}/{} ready", istiod.ready, istiod.replicas))
             }

@@ -2,7 +2,8 @@
 //!
 //! It reads Istio's API (the kinds listed at [`policy`]) and Kubernetes' own, in its cluster and in every cluster it
 //! has a remote secret of; and it sends proxies what Istio's control plane would send. It never writes to a cluster,
-//! but for the trust bundle, its webhook's CA and what it has to say about objects it cannot act on.
+//! but for the trust bundle, its webhook's CA (both also in remote clusters that name it as theirs) and what it has to
+//! say about objects it cannot act on.
 //!
 //! Look: `state` watches and keeps one picture, a [`model::World`]. Decide: [`translate`], pure. Do: `push`, `sign`,
 //! `inject`. Start at [`run`].
@@ -83,6 +84,8 @@ pub struct Config {
     pub pod: String,
     /// How long a remote cluster may take before start-up goes on without it.
     pub remote_timeout: Duration,
+    /// Whether it serves clusters without a control plane of their own (`EXTERNAL_ISTIOD`).
+    pub external: bool,
 }
 
 impl Default for Config {
@@ -96,6 +99,7 @@ impl Default for Config {
             network: None,
             pod: istio::ISTIOD.to_owned(),
             remote_timeout: Duration::from_secs(30),
+            external: false,
         }
     }
 }
@@ -119,6 +123,7 @@ impl Config {
             network: container.var("NETWORK").map(str::to_owned),
             pod: or("POD_NAME", default.pod),
             remote_timeout: timeout.unwrap_or(default.remote_timeout),
+            external: container.var("EXTERNAL_ISTIOD") == Some("true"),
         })
     }
 }
@@ -193,7 +198,7 @@ async fn serve(
         Some((told, _)) => told.state.clone(),
         None => state::start(&config, client.clone(), Arc::clone(&container.net), stop.clone(), &tasks),
     };
-    let authenticator = Arc::new(sign::Authenticator::new(client.clone(), &config.cluster));
+    let authenticator = Arc::new(sign::Authenticator::new(client.clone(), &config.cluster, state.clients.clone()));
     let pusher = push::Pusher::new(state.clone(), Arc::clone(&authenticator), Arc::clone(&metrics));
     let server = Server::new(Arc::clone(&pusher), stop.clone());
     let signer = sign::CertificateService {

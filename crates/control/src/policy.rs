@@ -4,13 +4,14 @@
 //! |---|---|
 //! | PeerAuthentication | all of it |
 //! | DestinationRule | host, subsets, exportTo, workloadSelector; load balancing (simple), localityLbSetting, outlierDetection, connect timeout and limits, TLS modes DISABLE and ISTIO_MUTUAL; per port |
-//! | Gateway | servers with tls.mode AUTO_PASSTHROUGH; servers of HTTP |
-//! | VirtualService | HTTP routes of workloads' requests to Services and of what comes in by a Gateway: matches on path, method, authority, headers, port, gateway; weights, timeouts, retries, rewrites, direct responses |
+//! | Gateway | servers with tls.mode AUTO_PASSTHROUGH or PASSTHROUGH; servers of HTTP |
+//! | VirtualService | HTTP routes of workloads' requests to Services and of what comes in by a Gateway: matches on path, method, authority, headers, port, gateway; weights, timeouts, retries, rewrites, direct responses; `tls` of gateways, by server name |
 //!
 //! Nothing is ignored silently: every kind and field that this control plane does not act on becomes a [`Finding`],
 //! and a *security* object that it cannot fully obey closes the workloads it applies to (decision 29).
 
 pub mod ingress;
+mod tls_route;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -19,6 +20,8 @@ use serde_json::{Map, Value};
 
 use self::ingress::HttpServer;
 use crate::model::{Labels, exported, host_matches, selects};
+
+pub use tls_route::{TlsMatch, TlsRoutes, TlsRule, TlsServer};
 
 /// What a VirtualService calls the sidecars, among gateways.
 pub const MESH: &str = stolos_k8s::istio::MESH_GATEWAY;
@@ -89,6 +92,8 @@ pub struct Policies {
     pub gateways: Vec<GatewayConfig>,
     /// VirtualServices, for what workloads send.
     pub virtual_services: Vec<VirtualService>,
+    /// VirtualServices' rules for TLS that gateways pass through.
+    pub tls_routes: Vec<TlsRoutes>,
     /// Workloads that refuse everything, because a security object cannot be obeyed.
     pub closed: Vec<Applies>,
     /// What is not acted on.
@@ -127,7 +132,10 @@ impl Policies {
                 self.peers.push(policy);
             }
             "VirtualService" => {
-                self.virtual_services.push(VirtualService::read(object, spec, domain, &mut fields));
+                self.tls_routes.extend(TlsRoutes::read(object, spec, domain, &mut fields));
+                if !TlsRoutes::is_all_of(spec) {
+                    self.virtual_services.push(VirtualService::read(object, spec, domain, &mut fields));
+                }
             }
             "Gateway" => {
                 self.gateways.push(GatewayConfig::read(object, spec, &mut fields));
@@ -343,15 +351,21 @@ pub struct GatewayConfig {
     pub passthrough: Vec<(u16, Vec<String>)>,
     /// Its servers that take requests.
     pub http: Vec<HttpServer>,
+    /// Its servers that pass TLS through as VirtualServices say.
+    pub tls: Vec<TlsServer>,
 }
 
 impl GatewayConfig {
     fn read(object: &Object, spec: &Map<String, Value>, left: &mut Vec<String>) -> Self {
         known(spec, "", &["selector", "servers"], left);
-        let (mut passthrough, mut http) = (Vec::new(), Vec::new());
+        let (mut passthrough, mut http, mut tls) = (Vec::new(), Vec::new(), Vec::new());
         for (at, server) in list(spec, "servers").iter().enumerate() {
             let path = format!("servers[{at}]");
             let Some(server) = server.as_object() else { continue };
+            if let Some(server) = TlsServer::read(server, &path, left) {
+                tls.push(server);
+                continue;
+            }
             if let Some(found) = HttpServer::read(server, &path, &object.namespace, left) {
                 http.extend(found);
                 continue;
@@ -359,7 +373,7 @@ impl GatewayConfig {
             let mode = server.get("tls").and_then(|tls| tls.get("mode")).and_then(Value::as_str);
             let port = server.get("port").and_then(|p| p.get("number")).and_then(Value::as_u64);
             let (Some("AUTO_PASSTHROUGH"), Some(port)) = (mode, port.and_then(|p| u16::try_from(p).ok())) else {
-                left.push(format!("{path} (only tls.mode AUTO_PASSTHROUGH and protocol HTTP are)"));
+                left.push(format!("{path} (only tls.mode AUTO_PASSTHROUGH and PASSTHROUGH and protocol HTTP are)"));
                 continue;
             };
             known(server, &path, &["port", "hosts", "tls", "name"], left);
@@ -371,7 +385,7 @@ impl GatewayConfig {
             passthrough.push((port, hosts));
         }
         let selector = spec.get("selector").map(labels).unwrap_or_default();
-        Self { namespace: object.namespace.clone(), name: object.name.clone(), selector, passthrough, http }
+        Self { namespace: object.namespace.clone(), name: object.name.clone(), selector, passthrough, http, tls }
     }
 
     /// As VirtualServices name it.
@@ -516,7 +530,7 @@ const RETRY_ON: &[&str] = &[
 
 impl VirtualService {
     fn read(object: &Object, spec: &Map<String, Value>, domain: &str, left: &mut Vec<String>) -> Self {
-        known(spec, "", &["hosts", "gateways", "http", "exportTo"], left);
+        known(spec, "", &["hosts", "gateways", "http", "tls", "exportTo"], left);
         let named = |written: String| ingress::gateway_name(&written, &object.namespace);
         let mut gateways: Vec<_> = texts(spec, "gateways").into_iter().map(named).collect();
         let of_mesh = gateways.is_empty() || gateways.iter().any(|name| name == MESH);
@@ -1182,7 +1196,7 @@ mod tests {
         Sidecar sidecar: the kind Sidecar is not supported by this control plane
         VirtualService vs: not supported by this control plane: hosts: y.example.com (only those of Services are), http[0].match[0].sourceLabels, http[1].mirror, http[1].retries.retryOn: odd, http[2].redirect
         DestinationRule dr: not supported by this control plane: trafficPolicy.tunnel, trafficPolicy.loadBalancer.consistentHash
-        Gateway ingress: not supported by this control plane: servers[0] (only tls.mode AUTO_PASSTHROUGH and protocol HTTP are), servers[1].tls (HTTPS is not ended here), servers[2].tls.httpsRedirect, servers[3].bind
+        Gateway ingress: not supported by this control plane: servers[0] (only tls.mode AUTO_PASSTHROUGH and PASSTHROUGH and protocol HTTP are), servers[1].tls (HTTPS is not ended here), servers[2].tls.httpsRedirect, servers[3].bind
         ");
     }
 

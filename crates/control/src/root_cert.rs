@@ -3,6 +3,10 @@
 //! * ConfigMap `istio-ca-root-cert` in every namespace but a few; what others change in it is put back. Beside the roots
 //!   it has the fingerprint of the signing certificate, so that agents renew as soon as another one signs.
 //! * `caBundle` of this control plane's webhooks.
+//!
+//! That is done in the own cluster, and in every remote one whose system namespace says in its annotation
+//! `topology.istio.io/controlPlaneClusters` that this control plane leads there, if it is told to serve others
+//! (`EXTERNAL_ISTIOD`): contract B.7, as istiod does it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
@@ -12,7 +16,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
-use k8s_openapi::api::core::v1::ConfigMap;
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
 use kube::Client;
 use kube::api::{Api, Patch, PatchParams};
 use kube::runtime::watcher;
@@ -37,9 +41,10 @@ const WRITE: Duration = Duration::from_secs(10);
 
 /// Publishes until `stop`.
 pub(crate) async fn publish(client: Client, config: Config, state: State, trust: Arc<Trust>, stop: Stop) {
+    let publisher = Publisher { config, state, trust };
     tokio::select! {
-        () = config_maps(&client, &state, &trust) => {}
-        () = webhooks(&client, &config, &trust) => {}
+        () = publisher.publish_in(&client, &publisher.config.cluster) => {}
+        () = publisher.lead(), if publisher.config.external => {}
         () = stop.asked() => {}
     }
 }
@@ -47,7 +52,80 @@ pub(crate) async fn publish(client: Client, config: Config, state: State, trust:
 /// The roots, and the fingerprint of who signs.
 type Published = (String, String);
 
-async fn config_maps(client: &Client, state: &State, trust: &Trust) {
+struct Publisher {
+    config: Config,
+    state: State,
+    trust: Arc<Trust>,
+}
+
+impl Publisher {
+    async fn publish_in(&self, client: &Client, cluster: &str) {
+        tokio::select! {
+            () = config_maps(client, cluster, &self.state, &self.trust) => {}
+            () = webhooks(client, &self.config, &self.trust) => {}
+        }
+    }
+
+    /// Publishes in the remote clusters that want it of this control plane. Each is followed for itself; a new
+    /// credential begins anew.
+    async fn lead(&self) {
+        let mut clients = self.state.clients.clone();
+        loop {
+            let now = Arc::clone(&clients.borrow_and_update());
+            let following = now.iter().map(|(id, (_, client))| self.follow(client, id));
+            tokio::select! {
+                // None of them ends by itself, and there may be none.
+                changed = clients.changed() => if changed.is_err() { return },
+                never = async { futures::future::join_all(following).await; std::future::pending().await } => never,
+            }
+        }
+    }
+
+    /// Looks at the remote cluster's system namespace, and publishes as long as it names this control plane.
+    async fn follow(&self, client: &Client, cluster: &str) {
+        let only = watcher::Config::default().fields(&format!("metadata.name={}", self.config.namespace));
+        let mut watch = std::pin::pin!(watcher(Api::<Namespace>::all(client.clone()), only));
+        let mut pause = RETRY.0;
+        let mut leads = false;
+        loop {
+            let event = tokio::select! {
+                event = watch.next() => event,
+                () = self.publish_in(client, cluster), if leads => continue,
+            };
+            match event {
+                None => return,
+                Some(Ok(event)) => {
+                    pause = RETRY.0;
+                    let now = match &event {
+                        watcher::Event::Apply(namespace) | watcher::Event::InitApply(namespace) => {
+                            let annotations = namespace.metadata.annotations.as_ref();
+                            let named = annotations.and_then(|all| all.get(istio::CONTROL_PLANE_CLUSTERS_ANNOTATION));
+                            named.is_some_and(|named| is_led_by(named, &self.config.cluster))
+                        }
+                        watcher::Event::Delete(_) => false,
+                        watcher::Event::Init | watcher::Event::InitDone => leads,
+                    };
+                    if now != leads {
+                        tracing::info!(cluster, leads = now, "the trust bundle of a remote cluster");
+                    }
+                    leads = now;
+                }
+                Some(Err(error)) => {
+                    tracing::debug!(cluster, %error, "cannot watch a remote system namespace, trying again");
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(RETRY.1);
+                }
+            }
+        }
+    }
+}
+
+/// Whether the annotation's value, cluster IDs with commas between them or `*`, names `cluster`.
+fn is_led_by(named: &str, cluster: &str) -> bool {
+    named.split(',').map(str::trim).any(|name| name == "*" || name == cluster)
+}
+
+async fn config_maps(client: &Client, cluster: &str, state: &State, trust: &Trust) {
     let mut worlds = state.worlds.clone();
     let only = watcher::Config::default().fields(&format!("metadata.name={}", istio::ROOT_CONFIG_MAP));
     let mut watch = std::pin::pin!(watcher(Api::<ConfigMap>::all(client.clone()), only));
@@ -92,7 +170,7 @@ async fn config_maps(client: &Client, state: &State, trust: &Trust) {
             continue;
         }
         let published = trust.published();
-        let namespaces = Arc::clone(&worlds.borrow_and_update()).clusters.first().map(|c| Arc::clone(&c.namespaces));
+        let namespaces = Arc::clone(&worlds.borrow_and_update()).cluster(cluster).map(|c| Arc::clone(&c.namespaces));
         let namespaces = namespaces.unwrap_or_default();
         let lacking = namespaces
             .keys()
@@ -187,5 +265,17 @@ where
         Ok(Ok(_)) => Ok(()),
         Ok(Err(error)) => Err(error.to_string()),
         Err(_) => Err("no answer".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_leads_is_named_or_everybody() {
+        for (named, leads) in [("p", true), ("q, p", true), ("*", true), ("pp", false), ("", false), ("q,r", false)] {
+            assert_eq!(is_led_by(named, "p"), leads, "{named}");
+        }
     }
 }

@@ -1,7 +1,8 @@
 //! Who somebody is, and certificates for them.
 //!
-//! A workload shows its service account's token; the cluster's own API server says whose it is (TokenReview, audience
-//! `istio-ca`). What it gets is a certificate for that identity, whatever its request says.
+//! A workload shows its service account's token; the API server of the cluster that it claims to be in says whose it is
+//! (TokenReview, audience `istio-ca`; Istio's `authenticate/kubeauth`, contract B.6). What it gets is a certificate for
+//! that identity, whatever its request says.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,11 +17,12 @@ use stolos_pki::{Authority, CaCerts, Certificate, Secret, SpiffeId};
 use stolos_serve::{Container, Stop};
 use stolos_xds::istio::v1::auth::istio_certificate_service_server::IstioCertificateService;
 use stolos_xds::istio::v1::auth::{IstioCertificateRequest, IstioCertificateResponse};
+use tokio::sync::watch;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
 
 use crate::metrics::Metrics;
-use crate::state::State;
+use crate::state::{Clients, State};
 use crate::{Config, Error};
 
 /// How long the API server's word about a token is believed.
@@ -45,16 +47,19 @@ pub(crate) struct Identity {
 
 /// Says who shows a token.
 pub(crate) struct Authenticator {
-    reviews: Api<TokenReview>,
+    client: kube::Client,
     cluster: String,
+    /// Clusters of which remote secrets are held: their workloads may be served here, too.
+    remotes: watch::Receiver<Arc<Clients>>,
+    /// By cluster and token.
     believed: Mutex<HashMap<String, (Identity, Instant)>>,
 }
 
 impl Authenticator {
-    /// One that asks this API server.
+    /// One that asks this API server, or that of a remote cluster.
     #[must_use]
-    pub(crate) fn new(client: kube::Client, cluster: &str) -> Self {
-        Self { reviews: Api::all(client), cluster: cluster.to_owned(), believed: Mutex::default() }
+    pub(crate) fn new(client: kube::Client, cluster: &str, remotes: watch::Receiver<Arc<Clients>>) -> Self {
+        Self { client, cluster: cluster.to_owned(), remotes, believed: Mutex::default() }
     }
 
     /// Whose token a request carries.
@@ -66,22 +71,17 @@ impl Authenticator {
     pub(crate) async fn authenticate(&self, metadata: &MetadataMap) -> Result<Identity, Status> {
         let text = |key: &str| metadata.get(key).and_then(|value| value.to_str().ok()).unwrap_or_default();
         let claimed = text(istio::CLUSTER_ID_METADATA);
-        if !claimed.is_empty() && claimed != self.cluster {
-            let text = format!(
-                "client claims to be in cluster {claimed:?}, but this control plane serves cluster {:?} only",
-                self.cluster
-            );
-            return Err(Status::unauthenticated(text));
-        }
+        let client = self.client_of(claimed)?;
         let Some(token) = text("authorization").strip_prefix("Bearer ").map(str::trim).filter(|t| !t.is_empty()) else {
             return Err(Status::unauthenticated("no bearer token"));
         };
-        if let Some((identity, at)) = self.lock().get(token)
+        let key = format!("{claimed} {token}");
+        if let Some((identity, at)) = self.lock().get(&key)
             && at.elapsed() < BELIEVED
         {
             return Ok(identity.clone());
         }
-        let identity = self.review(token).await?;
+        let identity = review(client, token).await?;
         let mut believed = self.lock();
         if believed.len() >= REMEMBERED {
             believed.retain(|_, (_, at)| at.elapsed() < BELIEVED);
@@ -89,36 +89,54 @@ impl Authenticator {
                 believed.clear();
             }
         }
-        believed.insert(token.to_owned(), (identity.clone(), Instant::now()));
+        believed.insert(key, (identity.clone(), Instant::now()));
         Ok(identity)
     }
 
-    async fn review(&self, token: &str) -> Result<Identity, Status> {
-        let review = TokenReview {
-            spec: TokenReviewSpec { token: token.to_owned(), audiences: Some(vec![istio::TOKEN_AUDIENCE.to_owned()]) },
-            ..TokenReview::default()
-        };
-        let params = PostParams::default();
-        let answer = match tokio::time::timeout(REVIEW, self.reviews.create(&params, &review)).await {
-            Ok(Ok(answer)) => answer.status.unwrap_or_default(),
-            Ok(Err(error)) => return Err(Status::unavailable(format!("the API server cannot review tokens: {error}"))),
-            Err(_) => return Err(Status::unavailable("the API server does not answer")),
-        };
-        if answer.authenticated != Some(true) {
-            let why = answer.error.unwrap_or_else(|| "the token is not valid".to_owned());
-            return Err(Status::unauthenticated(why));
+    /// Whom to ask about a workload that claims to be in this cluster.
+    fn client_of(&self, claimed: &str) -> Result<kube::Client, Status> {
+        if claimed.is_empty() || claimed == self.cluster {
+            return Ok(self.client.clone());
         }
-        // A server that knows no audiences would accept any token.
-        if !answer.audiences.unwrap_or_default().iter().any(|audience| audience == istio::TOKEN_AUDIENCE) {
-            return Err(Status::unauthenticated("the token is not for this audience"));
-        }
-        let user = answer.user.and_then(|user| user.username).unwrap_or_default();
-        identity_of(&user).ok_or_else(|| Status::unauthenticated(format!("{user} is no service account")))
+        let remotes = self.remotes.borrow();
+        remotes.get(claimed).map(|(_, client)| client.clone()).ok_or_else(|| {
+            let known: Vec<_> = remotes.keys().map(|id| &**id).collect();
+            Status::unauthenticated(format!(
+                "client claims to be in cluster {claimed:?}, but we only know about local cluster {:?} and remote \
+                 clusters [{}]",
+                self.cluster,
+                known.join(" ")
+            ))
+        })
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, (Identity, Instant)>> {
         self.believed.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+async fn review(client: kube::Client, token: &str) -> Result<Identity, Status> {
+    let reviews = Api::<TokenReview>::all(client);
+    let review = TokenReview {
+        spec: TokenReviewSpec { token: token.to_owned(), audiences: Some(vec![istio::TOKEN_AUDIENCE.to_owned()]) },
+        ..TokenReview::default()
+    };
+    let params = PostParams::default();
+    let answer = match tokio::time::timeout(REVIEW, reviews.create(&params, &review)).await {
+        Ok(Ok(answer)) => answer.status.unwrap_or_default(),
+        Ok(Err(error)) => return Err(Status::unavailable(format!("the API server cannot review tokens: {error}"))),
+        Err(_) => return Err(Status::unavailable("the API server does not answer")),
+    };
+    if answer.authenticated != Some(true) {
+        let why = answer.error.unwrap_or_else(|| "the token is not valid".to_owned());
+        return Err(Status::unauthenticated(why));
+    }
+    // A server that knows no audiences would accept any token.
+    if !answer.audiences.unwrap_or_default().iter().any(|audience| audience == istio::TOKEN_AUDIENCE) {
+        return Err(Status::unauthenticated("the token is not for this audience"));
+    }
+    let user = answer.user.and_then(|user| user.username).unwrap_or_default();
+    identity_of(&user).ok_or_else(|| Status::unauthenticated(format!("{user} is no service account")))
 }
 
 fn identity_of(user: &str) -> Option<Identity> {

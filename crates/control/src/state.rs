@@ -42,7 +42,12 @@ pub struct State {
     pub reports: watch::Receiver<Arc<Report>>,
     /// The settings' ConfigMap, the injector's values: data by name.
     pub values: watch::Receiver<Arc<BTreeMap<String, String>>>,
+    /// How remote clusters are reached, by their IDs.
+    pub clients: watch::Receiver<Arc<Clients>>,
 }
+
+/// How remote clusters are reached, by their IDs; the number is another for every new credential.
+pub type Clients = BTreeMap<Arc<str>, (u64, Client)>;
 
 impl State {
     /// Waits until the first complete picture.
@@ -102,6 +107,8 @@ enum Event {
 }
 
 enum Seen {
+    /// How it is reached.
+    Client(Client),
     Namespaces(Change<Labels>),
     Services(Change<ServiceFacts>),
     Slices(Change<SliceFacts>),
@@ -137,6 +144,8 @@ struct Slot {
     timed_out: bool,
     error: Option<String>,
     refused: bool,
+    /// The newest way to reach it.
+    client: Option<(u64, Client)>,
 }
 
 struct Run {
@@ -184,6 +193,7 @@ struct Writer {
     worlds: watch::Sender<Arc<World>>,
     reports: watch::Sender<Arc<Report>>,
     values: watch::Sender<Arc<BTreeMap<String, String>>>,
+    clients: watch::Sender<Arc<Clients>>,
 }
 
 const SECRETS: &str = "remote secrets";
@@ -204,6 +214,7 @@ impl Writer {
         let (worlds, seen_worlds) = watch::channel(Arc::new(nothing));
         let (reports, seen_reports) = watch::channel(Arc::new(Report::default()));
         let (values, seen_values) = watch::channel(Arc::new(BTreeMap::new()));
+        let (clients, seen_clients) = watch::channel(Arc::new(Clients::new()));
         let domain = settings.domain.clone();
         let own = Slot {
             id: config.cluster.as_str().into(),
@@ -214,6 +225,7 @@ impl Writer {
             timed_out: false,
             error: None,
             refused: false,
+            client: None,
         };
         let writer = Self {
             config: config.clone(),
@@ -236,8 +248,10 @@ impl Writer {
             worlds,
             reports,
             values,
+            clients,
         };
-        (writer, inbox, State { worlds: seen_worlds, reports: seen_reports, values: seen_values })
+        let state = State { worlds: seen_worlds, reports: seen_reports, values: seen_values, clients: seen_clients };
+        (writer, inbox, state)
     }
 
     async fn run(mut self, mut inbox: mpsc::Receiver<Event>, stop: Stop) {
@@ -334,6 +348,10 @@ impl Writer {
         let runs = [slot.current.as_mut(), slot.next.as_mut()];
         // What a former watch still had to say is of no interest.
         let Some(run) = runs.into_iter().flatten().find(|run| run.generation == generation) else { return };
+        if let Seen::Client(client) = seen {
+            slot.client = Some((generation, client));
+            return self.publish_clients();
+        }
         if !matches!(seen, Seen::Failed(_) | Seen::Refused(_)) && slot.error.take().is_some() {
             tracing::info!(cluster = id, "the cluster answers again");
         }
@@ -343,6 +361,7 @@ impl Writer {
             Seen::Slices(change) => run.registry.slices(change),
             Seen::Pods(change) => run.registry.pods(change),
             Seen::Nodes(change) => run.registry.nodes(change),
+            Seen::Client(_) => {}
             Seen::Failed(error) => {
                 if slot.error.is_none() {
                     tracing::warn!(cluster = id, error, "cannot watch the cluster; what is known of it stays");
@@ -377,6 +396,7 @@ impl Writer {
                     }
                     stays
                 });
+                self.publish_clients();
                 tracing::info!(cluster, "the cluster has left");
             }
             Action::Add { cluster, secret, kubeconfig } => {
@@ -390,6 +410,7 @@ impl Writer {
                     timed_out: false,
                     error: None,
                     refused: false,
+                    client: None,
                 });
                 tracing::info!(cluster, "a cluster has joined");
             }
@@ -410,6 +431,11 @@ impl Writer {
             }
         }
         self.secret_events += 1;
+    }
+
+    fn publish_clients(&self) {
+        let client = |slot: &Slot| Some((Arc::clone(&slot.id), slot.client.clone()?));
+        self.clients.send_replace(Arc::new(self.slots.iter().filter_map(client).collect()));
     }
 
     fn begin(&mut self, cluster: &str, kubeconfig: Vec<u8>) -> Run {

@@ -6,6 +6,7 @@ mod ingress;
 mod istio;
 mod leftovers;
 mod links;
+mod remote;
 mod samples;
 mod trust;
 
@@ -15,7 +16,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use stolos_spec::{Cluster, Engine, Mesh, Origin, Role};
+use stolos_spec::{Cluster, Engine, Mesh, Origin};
 
 use crate::compare::differences;
 use crate::graph::{Draft, Work, ordered};
@@ -26,8 +27,16 @@ use crate::{
 };
 
 /// Those of the small engine.
-const PARTS: &[fn(&Scene<'_>, &mut Sketch)] =
-    &[trust::steps, control::steps, gateways::steps, ingress::steps, links::steps, samples::steps, leftovers::steps];
+const PARTS: &[fn(&Scene<'_>, &mut Sketch)] = &[
+    trust::steps,
+    control::steps,
+    remote::steps,
+    gateways::steps,
+    ingress::steps,
+    links::steps,
+    samples::steps,
+    leftovers::steps,
+];
 
 /// Those of real Istio: trust, links and samples are the same, since Istio is whose objects they are.
 const ISTIO_PARTS: &[fn(&Scene<'_>, &mut Sketch)] =
@@ -260,11 +269,8 @@ impl<'a> Scene<'a> {
                     &["use a context that may read and write the mesh's objects"],
                 );
             }
-            if let Role::Remote { primary } = &cluster.role {
-                let text = match self.istio {
-                    false => format!("a remote of {primary}: the small engine runs a control plane in every cluster"),
-                    true => format!("a remote of {primary}: clusters without a control plane are not built yet"),
-                };
+            if let Some(primary) = cluster.primary().filter(|_| self.istio) {
+                let text = format!("a remote of {primary}: clusters without a control plane are not built yet");
                 sketch.problem("remote", Some(name), text, &["leave `controlPlane.primary` out"]);
             }
         }

@@ -16,6 +16,8 @@ mod object;
 mod observed;
 mod operator;
 mod release;
+#[cfg(test)]
+mod remote_tests;
 pub mod rotation;
 mod show;
 mod step;
@@ -33,7 +35,7 @@ pub use observed::{ClusterState, LocalChart, Objects, Observed, RootFacts, Sight
 pub use operator::Operator;
 pub use release::{Chart, RELEASE_SECRET, Release, Uninstall, is_pending, quoted};
 pub use show::Show;
-pub use step::{Action, Change, Condition, FieldDiff, ObjectDiff, ObjectKey, Step, StepId};
+pub use step::{ADDRESS, Action, Change, Condition, FieldDiff, ObjectDiff, ObjectKey, Step, StepId, external_address};
 
 /// The version of Stolos' own images: the small engine is exactly as old as the binary that installs it.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -76,7 +76,7 @@ impl Show {
                 };
                 let _ = writeln!(out, "      {}", self.escape("2", &format!("$ {command}")));
             }
-            let given = match &step.change {
+            let given = match step.change.inner() {
                 Change::Install { release, .. } => Some(&release.values),
                 Change::Operate { operator, .. } => Some(&operator.document["spec"]),
                 _ => None,

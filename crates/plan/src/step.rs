@@ -79,6 +79,9 @@ pub struct Step {
     pub diff: Vec<ObjectDiff>,
 }
 
+/// Stands for an address that is known only when the step is carried out.
+pub const ADDRESS: &str = "<address of the primary's gateway>";
+
 /// What a step does. Doing it twice is the same as doing it once.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(tag = "kind", rename_all = "camelCase")]
@@ -165,6 +168,17 @@ pub enum Change {
         /// The object's key and nothing else.
         object: ObjectKey,
     },
+    /// Do this with the external address of a Service of another cluster where [`ADDRESS`] stands: the address was not
+    /// there yet when the plan was made.
+    #[serde(rename_all = "camelCase")]
+    WithAddress {
+        /// The other cluster.
+        of: String,
+        /// Its Service, in the control plane's namespace.
+        service: String,
+        /// What is done.
+        change: Box<Change>,
+    },
     /// Wait until all of these hold.
     Wait {
         /// What is waited for.
@@ -181,8 +195,39 @@ impl Change {
             Self::Uninstall { context, releases } => releases.iter().map(|release| release.command(context)).collect(),
             Self::Operate { context, operator } => vec![operator.command(context, true)],
             Self::Withdraw { context, operators } => operators.iter().map(|o| o.command(context, false)).collect(),
+            Self::WithAddress { change, .. } => change.commands(),
             _ => vec![],
         }
+    }
+
+    /// What is done once an address is known, if it waits for one; else the change itself.
+    #[must_use]
+    pub fn inner(&self) -> &Self {
+        match self {
+            Self::WithAddress { change, .. } => change.inner(),
+            change => change,
+        }
+    }
+
+    /// The change with `address` where [`ADDRESS`] stands.
+    #[must_use]
+    pub fn with_address(&self, address: &str) -> Self {
+        fn fill(value: &mut Value, address: &str) {
+            match value {
+                Value::String(text) if text.contains(ADDRESS) => *text = text.replace(ADDRESS, address),
+                Value::Array(items) => items.iter_mut().for_each(|item| fill(item, address)),
+                Value::Object(fields) => fields.values_mut().for_each(|field| fill(field, address)),
+                _ => {}
+            }
+        }
+        let mut change = self.inner().clone();
+        match &mut change {
+            Self::Write { objects } => objects.iter_mut().for_each(|object| fill(object, address)),
+            Self::Install { release, .. } => fill(&mut release.values, address),
+            Self::Operate { operator, .. } => fill(&mut operator.document, address),
+            _ => {}
+        }
+        change
     }
 }
 
@@ -204,6 +249,11 @@ pub enum Condition {
     },
     /// The root in effect (ConfigMap `istio-ca-root-cert`) is the root intended (Secret `cacerts`).
     RootPublished {
+        /// The control plane's namespace.
+        namespace: String,
+    },
+    /// A root is published, by the control plane of another cluster.
+    RootReceived {
         /// The control plane's namespace.
         namespace: String,
     },
@@ -243,6 +293,7 @@ impl Condition {
             }
             Self::Trusted { webhook } => vec![webhook_key(webhook)],
             Self::RootPublished { namespace } => vec![published_key(namespace), cacerts_key(namespace)],
+            Self::RootReceived { namespace } => vec![published_key(namespace)],
             Self::Addressed { namespace, service } => vec![ObjectKey::new("v1", "Service", Some(namespace), service)],
             Self::Established { crd } => {
                 vec![ObjectKey::new("apiextensions.k8s.io/v1", "CustomResourceDefinition", None, crd)]
@@ -284,15 +335,20 @@ impl Condition {
                     _ => Err(format!("ConfigMap {namespace}/istio-ca-root-cert to hold the root of Secret cacerts")),
                 }
             }
+            Self::RootReceived { namespace } => {
+                let published = objects.get(&published_key(namespace));
+                match published.and_then(|c| c["data"]["root-cert.pem"].as_str()).map(Certificate::all_from_pem) {
+                    Some(Ok(roots)) if !roots.is_empty() => Ok(()),
+                    _ => Err(format!("the primary to publish ConfigMap {namespace}/istio-ca-root-cert")),
+                }
+            }
             Self::Addressed { namespace, service } => {
                 let key = ObjectKey::new("v1", "Service", Some(namespace), service);
                 let live = objects.get(&key).ok_or_else(|| format!("{key} to exist"))?;
-                let ingress = live["status"]["loadBalancer"]["ingress"].as_array();
-                let addressed = |i: &Value| i["ip"].is_string() || i["hostname"].is_string();
-                if ingress.is_some_and(|i| i.iter().any(addressed)) {
-                    return Ok(());
+                match external_address(live) {
+                    Some(_) => Ok(()),
+                    None => Err(format!("{key} to get an external address")),
                 }
-                Err(format!("{key} to get an external address"))
             }
             Self::Established { crd } => {
                 let key = &self.reads()[0];
@@ -329,6 +385,7 @@ impl fmt::Display for Condition {
             Self::Available { namespace, deployment } => write!(f, "Deployment {namespace}/{deployment} is available"),
             Self::Trusted { webhook } => write!(f, "webhook {webhook} trusts its control plane"),
             Self::RootPublished { namespace } => write!(f, "{namespace}/istio-ca-root-cert holds the root"),
+            Self::RootReceived { namespace } => write!(f, "{namespace}/istio-ca-root-cert is published"),
             Self::Addressed { namespace, service } => write!(f, "Service {namespace}/{service} has an address"),
             Self::Established { crd } => write!(f, "{crd} is served"),
             Self::Gone { object } => write!(f, "{object} is gone"),
@@ -338,6 +395,14 @@ impl fmt::Display for Condition {
             }
         }
     }
+}
+
+/// The first address that a Service has outside its cluster: an IP if there is one, else a name.
+#[must_use]
+pub fn external_address(service: &Value) -> Option<&str> {
+    let ingress = service["status"]["loadBalancer"]["ingress"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let first = |field: &str| ingress.iter().find_map(|entry| entry[field].as_str().filter(|text| !text.is_empty()));
+    first("ip").or_else(|| service["spec"]["externalIPs"][0].as_str()).or_else(|| first("hostname"))
 }
 
 /// As `kubectl rollout status` decides.

@@ -167,6 +167,12 @@ impl World {
                 let live = applied(Some(live), &nothing);
                 state.objects.put(live);
             }
+            Change::WithAddress { of, service, change } => {
+                let key = ObjectKey::new("v1", "Service", Some(SYSTEM_NAMESPACE), service);
+                let service = self.state(of).objects.get(&key).expect("the gateway's Service").clone();
+                let change = change.with_address(crate::external_address(&service).expect("it has an address"));
+                self.carry_out(&Step { change, ..step.clone() });
+            }
             Change::Wait { conditions } => {
                 for condition in conditions {
                     self.come_true(&cluster, condition);
@@ -294,6 +300,12 @@ impl World {
 
     fn come_true(&mut self, cluster: &str, condition: &Condition) {
         let uid = format!("published-{}", self.made);
+        let place = self.observed.clusters.keys().position(|name| name == cluster).unwrap_or_default();
+        let roots = self.observed.seen().filter_map(|(_, state)| {
+            let key = ObjectKey::new("v1", "Secret", Some(SYSTEM_NAMESPACE), CACERTS_SECRET);
+            secret_text(state.objects.get(&key)?, "root-cert.pem")
+        });
+        let roots: Vec<_> = roots.collect();
         let state = self.state(cluster);
         let keys = condition.reads();
         let mut object = keys.first().and_then(|key| state.objects.get(key)).cloned();
@@ -307,13 +319,14 @@ impl World {
                 }
             }
             (Condition::Addressed { .. }, Some(object)) => {
-                object["status"] = json!({"loadBalancer": {"ingress": [{"ip": "127.16.0.16"}]}});
+                object["status"] = json!({"loadBalancer": {"ingress": [{"ip": format!("127.16.{}.16", place * 16)}]}});
             }
             (Condition::Established { .. }, Some(object)) => {
                 object["status"] = json!({"conditions": [{"type": "Established", "status": "True"}]});
             }
-            (Condition::RootPublished { .. }, _) => {
-                let root = secret_text(state.objects.get(&keys[1]).unwrap(), "root-cert.pem").unwrap();
+            (Condition::RootPublished { .. } | Condition::RootReceived { .. }, _) => {
+                let own = keys.get(1).map(|key| secret_text(state.objects.get(key).unwrap(), "root-cert.pem").unwrap());
+                let root = own.or_else(|| roots.first().cloned()).expect("somebody has a root");
                 for namespace in [SYSTEM_NAMESPACE, "kube-system"] {
                     state.objects.put(json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {
                         "name": ROOT_CONFIG_MAP, "namespace": namespace, "uid": uid,

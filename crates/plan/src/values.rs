@@ -105,13 +105,13 @@ impl Place<'_> {
 
     /// Whether another cluster uses the control plane of this one.
     pub(crate) fn has_remotes(&self) -> bool {
-        self.mesh.clusters.iter().any(|c| matches!(&c.role, Role::Remote { primary } if *primary == self.cluster.name))
+        self.mesh.serves_remotes(&self.cluster.name)
     }
 
     /// Whether an east-west gateway is needed here: where there are other networks (C.4), and at a primary with remotes
     /// even on one network, since they reach its control plane through it (C.3, E.11).
     pub(crate) fn needs_eastwest(&self) -> bool {
-        self.mesh.needs_gateways() || self.has_remotes()
+        self.mesh.needs_gateway(self.cluster)
     }
 
     fn given(&self) -> Map<String, Value> {

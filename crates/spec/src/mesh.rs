@@ -52,6 +52,19 @@ impl Mesh {
         self.networks().len() > 1
     }
 
+    /// Whether other clusters use the control plane of this one.
+    #[must_use]
+    pub fn serves_remotes(&self, primary: &ClusterName) -> bool {
+        self.clusters.iter().any(|c| c.primary() == Some(primary))
+    }
+
+    /// Whether this cluster needs an east-west gateway: between networks, and, on one network as well, for remotes to
+    /// reach its control plane through.
+    #[must_use]
+    pub fn needs_gateway(&self, cluster: &Cluster) -> bool {
+        self.needs_gateways() || self.serves_remotes(&cluster.name)
+    }
+
     /// Every ordered pair of different clusters.
     pub fn ordered_pairs(&self) -> impl Iterator<Item = (&Cluster, &Cluster)> {
         self.clusters
@@ -81,6 +94,17 @@ pub struct Cluster {
     pub role: Role,
     /// How other clusters reach its API server, if not by the address in the kubeconfig.
     pub api: Option<Api>,
+}
+
+impl Cluster {
+    /// The cluster whose control plane it uses, if it has none of its own.
+    #[must_use]
+    pub fn primary(&self) -> Option<&ClusterName> {
+        match &self.role {
+            Role::Primary => None,
+            Role::Remote { primary } => Some(primary),
+        }
+    }
 }
 
 /// Whether a cluster runs its own control plane.

@@ -17,6 +17,7 @@ mod ingress;
 mod join_and_leave;
 mod karmada;
 mod lists;
+mod primary_remote;
 mod ristioctl;
 mod rotation;
 mod setup_mesh;

@@ -54,7 +54,11 @@ async fn from_file_to_proof_and_back() {
 
 /// A second apply reports no changes and leaves every resource version as it is. Controllers of the cluster may still
 /// have something to write about pods that have just started; an apply that writes does so each time.
-async fn nothing_is_written_again(world: &World, file: &std::path::Path, clusters: &[stolos_cluster::Cluster]) {
+pub(crate) async fn nothing_is_written_again(
+    world: &World,
+    file: &std::path::Path,
+    clusters: &[stolos_cluster::Cluster],
+) {
     let mut written = Vec::new();
     for _ in 0..4 {
         let before = all_versions(clusters).await;

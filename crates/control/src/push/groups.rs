@@ -14,7 +14,7 @@ use super::shared::{self, Part, Shared};
 use crate::model::{ClusterView, Labels, Locality, ProxyInfo, ProxyKind, Resolution, Service, World};
 use crate::policy::LocalitySetting;
 use crate::translate::endpoints::Style;
-use crate::translate::{gateway, ingress, listeners, names};
+use crate::translate::{gateway, ingress, listeners, names, tls_routes};
 
 /// What proxies of one group have in common, and what else they are told apart by.
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -235,6 +235,7 @@ impl Groups {
             ProxyKind::Sidecar => (listeners::outbound(&world, info), listeners::routes(&world, info)),
             ProxyKind::Router => {
                 let mut built = gateway::listeners(&world, info);
+                tls_routes::add(&mut built, &world, info);
                 // Of two servers that want one port in different ways, one gets it.
                 let free = |one: &Listener| built.iter().all(|have| have.name != one.name);
                 let more: Vec<_> = ingress::listeners(&world, info).into_iter().filter(free).collect();
@@ -304,6 +305,14 @@ fn wishes_of_router<'a>(world: &'a World, info: &'a ProxyInfo) -> Vec<RouterWish
             (sent.service, rule.map(Arc::new), Vec::new())
         });
         of_host.2.push(wish);
+    }
+    for routed in tls_routes::routed(world, info) {
+        let wish = (routed.port.clone(), routed.subset.to_owned(), Style::Client);
+        let of_host = by_host.entry(&routed.service.host);
+        let of_host = of_host.or_insert_with(|| (routed.service, routed.rule, Vec::new()));
+        if !of_host.2.contains(&wish) {
+            of_host.2.push(wish);
+        }
     }
     by_host.into_values().collect()
 }

@@ -89,6 +89,7 @@ pub(crate) fn start(config: &Config, clusters: &[&str], net: Arc<dyn Net>, stop:
         timed_out: false,
         error: None,
         refused: false,
+        client: None,
     }));
     let events = writer.watches.events.clone();
     tasks.spawn(writer.run(inbox, stop));

@@ -85,7 +85,13 @@ impl Watches {
                 stolos_cluster::client(config, Arc::clone(&watches.net)).map_err(|e| e.to_string())
             };
             match client.await {
-                Ok(client) => watches.cluster(&client, id, generation, &stop),
+                Ok(client) => {
+                    let seen = Box::new(Seen::Client(client.clone()));
+                    let told = Event::Cluster { id: Arc::clone(&id), generation, seen };
+                    if watches.events.send(told).await.is_ok() {
+                        watches.cluster(&client, id, generation, &stop);
+                    }
+                }
                 Err(error) => {
                     let _ = watches
                         .events

@@ -122,6 +122,7 @@ mod tests {
             selector: [("istio".to_owned(), "eastwestgateway".to_owned())].into(),
             passthrough: vec![(15443, vec![hosts.to_owned()])],
             http: Vec::new(),
+            tls: vec![],
         };
         let rule = DestinationRule {
             namespace: fixture::NAMESPACE.into(),

@@ -16,3 +16,4 @@ pub mod names;
 mod parts;
 pub mod services;
 mod tls;
+pub mod tls_routes;

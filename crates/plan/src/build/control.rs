@@ -17,7 +17,7 @@ const ROLE: &str = "istiod-clusterrole-istio-system";
 
 pub(super) fn steps(scene: &Scene<'_>, sketch: &mut Sketch) {
     unused_values(scene.mesh, sketch);
-    for (cluster, state) in &scene.live {
+    for (cluster, state) in scene.live.iter().filter(|(cluster, _)| cluster.primary().is_none()) {
         let name = cluster.name.as_str();
         let here = |what: &str| id("control", name, what);
         let namespace = || vec![id("trust", name, "namespace")];
@@ -32,7 +32,7 @@ pub(super) fn steps(scene: &Scene<'_>, sketch: &mut Sketch) {
         let before = ["crds-served", "access", "config"].map(here).into_iter();
         let before = before.chain([id("trust", name, "cacerts")]).collect();
         sketch.write(name, state, here("istiod"), before, label(istiod(scene.mesh, cluster)));
-        sketch.write(name, state, here("injector"), vec![here("istiod")], label(vec![injector()]));
+        sketch.write(name, state, here("injector"), vec![here("istiod")], label(vec![injector("/inject")]));
         let strict = ours(scene.mesh_name(), mtls(scene.mesh));
         let before = vec![id("trust", name, "namespace"), here("crds-served")];
         sketch.write(name, state, here("mtls"), before, vec![strict]);
@@ -145,7 +145,7 @@ fn istiod(mesh: &Mesh, cluster: &Cluster) -> Vec<Value> {
     let labels = json!({"app": ISTIOD, "istio": "pilot", "istio.io/rev": "default"});
     let pod_labels = json!({"app": ISTIOD, "istio": "pilot", "istio.io/rev": "default",
         "sidecar.istio.io/inject": "false"});
-    let container = json!({
+    let mut container = json!({
         "name": "discovery",
         "image": format!("stolos/control:{VERSION}"),
         "imagePullPolicy": "IfNotPresent",
@@ -168,6 +168,12 @@ fn istiod(mesh: &Mesh, cluster: &Cluster) -> Vec<Value> {
             "readOnlyRootFilesystem": true, "runAsNonRoot": true, "runAsUser": 1337, "runAsGroup": 1337},
         "volumeMounts": [{"name": "cacerts", "mountPath": "/etc/cacerts", "readOnly": true}],
     });
+    if mesh.serves_remotes(&cluster.name)
+        && let Some(env) = container["env"].as_array_mut()
+    {
+        // It publishes the root in remotes that name it, and patches their webhooks (B.7, E.13).
+        env.push(plain("EXTERNAL_ISTIOD", "true"));
+    }
     let service_port = |name: &str, port: u16, target: u16| json!({"name": name, "port": port, "targetPort": target, "protocol": "TCP"});
     vec![
         json!({"apiVersion": "apps/v1", "kind": "Deployment",
@@ -192,7 +198,7 @@ fn istiod(mesh: &Mesh, cluster: &Cluster) -> Vec<Value> {
 
 /// Istio's four webhooks, told apart by who asks for a sidecar: the namespace or the pod, by revision or by default.
 /// The CA is the control plane's to fill in.
-fn injector() -> Value {
+pub(super) fn injector(path: &str) -> Value {
     let expression = |key: &str, operator: &str, values: &[&str]| {
         if values.is_empty() {
             json!({"key": key, "operator": operator})
@@ -210,7 +216,7 @@ fn injector() -> Value {
         json!({
             "name": format!("{name}sidecar-injector.istio.io"),
             "admissionReviewVersions": ["v1"],
-            "clientConfig": {"service": {"name": ISTIOD, "namespace": SYSTEM_NAMESPACE, "path": "/inject", "port": 443}},
+            "clientConfig": {"service": {"name": ISTIOD, "namespace": SYSTEM_NAMESPACE, "path": path, "port": 443}},
             "failurePolicy": "Fail",
             "reinvocationPolicy": "Never",
             "sideEffects": "None",

@@ -1,9 +1,10 @@
-//! The east-west gateway of each cluster, where the mesh has more than one network.
+//! The east-west gateway of each cluster, where the mesh has more than one network; and on one network that of each
+//! primary with remotes, which reach its control plane through it (E.11).
 
 use serde_json::{Value, json};
 use stolos_spec::{Cluster, Mesh};
 
-use super::{Scene, Sketch, id};
+use super::{Scene, Sketch, id, remote};
 use crate::Condition;
 use crate::object::{SYSTEM_NAMESPACE, ours};
 
@@ -11,27 +12,44 @@ use crate::object::{SYSTEM_NAMESPACE, ours};
 pub(super) const GATEWAY: &str = "istio-eastwestgateway";
 
 pub(super) fn steps(scene: &Scene<'_>, sketch: &mut Sketch) {
-    if !scene.mesh.needs_gateways() {
-        return;
-    }
-    for (cluster, state) in &scene.live {
+    for (cluster, state) in scene.live.iter().filter(|(cluster, _)| scene.mesh.needs_gateway(cluster)) {
         let name = cluster.name.as_str();
         let here = |what: &str| id("gateways", name, what);
-        // What the gateway serves comes first, so that it never runs without knowing.
-        let before = vec![id("trust", name, "namespace"), id("control", name, "crds-served")];
-        let expose = ours(scene.mesh_name(), expose(scene.mesh));
-        sketch.write(name, state, here("expose"), before, vec![expose]);
+        let serves = scene.mesh.serves_remotes(&cluster.name);
+        // What the gateway serves comes first, so that it never runs without knowing. A remote's gateway is told by its
+        // primary, which reads no such objects but its own cluster's (E.19).
+        let before = || vec![id("trust", name, "namespace"), id("control", name, "crds-served")];
+        if scene.mesh.needs_gateways() && cluster.primary().is_none() {
+            let expose = ours(scene.mesh_name(), expose(scene.mesh));
+            sketch.write(name, state, here("expose"), before(), vec![expose]);
+        }
+        if serves {
+            let expose = remote::expose(super::control::ISTIOD, None).into_iter();
+            let expose = expose.map(|object| ours(scene.mesh_name(), object)).collect();
+            sketch.write(name, state, here("expose-istiod"), before(), expose);
+        }
         // The Service first: its address takes longest, and it needs no control plane.
-        let service = ours(scene.mesh_name(), service(cluster));
+        let service = ours(scene.mesh_name(), service(cluster, serves));
         sketch.write(name, state, here("address"), vec![id("trust", name, "namespace")], vec![service]);
+        if cluster.primary().is_some() {
+            // Its primary must not hear of endpoints whose gateway has no address, and makes the gateway's pod.
+            let address = Condition::Addressed { namespace: SYSTEM_NAMESPACE.to_owned(), service: GATEWAY.to_owned() };
+            sketch.wait(name, state, here("addressed"), vec![here("address")], vec![address]);
+        }
         // The injector fills the pod in, so it must answer before.
-        let objects = workload(cluster).into_iter().map(|object| ours(scene.mesh_name(), object)).collect();
+        let objects = workload(cluster, serves).into_iter().map(|object| ours(scene.mesh_name(), object)).collect();
         sketch.write(name, state, here("eastwest"), vec![id("control", name, "ready")], objects);
         let until = vec![
             Condition::Available { namespace: SYSTEM_NAMESPACE.to_owned(), deployment: GATEWAY.to_owned() },
             Condition::Addressed { namespace: SYSTEM_NAMESPACE.to_owned(), service: GATEWAY.to_owned() },
         ];
-        sketch.wait(name, state, here("ready"), ["expose", "address", "eastwest"].map(here).to_vec(), until);
+        sketch.wait(
+            name,
+            state,
+            here("ready"),
+            ["expose", "expose-istiod", "address", "eastwest"].map(here).to_vec(),
+            until,
+        );
     }
 }
 
@@ -39,10 +57,10 @@ fn labels(cluster: &Cluster) -> Value {
     json!({"app": GATEWAY, "istio": "eastwestgateway", "topology.istio.io/network": cluster.network.as_str()})
 }
 
-fn workload(cluster: &Cluster) -> Vec<Value> {
+fn workload(cluster: &Cluster, serves: bool) -> Vec<Value> {
     let mut pod_labels = labels(cluster);
     pod_labels["sidecar.istio.io/inject"] = "true".into();
-    let port = |name: &str, number: u16| json!({"name": name, "containerPort": number, "protocol": "TCP"});
+    let port = |(name, number): (&str, u16)| json!({"name": name, "containerPort": number, "protocol": "TCP"});
     vec![
         json!({"apiVersion": "v1", "kind": "ServiceAccount",
             "metadata": {"name": GATEWAY, "namespace": SYSTEM_NAMESPACE, "labels": labels(cluster)}}),
@@ -62,7 +80,7 @@ fn workload(cluster: &Cluster) -> Vec<Value> {
                         "image": "auto",
                         // Only endpoints of its own network, or two gateways would send to each other in circles.
                         "env": [{"name": "ISTIO_META_REQUESTED_NETWORK_VIEW", "value": cluster.network.as_str()}],
-                        "ports": [port("status-port", 15021), port("tls", 15443)],
+                        "ports": ports(serves).map(port).collect::<Vec<_>>(),
                     }],
                 },
             },
@@ -70,13 +88,19 @@ fn workload(cluster: &Cluster) -> Vec<Value> {
     ]
 }
 
-/// Istiod is not exposed (no cluster has its control plane elsewhere), so 15012 and 15017 are not either.
-fn service(cluster: &Cluster) -> Value {
-    let port = |name: &str, number: u16| json!({"name": name, "port": number, "targetPort": number, "protocol": "TCP"});
+/// Those of the control plane only where other clusters use it.
+fn ports(serves: bool) -> impl Iterator<Item = (&'static str, u16)> {
+    let control = remote::PORTS.into_iter().filter(move |_| serves);
+    [("status-port", 15021), ("tls", 15443)].into_iter().chain(control)
+}
+
+fn service(cluster: &Cluster, serves: bool) -> Value {
+    let port =
+        |(name, number): (&str, u16)| json!({"name": name, "port": number, "targetPort": number, "protocol": "TCP"});
     json!({"apiVersion": "v1", "kind": "Service",
         "metadata": {"name": GATEWAY, "namespace": SYSTEM_NAMESPACE, "labels": labels(cluster)},
         "spec": {"type": "LoadBalancer", "selector": {"app": GATEWAY, "istio": "eastwestgateway"},
-            "ports": [port("status-port", 15021), port("tls", 15443)]}})
+            "ports": ports(serves).map(port).collect::<Vec<_>>()}})
 }
 
 pub(super) fn expose(mesh: &Mesh) -> Value {

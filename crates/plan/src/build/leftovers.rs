@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::control::{INJECTOR, ISTIOD};
 use super::gateways::GATEWAY;
-use super::{Scene, Sketch, id, istio};
+use super::{Scene, Sketch, id, istio, remote};
 use crate::graph::Work;
 use crate::object::{
     CACERTS_SECRET, MANAGED_BY_LABEL, MANAGER, MEMBERSHIP, ROOT_CONFIG_MAP, SYSTEM_NAMESPACE, is_owned, is_touched,
@@ -59,7 +59,9 @@ fn departure(scene: &Scene<'_>, sketch: &mut Sketch, former: &str) {
         None => format!("{former} is no longer in the mesh file"),
     };
     let forget = |name: &str| id("leftovers", name, &format!("forget-{former}"));
-    let forgotten: Vec<String> = scene.live.iter().map(|(c, _)| forget(c.name.as_str())).collect();
+    let mut forgotten: Vec<String> = scene.live.iter().map(|(c, _)| forget(c.name.as_str())).collect();
+    // A primary that leaves serves its remotes until they have another.
+    forgotten.extend(remote::served(scene));
     for (cluster, state) in &scene.live {
         let name = cluster.name.as_str();
         let owned = |key: &ObjectKey| state.objects.get(key).filter(|o| is_owned(scene.mesh_name(), o));
@@ -157,6 +159,8 @@ fn unwanted(scene: &Scene<'_>, sketch: &mut Sketch, cluster: &str, state: &Clust
         if key.kind == "Deployment" {
             after.push(id("control", cluster, "ready"));
         }
+        // What served a remote goes when another serves it.
+        after.extend(remote::served(scene));
         sketch.remove(cluster, id("leftovers", cluster, &name), after, vec![object], because);
     }
     if samples {
@@ -208,7 +212,8 @@ fn dismantle(scene: &Scene<'_>, sketch: &mut Sketch, cluster: &str, state: &Clus
         ("helm-gateways", &["gateways"]),
         ("istiod", &["gateways", "injector", "links"]),
         ("helm-istiod", &["helm-gateways", "istiod"]),
-        ("roots", &["stopped"]),
+        // A remote's primary would put them back as long as it can.
+        ("roots", &["stopped", "links"]),
         ("config", &["roots"]),
         ("helm-base", &["config", "helm-istiod"]),
         ("crds", &["config", "helm-base"]),
@@ -367,7 +372,7 @@ fn stage(key: &ObjectKey, object: &Value) -> &'static str {
         "MutatingWebhookConfiguration" if key.name == INJECTOR => "injector",
         "Secret" if in_system && labelled("istio/multiCluster") => "links",
         "Secret" if in_system && key.name.starts_with(&peer_secret("")) => "links",
-        "Deployment" | "Service" if in_system && key.name == ISTIOD => "istiod",
+        "Deployment" | "Service" | "EndpointSlice" if in_system && key.name == ISTIOD => "istiod",
         "Deployment" | "Service" if in_system && key.name == GATEWAY => "gateways",
         _ if key.namespace.is_some() && !in_system => "samples",
         _ => "config",
@@ -378,7 +383,8 @@ fn stage(key: &ObjectKey, object: &Value) -> &'static str {
 /// of the mesh has a moment of its own.
 fn is_ours_to_delete(mesh: &str, key: &ObjectKey, object: &Value) -> bool {
     let has_owner = object["metadata"]["ownerReferences"].as_array().is_some_and(|owners| !owners.is_empty());
-    let derived = ["Pod", "ReplicaSet", "EndpointSlice", "Endpoints"].contains(&key.kind.as_str());
+    let derived = ["Pod", "ReplicaSet", "EndpointSlice", "Endpoints"].contains(&key.kind.as_str())
+        && !remote::is_way(mesh, key, object);
     let remembers = key.kind == "ConfigMap" && key.name == MEMBERSHIP;
     // Helm's memory is Helm's to forget.
     let release = object["type"] == crate::RELEASE_SECRET;
@@ -414,9 +420,14 @@ fn is_published_root(scene: &Scene<'_>, state: &ClusterState, key: &ObjectKey, o
     }
     let Some(published) = object["data"]["root-cert.pem"].as_str() else { return false };
     let fingerprint = |pem: &str| stolos_pki::Certificate::from_pem(pem).ok().map(|c| c.fingerprint());
-    let cacerts = state.objects.get(&ObjectKey::new("v1", "Secret", Some(SYSTEM_NAMESPACE), CACERTS_SECRET));
-    let intended = cacerts.filter(|s| is_owned(scene.mesh_name(), s)).and_then(|s| secret_text(s, "root-cert.pem"));
-    let intended = intended.and_then(|pem| fingerprint(&pem));
+    let intended = |state: &ClusterState| {
+        let cacerts = state.objects.get(&ObjectKey::new("v1", "Secret", Some(SYSTEM_NAMESPACE), CACERTS_SECRET));
+        let pem = secret_text(cacerts.filter(|s| is_owned(scene.mesh_name(), s))?, "root-cert.pem")?;
+        fingerprint(&pem)
+    };
+    // A remote has no signing certificate: its primary's root is published there.
+    let others = || scene.observed.seen().filter_map(|(_, state)| intended(state));
     let folder = scene.observed.state.root.as_ref().map(|root| root.fingerprint.clone());
-    fingerprint(published).is_some_and(|found| Some(&found) == intended.as_ref() || Some(&found) == folder.as_ref())
+    let Some(found) = fingerprint(published) else { return false };
+    Some(&found) == folder.as_ref() || intended(state).or_else(|| others().find(|root| *root == found)) == Some(found)
 }

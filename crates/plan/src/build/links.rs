@@ -1,14 +1,15 @@
 //! Who may read whom: a reader in each cluster, a revocable credential for each peer, and the remote secrets.
 
-use serde_json::json;
+use serde_json::{Value, json};
 use stolos_spec::{Api, Cluster};
 
+use super::control::INJECTOR;
 use super::{Scene, Sketch, id};
 use crate::compare::differences;
 use crate::graph::Work;
 use crate::object::{
-    READER_SERVICE_ACCOUNT, SYSTEM_NAMESPACE, claims, link_kubeconfig, mesh_of, ours, peer_secret, remote_secret_name,
-    secret_text, token_in,
+    READER_SERVICE_ACCOUNT, ROOT_CONFIG_MAP, SYSTEM_NAMESPACE, claims, link_kubeconfig, mesh_of, ours, peer_secret,
+    remote_secret_name, secret_text, token_in,
 };
 use crate::{Action, Change, ClusterState, ObjectDiff, ObjectKey};
 
@@ -30,7 +31,8 @@ pub(super) fn steps(scene: &Scene<'_>, sketch: &mut Sketch) {
         reader(scene, sketch, read, state);
     }
     let mut before = Vec::new();
-    for (into, state) in &scene.live {
+    // Only a control plane reads others, its own remotes and those of others among them (C.4).
+    for (into, state) in scene.live.iter().filter(|(into, _)| into.primary().is_none()) {
         let mut changed = Vec::new();
         for read in scene.mesh.clusters.iter().filter(|read| read.name != into.name) {
             // What is known of a cluster that does not answer stays.
@@ -60,14 +62,18 @@ fn reader(scene: &Scene<'_>, sketch: &mut Sketch, read: &Cluster, state: &Cluste
         sketch.draft(id("links", name, "reader"), Some(name), after, Work::Nothing);
         return peers(scene, sketch, read, state);
     }
+    let mut rules = vec![
+        json!({"apiGroups": [""], "resources": ["namespaces", "services", "pods", "nodes"], "verbs": READ}),
+        json!({"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": READ}),
+    ];
+    if read.primary().is_some() {
+        rules.extend(leads());
+    }
     let objects = vec![
         own(json!({"apiVersion": "v1", "kind": "ServiceAccount",
             "metadata": {"name": READER_SERVICE_ACCOUNT, "namespace": SYSTEM_NAMESPACE, "labels": {"app": "istio-reader"}}})),
         own(json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole",
-            "metadata": {"name": ROLE, "labels": {"app": "istio-reader"}},
-            "rules": [
-                {"apiGroups": [""], "resources": ["namespaces", "services", "pods", "nodes"], "verbs": READ},
-                {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": READ}]})),
+            "metadata": {"name": ROLE, "labels": {"app": "istio-reader"}}, "rules": rules})),
         own(json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding",
             "metadata": {"name": ROLE, "labels": {"app": "istio-reader"}},
             "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": ROLE},
@@ -77,12 +83,27 @@ fn reader(scene: &Scene<'_>, sketch: &mut Sketch, read: &Cluster, state: &Cluste
     peers(scene, sketch, read, state);
 }
 
+/// What a primary needs besides in a remote (B.5, B.7): to ask whose a token is, to publish the root, and to have the
+/// webhook trust it. As in its own cluster, only changing can be bound to a name.
+fn leads() -> [Value; 5] {
+    let webhooks = ["admissionregistration.k8s.io"];
+    [
+        json!({"apiGroups": ["authentication.k8s.io"], "resources": ["tokenreviews"], "verbs": ["create"]}),
+        json!({"apiGroups": [""], "resources": ["configmaps"], "verbs": ["create", "get", "list", "watch"]}),
+        json!({"apiGroups": [""], "resources": ["configmaps"], "verbs": ["update", "patch"],
+            "resourceNames": [ROOT_CONFIG_MAP]}),
+        json!({"apiGroups": webhooks, "resources": ["mutatingwebhookconfigurations"], "verbs": ["get", "list", "watch"]}),
+        json!({"apiGroups": webhooks, "resources": ["mutatingwebhookconfigurations"], "verbs": ["update", "patch"],
+            "resourceNames": [INJECTOR]}),
+    ]
+}
+
 fn peers(scene: &Scene<'_>, sketch: &mut Sketch, read: &Cluster, state: &ClusterState) {
     let name = read.name.as_str();
     let after = vec![id("trust", name, "namespace")];
     let own = |object| ours(scene.mesh_name(), object);
     // One for each peer, reachable or not: deleting it revokes that peer's tokens and nobody else's.
-    let peers = scene.mesh.clusters.iter().filter(|peer| peer.name != read.name);
+    let peers = scene.mesh.clusters.iter().filter(|peer| peer.name != read.name && peer.primary().is_none());
     let objects: Vec<_> = peers
         .map(|peer| {
             own(json!({"apiVersion": "v1", "kind": "Secret", "type": "Opaque",
@@ -155,7 +176,11 @@ fn link(
         id("links", read.name.as_str(), "peers"),
     ];
     // A running control plane must not hear of endpoints whose gateway has no address: it would send to them directly.
-    if is_running(state) {
+    if read.primary() == Some(&into.name) {
+        // The primary is what makes its remote ready; it comes when the webhook leads to it and not before.
+        after.push(id("control", read.name.as_str(), "injector"));
+        after.push(id("gateways", read.name.as_str(), "addressed"));
+    } else if is_running(state) {
         let ready = if scene.mesh.needs_gateways() { "gateways" } else { "control" };
         after.push(id(ready, read.name.as_str(), "ready"));
     }

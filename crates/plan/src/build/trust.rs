@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use stolos_pki::{CaCerts, CaFacts, Secret};
-use stolos_spec::Root;
+use stolos_spec::{Cluster, Root};
 
-use super::{Scene, Sketch, id};
+use super::{Scene, Sketch, id, remote};
 use crate::compare::differences;
 use crate::graph::Work;
 use crate::object::{CACERTS_SECRET, SYSTEM_NAMESPACE, mesh_of, namespace, ours, secret_text};
@@ -18,8 +18,11 @@ pub(super) fn steps(scene: &Scene<'_>, sketch: &mut Sketch) {
     rotation(scene, sketch);
     root(scene, sketch);
     for (cluster, state) in &scene.live {
-        system_namespace(scene, sketch, cluster.name.as_str(), cluster.network.as_str(), state);
-        intermediate(scene, sketch, cluster.name.as_str(), state);
+        system_namespace(scene, sketch, cluster, state);
+        // A remote's certificates are signed by its primary.
+        if cluster.primary().is_none() {
+            intermediate(scene, sketch, cluster.name.as_str(), state);
+        }
     }
 }
 
@@ -111,9 +114,10 @@ const WAYS_TO_A_ROOT: [&str; 2] = [
     "copy that mesh's root-cert.pem and root-key.pem into this folder",
 ];
 
-/// The namespace with its network. One that somebody else made gets the network label and nothing more, so that it is
-/// never ours to delete.
-fn system_namespace(scene: &Scene<'_>, sketch: &mut Sketch, cluster: &str, network: &str, state: &ClusterState) {
+/// The namespace with its network, and in a remote with the name of who leads there. One that somebody else made gets
+/// these and nothing more, so that it is never ours to delete.
+fn system_namespace(scene: &Scene<'_>, sketch: &mut Sketch, member: &Cluster, state: &ClusterState) {
+    let (cluster, network) = (member.name.as_str(), member.network.as_str());
     let key = ObjectKey::new("v1", "Namespace", None, SYSTEM_NAMESPACE);
     let live = state.objects.get(&key);
     let mut wanted = namespace(SYSTEM_NAMESPACE);
@@ -121,6 +125,9 @@ fn system_namespace(scene: &Scene<'_>, sketch: &mut Sketch, cluster: &str, netwo
         wanted = ours(scene.mesh_name(), wanted);
     }
     wanted["metadata"]["labels"]["topology.istio.io/network"] = network.into();
+    if let Some(primary) = member.primary() {
+        wanted["metadata"]["annotations"][remote::LEADERS] = primary.as_str().into();
+    }
     let before = live.and_then(|live| live["metadata"]["labels"]["topology.istio.io/network"].as_str());
     if let Some(before) = before.filter(|before| *before != network) {
         sketch.note(
