@@ -3,6 +3,7 @@
 //! | Kind | What is acted on |
 //! |---|---|
 //! | PeerAuthentication | all of it |
+//! | AuthorizationPolicy | ALLOW and DENY; selector, root namespace; principals, namespaces, serviceAccounts, ipBlocks; hosts, ports, methods, paths; when: `source.*`, `destination.*`, `connection.sni`, `request.headers[…]` |
 //! | DestinationRule | host, subsets, exportTo, workloadSelector; load balancing (simple), localityLbSetting, outlierDetection, connect timeout and limits, TLS modes DISABLE and ISTIO_MUTUAL; per port |
 //! | Gateway | servers with tls.mode AUTO_PASSTHROUGH or PASSTHROUGH; servers of HTTP |
 //! | VirtualService | HTTP routes of workloads' requests to Services and of what comes in by a Gateway: matches on path, method, authority, headers, port, gateway; weights, timeouts, retries, rewrites, direct responses; `tls` of gateways, by server name |
@@ -10,6 +11,7 @@
 //! Nothing is ignored silently: every kind and field that this control plane does not act on becomes a [`Finding`],
 //! and a *security* object that it cannot fully obey closes the workloads it applies to (decision 29).
 
+pub mod authorization;
 pub mod ingress;
 mod tls_route;
 
@@ -18,6 +20,7 @@ use std::time::Duration;
 
 use serde_json::{Map, Value};
 
+use self::authorization::Authorization;
 use self::ingress::HttpServer;
 use crate::model::{Labels, exported, host_matches, selects};
 
@@ -94,6 +97,8 @@ pub struct Policies {
     pub virtual_services: Vec<VirtualService>,
     /// VirtualServices' rules for TLS that gateways pass through.
     pub tls_routes: Vec<TlsRoutes>,
+    /// AuthorizationPolicies that can be obeyed.
+    pub authorizations: Vec<Authorization>,
     /// Workloads that refuse everything, because a security object cannot be obeyed.
     pub closed: Vec<Applies>,
     /// What is not acted on.
@@ -140,17 +145,19 @@ impl Policies {
             "Gateway" => {
                 self.gateways.push(GatewayConfig::read(object, spec, &mut fields));
             }
-            "AuthorizationPolicy" | "RequestAuthentication" => {
+            "AuthorizationPolicy" => {
+                let policy = Authorization::read(object, spec, &mut fields);
                 // AUDIT denies nothing: not obeying it lets nobody in.
-                whole = true;
-                closes = text(spec, "action") != Some("AUDIT");
+                closes = !fields.is_empty() && text(spec, "action") != Some("AUDIT");
                 if closes {
-                    self.closed.push(Applies {
-                        namespace: object.namespace.clone(),
-                        selector: match_labels(spec),
-                        any: spec.contains_key("targetRef") || spec.contains_key("targetRefs"),
-                    });
+                    self.closed.push(Authorization::applies(object, spec));
+                } else {
+                    self.authorizations.extend(policy);
                 }
+            }
+            "RequestAuthentication" => {
+                (whole, closes) = (true, true);
+                self.closed.push(Authorization::applies(object, spec));
             }
             _ => whole = true,
         }
@@ -1146,7 +1153,22 @@ mod tests {
         let policies = Policies::read(
             [
                 peer("a", "odd", 1, json!({"mtls": {"mode": "MAYBE"}, "selector": {"matchLabels": {"app": "x"}}})),
-                object("AuthorizationPolicy", "b", "deny", 2, json!({"selector": {"matchLabels": {"app": "y"}}})),
+                object(
+                    "AuthorizationPolicy",
+                    "b",
+                    "deny",
+                    2,
+                    json!({"selector": {"matchLabels": {"app": "y"}}, "rules": [
+                        {"from": [{"source": {"requestPrincipals": ["*"], "ipBlocks": ["10.0.0.0/33"]}}]},
+                        {"to": [{"operation": {"paths": ["/a/{*}"], "ports": ["http"]}}], "when": [{"key": "request.auth.claims[a]", "values": ["b"]}]}]}),
+                ),
+                object(
+                    "AuthorizationPolicy",
+                    "b",
+                    "custom",
+                    3,
+                    json!({"action": "CUSTOM", "provider": {"name": "x"}, "selector": {"matchLabels": {"app": "z"}}}),
+                ),
                 object("AuthorizationPolicy", "b", "audit", 3, json!({"action": "AUDIT"})),
                 object(
                     "VirtualService",
@@ -1182,7 +1204,7 @@ mod tests {
             "cluster.local",
         );
         let closed = |namespace: &str, app: &str| policies.is_closed("istio-system", namespace, &labels_of(app));
-        assert!(closed("a", "x") && closed("b", "y"));
+        assert!(closed("a", "x") && closed("b", "y") && closed("b", "z"));
         assert!(!closed("a", "y") && !closed("b", "x") && !closed("c", "x"));
         let findings: Vec<_> =
             policies.findings.iter().map(|f| format!("{} {}: {}", f.kind, f.name, f.message())).collect();
@@ -1191,8 +1213,9 @@ mod tests {
         assert_eq!(vs.http[0].retries.as_ref().unwrap().statuses, [503]);
         insta::assert_snapshot!(findings.join("\n"), @r"
         PeerAuthentication odd: not supported by this control plane: mtls.mode: MAYBE; because it cannot be fully obeyed, the workloads it applies to refuse all connections
-        AuthorizationPolicy deny: the kind AuthorizationPolicy is not supported by this control plane; because it cannot be fully obeyed, the workloads it applies to refuse all connections
-        AuthorizationPolicy audit: the kind AuthorizationPolicy is not supported by this control plane
+        AuthorizationPolicy deny: not supported by this control plane: rules[0].from[0].source.requestPrincipals, rules[0].from[0].source.ipBlocks: 10.0.0.0/33, rules[1].to[0].operation.ports: http, rules[1].to[0].operation.paths: /a/{*}, rules[1].when[0].key: request.auth.claims[a]; because it cannot be fully obeyed, the workloads it applies to refuse all connections
+        AuthorizationPolicy audit: not supported by this control plane: action: AUDIT
+        AuthorizationPolicy custom: not supported by this control plane: provider, action: CUSTOM; because it cannot be fully obeyed, the workloads it applies to refuse all connections
         Sidecar sidecar: the kind Sidecar is not supported by this control plane
         VirtualService vs: not supported by this control plane: hosts: y.example.com (only those of Services are), http[0].match[0].sourceLabels, http[1].mirror, http[1].retries.retryOn: odd, http[2].redirect
         DestinationRule dr: not supported by this control plane: trafficPolicy.tunnel, trafficPolicy.loadBalancer.consistentHash

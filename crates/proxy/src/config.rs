@@ -14,6 +14,7 @@ use crate::balance::{Candidate, Endpoints, Listed, Policy};
 use crate::matching::Table;
 use crate::outlier::{self, Health, Outcome};
 use crate::pool::Idle;
+use crate::rbac::Rules;
 use crate::tls::{Downstream, Upstream};
 use crate::{log, metrics, route};
 
@@ -92,6 +93,8 @@ pub(crate) enum Origin {
 pub(crate) struct Chain {
     pub(crate) name: String,
     pub(crate) tls: Option<Arc<Downstream>>,
+    /// Who may connect, filter by filter.
+    pub(crate) access: Vec<Rules>,
     pub(crate) action: Action,
 }
 
@@ -130,8 +133,8 @@ pub(crate) struct Http {
     pub(crate) merge_slashes: bool,
     /// Whether clients are outside the mesh: they are told apart by their address, and not believed about it.
     pub(crate) edge: bool,
-    /// Every request is answered 403.
-    pub(crate) denied: bool,
+    /// Who may ask for what, filter by filter.
+    pub(crate) access: Vec<Rules>,
     /// A stream on which nothing moves ends after this; zero is never.
     pub(crate) idle: Duration,
     /// How many requests one HTTP/2 connection has at once.

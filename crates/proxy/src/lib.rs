@@ -27,6 +27,7 @@ mod matching;
 mod metrics;
 mod outlier;
 mod pool;
+mod rbac;
 mod route;
 mod state;
 mod tcp;

@@ -15,10 +15,12 @@ use tokio::io::AsyncReadExt;
 use tokio::time::Instant;
 use tokio_rustls::server::TlsStream;
 
-use crate::config::{Action, Chain, Listener, Origin};
+use crate::config::{Action, Chain, Http, Listener, Origin};
 use crate::copy::{self, Rewound};
 use crate::inspect::{self, Hello, Look};
 use crate::matching::Facts;
+use crate::rbac;
+use crate::route::Asked;
 use crate::state::Shared;
 use crate::tls::Peer;
 use crate::{http, log, metrics, tcp};
@@ -107,11 +109,11 @@ async fn accept(shared: Arc<Shared>, socket: Socket, address: SocketAddr, curren
             },
             () = &mut stopped => return,
         };
-        let (shared, listener) = (Arc::clone(&shared), current.load_full());
+        let (shared, current) = (Arc::clone(&shared), Arc::clone(&current));
         let tasks = shared.tasks.clone();
         tasks.spawn(async move {
             shared.metrics.connections.inc();
-            serve(&shared, listener, stream, peer, address).await;
+            serve(&shared, current, stream, peer, address).await;
             shared.metrics.connections.dec();
         });
     }
@@ -136,9 +138,64 @@ pub(crate) struct Arrived {
     /// The application protocol TLS settled on.
     pub(crate) settled: Option<Vec<u8>>,
     pub(crate) chain: Arc<Chain>,
+    /// The listener it came by, and what that is now; none where it was handed on to another listener.
+    origin: Option<(Arc<Listener>, Arc<ArcSwap<Listener>>)>,
+}
+
+/// What a listener that has changed since says of a connection.
+enum Now {
+    /// The same as before.
+    Same,
+    /// Another chain takes it.
+    Chain(Arc<Chain>),
+    /// Nothing that takes requests.
+    Nothing,
 }
 
 impl Arrived {
+    /// What policy looks at.
+    pub(crate) fn subject<'a>(&'a self, asked: Option<Asked<'a>>) -> rbac::Subject<'a> {
+        rbac::Subject {
+            peer: self.peer.as_ref().map(|peer| &*peer.uri),
+            source: self.remote.ip(),
+            destination: self.destination,
+            server_name: self.hello.server_name.as_deref().unwrap_or_default(),
+            asked,
+        }
+    }
+
+    /// Whether a request may pass. By the listener as it is now: policy that has changed holds for connections that exist.
+    pub(crate) fn judge(&self, http: &Http, asked: Asked<'_>) -> Result<(), rbac::Refusal> {
+        let chain;
+        let access = match self.now() {
+            Now::Same => &http.access,
+            Now::Nothing => return Err(rbac::Refusal::Closed),
+            Now::Chain(found) => {
+                chain = found;
+                let Action::Http(http) = &chain.action else { return Err(rbac::Refusal::Closed) };
+                rbac::judge(&chain.access, &self.subject(None))?;
+                &http.access
+            }
+        };
+        if access.is_empty() { Ok(()) } else { rbac::judge(access, &self.subject(Some(asked))) }
+    }
+
+    fn now(&self) -> Now {
+        let Some((listener, current)) = &self.origin else { return Now::Same };
+        let current = current.load();
+        if Arc::ptr_eq(listener, &current) {
+            return Now::Same;
+        }
+        let plain = self.http.map(ToOwned::to_owned);
+        let facts = Facts {
+            destination: self.destination,
+            server_name: self.hello.server_name.as_deref(),
+            transport: if self.tls { "tls" } else { "raw_buffer" },
+            protocols: if plain.is_some() { plain.as_slice() } else { &self.hello.protocols },
+        };
+        current.chains.find(facts).cloned().map_or(Now::Nothing, Now::Chain)
+    }
+
     /// What a log line says of the connection itself.
     pub(crate) fn entry(&self) -> log::Entry<'_> {
         log::Entry {
@@ -154,12 +211,19 @@ impl Arrived {
 
 /// Serves a connection that arrived at the socket bound to `bound`: where did it mean to go, what does it speak, which
 /// chain takes it, who is it.
-async fn serve(shared: &Arc<Shared>, listener: Arc<Listener>, stream: Stream, peer: SocketAddr, bound: SocketAddr) {
+async fn serve(
+    shared: &Arc<Shared>,
+    current: Arc<ArcSwap<Listener>>,
+    stream: Stream,
+    peer: SocketAddr,
+    bound: SocketAddr,
+) {
+    let mut listener = current.load_full();
     // A socket bound to one address takes nothing for another.
     let known = !bound.ip().is_unspecified() && listener.origin != Origin::Kernel;
     let Ok(local) = (if known { Ok(bound) } else { stream.local_addr() }) else { return };
     let mut opening = Opening { stream, buffer: BytesMut::new(), remote: peer, destination: local, restored: false };
-    let mut listener = listener;
+    let mut origin = Some((Arc::clone(&listener), current));
     if let Err(error) = opening.restore(&listener).await {
         return tracing::debug!(%peer, listener = listener.name, %error, "no original destination");
     }
@@ -168,6 +232,7 @@ async fn serve(shared: &Arc<Shared>, listener: Arc<Listener>, stream: Stream, pe
         && let Some(other) = shared.config.load().redirected(opening.destination)
     {
         listener = Arc::clone(other);
+        origin = None;
     }
     let found = match opening.look(&listener).await {
         Ok(found) => found,
@@ -190,8 +255,17 @@ async fn serve(shared: &Arc<Shared>, listener: Arc<Listener>, stream: Stream, pe
     };
     let Opening { stream, buffer, remote, destination, .. } = opening;
     let client = Rewound::new(buffer.freeze(), stream);
-    let mut arrived =
-        Arrived { remote, destination, hello, http, peer: None, tls: false, settled: None, chain: Arc::clone(&chain) };
+    let mut arrived = Arrived {
+        remote,
+        destination,
+        hello,
+        http,
+        peer: None,
+        tls: false,
+        settled: None,
+        chain: Arc::clone(&chain),
+        origin,
+    };
     let client = match &chain.tls {
         None => Client::Plain(client),
         Some(tls) => {
@@ -215,6 +289,9 @@ async fn serve(shared: &Arc<Shared>, listener: Arc<Listener>, stream: Stream, pe
             Client::Tls(Box::new(stream))
         }
     };
+    if let Err(refusal) = rbac::judge(&chain.access, &arrived.subject(None)) {
+        return refused(shared, &arrived, &format!("rbac_access_denied_matched_policy[{}]", refusal.policy()));
+    }
     // Each on the heap, so that a connection costs what it does and not what the other kind would.
     match &chain.action {
         Action::Tcp(tcp) => Box::pin(tcp::serve(shared, tcp, arrived, client)).await,

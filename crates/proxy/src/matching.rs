@@ -33,7 +33,7 @@ impl Range {
         (bits <= most).then_some(Self { address, bits })
     }
 
-    fn contains(&self, address: IpAddr) -> bool {
+    pub(crate) fn contains(&self, address: IpAddr) -> bool {
         fn number(address: IpAddr) -> u128 {
             match address {
                 IpAddr::V4(four) => u128::from(u32::from(four)) << 96,

@@ -363,7 +363,7 @@ impl Path {
 }
 
 impl HeaderMatch {
-    fn fits(&self, asked: Asked<'_>) -> bool {
+    pub(crate) fn fits(&self, asked: Asked<'_>) -> bool {
         let several;
         let value = match &self.name {
             HeaderKey::Method => Some(asked.method.as_str()),

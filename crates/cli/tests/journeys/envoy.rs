@@ -53,7 +53,7 @@ async fn synced(world: &World, file: &Path) -> Vec<Value> {
 }
 
 /// What a command inside a pod's proxy prints.
-async fn inside(cluster: &Cluster, namespace: &str, pod: &str, container: &str, command: &[&str]) -> String {
+pub(crate) async fn inside(cluster: &Cluster, namespace: &str, pod: &str, container: &str, command: &[&str]) -> String {
     let pods: Api<Pod> = Api::namespaced(cluster.client.clone(), namespace);
     let params = AttachParams::default().container(container).stdin(false).stdout(true).stderr(false);
     let mut process = pods.exec(pod, command.iter().copied(), &params).await.unwrap();

@@ -161,6 +161,15 @@ async fn serves(name: &str, envoy: Option<PathBuf>) {
         let answer = ask(at, "GET /near").await.unwrap();
         assert!(answer.status == 200 && answer.body.contains("version: v1"), "{answer:?}");
     }
+    // Policies of the gateway's own pods are obeyed by the gateway.
+    let denied = json!({"apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy",
+        "metadata": {"name": "first", "namespace": "istio-system"},
+        "spec": {"selector": {"matchLabels": {"istio": "ingressgateway"}}, "action": "DENY",
+            "rules": [{"to": [{"operation": {"paths": ["/first"], "hosts": ["shop.example.com*"]}}]}]}});
+    write(&clusters[0], &denied).await;
+    answers("GET /first", 403, "RBAC: access denied").await;
+    answers("GET /near", 200, "version: v1").await;
+
     let gone = json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "helloworld-v1", "namespace": "sample"}, "spec": {"replicas": 0}});
     write(&clusters[0], &gone).await;
     answers("GET /near", 200, "version: v2").await;

@@ -8,6 +8,7 @@
 //! `STOLOS_JOURNEYS_TRACE=1` with `--nocapture` shows every command with its end and its time.
 
 mod asmcli;
+mod authorization;
 mod crash_sweep;
 mod envoy;
 mod fault_corpus;

@@ -12,6 +12,7 @@ use stolos_xds::envoy::extensions::filters::network::http_connection_manager::v3
 };
 use stolos_xds::message;
 
+use super::authorization::Access;
 use super::clusters::{self, BLACK_HOLE, INBOUND_PASSTHROUGH};
 use super::listeners::{PLAIN_HTTP, any_path, http_inspector, original_destination, tls_inspector, to_cluster};
 use super::parts::{duration, http_filter, http_manager, tcp_proxy};
@@ -94,10 +95,11 @@ pub fn listener(world: &World, proxy: &ProxyInfo) -> envoy::Listener {
     } else {
         let namespace = &proxy.namespace;
         let rest = world.policies.mtls(root, namespace, labels, 0);
-        chains.extend(chains_of(world, None, Protocol::Auto, rest));
+        let access = Access::of(world, proxy);
+        chains.extend(chains_of(world, &access, None, Protocol::Auto, rest));
         for served in &served {
             let mode = world.policies.mtls(root, namespace, labels, served.target);
-            chains.extend(chains_of(world, Some(served), served.protocol, mode));
+            chains.extend(chains_of(world, &access, Some(served), served.protocol, mode));
         }
     }
     let mut http = http_inspector();
@@ -178,7 +180,13 @@ fn matrix(mode: Mtls, protocol: Protocol) -> &'static [(&'static str, &'static [
     }
 }
 
-fn chains_of(world: &World, served: Option<&Served>, protocol: Protocol, mode: Mtls) -> Vec<envoy::FilterChain> {
+fn chains_of(
+    world: &World,
+    access: &Access,
+    served: Option<&Served>,
+    protocol: Protocol,
+    mode: Mtls,
+) -> Vec<envoy::FilterChain> {
     let of = |(transport, protocols, does): &(&'static str, &'static [&'static str], Does)| {
         let matching = Matching { port: served.map(|s| s.target), transport, protocols };
         let http = matches!(does, Does::HttpMutual | Does::HttpPlain);
@@ -192,12 +200,12 @@ fn chains_of(world: &World, served: Option<&Served>, protocol: Protocol, mode: M
             Some(served) => istio::cluster_name(Direction::Inbound, served.target, "", ""),
             None => INBOUND_PASSTHROUGH.to_owned(),
         };
-        let filter = if http {
-            http_filter_for(world, served.map_or(0, |served| served.port), &cluster, mutual)
+        let filters = if http {
+            vec![http_filter_for(world, served.map_or(0, |served| served.port), &cluster, mutual, access)]
         } else {
-            tcp_proxy(&cluster, &cluster, &world.settings)
+            access.network().into_iter().chain([tcp_proxy(&cluster, &cluster, &world.settings)]).collect()
         };
-        chain(&name, matching, vec![filter], mutual.then(|| tls::downstream(&world.settings, http)))
+        chain(&name, matching, filters, mutual.then(|| tls::downstream(&world.settings, http)))
     };
     matrix(mode, protocol).iter().map(of).collect()
 }
@@ -224,8 +232,9 @@ fn chain(
     }
 }
 
-fn http_filter_for(world: &World, port: u16, cluster: &str, mutual: bool) -> envoy::Filter {
+fn http_filter_for(world: &World, port: u16, cluster: &str, mutual: bool, access: &Access) -> envoy::Filter {
     let mut manager = http_manager(&format!("inbound_0.0.0.0_{port}"), &world.settings);
+    manager.http_filters.splice(0..0, access.http());
     manager.server_header_transformation = ServerHeaderTransformation::PassThrough.into();
     // What a plaintext client says about certificates is not passed on.
     let details = if mutual { ForwardClientCertDetails::AppendForward } else { ForwardClientCertDetails::Sanitize };

@@ -11,6 +11,7 @@ use stolos_xds::envoy::extensions::filters::network::http_connection_manager::v3
 };
 use stolos_xds::message;
 
+use super::authorization::Access;
 use super::listeners::{any_path, destination_port, ruled};
 use super::parts::{ads, http_filter, http_manager};
 use crate::model::{Port, Protocol, ProxyInfo, Service, Target, World, exported, selects};
@@ -71,8 +72,10 @@ fn bound<'a>(
 /// One listener per port.
 #[must_use]
 pub fn listeners(world: &World, proxy: &ProxyInfo) -> Vec<envoy::Listener> {
+    let access = Access::of(world, proxy);
     let listener = |port: u16| {
         let mut manager = http_manager(&format!("outbound_0.0.0.0_{port}"), &world.settings);
+        manager.http_filters.splice(0..0, access.http());
         let rds = Rds { config_source: Some(ads()), route_config_name: routes_name(port) };
         manager.route_specifier = Some(RouteSpecifier::Rds(rds));
         // What comes from outside is not believed about where it came from.

@@ -3,6 +3,7 @@
 //! Start at [`endpoints::select`], which decides who is reached directly and who through a gateway; its tests are the
 //! worked examples of Istio's algorithm.
 
+mod authorization;
 pub mod clusters;
 pub mod endpoints;
 #[cfg(test)]

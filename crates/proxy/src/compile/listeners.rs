@@ -9,7 +9,6 @@ use arc_swap::ArcSwapOption;
 use stolos_xds::envoy::config::accesslog::v3 as accesslog;
 use stolos_xds::envoy::config::core::v3 as core;
 use stolos_xds::envoy::config::listener::v3 as listener;
-use stolos_xds::envoy::config::rbac::v3 as rbac;
 use stolos_xds::envoy::extensions::access_loggers::file::v3 as file_log;
 use stolos_xds::envoy::extensions::filters::http::rbac::v3 as http_rbac;
 use stolos_xds::envoy::extensions::filters::listener::proxy_protocol::v3 as proxy_protocol;
@@ -19,7 +18,7 @@ use stolos_xds::envoy::extensions::filters::network::tcp_proxy::v3 as tcp_proxy;
 use stolos_xds::message;
 
 use super::tls::downstream;
-use super::{Refused, Result, duration, open, refuse, routes, type_of};
+use super::{Refused, Result, duration, open, rbac, refuse, routes, type_of};
 use crate::config::{Action, Chain, ForwardCert, Http, Inspect, Listener, Origin, Routes, Side, Tcp};
 use crate::log;
 use crate::matching::{Criteria, Range, Table};
@@ -209,59 +208,39 @@ fn filter_chain(message: &listener::FilterChain, needed: &mut Needed<'_>) -> Res
         Some(socket) => downstream(socket).map_err(|e| e.within("transport_socket"))?.map(Arc::new),
         None => None,
     };
-    let chain = |action| Chain { name: message.name.clone(), tls, action };
-    let mut denied = false;
+    let chain = |access, action| Chain { name: message.name.clone(), tls, access, action };
+    let mut access = Vec::new();
     for filter in &message.filters {
         let Some(listener::filter::ConfigType::TypedConfig(any)) = &filter.config_type else {
             return refuse(format!("filter `{}` has no typed_config", filter.name));
         };
         match type_of(any) {
             "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy" => {
-                let action = if denied {
-                    Action::Close("policy denies everything".into())
-                } else {
-                    Action::Tcp(Arc::new(tcp(&open(any)?, needed.side)?))
-                };
-                return Ok(chain(action));
+                return Ok(chain(access, Action::Tcp(Arc::new(tcp(&open(any)?, needed.side)?))));
             }
             "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager" => {
-                return Ok(chain(http(&open(any)?, denied, &message.name, needed)?));
+                return Ok(chain(access, http(&open(any)?, &message.name, needed)?));
             }
             "envoy.extensions.filters.network.rbac.v3.RBAC" => {
                 let config: network_rbac::Rbac = open(any)?;
-                match verdict(config.rules.as_ref(), config.matcher.is_some()) {
-                    Some(deny) => denied |= deny,
-                    None => return Ok(chain(close(&message.name, "RBAC rules are not supported", needed))),
+                match rbac::rules(config.rules.as_ref(), config.matcher.is_some()) {
+                    Ok(rules) => access.extend(rules),
+                    Err(why) => return Ok(chain(Vec::new(), close(&message.name, &why.to_string(), needed))),
                 }
             }
             _ if HARMLESS_NETWORK.contains(&filter.name.as_str()) => {}
             other => {
                 let why = format!("network filter `{}` ({other}) is not supported", filter.name);
-                return Ok(chain(close(&message.name, &why, needed)));
+                return Ok(chain(Vec::new(), close(&message.name, &why, needed)));
             }
         }
     }
-    Ok(chain(Action::Close("the chain has no filter that would pass anything".into())))
+    Ok(chain(Vec::new(), Action::Close("the chain has no filter that would pass anything".into())))
 }
 
 fn close(chain: &str, why: &str, needed: &mut Needed<'_>) -> Action {
     needed.closed.push(format!("chain `{chain}` passes nothing: {why}"));
     Action::Close(why.to_owned())
-}
-
-/// Whether rules deny everything (`Some(true)`) or nothing (`Some(false)`); `None` when it takes more to say.
-fn verdict(rules: Option<&rbac::Rbac>, matcher: bool) -> Option<bool> {
-    if matcher {
-        return None;
-    }
-    let Some(rules) = rules else { return Some(false) };
-    let action = rbac::rbac::Action::try_from(rules.action).ok()?;
-    match action {
-        rbac::rbac::Action::Allow if rules.policies.is_empty() => Some(true),
-        rbac::rbac::Action::Deny if rules.policies.is_empty() => Some(false),
-        rbac::rbac::Action::Log => Some(false),
-        _ => None,
-    }
 }
 
 fn tcp(message: &tcp_proxy::TcpProxy, side: Side) -> Result<Tcp> {
@@ -289,7 +268,7 @@ fn tcp(message: &tcp_proxy::TcpProxy, side: Side) -> Result<Tcp> {
     })
 }
 
-fn http(message: &hcm::HttpConnectionManager, denied: bool, chain: &str, needed: &mut Needed<'_>) -> Result<Action> {
+fn http(message: &hcm::HttpConnectionManager, chain: &str, needed: &mut Needed<'_>) -> Result<Action> {
     use hcm::http_connection_manager::{ForwardClientCertDetails, RouteSpecifier};
     let unsupported = message.local_reply_config.is_some()
         || message.forward_client_cert_matcher.is_some()
@@ -303,7 +282,7 @@ fn http(message: &hcm::HttpConnectionManager, denied: bool, chain: &str, needed:
              early_header_mutation_extensions are not supported",
         );
     }
-    let mut denied = denied;
+    let mut access = Vec::new();
     for filter in &message.http_filters {
         if filter.disabled {
             continue;
@@ -317,9 +296,9 @@ fn http(message: &hcm::HttpConnectionManager, denied: bool, chain: &str, needed:
             "envoy.extensions.filters.http.router.v3.Router" => {}
             "envoy.extensions.filters.http.rbac.v3.RBAC" => {
                 let config: http_rbac::Rbac = open(any)?;
-                match verdict(config.rules.as_ref(), config.matcher.is_some()) {
-                    Some(deny) => denied |= deny,
-                    None => return Ok(close(chain, "RBAC rules are not supported", needed)),
+                match rbac::rules(config.rules.as_ref(), config.matcher.is_some()) {
+                    Ok(rules) => access.extend(rules),
+                    Err(why) => return Ok(close(chain, &why.to_string(), needed)),
                 }
             }
             _ if filter.is_optional || HARMLESS_HTTP.contains(&filter.name.as_str()) => {}
@@ -362,7 +341,7 @@ fn http(message: &hcm::HttpConnectionManager, denied: bool, chain: &str, needed:
         normalize: message.normalize_path.unwrap_or(false),
         merge_slashes: message.merge_slashes,
         edge: message.use_remote_address.unwrap_or(false),
-        denied,
+        access,
         idle: duration(message.stream_idle_timeout.as_ref())?.unwrap_or(Duration::from_secs(300)),
         streams: streams.unwrap_or(MOST_STREAMS).clamp(1, MOST_STREAMS),
         largest_head: message.max_request_headers_kb.unwrap_or(LARGEST_HEAD_KB).clamp(1, 8 * 1024) * 1024,

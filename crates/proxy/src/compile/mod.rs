@@ -6,6 +6,7 @@
 
 mod clusters;
 mod listeners;
+mod rbac;
 mod routes;
 mod tls;
 

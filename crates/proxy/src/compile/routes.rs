@@ -268,7 +268,7 @@ fn redirect(message: &xroute::RedirectAction) -> Result<route::Redirect> {
     })
 }
 
-fn header_match(message: &xroute::HeaderMatcher) -> Result<route::HeaderMatch> {
+pub(super) fn header_match(message: &xroute::HeaderMatcher) -> Result<route::HeaderMatch> {
     use route::{HeaderKey, HeaderWanted, Text};
     use xroute::header_matcher::HeaderMatchSpecifier as Wanted;
     let name = match message.name.to_ascii_lowercase().as_str() {
@@ -297,7 +297,7 @@ fn header_match(message: &xroute::HeaderMatcher) -> Result<route::HeaderMatch> {
     })
 }
 
-fn text(message: &matcher::StringMatcher) -> Result<route::Text> {
+pub(super) fn text(message: &matcher::StringMatcher) -> Result<route::Text> {
     use matcher::string_matcher::MatchPattern;
     let ignore = message.ignore_case;
     Ok(match &message.match_pattern {

@@ -37,6 +37,7 @@ use crate::http::exchange::Exchange;
 use crate::http::headers::Local;
 use crate::listener::{Arrived, Client};
 use crate::metrics;
+use crate::rbac::Refusal;
 use crate::route::{self, Asked};
 use crate::state::Shared;
 
@@ -205,13 +206,6 @@ async fn answer(connection: Arc<Connection>, mut request: Request<Incoming>) -> 
     let introduced = introduce_client(&mut exchange, &mut parts);
     exchange.keep_request(&parts.headers);
 
-    if connection.http.denied {
-        return here(exchange, headers::DENIED);
-    }
-    if parts.method == Method::CONNECT || exchange.authority.is_empty() {
-        return here(exchange, headers::BAD_REQUEST);
-    }
-    let Some(table) = connection.http.routes.table.load_full() else { return here(exchange, headers::NO_ROUTE) };
     let asked = Asked {
         method: &parts.method,
         authority: &exchange.authority,
@@ -220,6 +214,18 @@ async fn answer(connection: Arc<Connection>, mut request: Request<Incoming>) -> 
         scheme: scheme(&connection),
         headers: &parts.headers,
     };
+    if let Err(refusal) = connection.arrived.judge(&connection.http, asked) {
+        tracing::debug!(remote = %connection.arrived.remote, policy = refusal.policy(), "request refused");
+        let mut response = here(exchange, headers::DENIED);
+        if refusal == Refusal::Closed && parts.version != Version::HTTP_2 {
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        return response;
+    }
+    if parts.method == Method::CONNECT || exchange.authority.is_empty() {
+        return here(exchange, headers::BAD_REQUEST);
+    }
+    let Some(table) = connection.http.routes.table.load_full() else { return here(exchange, headers::NO_ROUTE) };
     let Some((host, route)) = table.find(asked) else { return here(exchange, headers::NO_ROUTE) };
     exchange.route = Some(Arc::clone(if route.name.is_empty() { &host.name } else { &route.name }));
     let changes = [&route.changes, &host.headers, &table.headers];
