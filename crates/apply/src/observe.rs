@@ -81,8 +81,13 @@ pub async fn observe(mesh: &Mesh, clusters: &Clusters, state: &State) -> Observe
 }
 
 /// Where the charts of an Istio release lie below its `manifests/charts`, and below a folder made by hand.
-const PLACES: [(&str, &str); 4] =
-    [("base", "base"), ("istiod", "istiod"), ("istiod", "istio-control/istio-discovery"), ("gateway", "gateway")];
+const PLACES: [(&str, &str); 5] = [
+    ("base", "base"),
+    ("istiod", "istiod"),
+    ("istiod", "istio-control/istio-discovery"),
+    ("istiod-remote", "istiod-remote"),
+    ("gateway", "gateway"),
+];
 
 /// The charts in the folder that the mesh file names, if it names one.
 fn charts(mesh: &Mesh) -> Vec<LocalChart> {
@@ -105,7 +110,7 @@ fn charts(mesh: &Mesh) -> Vec<LocalChart> {
     archives.sort();
     for path in archives {
         let archive = path.file_name().and_then(|name| name.to_str()?.strip_suffix(".tgz"));
-        for name in ["base", "istiod", "gateway"] {
+        for name in ["base", "istiod", "istiod-remote", "gateway"] {
             let version = archive.and_then(|archive| archive.strip_prefix(name)?.strip_prefix('-'));
             if let Some(version) =
                 version.filter(|v| v.trim_start_matches('v').starts_with(|c: char| c.is_ascii_digit()))
@@ -285,8 +290,12 @@ mod tests {
                 format!("{} {} {}", c.name, c.version, c.path.strip_prefix(folder.path().to_str().unwrap()).unwrap())
             })
             .collect();
-        let expected =
-            ["base 1.28.0 /base", "istiod 1.28.0 /istio-control/istio-discovery", "gateway 1.27.1 /gateway-1.27.1.tgz"];
+        let expected = [
+            "base 1.28.0 /base",
+            "istiod 1.28.0 /istio-control/istio-discovery",
+            "gateway 1.27.1 /gateway-1.27.1.tgz",
+            "istiod-remote 1.23.0 /istiod-remote-1.23.0.tgz",
+        ];
         assert_eq!(lines, expected);
     }
 }

@@ -269,10 +269,6 @@ impl<'a> Scene<'a> {
                     &["use a context that may read and write the mesh's objects"],
                 );
             }
-            if let Some(primary) = cluster.primary().filter(|_| self.istio) {
-                let text = format!("a remote of {primary}: clusters without a control plane are not built yet");
-                sketch.problem("remote", Some(name), text, &["leave `controlPlane.primary` out"]);
-            }
         }
     }
 

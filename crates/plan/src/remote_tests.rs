@@ -10,12 +10,17 @@ use crate::{Action, ClusterState, ObjectKey, SYSTEM_NAMESPACE, is_owned, plan, t
 
 /// Clusters by name, network and primary.
 fn mesh(clusters: &[(&str, &str, &str)]) -> Mesh {
+    mesh_of(json!({}), clusters)
+}
+
+/// With this said of the control plane.
+fn mesh_of(control: Value, clusters: &[(&str, &str, &str)]) -> Mesh {
     let cluster = |(name, network, primary): &(&str, &str, &str)| match *primary {
         "" => json!({"name": name, "network": network}),
         primary => json!({"name": name, "network": network, "controlPlane": {"primary": primary}}),
     };
     let document = json!({"apiVersion": "stolos.dev/v1alpha1", "kind": "Mesh", "metadata": {"name": "mymesh"},
-        "spec": {"clusters": clusters.iter().map(cluster).collect::<Vec<_>>()}});
+        "spec": {"controlPlane": control, "clusters": clusters.iter().map(cluster).collect::<Vec<_>>()}});
     read(&SourceText { path: "mesh.yaml".into(), text: document.to_string() }, None).unwrap().mesh
 }
 
@@ -283,4 +288,88 @@ fn a_gateway_with_a_name_only_is_refused() {
       → give the load balancer of that gateway a fixed IP address
       → make it a primary
     ");
+}
+
+/// With Istio's charts: the same order, the remote's profile by version (E.15), and the address in its values.
+#[test]
+fn remotes_by_helm_and_by_istioctl() {
+    for (control, profile) in [
+        (json!({"engine": "istio", "version": "1.28.0"}), true),
+        (json!({"engine": "istio", "version": "1.22.0"}), false),
+        (json!({"engine": "istio", "version": "1.28.0", "revision": "canary"}), true),
+        (json!({"engine": "istio", "version": "1.28.0", "installer": "istioctl"}), true),
+    ] {
+        let names = [("p", "a", ""), ("q", "a", ""), ("r", "b", "p")];
+        let mut world = World::new(&["p", "q", "r"]);
+        let before = mesh_of(control.clone(), &names);
+        let first = plan(&before, &world.observed).unwrap();
+        let place =
+            |id: &str| first.steps.iter().position(|step| step.id.as_str() == id).unwrap_or_else(|| panic!("{id}"));
+        let order = [
+            "control/p/ready",
+            "gateways/p/expose-istiod",
+            "gateways/p/ready",
+            "control/r/istiod",
+            "links/p/r",
+            "control/r/ready",
+            "gateways/r/eastwest",
+        ];
+        assert!(order.windows(2).all(|two| place(two[0]) < place(two[1])), "{:?}", ids(&first));
+        let remote = &first.steps[place("control/r/istiod")];
+        let text = serde_json::to_string(&remote.change).unwrap();
+        assert!(text.contains(crate::ADDRESS) && !text.contains("injectionURL"), "{text}");
+        assert_eq!(text.contains(r#""profile":"remote""#), profile, "{text}");
+        assert_eq!(text.contains("istiod-remote"), control["version"] == "1.22.0", "{text}");
+        assert_eq!(remote.change.commands().len(), 1, "a plan shows the command");
+        world.run(&first);
+        assert_eq!(ids(&plan(&before, &world.observed).unwrap()), Vec::<String>::new());
+        let name = control["revision"].as_str().map_or("istiod".to_owned(), |revision| format!("istiod-{revision}"));
+        let leads = |world: &mut World| {
+            let slice = live(world, "r", "discovery.k8s.io/v1", "EndpointSlice", &name);
+            slice["endpoints"][0]["addresses"][0].as_str().unwrap().to_owned()
+        };
+        assert_eq!(leads(&mut world), "127.16.0.16");
+
+        let after = mesh_of(control, &[("p", "a", ""), ("q", "a", ""), ("r", "b", "q")]);
+        world.run(&plan(&after, &world.observed).unwrap());
+        assert_eq!(leads(&mut world), "127.16.16.16");
+        assert_eq!(ids(&plan(&after, &world.observed).unwrap()), Vec::<String>::new());
+        world.run(&teardown(&after, &world.observed).unwrap());
+        for name in ["p", "q", "r"] {
+            assert_eq!(world.state(name).objects.iter().count(), 1, "{name}");
+        }
+    }
+}
+
+/// A primary that does not answer leaves its remotes as they are.
+#[test]
+fn a_primary_that_is_away_changes_nothing() {
+    for control in [json!({}), json!({"engine": "istio", "version": "1.28.0"})] {
+        let mut world = World::new(&["p", "q", "r"]);
+        let mesh = mesh_of(control, &[("p", "net", ""), ("q", "net", ""), ("r", "net", "p")]);
+        world.run(&plan(&mesh, &world.observed).unwrap());
+        let away = crate::Sight::Unreachable { server: None, why: "no route".into() };
+        world.observed.clusters.insert("p".into(), away);
+        let plan = plan(&mesh, &world.observed).unwrap();
+        assert_eq!(ids(&plan), Vec::<String>::new());
+        let note = "its primary, p, is not reachable: its way there stays as it is";
+        assert!(plan.notes.iter().any(|n| n.cluster.as_deref() == Some("r") && n.text == note), "{:?}", plan.notes);
+    }
+}
+
+/// Cut short after any step, the next run ends in the same state.
+#[test]
+fn a_run_that_is_cut_short_is_taken_up_again() {
+    for control in [json!({}), json!({"engine": "istio", "version": "1.28.0"})] {
+        let mesh = mesh_of(control, &[("p", "a", ""), ("r", "b", "p")]);
+        let fresh = World::new(&["p", "r"]);
+        let first = plan(&mesh, &fresh.observed).unwrap();
+        for cut in 0..first.steps.len() {
+            let mut world = fresh.clone();
+            first.steps[..cut].iter().for_each(|step| world.carry_out(step));
+            world.run(&plan(&mesh, &world.observed).unwrap());
+            assert_eq!(ids(&plan(&mesh, &world.observed).unwrap()), Vec::<String>::new(), "after {cut} steps");
+            assert!(owned(world.state("r")) > 0);
+        }
+    }
 }

@@ -187,7 +187,7 @@ impl World {
             "meta.helm.sh/release-namespace": release.namespace, "helm.sh/resource-policy": "keep"});
         let marks = json!({"annotations": annotations, "labels": {"app.kubernetes.io/managed-by": "Helm"}});
         let chart = release.chart.reference.rsplit('/').next().unwrap();
-        self.make(cluster, chart, &release.name, &release.values["networkGateway"], &marks, uid);
+        self.make(cluster, chart, &release.name, &release.values, &marks, uid);
         let version = release.chart.version.clone().unwrap_or_else(|| "1.28.0".into());
         let version = version.strip_prefix('~').map_or(version.clone(), |minor| minor.replace(".0", ".3"));
         let state = self.state(cluster);
@@ -203,19 +203,19 @@ impl World {
         let spec = &operator.document["spec"];
         if spec["profile"] == "empty" {
             let gateway = &spec["components"]["ingressGateways"][0];
-            let network = gateway["label"]["topology.istio.io/network"].clone();
-            self.make(cluster, "gateway", gateway["name"].as_str().unwrap(), &network, &marks, uid);
+            let values = json!({"networkGateway": gateway["label"]["topology.istio.io/network"]});
+            self.make(cluster, "gateway", gateway["name"].as_str().unwrap(), &values, &marks, uid);
         } else {
             let name = spec["revision"].as_str().map_or("istiod".to_owned(), |revision| format!("istiod-{revision}"));
             self.make(cluster, "base", "base", &Value::Null, &marks, uid);
-            self.make(cluster, "istiod", &name, &Value::Null, &marks, uid);
+            self.make(cluster, "istiod", &name, &spec["values"], &marks, uid);
         }
         let mut record = operator.record();
         record["metadata"]["uid"] = format!("{uid}-record").into();
         self.state(cluster).objects.put(record);
     }
 
-    fn make(&mut self, cluster: &str, chart: &str, name: &str, network: &Value, marks: &Value, uid: &str) {
+    fn make(&mut self, cluster: &str, chart: &str, name: &str, values: &Value, marks: &Value, uid: &str) {
         let state = self.state(cluster);
         let metadata = |name: &str, app: &str| {
             let mut metadata = marks.clone();
@@ -240,16 +240,25 @@ impl World {
                 });
                 crds.chain([account]).collect()
             }
-            "istiod" => {
+            "istiod" | "istiod-remote" => {
                 let mut webhook = json!({"apiVersion": "admissionregistration.k8s.io/v1",
                     "kind": "MutatingWebhookConfiguration", "metadata": marks.clone(),
                     "webhooks": [{"name": "a", "clientConfig": {}}]});
                 webhook["metadata"]["name"] = name.replace("istiod", "istio-sidecar-injector").into();
-                vec![deployment, webhook]
+                if values["istiodRemote"]["enabled"] == true {
+                    let slice = json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+                        "metadata": metadata(name, "istiod"),
+                        "endpoints": [{"addresses": [values["global"]["remotePilotAddress"]]}]});
+                    webhook["webhooks"][0]["clientConfig"]["service"]["path"] =
+                        values["istiodRemote"]["injectionPath"].clone();
+                    vec![slice, webhook]
+                } else {
+                    vec![deployment, webhook]
+                }
             }
             _ => {
                 let mut service = json!({"apiVersion": "v1", "kind": "Service", "metadata": metadata(name, name)});
-                service["metadata"]["labels"]["topology.istio.io/network"] = network.clone();
+                service["metadata"]["labels"]["topology.istio.io/network"] = values["networkGateway"].clone();
                 vec![deployment, service]
             }
         };

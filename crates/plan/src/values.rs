@@ -205,7 +205,7 @@ impl Place<'_> {
         needed["istiodRemote"] = json!({"enabled": true, "injectionPath": path});
         let Some(address) = self.primary_address else { return };
         needed["global"]["remotePilotAddress"] = address.into();
-        if address.parse::<std::net::IpAddr>().is_err() {
+        if address != crate::ADDRESS && address.parse::<std::net::IpAddr>().is_err() {
             // A Service of type ExternalName is none that an API server calls webhooks through (E.14).
             needed["istiodRemote"] = json!({"enabled": true, "injectionURL": format!("https://{address}:15017{path}")});
         }

@@ -3,6 +3,8 @@
 //!
 //! Helm is found by `STOLOS_HELM` (`.ci/programs` brings it).
 
+mod remote;
+
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::Write as _;

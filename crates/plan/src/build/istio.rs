@@ -6,9 +6,9 @@
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
-use stolos_spec::{Charts, Cluster, Installer, Origin};
+use stolos_spec::{Charts, Cluster, ClusterName, Installer, Origin};
 
-use super::{Scene, Sketch, control, gateways, id, reason};
+use super::{Scene, Sketch, control, gateways, id, reason, remote};
 use crate::graph::Work;
 use crate::object::{SYSTEM_NAMESPACE, mesh_of, ours};
 use crate::operator::{self, Operator, recorded};
@@ -108,7 +108,18 @@ fn here(
     let control = |what: &str| id("control", name, what);
     let gateway = |what: &str| id("gateways", name, what);
     let own = |object: Value| ours(scene.mesh_name(), object);
-    let place = Place { mesh: scene.mesh, cluster, version: wanted.minor, primary_address: None };
+    let mut address = None;
+    if let Some(primary) = cluster.primary() {
+        if remote::was_primary(scene, sketch, name, state) {
+            return;
+        }
+        address = remote::address(scene, sketch, cluster, primary);
+        if address.is_none() {
+            // Nothing is known of the way to its primary: it stays as it is.
+            return keep(scene, sketch, name, state, releases);
+        }
+    }
+    let place = Place { mesh: scene.mesh, cluster, version: wanted.minor, primary_address: address.as_deref() };
     let mut helm = Helm { scene, sketch, wanted, cluster: name, state, releases };
     let istiod = scene.istiod();
     let revision = scene.mesh.control_plane.revision.as_deref();
@@ -126,51 +137,81 @@ fn here(
         }
         helm.install(control("base"), vec![namespace], BASE, "base", base, None);
         helm.sketch.wait(name, state, control("crds-served"), vec![control("base")], until);
-        let before = vec![control("base"), id("trust", name, "cacerts")];
-        helm.install(control("istiod"), before, &istiod, "istiod", place.istiod(), Some(&istiod));
+        let mut before = vec![control("base"), id("trust", name, "cacerts")];
+        if let Some(primary) = cluster.primary() {
+            before.extend(exposed(primary));
+            // A remote has a chart of its own below 1.24 (B.7, E.15).
+            let chart = if wanted.minor < Minor(1, 24) { "istiod-remote" } else { "istiod" };
+            helm.install(control("istiod"), before, &istiod, chart, place.istiod(), None);
+            helm.sketch.late(primary, EASTWEST);
+        } else {
+            helm.install(control("istiod"), before, &istiod, "istiod", place.istiod(), Some(&istiod));
+        }
     } else {
         let (values, overridden) = place.istiod().merged();
         helm.overridden(&overridden, "istiod");
-        let spec = operator::control(values, revision, scene.mesh.control_plane.gateways.ingress.as_ref());
-        let before = vec![namespace, id("trust", name, "cacerts")];
-        helm.operate(control("istiod"), before, &document(revision, CONTROL), spec, &istiod);
+        let ingress = scene.mesh.control_plane.gateways.ingress.as_ref().filter(|_| cluster.primary().is_none());
+        let mut spec = operator::control(values, revision, ingress);
+        let mut before = vec![namespace, id("trust", name, "cacerts")];
+        if let Some(primary) = cluster.primary() {
+            spec["profile"] = "remote".into();
+            before.extend(exposed(primary));
+            helm.operate(control("istiod"), before, &document(revision, CONTROL), spec, None);
+            helm.sketch.late(primary, EASTWEST);
+        } else {
+            helm.operate(control("istiod"), before, &document(revision, CONTROL), spec, Some(&istiod));
+        }
         helm.sketch.wait(name, state, control("crds-served"), vec![control("istiod")], until);
     }
     let webhook = match revision {
         Some(revision) => format!("{}-{revision}", control::INJECTOR),
         None => control::INJECTOR.to_owned(),
     };
-    let until = vec![
-        Condition::Available { namespace: SYSTEM_NAMESPACE.to_owned(), deployment: istiod },
-        Condition::Trusted { webhook },
-        Condition::RootPublished { namespace: SYSTEM_NAMESPACE.to_owned() },
-    ];
-    helm.sketch.wait(name, state, control("ready"), vec![control("istiod")], until);
+    let (mut before, mut until) = (vec![control("istiod")], vec![Condition::Trusted { webhook }]);
+    if let Some(primary) = cluster.primary() {
+        // The primary does both once it reads this cluster.
+        before.extend([id("links", primary.as_str(), name), id("control", primary.as_str(), "ready")]);
+        until.push(Condition::RootReceived { namespace: SYSTEM_NAMESPACE.to_owned() });
+    } else {
+        let deployment = istiod.clone();
+        until.insert(0, Condition::Available { namespace: SYSTEM_NAMESPACE.to_owned(), deployment });
+        until.push(Condition::RootPublished { namespace: SYSTEM_NAMESPACE.to_owned() });
+    }
+    helm.sketch.wait(name, state, control("ready"), before, until);
 
-    // What Istio's validating webhook looks at comes when it answers.
+    // What Istio's validating webhook looks at comes when it answers. Of a remote nobody reads it (E.19).
     let served = || vec![control("ready"), control("crds-served")];
-    let strict = own(versioned(control::mtls(scene.mesh), wanted.minor));
-    helm.sketch.write(name, state, control("mtls"), served(), vec![strict]);
+    if cluster.primary().is_none() {
+        let strict = own(versioned(control::mtls(scene.mesh), wanted.minor));
+        helm.sketch.write(name, state, control("mtls"), served(), vec![strict]);
+        if scene.mesh.needs_gateways() {
+            let expose = own(versioned(gateways::expose(scene.mesh), wanted.minor));
+            helm.sketch.write(name, state, gateway("expose"), served(), vec![expose]);
+        }
+        if place.has_remotes() {
+            let expose = remote::expose(&istiod, revision).into_iter();
+            let expose = expose.map(|object| own(versioned(object, wanted.minor))).collect();
+            helm.sketch.write(name, state, gateway("expose-istiod"), served(), expose);
+        }
+    }
 
     if place.needs_eastwest() {
-        let expose = own(versioned(gateways::expose(scene.mesh), wanted.minor));
-        helm.sketch.write(name, state, gateway("expose"), served(), vec![expose]);
         // Before the injector answers, a gateway's pod has the image `auto`, which nobody can pull (C.2).
         if by_helm {
             let values = place.eastwest();
             helm.install(gateway("eastwest"), vec![control("ready")], EASTWEST, "gateway", values, Some(EASTWEST));
         } else {
             let spec = operator::eastwest(EASTWEST, cluster.network.as_str(), revision);
-            helm.operate(gateway("eastwest"), vec![control("ready")], GATEWAY, spec, EASTWEST);
+            helm.operate(gateway("eastwest"), vec![control("ready")], GATEWAY, spec, Some(EASTWEST));
         }
         let until = vec![
             Condition::Available { namespace: SYSTEM_NAMESPACE.to_owned(), deployment: EASTWEST.to_owned() },
             Condition::Addressed { namespace: SYSTEM_NAMESPACE.to_owned(), service: EASTWEST.to_owned() },
         ];
-        let before = ["expose", "eastwest"].map(gateway).to_vec();
+        let before = ["expose", "expose-istiod", "eastwest"].map(gateway).to_vec();
         helm.sketch.wait(name, state, gateway("ready"), before, until);
     }
-    if let Some(ingress) = place.ingress().filter(|_| by_helm) {
+    if let Some(ingress) = place.ingress().filter(|_| by_helm && cluster.primary().is_none()) {
         helm.install(gateway("ingress"), vec![control("ready")], INGRESS, "gateway", ingress, Some(INGRESS));
         let until =
             vec![Condition::Available { namespace: SYSTEM_NAMESPACE.to_owned(), deployment: INGRESS.to_owned() }];
@@ -178,6 +219,22 @@ fn here(
     }
     unwanted(scene, sketch, name, state, releases);
     control::membership(scene, sketch, name, state);
+}
+
+/// After which a remote can be led to its primary.
+fn exposed(primary: &ClusterName) -> [String; 2] {
+    ["ready", "expose-istiod"].map(|what| id("gateways", primary.as_str(), what))
+}
+
+/// What is installed stays as it is.
+fn keep(scene: &Scene<'_>, sketch: &mut Sketch, cluster: &str, state: &ClusterState, releases: &Releases) {
+    for release in releases.values() {
+        sketch.want(cluster, ObjectKey { namespace: Some(release.namespace.clone()), ..key(&release.name) });
+    }
+    for operator in recorded(&state.objects, scene.mesh_name()) {
+        sketch.want(cluster, Operator::record_key(&operator.name));
+    }
+    control::membership(scene, sketch, cluster, state);
 }
 
 type Releases = BTreeMap<(String, String), Deployed>;
@@ -219,7 +276,7 @@ impl Helm<'_, '_> {
     }
 
     /// What this document says is to be in the cluster, installed by `istioctl`. `deployment` is what it runs.
-    fn operate(&mut self, id: String, after: Vec<String>, name: &str, spec: Value, deployment: &str) {
+    fn operate(&mut self, id: String, after: Vec<String>, name: &str, spec: Value, deployment: Option<&str>) {
         let manifests = match &self.scene.mesh.control_plane.charts {
             Charts::Folder(folder) => Some(folder.to_string_lossy().into_owned()),
             // `istioctl` has its charts in itself.
@@ -242,8 +299,8 @@ impl Helm<'_, '_> {
                 fields.push(field("version", &live.version, &operator.version));
             }
             fields.extend(value_differences(&operator.document, &live.document));
-            let there = ObjectKey::new("apps/v1", "Deployment", Some(SYSTEM_NAMESPACE), deployment);
-            if self.state.objects.get(&there).is_none() {
+            let there = |name| ObjectKey::new("apps/v1", "Deployment", Some(SYSTEM_NAMESPACE), name);
+            if deployment.is_some_and(|name| self.state.objects.get(&there(name)).is_none()) {
                 fields.push(field("Deployment", "gone", "there"));
             }
             if fields.is_empty() {
@@ -441,7 +498,7 @@ fn unwanted(scene: &Scene<'_>, sketch: &mut Sketch, cluster: &str, state: &Clust
         if operator.name == GATEWAY {
             let because = format!("IstioOperator {} is no longer wanted", operator.name);
             let step = id("leftovers", cluster, "operator-eastwest");
-            withdraw(scene, sketch, cluster, step, vec![id("control", cluster, "ready")], &[operator], &because);
+            withdraw(scene, sketch, cluster, step, last(scene, cluster), &[operator], &because);
         } else {
             let text = format!(
                 "what `istioctl` installed as {} ({}) is not what the mesh file asks for, and stays: workloads may still \
@@ -459,7 +516,7 @@ fn unwanted(scene: &Scene<'_>, sketch: &mut Sketch, cluster: &str, state: &Clust
         if [EASTWEST, INGRESS].contains(&release.name.as_str()) {
             let because = format!("{key} is no longer wanted");
             let step = id("leftovers", cluster, &format!("release-{}", release.name));
-            uninstall(scene, sketch, cluster, step, vec![id("control", cluster, "ready")], &[release], &because);
+            uninstall(scene, sketch, cluster, step, last(scene, cluster), &[release], &because);
         } else {
             let text = format!(
                 "{key} ({}) is not what the mesh file asks for, and stays: workloads may still be injected by it",
@@ -468,6 +525,13 @@ fn unwanted(scene: &Scene<'_>, sketch: &mut Sketch, cluster: &str, state: &Clust
             sketch.note(Some(cluster), text);
         }
     }
+}
+
+/// A gateway goes when its control plane is as it is to be, and no remote is led to it any more.
+fn last(scene: &Scene<'_>, cluster: &str) -> Vec<String> {
+    let mut after = remote::served(scene);
+    after.push(id("control", cluster, "ready"));
+    after
 }
 
 /// Uninstalls releases, one after the other. None, and there is no work.

@@ -178,7 +178,7 @@ fn link(
     // A running control plane must not hear of endpoints whose gateway has no address: it would send to them directly.
     if read.primary() == Some(&into.name) {
         // The primary is what makes its remote ready; it comes when the webhook leads to it and not before.
-        after.push(id("control", read.name.as_str(), "injector"));
+        after.extend(["istiod", "injector"].map(|what| id("control", read.name.as_str(), what)));
         after.push(id("gateways", read.name.as_str(), "addressed"));
     } else if is_running(state) {
         let ready = if scene.mesh.needs_gateways() { "gateways" } else { "control" };

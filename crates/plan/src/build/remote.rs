@@ -1,5 +1,5 @@
 //! A cluster that uses the control plane of another (contract B.7, C.3): what is in the remote and what in the primary,
-//! with the small engine. With real Istio the charts bring the remote's part, and the primary's is the same.
+//! with the small engine. With real Istio the charts bring the remote's part, and what exposes the primary is the same.
 //!
 //! The order keeps two things from waiting for each other: the primary hears of the remote (its remote secret) once the
 //! webhook there leads to it, and only then trusts the webhook; the remote's own gateway, whose pod the webhook
@@ -88,7 +88,8 @@ pub(super) fn address(
 ) -> Option<String> {
     let name = cluster.name.as_str();
     let Some(state) = scene.observed.cluster(primary.as_str()) else {
-        sketch.note(Some(name), format!("its primary, {primary}, is not reachable: its way there stays as it is"));
+        let text = format!("its primary, {primary}, is not reachable: its way there stays as it is");
+        sketch.note(Some(name), text);
         for (version, kind, namespace, name_of) in [
             ("v1", "Service", Some(SYSTEM_NAMESPACE), ISTIOD),
             ("discovery.k8s.io/v1", "EndpointSlice", Some(SYSTEM_NAMESPACE), ISTIOD),
