@@ -1,5 +1,4 @@
 use std::fs::File;
-use std::sync::Arc;
 use std::time::Duration;
 
 use http::{Method, Request};
@@ -8,7 +7,7 @@ use serde_json::{Value, json};
 use stolos_cluster::Cluster;
 use stolos_plan::ours;
 use stolos_spec::Mesh;
-use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 
 use crate::clusters::because;
 use crate::{Clusters, Error, State, crash};
@@ -24,9 +23,7 @@ const TRIES: usize = 5;
 /// Its holder is the state folder. A Lease that our own folder holds was left by a run that was killed, for this run
 /// has the folder to itself; it is taken over at once. Anybody else's must have expired.
 pub struct Lock {
-    lease: Lease,
-    lost: Arc<Notify>,
-    renewing: tokio::task::JoinHandle<()>,
+    held: Held,
     _folder: File,
 }
 
@@ -38,14 +35,66 @@ impl Lock {
     /// [`Error::Locked`] when somebody else has it.
     pub async fn take(mesh: &Mesh, clusters: &Clusters, state: &State) -> Result<Self, Error> {
         let folder = state.hold()?;
-        let first = mesh.clusters.first().map(|c| c.name.to_string()).unwrap_or_default();
-        let cluster = clusters.get(&first).map_err(|why| Error::Cluster { cluster: first, why })?;
-        let lease = Lease {
-            cluster,
-            mesh: mesh.name.to_string(),
-            name: format!("stolos-{}", mesh.name),
-            holder: format!("stolos-{}", state.identity()?),
-        };
+        let lease =
+            Lease::of(mesh, clusters, format!("stolos-{}", mesh.name), format!("stolos-{}", state.identity()?))?;
+        Ok(Self { held: Held::take(lease).await?, _folder: folder })
+    }
+
+    /// Completes when somebody else has taken the lock, or it could not be renewed for so long that they might.
+    pub async fn lost(&self) {
+        self.held.lost().await;
+    }
+
+    /// Gives the lock back.
+    ///
+    /// # Errors
+    ///
+    /// When the Lease cannot be deleted; it then expires by itself.
+    pub async fn release(self) -> Result<(), Error> {
+        self.held.release().await
+    }
+}
+
+/// Being the one of several operators of a mesh that acts: Lease `stolos-operator-<mesh>` beside that of [`Lock`].
+pub struct Leader {
+    held: Held,
+}
+
+impl Leader {
+    /// Leads, as `identity`, if nobody else does.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Locked`] when somebody else does.
+    pub async fn take(mesh: &Mesh, clusters: &Clusters, identity: &str) -> Result<Self, Error> {
+        let lease = Lease::of(mesh, clusters, format!("stolos-operator-{}", mesh.name), identity.to_owned())?;
+        Ok(Self { held: Held::take(lease).await? })
+    }
+
+    /// Completes when somebody else leads, or the Lease could not be renewed for so long that they might.
+    pub async fn lost(&self) {
+        self.held.lost().await;
+    }
+
+    /// Lets another one lead.
+    ///
+    /// # Errors
+    ///
+    /// When the Lease cannot be deleted; it then expires by itself.
+    pub async fn release(self) -> Result<(), Error> {
+        self.held.release().await
+    }
+}
+
+/// A Lease that is held, and renewed as long as this lives.
+struct Held {
+    lease: Lease,
+    lost: CancellationToken,
+    renewing: tokio::task::JoinHandle<()>,
+}
+
+impl Held {
+    async fn take(lease: Lease) -> Result<Self, Error> {
         let mut version = None;
         for _ in 0..TRIES {
             match lease.claim().await? {
@@ -64,34 +113,29 @@ impl Lock {
             let (lease, cluster) = (lease.name, lease.cluster.name);
             return Err(Error::Locked { holder: "somebody".to_owned(), since: "just now".to_owned(), lease, cluster });
         };
-        let lost = Arc::new(Notify::new());
-        let renewing = tokio::spawn(renew(lease.clone(), version, Arc::clone(&lost)));
-        Ok(Self { lease, lost, renewing, _folder: folder })
+        let lost = CancellationToken::new();
+        let renewing = tokio::spawn(renew(lease.clone(), version, lost.clone()));
+        Ok(Self { lease, lost, renewing })
     }
 
-    /// Completes when somebody else has taken the lock, or it could not be renewed for so long that they might.
-    pub async fn lost(&self) {
-        self.lost.notified().await;
+    /// May be asked by several, and again.
+    async fn lost(&self) {
+        self.lost.cancelled().await;
     }
 
-    /// Gives the lock back.
-    ///
-    /// # Errors
-    ///
-    /// When the Lease cannot be deleted; it then expires by itself.
-    pub async fn release(self) -> Result<(), Error> {
+    async fn release(self) -> Result<(), Error> {
         self.renewing.abort();
         self.lease.delete().await
     }
 }
 
-impl Drop for Lock {
+impl Drop for Held {
     fn drop(&mut self) {
         self.renewing.abort();
     }
 }
 
-async fn renew(lease: Lease, mut version: String, lost: Arc<Notify>) {
+async fn renew(lease: Lease, mut version: String, lost: CancellationToken) {
     let mut last = tokio::time::Instant::now();
     loop {
         tokio::time::sleep(RENEWAL).await;
@@ -107,7 +151,7 @@ async fn renew(lease: Lease, mut version: String, lost: Arc<Notify>) {
             break;
         }
     }
-    lost.notify_one();
+    lost.cancel();
 }
 
 #[derive(Clone)]
@@ -129,6 +173,13 @@ enum Claim {
 }
 
 impl Lease {
+    /// In the first cluster of the mesh.
+    fn of(mesh: &Mesh, clusters: &Clusters, name: String, holder: String) -> Result<Self, Error> {
+        let first = mesh.clusters.first().map(|c| c.name.to_string()).unwrap_or_default();
+        let cluster = clusters.get(&first).map_err(|why| Error::Cluster { cluster: first, why })?;
+        Ok(Self { cluster, mesh: mesh.name.to_string(), name, holder })
+    }
+
     async fn claim(&self) -> Result<Claim, Error> {
         let claimed = |version: Option<String>| version.map_or(Claim::TooLate, Claim::Ours);
         // Nearly always there is no Lease, and then one request is enough.

@@ -12,6 +12,8 @@ use crate::{Clusters, Error, Lock, Options, Progress, Report, State, execute, ob
 pub enum Goal {
     /// The clusters are the mesh.
     Apply,
+    /// The same, as far as that takes nothing away.
+    Keep,
     /// Nothing of the mesh is left.
     Teardown,
 }
@@ -25,6 +27,7 @@ impl Goal {
     pub fn plan(self, mesh: &Mesh, observed: &Observed) -> Result<Plan, Blocked> {
         match self {
             Self::Apply => stolos_plan::plan(mesh, observed),
+            Self::Keep => stolos_plan::plan(mesh, observed).map(Plan::without_removals),
             Self::Teardown => stolos_plan::teardown(mesh, observed),
         }
     }

@@ -8,9 +8,10 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::process::{cpu, memory, quiet, resident};
+use crate::stream::World;
 use crate::table::{RUNS, row};
 
 /// One run that takes longer is broken.
@@ -71,6 +72,72 @@ pub(crate) fn apply(stolos: &Path, out: &mut impl Write) -> Result<()> {
         row(out, &format!("{what}: critical path of its writes alone, s"), applies.iter().map(|a| a.writes))?;
     }
     Ok(())
+}
+
+/// `plan` of a hundred clusters with a thousand objects each that a plan reads, before the mesh is built and after.
+pub(crate) fn plan(stolos: &Path, out: &mut impl Write) -> Result<()> {
+    let clusters = 100;
+    let lab = Lab::up(stolos, clusters, &[])?;
+    let contexts: Vec<String> = (1..=clusters).map(|n| format!("c{n}")).collect();
+    let contexts: Vec<&str> = contexts.iter().map(String::as_str).collect();
+    let world = World::connect(&lab.state.join("kubeconfig"), &contexts)?;
+    // The lab makes an EndpointSlice of each Service.
+    for n in 0..500 {
+        world.apply(&json!({
+            "apiVersion": "v1", "kind": "Service", "metadata": {"name": format!("service-{n}"), "namespace": "default"},
+            "spec": {"selector": {"app": format!("app-{n}")}, "ports": [{"name": "http", "port": 80}]},
+        }))?;
+    }
+    let planned = |when: &str, exit: i32, out: &mut dyn Write| -> Result<()> {
+        let mut runs = Vec::new();
+        for _ in 0..RUNS {
+            runs.push(run_plan(&lab, exit, clusters)?);
+        }
+        let what = format!("plan, {clusters} clusters, {when}");
+        row(out, &format!("{what}: objects read"), runs.iter().map(|r| r.objects))?;
+        row(out, &format!("{what}: steps"), runs.iter().map(|r| r.steps))?;
+        row(out, &format!("{what}: reading them, s"), runs.iter().map(|r| r.look))?;
+        row(out, &format!("{what}: the plan, once they are read, s"), runs.iter().map(|r| r.plan))?;
+        row(out, &format!("{what}: whole command, s"), runs.iter().map(|r| r.whole))
+    };
+    planned("nothing built", 2, out)?;
+    let began = Instant::now();
+    let applied = lab.on_mesh(&["apply", "--yes"])?;
+    ensure!(applied.status.success(), "apply ended with {}", applied.status);
+    row(out, &format!("apply, {clusters} clusters: whole command, s"), [began.elapsed().as_secs_f64()])?;
+    planned("all built", 0, out)
+}
+
+/// What one `plan` took, in seconds.
+struct Planned {
+    objects: f64,
+    steps: f64,
+    look: f64,
+    plan: f64,
+    whole: f64,
+}
+
+fn run_plan(lab: &Lab, exit: i32, clusters: usize) -> Result<Planned> {
+    let began = Instant::now();
+    let kubeconfig = lab.state.join("kubeconfig");
+    let mut command = quiet(&lab.stolos, lab.home.path());
+    command.args(["plan", "-v", "-f", &lab.file, "--kubeconfig"]).arg(&kubeconfig).stderr(Stdio::piped());
+    let output = command.output()?;
+    let whole = began.elapsed().as_secs_f64();
+    ensure!(output.status.code() == Some(exit), "plan of {clusters} clusters ended with {}", output.status);
+    let said = String::from_utf8_lossy(&output.stderr);
+    let line = said.lines().find(|line| line.contains("looked and planned")).context("plan did not say its times")?;
+    let field = |name: &str| -> Result<f64> {
+        let value = line.split_whitespace().find_map(|word| word.strip_prefix(name)?.strip_prefix('='));
+        Ok(value.context(name.to_owned())?.parse()?)
+    };
+    Ok(Planned {
+        objects: field("objects")?,
+        steps: field("steps")?,
+        look: field("look_ms")? / 1e3,
+        plan: field("plan_ms")? / 1e3,
+        whole,
+    })
 }
 
 /// Labs of clusters that nothing was put into: when they are up, and what one of them costs.

@@ -19,7 +19,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail};
 
 /// The sections, in the order in which they run when none is named.
-const SECTIONS: [&str; 8] = ["demo", "apply", "verify", "lab", "apiserver", "gateway", "sidecar", "control"];
+const SECTIONS: [&str; 9] = ["demo", "apply", "plan", "verify", "lab", "apiserver", "gateway", "sidecar", "control"];
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -50,6 +50,7 @@ fn main() -> Result<()> {
         match section {
             "demo" => labs::demo(&stolos, &mut out)?,
             "apply" => labs::apply(&stolos, &mut out)?,
+            "plan" => labs::plan(&stolos, &mut out)?,
             "apiserver" => apiserver::apiserver(&mut out)?,
             "control" => control::control(&mut out)?,
             "gateway" => gateway::gateway(&mut out)?,

@@ -13,7 +13,7 @@ pub(crate) fn head(out: &mut impl Write) -> Result<()> {
 }
 
 /// Prints the middle, the least and the most of some runs.
-pub(crate) fn row(out: &mut impl Write, what: &str, values: impl IntoIterator<Item = f64>) -> Result<()> {
+pub(crate) fn row(out: &mut (impl Write + ?Sized), what: &str, values: impl IntoIterator<Item = f64>) -> Result<()> {
     let mut values: Vec<f64> = values.into_iter().collect();
     values.sort_by(f64::total_cmp);
     let (Some(least), Some(most)) = (values.first(), values.last()) else { return Ok(()) };

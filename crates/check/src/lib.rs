@@ -22,6 +22,7 @@ mod status;
 mod verify;
 
 pub use graph::{Format, graph};
+pub use probe::Workload;
 pub use proxies::{ProxyReport, ProxyStatus, TypeStatus, proxies};
 pub use reach::reaches;
 pub use report::{Latency, Pair, Refusal, Verdict, VerifyReport};
@@ -43,6 +44,14 @@ pub enum Error {
         /// Why.
         #[source]
         source: stolos_cluster::Error,
+    },
+    /// Verify runs in namespaces of its own making only.
+    #[error("namespace `{namespace}` is already in `{cluster}`: verify makes its own and removes it again")]
+    NamespaceExists {
+        /// The cluster.
+        cluster: String,
+        /// The namespace.
+        namespace: String,
     },
     /// What verify brings along did not start.
     #[error("the probe in `{cluster}` is not ready after {} s: {why}", after.as_secs())]

@@ -5,10 +5,44 @@ use serde_json::{Value, json};
 /// Label on everything that `verify` brings.
 pub(crate) const LABEL: &str = "stolos.dev/verify";
 
-/// The server's image: Istio's own sample, which says which pod answered.
-const SERVER_IMAGE: &str = "docker.io/istio/examples-helloworld-v1:1.0";
-/// The client's image.
-const CLIENT_IMAGE: &str = "docker.io/curlimages/curl:8.16.0";
+/// What `verify` brings along, as far as a user has a say in it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Workload {
+    /// The server's image: Istio's own sample, which says which pod answered (port 5000, path `/hello`).
+    pub server: String,
+    /// The clients' image: a shell with `curl`, `seq` and `sleep`.
+    pub client: String,
+    /// The namespace, instead of `stolos-verify-<random>`. It must not be there yet.
+    pub namespace: Option<String>,
+    /// The label that gets pods of the namespace a proxy, instead of the one that the mesh's control plane answers to.
+    pub injection: Option<(String, String)>,
+}
+
+impl Default for Workload {
+    fn default() -> Self {
+        Self {
+            server: "docker.io/istio/examples-helloworld-v1:1.0".to_owned(),
+            client: "docker.io/curlimages/curl:8.16.0".to_owned(),
+            namespace: None,
+            injection: None,
+        }
+    }
+}
+
+impl Workload {
+    /// The images as they are called in a registry that mirrors Docker Hub, such as `registry.example.com/mirror`.
+    #[must_use]
+    pub fn mirrored(self, registry: &str) -> Self {
+        let there = |image: &str| {
+            let path = image.strip_prefix("docker.io/").unwrap_or(image);
+            format!("{}/{path}", registry.trim_end_matches('/'))
+        };
+        Self { server: there(&self.server), client: there(&self.client), ..self }
+    }
+}
+
+/// The version that every Istio serves, from 1.20 (which has no `v1` yet) to the newest.
+const ISTIO_API: &str = "networking.istio.io/v1beta1";
 
 /// Port of the server and its Service.
 pub(crate) const PORT: u16 = 5000;
@@ -20,9 +54,11 @@ pub(crate) const CLIENT: &str = "client";
 pub(crate) const OUTSIDER: &str = "outsider";
 
 /// The namespace itself.
-pub(crate) fn namespace(name: &str, mesh: &str, revision: Option<&str>) -> Value {
+pub(crate) fn namespace(name: &str, mesh: &str, revision: Option<&str>, workload: &Workload) -> Value {
     // A control plane that has a revision answers to its name only; the older label would win over it (E.18).
-    let (label, value) = revision.map_or(("istio-injection", "enabled"), |revision| ("istio.io/rev", revision));
+    let own = || revision.map_or(("istio-injection", "enabled"), |revision| ("istio.io/rev", revision));
+    let given = workload.injection.as_ref().map(|(label, value)| (label.as_str(), value.as_str()));
+    let (label, value) = given.unwrap_or_else(own);
     json!({
         "apiVersion": "v1", "kind": "Namespace",
         "metadata": {"name": name, "labels": {
@@ -33,7 +69,7 @@ pub(crate) fn namespace(name: &str, mesh: &str, revision: Option<&str>) -> Value
 }
 
 /// Everything inside it, in an order that can be applied.
-pub(crate) fn objects(namespace: &str) -> Vec<Value> {
+pub(crate) fn objects(namespace: &str, workload: &Workload) -> Vec<Value> {
     let account = |name: &str| json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": name, "namespace": namespace}});
     vec![
         account(SERVER),
@@ -45,7 +81,7 @@ pub(crate) fn objects(namespace: &str) -> Vec<Value> {
         }),
         // Every endpoint gets its share: no ejection, no preference for what is near.
         json!({
-            "apiVersion": "networking.istio.io/v1", "kind": "DestinationRule",
+            "apiVersion": ISTIO_API, "kind": "DestinationRule",
             "metadata": {"name": SERVER, "namespace": namespace},
             "spec": {
                 "host": format!("{SERVER}.{namespace}.svc.cluster.local"),
@@ -61,7 +97,7 @@ pub(crate) fn objects(namespace: &str) -> Vec<Value> {
         }),
         // A second try elsewhere would hide that the first one failed, and why.
         json!({
-            "apiVersion": "networking.istio.io/v1", "kind": "VirtualService",
+            "apiVersion": ISTIO_API, "kind": "VirtualService",
             "metadata": {"name": SERVER, "namespace": namespace},
             "spec": {
                 "hosts": [format!("{SERVER}.{namespace}.svc.cluster.local")],
@@ -79,17 +115,17 @@ pub(crate) fn objects(namespace: &str) -> Vec<Value> {
                 "serviceAccountName": SERVER,
                 "terminationGracePeriodSeconds": 1,
                 "containers": [{
-                    "name": SERVER, "image": SERVER_IMAGE, "ports": [{"containerPort": PORT}],
+                    "name": SERVER, "image": workload.server, "ports": [{"containerPort": PORT}],
                     "readinessProbe": {"tcpSocket": {"port": PORT}, "periodSeconds": 1},
                 }],
             }),
         ),
-        client(namespace, CLIENT, json!({"app": CLIENT})),
-        client(namespace, OUTSIDER, json!({"app": OUTSIDER, "sidecar.istio.io/inject": "false"})),
+        client(namespace, workload, CLIENT, json!({"app": CLIENT})),
+        client(namespace, workload, OUTSIDER, json!({"app": OUTSIDER, "sidecar.istio.io/inject": "false"})),
     ]
 }
 
-fn client(namespace: &str, name: &str, labels: Value) -> Value {
+fn client(namespace: &str, workload: &Workload, name: &str, labels: Value) -> Value {
     deployment(
         namespace,
         name,
@@ -97,7 +133,7 @@ fn client(namespace: &str, name: &str, labels: Value) -> Value {
         json!({
             "serviceAccountName": CLIENT,
             "terminationGracePeriodSeconds": 0,
-            "containers": [{"name": "curl", "image": CLIENT_IMAGE, "command": ["/bin/sleep", "infinity"]}],
+            "containers": [{"name": "curl", "image": workload.client, "command": ["/bin/sleep", "infinity"]}],
         }),
     )
 }
@@ -157,6 +193,31 @@ pub(crate) fn answers(output: &str) -> Vec<Answer> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn users_have_a_say_in_what_is_brought_along() {
+        let workload = Workload::default().mirrored("registry.example.com/hub/");
+        let images: Vec<_> = objects("probe", &workload)
+            .iter()
+            .filter_map(|o| Some(o.pointer("/spec/template/spec/containers/0/image")?.as_str()?.to_owned()))
+            .collect();
+        let (server, client) = ("istio/examples-helloworld-v1:1.0", "curlimages/curl:8.16.0");
+        assert_eq!(images, [server, client, client].map(|image| format!("registry.example.com/hub/{image}")));
+
+        let label = |key: &str, value: &str| Some((key.to_owned(), value.to_owned()));
+        for (revision, injection, expected) in [
+            (None, None, ("istio-injection", "enabled")),
+            (Some("1-28"), None, ("istio.io/rev", "1-28")),
+            (Some("1-28"), label("istio.io/rev", "canary"), ("istio.io/rev", "canary")),
+            (None, label("mesh.example.com/inject", "yes"), ("mesh.example.com/inject", "yes")),
+        ] {
+            let workload = Workload { injection, ..Workload::default() };
+            let labels = namespace("probe", "mymesh", revision, &workload)["metadata"]["labels"].clone();
+            assert_eq!(labels[expected.0], expected.1, "{labels}");
+            let others = ["istio-injection", "istio.io/rev"].into_iter().filter(|key| *key != expected.0);
+            others.for_each(|key| assert!(labels[key].is_null(), "{labels}"));
+        }
+    }
 
     #[test]
     fn answers_are_read_back() {

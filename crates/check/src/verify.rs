@@ -1,11 +1,12 @@
 //! Sends the requests and collects what was seen.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
 use k8s_openapi::api::core::v1::{Namespace, Pod};
-use kube::api::{Api, ListParams, LogParams};
+use kube::api::{Api, DeleteParams, ListParams, LogParams, PostParams, Preconditions};
 use rand::RngExt as _;
 use serde_json::Value;
 use stolos_cluster::Cluster;
@@ -17,7 +18,7 @@ use stolos_spec::Mesh;
 
 use crate::exec::{self, Failed};
 use crate::judge::{Expected, ExpectedCluster, Request, pairs, requests_per_caller};
-use crate::probe::{self, CLIENT, OUTSIDER, PORT, SERVER};
+use crate::probe::{self, CLIENT, OUTSIDER, PORT, SERVER, Workload};
 use crate::refuse::{foreign_root, plaintext};
 use crate::{Error, Refusal, Verdict, VerifyReport};
 
@@ -32,11 +33,19 @@ pub struct Options {
     pub settle: Duration,
     /// Requests per caller, instead of the number that makes luck negligible.
     pub requests: Option<usize>,
+    /// What is brought along.
+    pub workload: Workload,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { keep: false, ready: Duration::from_secs(60), settle: Duration::from_secs(10), requests: None }
+        Self {
+            keep: false,
+            ready: Duration::from_secs(60),
+            settle: Duration::from_secs(10),
+            requests: None,
+            workload: Workload::default(),
+        }
     }
 }
 
@@ -94,7 +103,8 @@ pub async fn verify(
 ) -> Result<VerifyReport, Error> {
     let started = Instant::now();
     let started_at = jiff::Timestamp::now();
-    let run = Run { mesh, clusters, options, namespace: format!("stolos-verify-{}", random(8)), news };
+    let namespace = options.workload.namespace.clone().unwrap_or_else(|| format!("stolos-verify-{}", random(8)));
+    let run = Run { mesh, clusters, options, namespace, made: Mutex::default(), news };
     let outcome = tokio::select! {
         outcome = run.observe() => outcome,
         () = stop.asked() => Err(Error::Interrupted),
@@ -147,6 +157,8 @@ struct Run<'a> {
     clusters: &'a [Cluster],
     options: &'a Options,
     namespace: String,
+    /// By cluster, the UID of the namespace that this run made there: what it may remove again.
+    made: Mutex<BTreeMap<String, String>>,
     news: &'a (dyn Fn(News) + Sync),
 }
 
@@ -177,10 +189,9 @@ impl Run<'_> {
     }
 
     async fn install(&self, cluster: &Cluster) -> Result<(), Error> {
-        let namespace =
-            probe::namespace(&self.namespace, self.mesh.name.as_str(), self.mesh.control_plane.revision.as_deref());
+        self.make_namespace(cluster).await?;
         let is_remote = self.mesh.clusters.iter().any(|c| c.name.as_str() == cluster.name && c.primary().is_some());
-        for object in std::iter::once(namespace).chain(probe::objects(&self.namespace)) {
+        for object in probe::objects(&self.namespace, &self.options.workload) {
             // A remote's primary reads Istio's kinds in its own cluster alone (contract E.19), and the remote of a small
             // engine does not have them.
             if is_remote && object["apiVersion"].as_str().is_some_and(|version| version.contains(".istio.io/")) {
@@ -192,6 +203,27 @@ impl Run<'_> {
             write.await.map_err(|e| failed(&cluster.name, e))?;
         }
         Ok(())
+    }
+
+    /// Makes the namespace, and never takes one that is there.
+    async fn make_namespace(&self, cluster: &Cluster) -> Result<(), Error> {
+        let revision = self.mesh.control_plane.revision.as_deref();
+        let wanted = probe::namespace(&self.namespace, self.mesh.name.as_str(), revision, &self.options.workload);
+        let wanted: Namespace = serde_json::from_value(wanted)
+            .map_err(|e| Error::Client { cluster: cluster.name.clone(), why: format!("its namespace: {e}") })?;
+        let namespaces: Api<Namespace> = Api::all(cluster.client.clone());
+        let by = PostParams { field_manager: Some("stolos-verify".to_owned()), ..PostParams::default() };
+        match namespaces.create(&by, &wanted).await {
+            Ok(made) => {
+                let uid = made.metadata.uid.unwrap_or_default();
+                self.made.lock().unwrap_or_else(PoisonError::into_inner).insert(cluster.name.clone(), uid);
+                Ok(())
+            }
+            Err(kube::Error::Api(status)) if status.code == 409 => {
+                Err(Error::NamespaceExists { cluster: cluster.name.clone(), namespace: self.namespace.clone() })
+            }
+            Err(error) => Err(asked(&cluster.name, &format!("create namespace {}", self.namespace), error)),
+        }
     }
 
     /// Waits until server and clients are ready.
@@ -429,14 +461,19 @@ impl Run<'_> {
         })
     }
 
-    /// Removes the namespaces and waits, briefly, until they are gone.
+    /// Removes the namespaces that were made and waits, briefly, until they are gone.
     async fn clean(&self) {
-        join_all(self.clusters.iter().map(|cluster| async move {
+        let made = self.made.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let made = self.clusters.iter().filter_map(|cluster| Some((cluster, made.get(&cluster.name)?.clone())));
+        join_all(made.map(|(cluster, uid)| async move {
             let namespaces: Api<Namespace> = Api::all(cluster.client.clone());
+            let only = Preconditions { uid: Some(uid), ..Preconditions::default() };
+            let how = DeleteParams::background().preconditions(only);
             let gone = async {
                 loop {
-                    match namespaces.delete(&self.namespace, &kube::api::DeleteParams::background()).await {
-                        Err(kube::Error::Api(status)) if status.code == 404 => return,
+                    match namespaces.delete(&self.namespace, &how).await {
+                        // Gone, or somebody else's by now.
+                        Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => return,
                         Err(error) => tracing::debug!(cluster = cluster.name, %error, "could not remove the probe yet"),
                         Ok(_) => {}
                     }

@@ -10,6 +10,8 @@ pub(crate) mod explain;
 pub(crate) mod graph;
 pub(crate) mod init;
 pub(crate) mod lab;
+pub(crate) mod man;
+pub(crate) mod operator;
 pub(crate) mod plan;
 pub(crate) mod proxy_status;
 pub(crate) mod role;
@@ -23,11 +25,25 @@ use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::screen::{Color, Screen};
 
+/// The version with the facts of the build; `-V` prints the number alone.
+const LONG_VERSION: &str = concat!(
+    env!("CARGO_PKG_VERSION"),
+    "\ncommit:    ",
+    env!("STOLOS_BUILD_COMMIT"),
+    "\nbuilt for: ",
+    env!("STOLOS_BUILD_TARGET"),
+    ", ",
+    env!("STOLOS_BUILD_PROFILE"),
+    "\ncompiler:  ",
+    env!("STOLOS_BUILD_RUSTC"),
+);
+
 /// One service mesh over many Kubernetes clusters, from one file, and proven.
 #[derive(Debug, Parser)]
 #[command(
     name = "stolos",
     version,
+    long_version = LONG_VERSION,
     propagate_version = true,
     max_term_width = 110,
     subcommand_required = true,
@@ -81,10 +97,14 @@ pub(crate) enum Command {
     /// Look at certificates, and replace them
     #[command(subcommand)]
     Cert(cert::CertCommand),
+    /// Keep the clusters as the mesh file says, for ever
+    Operator(operator::OperatorArgs),
     /// Explain a finding or a cause by its id
     Explain(explain::ExplainArgs),
     /// Print completions for a shell
     Completions(completions::CompletionsArgs),
+    /// Write the manual pages
+    Man(man::ManArgs),
     /// Run a control plane, as Stolos' own image does
     #[command(hide = true)]
     Control(role::ControlArgs),
@@ -96,7 +116,7 @@ pub(crate) enum Command {
 impl Command {
     /// Whether this is a container's role, whose log is all that people see of it.
     pub(crate) fn is_role(&self) -> bool {
-        matches!(self, Self::Control(_) | Self::Proxy(_))
+        matches!(self, Self::Control(_) | Self::Operator(_) | Self::Proxy(_))
     }
 
     /// How many threads it is to have; `None` for one per core.
@@ -123,10 +143,12 @@ impl Command {
             Self::Verify(args) => verify::run(args, screen, stop).await,
             Self::Graph(args) => graph::run(args, screen).await,
             Self::Cert(command) => cert::run(command, screen, stop).await,
+            Self::Operator(args) => operator::run(args, screen, stop).await,
             Self::Explain(args) => explain::run(&args, screen),
             Self::Control(args) => role::control(args, screen, stop).await,
             Self::Proxy(args) => role::proxy(args, screen, stop).await,
             Self::Completions(args) => completions::run(&args, screen),
+            Self::Man(args) => man::run(&args, screen),
         }
     }
 }

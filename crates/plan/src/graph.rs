@@ -53,6 +53,20 @@ impl Plan {
         self.steps.iter().any(|step| step.action == Action::Remove)
     }
 
+    /// The part that takes nothing away: without steps that do, and without what must not happen before those.
+    #[must_use]
+    pub fn without_removals(mut self) -> Self {
+        let mut held = BTreeSet::new();
+        self.steps.retain(|step| {
+            let holds = step.action == Action::Remove || !step.after.is_disjoint(&held);
+            if holds {
+                held.insert(step.id.clone());
+            }
+            !holds
+        });
+        self
+    }
+
     /// The document that `plan -o json` prints.
     #[must_use]
     pub fn document(&self) -> Value {

@@ -1,5 +1,5 @@
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use stolos_apply::{Clusters, Goal, News, Options, Report, State, Verdict, observe};
@@ -67,11 +67,21 @@ impl Scene {
     /// Looks at the clusters and decides.
     pub(crate) async fn plan(&self, goal: Goal, screen: &Screen, stop: &Stop) -> Result<Plan, Failure> {
         screen.line(format!("Looking at {}", count(self.mesh.clusters.len(), "cluster")));
+        let began = Instant::now();
         let observed = tokio::select! {
             observed = observe(&self.mesh, &self.clusters, &self.state) => observed,
             () = stop.asked() => return Err(Failure::interrupted()),
         };
-        Ok(goal.plan(&self.mesh, &observed)?)
+        let looked = began.elapsed();
+        let plan = goal.plan(&self.mesh, &observed)?;
+        tracing::info!(
+            objects = observed.seen().map(|(_, state)| state.objects.iter().count()).sum::<usize>(),
+            steps = plan.steps.len(),
+            look_ms = looked.as_millis(),
+            plan_ms = (began.elapsed() - looked).as_millis(),
+            "looked and planned"
+        );
+        Ok(plan)
     }
 
     /// Carries out a plan with progress on the screen.

@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use clap::Args;
-use stolos_check::{News, Options, Verdict, VerifyReport};
+use stolos_check::{News, Options, Verdict, VerifyReport, Workload};
 use stolos_cluster::Cluster;
 use stolos_serve::Stop;
 use stolos_spec::Mesh;
@@ -33,6 +33,76 @@ pub(crate) struct VerifyArgs {
     /// How long verify's own pods may take to become ready, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=3600))]
     timeout: u64,
+
+    /// The image of verify's server (Istio's helloworld-v1) or of its clients (sh and curl)
+    #[arg(long, value_name = "server=|client=IMAGE", value_parser = image)]
+    image: Vec<(Part, String)>,
+
+    /// A registry that mirrors Docker Hub, for the images that --image does not name
+    #[arg(long, value_name = "HOST[/PATH]")]
+    registry: Option<String>,
+
+    /// The namespace that verify makes and removes again, instead of one with a random name
+    #[arg(long, value_name = "NAME", value_parser = namespace)]
+    namespace: Option<String>,
+
+    /// The revision of the control plane that is to be proven, instead of the mesh file's
+    #[arg(long, value_name = "REVISION", conflicts_with = "injection_label")]
+    revision: Option<String>,
+
+    /// The label by which namespaces get proxies
+    #[arg(long, value_name = "KEY=VALUE", value_parser = label)]
+    injection_label: Option<(String, String)>,
+}
+
+/// Whose image it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Part {
+    Server,
+    Client,
+}
+
+fn image(text: &str) -> Result<(Part, String), String> {
+    match text.split_once('=') {
+        Some(("server", image)) if !image.is_empty() => Ok((Part::Server, image.to_owned())),
+        Some(("client", image)) if !image.is_empty() => Ok((Part::Client, image.to_owned())),
+        _ => Err("write server=IMAGE or client=IMAGE".to_owned()),
+    }
+}
+
+fn namespace(text: &str) -> Result<String, String> {
+    fine(stolos_k8s::meta::check_label(text))?;
+    Ok(text.to_owned())
+}
+
+fn label(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("write KEY=VALUE, such as istio.io/rev=canary")?;
+    fine(stolos_k8s::meta::check_qualified_name(key))?;
+    fine(stolos_k8s::meta::check_label_value(value))?;
+    Ok((key.to_owned(), value.to_owned()))
+}
+
+fn fine(problems: Vec<String>) -> Result<(), String> {
+    if problems.is_empty() { Ok(()) } else { Err(problems.join("; ")) }
+}
+
+impl VerifyArgs {
+    fn workload(&self) -> Workload {
+        let mut workload = Workload::default();
+        if let Some(registry) = &self.registry {
+            workload = workload.mirrored(registry);
+        }
+        for (part, image) in &self.image {
+            match part {
+                Part::Server => workload.server.clone_from(image),
+                Part::Client => workload.client.clone_from(image),
+            }
+        }
+        workload.namespace.clone_from(&self.namespace);
+        let revision = self.revision.as_ref().map(|revision| ("istio.io/rev".to_owned(), revision.clone()));
+        workload.injection = self.injection_label.clone().or(revision);
+        workload
+    }
 }
 
 /// How a report of findings is printed.
@@ -56,6 +126,7 @@ pub(crate) async fn run(args: VerifyArgs, screen: &Screen, stop: &Stop) -> Resul
         keep: args.keep,
         ready: Duration::from_secs(args.timeout),
         requests: args.requests.and_then(|n| usize::try_from(n).ok()),
+        workload: args.workload(),
         ..Options::default()
     };
     let report = prove(&mesh, &clusters, &options, screen, stop).await?;

@@ -24,8 +24,10 @@ fn help_names_every_command_that_is_built() {
       verify        Prove the mesh with real requests between every two clusters
       graph         Draw the mesh
       cert          Look at certificates, and replace them
+      operator      Keep the clusters as the mesh file says, for ever
       explain       Explain a finding or a cause by its id
       completions   Print completions for a shell
+      man           Write the manual pages
       help          Print this message or the help of the given subcommand(s)
 
     Options:
@@ -54,7 +56,7 @@ fn wrong_usage_is_an_error_and_not_a_finding() {
     For more information, try '--help'.
     "#);
     assert_eq!(Desk::new().run::<&str>([]).code, Some(1));
-    assert_eq!(Desk::new().run(["--version"]).shown(), "exit 0\n--- stdout\nstolos [VERSION]\n--- stderr\n");
+    assert_eq!(Desk::new().run(["-V"]).shown(), "exit 0\n--- stdout\nstolos [VERSION]\n--- stderr\n");
 }
 
 #[test]
@@ -255,4 +257,26 @@ fn every_flag_of_apply_and_lab_up_says_what_it_does() {
           --remote <CONTEXT[=NETWORK]>   A cluster that shares it
           --mesh-id <ID>                 The mesh's name, where no file says it [env: MESH_ID]
     "#);
+}
+
+#[test]
+fn the_long_version_says_how_it_was_built() {
+    let run = Desk::new().run(["--version"]);
+    let facts: Vec<_> = run.out.lines().filter_map(|line| line.split_once(':').map(|(fact, _)| fact)).collect();
+    assert_eq!((run.code, facts), (Some(0), vec!["commit", "built for", "compiler"]), "{}", run.out);
+    assert!(run.out.contains("compiler:  rustc 1."), "{}", run.out);
+}
+
+#[test]
+fn manual_pages_are_written_for_every_command() {
+    let desk = Desk::new();
+    let first = desk.run(["man"]);
+    assert!(first.out.contains(".TH stolos 1") && first.out.contains("stolos\\-verify(1)"), "{}", first.shown());
+    assert_eq!(desk.run(["man", "pages/man1"]).code, Some(0));
+    for page in ["stolos.1", "stolos-plan.1", "stolos-lab-fault-partition.1"] {
+        assert!(desk.read(&format!("pages/man1/{page}")).contains(".SH OPTIONS"), "{page}");
+    }
+    desk.write("file", "");
+    let refused = desk.run(["man", "file"]);
+    assert_eq!(refused.code, Some(1), "{}", refused.shown());
 }

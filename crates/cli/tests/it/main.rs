@@ -1,5 +1,6 @@
 //! The binary as people use it: what it prints, where, and how it ends.
 
+mod action;
 mod create_mesh;
 mod demo;
 mod files;

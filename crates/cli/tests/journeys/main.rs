@@ -18,6 +18,7 @@ mod ingress;
 mod join_and_leave;
 mod karmada;
 mod lists;
+mod operator;
 mod primary_remote;
 mod ristioctl;
 mod rotation;

@@ -44,6 +44,14 @@ async fn from_file_to_proof_and_back() {
 
     nothing_is_written_again(&world, &file, &clusters).await;
 
+    // Verify never runs where somebody else may be, and leaves that as it is.
+    let refused = world.run(&["verify", "-f", text(&file), "--namespace", "sample"]).await.ends_with(1);
+    assert!(refused.err.contains("namespace `sample` is already in `context-"), "{}", refused.err);
+    let mine = ["verify", "-f", text(&file), "--namespace", "proof", "--requests", "20", "-o", "json"];
+    let report = world.good(&mine).await.document();
+    let identity = "spiffe://cluster.local/ns/proof/sa/helloworld";
+    assert!(report["pairs"].as_array().unwrap().iter().all(|pair| pair["identity"] == identity), "{report:#}");
+
     world.good(&["teardown", "-f", text(&file), "--yes"]).await;
     for (cluster, before) in clusters.iter().zip(&before) {
         equal_lists(cluster, before).await;
