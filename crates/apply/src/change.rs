@@ -94,12 +94,8 @@ pub(crate) async fn make(hands: &Hands<'_>, step: &Step, hear: &Ears<'_>) -> Res
     match change {
         Change::MakeRoot { .. } => in_folder(hands, change),
         Change::WithAddress { .. } => Err(Cause::Error("an address within an address".to_owned())),
-        Change::IssueIntermediate { organization, trust_domain, validity_seconds, secret } => {
-            let now = SystemTime::now();
-            let root = hands.state.authority(hands.mesh, now).map_err(|e| because(&e))?;
-            let validity = Duration::from_secs(*validity_seconds);
-            let issued = root.issue_intermediate(name, organization, trust_domain, validity, now);
-            let issued = issued.map_err(|e| because(&e))?;
+        Change::IssueIntermediate { secret, .. } => {
+            let issued = hands.state.issue(hands.mesh, name, SystemTime::now()).await.map_err(|e| because(&e))?;
             let mut secret = secret.clone();
             secret["data"] = json!({
                 "ca-cert.pem": BASE64_STANDARD.encode(&issued.ca_cert),

@@ -4,7 +4,7 @@
 //! mesh's first cluster. A run that is cut short at any point is finished by running again: the clusters are the truth,
 //! and every step may be done twice.
 //!
-//! [`rotate()`] replaces the root of a running mesh, phase by phase.
+//! [`rotate()`] replaces the root of a running mesh, phase by phase; [`reissue()`] replaces signing certificates.
 //!
 //! Start at [`run()`], then read [`execute()`] and `change.rs`. [`State`] is the folder with the root and the journal.
 
@@ -16,6 +16,7 @@ mod journal;
 mod lock;
 mod observe;
 mod program;
+mod reissue;
 mod rotate;
 mod run;
 mod state;
@@ -25,6 +26,7 @@ pub use clusters::Clusters;
 pub use execute::{Failure, News, Options, Progress, Report, Silent, Timing, Verdict, execute};
 pub use lock::{Leader, Lock};
 pub use observe::observe;
+pub use reissue::{ReissueNews, ReissueReport, reissue};
 pub use rotate::{ClusterProgress, Direction, RotationNews, RotationReport, rotate, rotation_status};
 pub use run::{Goal, run};
 pub use state::{State, passphrase};

@@ -148,7 +148,7 @@ pub struct ClusterProgress {
 static NONE: Seen = Seen::new();
 
 /// Every cluster of the mesh, and whether it has a control plane of its own.
-fn connected(mesh: &Mesh, clusters: &Clusters) -> Result<Vec<(Cluster, bool)>, Error> {
+pub(crate) fn connected(mesh: &Mesh, clusters: &Clusters) -> Result<Vec<(Cluster, bool)>, Error> {
     let members = mesh.clusters.iter().map(|member| {
         let name = member.name.to_string();
         let cluster = clusters.get(&name).map_err(|why| Error::Cluster { cluster: name, why })?;
@@ -394,7 +394,11 @@ async fn multi_root(cluster: &Cluster) -> Result<(), String> {
 }
 
 /// A cluster's `cacerts`: the Secret, its files, and what they are. One that is not the mesh's own is not touched.
-async fn cacerts(mesh: &Mesh, cluster: &Cluster, now: SystemTime) -> Result<(Value, CaCerts, CaFacts), String> {
+pub(crate) async fn cacerts(
+    mesh: &Mesh,
+    cluster: &Cluster,
+    now: SystemTime,
+) -> Result<(Value, CaCerts, CaFacts), String> {
     let found = objects::get(&cluster.client, &resource("v1", "Secret"), Some(SYSTEM_NAMESPACE), CACERTS_SECRET).await;
     let secret = found.map_err(|error| because(&error))?;
     let secret =
@@ -416,7 +420,7 @@ async fn cacerts(mesh: &Mesh, cluster: &Cluster, now: SystemTime) -> Result<(Val
 }
 
 /// Writes all four files at once; how many requests that took.
-async fn write_cacerts(mesh: &Mesh, cluster: &Cluster, files: &CaCerts) -> Result<u64, String> {
+pub(crate) async fn write_cacerts(mesh: &Mesh, cluster: &Cluster, files: &CaCerts) -> Result<u64, String> {
     let mut secret = ours(
         mesh.name.as_str(),
         json!({"apiVersion": "v1", "kind": "Secret", "type": "Opaque",

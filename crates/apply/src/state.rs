@@ -6,12 +6,13 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use stolos_pki::{Authority, Certificate, Secret};
+use stolos_pki::{Authority, CaCerts, Certificate, Secret};
 use stolos_plan::{RootFacts, StateFacts};
 use stolos_spec::{Mesh, Root};
 
 use crate::Error;
 
+mod exec;
 mod rotation;
 
 pub(crate) const CERTIFICATE: &str = "root-cert.pem";
@@ -30,6 +31,8 @@ pub struct State {
     keys: Mutex<BTreeMap<String, Secret>>,
     /// The signer that was opened last, with the roots it is among.
     opened: Mutex<Option<(Vec<String>, Arc<Authority>)>>,
+    /// Whose turn it is to ask a program for a certificate.
+    turn: tokio::sync::Mutex<()>,
 }
 
 /// The passphrase of the root key: the first line of `file`, else `$STOLOS_PASSPHRASE`, if that is set.
@@ -49,7 +52,14 @@ impl State {
     /// The state in `folder`, which need not exist.
     #[must_use]
     pub fn at(folder: impl Into<PathBuf>, passphrase: Option<Secret>) -> Self {
-        Self { folder: folder.into(), passphrase, keys: Mutex::default(), opened: Mutex::default() }
+        let folder = folder.into();
+        Self {
+            folder,
+            passphrase,
+            keys: Mutex::default(),
+            opened: Mutex::default(),
+            turn: tokio::sync::Mutex::default(),
+        }
     }
 
     /// Where a mesh's state is: `flag`, else `$STOLOS_STATE`, else `stolos/<mesh>` in the XDG state folder.
@@ -73,7 +83,8 @@ impl State {
     pub fn facts(&self, mesh: &Mesh, now: SystemTime) -> StateFacts {
         let folder = self.folder.display().to_string();
         let certificate = match self.certificate_path(mesh) {
-            Ok(path) if !path.exists() && matches!(mesh.trust.root, Root::SelfSigned { .. }) => {
+            // A root that is made, or answered by a program, when the first certificate is needed.
+            Ok(path) if !path.exists() && !matches!(mesh.trust.root, Root::Files { .. }) => {
                 return StateFacts { folder, ..StateFacts::default() };
             }
             Ok(path) => read(&path).map_err(|e| crate::clusters::because(&e)),
@@ -93,8 +104,12 @@ impl State {
             Err(why) => return refused(why),
         };
         // A key that is not at hand matters only when something must be signed; one that does not fit, always.
-        let key = self.key(mesh).map(drop);
+        let key = match &mesh.trust.root {
+            Root::Exec { .. } => Ok(()),
+            _ => self.key(mesh).map(drop),
+        };
         if key.is_ok()
+            && !matches!(mesh.trust.root, Root::Exec { .. })
             && let Err(Error::Root(why)) = self.authority(mesh, now)
         {
             return refused(why);
@@ -127,6 +142,23 @@ impl State {
         let authority = Arc::new(if roots.is_empty() { authority } else { authority.among(roots) });
         *opened = Some((known, Arc::clone(&authority)));
         Ok(authority)
+    }
+
+    /// A signing certificate for a cluster, from the root that signs now: the folder's, the user's files', or the one
+    /// behind the user's program.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Root`] when the root cannot be used, or the program's answer.
+    pub async fn issue(&self, mesh: &Mesh, cluster: &str, now: SystemTime) -> Result<CaCerts, Error> {
+        let trust = &mesh.trust;
+        if let Root::Exec { command } = &trust.root {
+            return self.issue_by(command, mesh, cluster, now).await;
+        }
+        let root = self.authority(mesh, now)?;
+        let validity = trust.intermediates.validity;
+        let issued = root.issue_intermediate(cluster, &trust.organization, &trust.domain, validity, now);
+        issued.map_err(|error| Error::Root(error.to_string()))
     }
 
     /// The key of the root that signs now, as PEM, opened.
@@ -226,7 +258,8 @@ impl State {
             Root::SelfSigned { .. } if self.new_signs() => Ok(self.folder.join(rotation::CERTIFICATE)),
             Root::SelfSigned { .. } => Ok(self.folder.join(CERTIFICATE)),
             Root::Files { certificate, .. } => Ok(certificate.clone()),
-            Root::Exec { .. } => Err("a root behind a program is not supported yet".to_owned()),
+            // What the program answered first: every later answer must lead there as well.
+            Root::Exec { .. } => Ok(self.folder.join(CERTIFICATE)),
         }
     }
 
@@ -235,7 +268,7 @@ impl State {
             Root::SelfSigned { .. } if self.new_signs() => Ok(self.folder.join(rotation::KEY)),
             Root::SelfSigned { .. } => Ok(self.folder.join(KEY)),
             Root::Files { key, .. } => Ok(key.clone()),
-            Root::Exec { .. } => Err("a root behind a program is not supported yet".to_owned()),
+            Root::Exec { .. } => Err("the root's key is behind a program".to_owned()),
         }
     }
 

@@ -74,20 +74,7 @@ pub(crate) async fn look(cluster: &Cluster, seen: &Seen) -> Look {
     }
     trust.webhooks = webhooks.iter().filter_map(bundle).collect();
 
-    let istiods = pods.iter().filter(|pod| {
-        meta::namespace(pod) == istio::SYSTEM_NAMESPACE && meta::label(pod, istio::APP_LABEL) == Some(istio::ISTIOD)
-    });
-    let istiods = istiods.filter(stays).filter(|pod| runs(pod, "discovery")).map(|pod| meta::name(pod).to_owned());
-    let showing = istiods.map(|pod| async move {
-        let name = format!("{}.{}.svc", istio::ISTIOD, istio::SYSTEM_NAMESPACE);
-        let shown = forward::certificates(client, istio::SYSTEM_NAMESPACE, &pod, istio::XDS_PORT, &name).await;
-        let chain = shown.map_err(|error| because(&error)).and_then(|chain| {
-            let read = chain.into_iter().map(|der| Certificate::from_der(der.into()));
-            read.collect::<Result<Vec<_>, _>>().map_err(|error| error.to_string())
-        });
-        (pod, chain)
-    });
-    trust.control_planes = stream::iter(showing.collect::<Vec<_>>()).buffer_unordered(AT_ONCE).collect().await;
+    trust.control_planes = control_planes(client, &pods).await;
 
     let proxies: Vec<_> = pods.iter().filter(|pod| runs(pod, istio::PROXY_CONTAINER)).collect();
     let asking = proxies.iter().filter(|pod| !seen.contains(meta::uid(pod))).map(|pod| {
@@ -106,6 +93,40 @@ pub(crate) async fn look(cluster: &Cluster, seen: &Seen) -> Look {
     let (uids, found) = asked.into_iter().unzip();
     trust.proxies = found;
     Look { trust, uids, proxies: proxies.len() }
+}
+
+/// The control planes of a cluster by pod, with the chain that each shows at 15012, or why it could not be seen.
+///
+/// # Errors
+///
+/// When they cannot be listed.
+pub(crate) async fn shown(cluster: &Cluster) -> Result<Vec<Shown>, String> {
+    let labels = format!("{}={}", istio::APP_LABEL, istio::ISTIOD);
+    let pods =
+        objects::list(&cluster.client, &resource("v1", "Pod"), Some(istio::SYSTEM_NAMESPACE), Some(&labels)).await;
+    Ok(control_planes(&cluster.client, &pods.map_err(|error| because(&error))?).await)
+}
+
+/// A control plane's pod, and the chain it shows.
+pub(crate) type Shown = (String, Result<Vec<Certificate>, String>);
+
+async fn control_planes(client: &kube::Client, pods: &[Value]) -> Vec<Shown> {
+    let istiods = pods.iter().filter(|pod| {
+        meta::namespace(pod) == istio::SYSTEM_NAMESPACE
+            && meta::label(pod, istio::APP_LABEL) == Some(istio::ISTIOD)
+            && meta::deletion_timestamp(pod).is_none()
+            && runs(pod, "discovery")
+    });
+    let showing = istiods.map(|pod| meta::name(pod).to_owned()).map(|pod| async move {
+        let name = format!("{}.{}.svc", istio::ISTIOD, istio::SYSTEM_NAMESPACE);
+        let shown = forward::certificates(client, istio::SYSTEM_NAMESPACE, &pod, istio::XDS_PORT, &name).await;
+        let chain = shown.map_err(|error| because(&error)).and_then(|chain| {
+            let read = chain.into_iter().map(|der| Certificate::from_der(der.into()));
+            read.collect::<Result<Vec<_>, _>>().map_err(|error| error.to_string())
+        });
+        (pod, chain)
+    });
+    stream::iter(showing.collect::<Vec<_>>()).buffer_unordered(AT_ONCE).collect().await
 }
 
 /// Whether this container of the pod runs now, wherever it stands (native sidecars are init containers).

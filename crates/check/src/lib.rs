@@ -28,8 +28,8 @@ pub use reach::reaches;
 pub use report::{Latency, Pair, Refusal, Verdict, VerifyReport};
 pub use status::services::{Registered, ServicesReport, services};
 pub use status::{
-    CertificateStatus, ClusterStatus, ControlPlaneStatus, GatewayStatus, PeerStatus, ServiceStatus, StatusReport,
-    status,
+    CertificateStatus, ClusterStatus, ControlPlaneStatus, Expiry, GatewayStatus, PeerStatus, ServiceStatus,
+    StatusReport, expiries, status,
 };
 pub use verify::{News, Options, sweep, verify};
 

@@ -112,6 +112,12 @@ pub struct CertificateStatus {
     pub what: String,
     /// SHA-256 of a certificate, in hex; null for tokens.
     pub fingerprint: Option<String>,
+    /// Its serial number; null for tokens.
+    pub serial: Option<String>,
+    /// Who issued it; null for tokens.
+    pub issuer: Option<String>,
+    /// When it begins, RFC 3339; null where that is not said.
+    pub not_before: Option<String>,
     /// When it ends, RFC 3339; null when it never does.
     pub not_after: Option<String>,
     /// Days left, rounded down; negative when it is over.
@@ -354,6 +360,9 @@ fn certificates(seen: &Seen, now: SystemTime) -> Vec<CertificateStatus> {
                     found.push(CertificateStatus {
                         what: what.to_owned(),
                         fingerprint: Some(certificate.fingerprint()),
+                        serial: Some(certificate.serial().to_owned()),
+                        issuer: Some(certificate.issuer().to_owned()),
+                        not_before: Some(rfc3339(certificate.not_before())),
                         not_after: Some(rfc3339(certificate.not_after())),
                         days_left: Some(days_between(now, certificate.not_after())),
                     });
@@ -366,6 +375,9 @@ fn certificates(seen: &Seen, now: SystemTime) -> Vec<CertificateStatus> {
                 found.push(CertificateStatus {
                     what: format!("token for {cluster}"),
                     fingerprint: None,
+                    serial: None,
+                    issuer: None,
+                    not_before: None,
                     not_after: end.map(rfc3339),
                     days_left: end.map(|end| days_between(now, end)),
                 });
@@ -374,6 +386,45 @@ fn certificates(seen: &Seen, now: SystemTime) -> Vec<CertificateStatus> {
     }
     found.sort_by(|a, b| (a.days_left.unwrap_or(i64::MAX), &a.what).cmp(&(b.days_left.unwrap_or(i64::MAX), &b.what)));
     found
+}
+
+/// Something that expires, and where.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Expiry {
+    /// The cluster, or `state folder`.
+    pub cluster: String,
+    /// What it is.
+    #[serde(flatten)]
+    pub certificate: CertificateStatus,
+}
+
+/// All that expires in a mesh as one list, soonest first; `root` is the state folder's, by fingerprint and end.
+#[must_use]
+pub fn expiries(report: &StatusReport, root: Option<(String, SystemTime)>) -> Vec<Expiry> {
+    let clusters = report.clusters.iter().flat_map(|cluster| {
+        let of = |certificate: &CertificateStatus| Expiry {
+            cluster: cluster.name.clone(),
+            certificate: certificate.clone(),
+        };
+        cluster.certificates.iter().map(of)
+    });
+    let own = root.map(|(fingerprint, end)| Expiry {
+        cluster: "state folder".to_owned(),
+        certificate: CertificateStatus {
+            what: "root".to_owned(),
+            fingerprint: Some(fingerprint),
+            serial: None,
+            issuer: None,
+            not_before: None,
+            not_after: Some(rfc3339(end)),
+            days_left: Some(days_between(SystemTime::now(), end)),
+        },
+    });
+    let mut all: Vec<_> = own.into_iter().chain(clusters).collect();
+    // What never ends comes last. RFC 3339 in UTC sorts as time does.
+    let key = |e: &Expiry| (e.certificate.not_after.is_none(), e.certificate.not_after.clone(), e.cluster.clone());
+    all.sort_by(|a, b| (key(a), &a.certificate.what).cmp(&(key(b), &b.certificate.what)));
+    all
 }
 
 fn peers(mesh: &Mesh, of: &stolos_spec::Cluster, seen: &Seen) -> Vec<PeerStatus> {

@@ -101,6 +101,11 @@ impl BuiltArgs {
         self.mesh.path()
     }
 
+    /// The state folder of the mesh.
+    pub(crate) fn state(&self, mesh: &Mesh) -> Result<PathBuf, Failure> {
+        self.mesh.state(mesh)
+    }
+
     /// Another command about the same mesh, as a person would type it.
     pub(crate) fn other(&self, command: &str) -> String {
         let MeshArgs { file, base, told: ToldArgs { primary, remote, mesh_id: _ }, state: StateArgs { state } } =

@@ -2,7 +2,9 @@
 
 use comfy_table::{Cell, CellAlignment, Table, presets};
 use serde_json::Value;
-use stolos_check::{Pair, PeerStatus, ProxyReport, ProxyStatus, ServicesReport, StatusReport, Verdict, VerifyReport};
+use stolos_check::{
+    Expiry, Pair, PeerStatus, ProxyReport, ProxyStatus, ServicesReport, StatusReport, Verdict, VerifyReport,
+};
 
 use crate::failure::plainly;
 use crate::screen::{Output, Screen, Tone};
@@ -351,20 +353,29 @@ pub(crate) fn services(screen: &Screen, report: &ServicesReport) -> String {
 }
 
 /// Everything that expires.
-pub(crate) fn certificates(report: &StatusReport) -> String {
-    let mut certificates = table(&["cluster", "what", "days left", "ends", "sha256"]);
-    for cluster in &report.clusters {
-        for certificate in &cluster.certificates {
-            let print = certificate.fingerprint.as_deref().unwrap_or("-");
-            certificates.add_row(vec![
-                Cell::new(&cluster.name),
-                Cell::new(&certificate.what),
-                Cell::new(certificate.days_left.map_or("never".to_owned(), |d| d.to_string()))
-                    .set_alignment(CellAlignment::Right),
-                Cell::new(certificate.not_after.as_deref().unwrap_or("-")),
-                Cell::new(print.chars().take(16).collect::<String>()),
-            ]);
+pub(crate) fn certificates(list: &[Expiry], output: Output) -> String {
+    let wide = output == Output::Wide;
+    let mut header = vec!["days left", "ends", "cluster", "what", "sha256"];
+    if wide {
+        header.extend(["begins", "serial", "issuer"]);
+    }
+    let mut certificates = table(&header);
+    for Expiry { cluster, certificate } in list {
+        let or_none = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".to_owned());
+        let print = or_none(&certificate.fingerprint);
+        let mut row = vec![
+            Cell::new(certificate.days_left.map_or("never".to_owned(), |d| d.to_string()))
+                .set_alignment(CellAlignment::Right),
+            Cell::new(or_none(&certificate.not_after)),
+            Cell::new(cluster),
+            Cell::new(&certificate.what),
+            Cell::new(if wide { print } else { print.chars().take(16).collect() }),
+        ];
+        if wide {
+            let more = [&certificate.not_before, &certificate.serial, &certificate.issuer];
+            row.extend(more.map(|text| Cell::new(or_none(text))));
         }
+        certificates.add_row(row);
     }
     lines(&certificates)
 }

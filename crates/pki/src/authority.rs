@@ -311,6 +311,63 @@ pub struct CaCerts {
     pub root_cert: String,
 }
 
+/// A new key and the request to have a signing certificate made of it, for an authority that is not ours.
+pub struct IntermediateRequest {
+    /// The PKCS#10 request: `O=<organization>, CN=Intermediate CA, L=<cluster>`, with the SANs, basic constraints and key
+    /// usages that [`Authority::issue_intermediate`] gives.
+    pub csr_pem: String,
+    key: PrivateKey,
+}
+
+impl IntermediateRequest {
+    /// A request for the signing certificate of one cluster.
+    ///
+    /// # Errors
+    ///
+    /// When the system has no randomness or a name cannot stand in a certificate.
+    pub fn new(cluster: &str, organization: &str, trust_domain: &str) -> Result<Self, Error> {
+        let key = PrivateKey::generate()?;
+        let mut params = CertificateParams::default();
+        params.distinguished_name = distinguished(organization, "Intermediate CA", Some(cluster));
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.key_usages =
+            vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        params.subject_alt_names =
+            vec![uri(&format!("spiffe://{trust_domain}/ns/istio-system/sa/istiod"))?, dns("istiod.istio-system.svc")?];
+        let made = params.serialize_request(key.pair()).map_err(|e| Error::make("certificate request", e))?;
+        let csr_pem = made.pem().map_err(|e| Error::make("certificate request", e))?;
+        Ok(Self { csr_pem, key })
+    }
+}
+
+impl CaCerts {
+    /// The files that an authority's answer to `request` makes: the signing certificate first, then upward; the root is
+    /// the last that is its own issuer.
+    ///
+    /// # Errors
+    ///
+    /// When the answer holds no certificate, one for another key, or no root. [`check`](Self::check) says the rest.
+    pub fn from_answer(request: &IntermediateRequest, answer: &str) -> Result<Self, Refused> {
+        let chain = Certificate::all_from_pem(answer)?;
+        let Some(signing) = chain.first() else {
+            return Err(Refused::Unreadable("there is no certificate in it".to_owned()));
+        };
+        if signing.public_der() != request.key.public_der() {
+            return Err(Refused::KeyMismatch { subject: signing.subject().to_owned() });
+        }
+        let Some(root) = chain.iter().rev().find(|certificate| certificate.is_self_issued()) else {
+            let last = chain.last().map(|last| last.subject().to_owned()).unwrap_or_default();
+            return Err(Refused::Unreadable(format!("it ends with `{last}`, which is no root")));
+        };
+        Ok(Self {
+            ca_cert: signing.pem(),
+            ca_key: request.key.to_pem(),
+            cert_chain: chain.iter().map(Certificate::pem).collect(),
+            root_cert: root.pem(),
+        })
+    }
+}
+
 /// What a checked `cacerts` is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CaFacts {

@@ -14,7 +14,7 @@ mod identity;
 mod key;
 pub mod tls;
 
-pub use authority::{Authority, CaCerts, CaFacts, Refused};
+pub use authority::{Authority, CaCerts, CaFacts, IntermediateRequest, Refused};
 pub use certificate::{Certificate, leads_to, verify_chain};
 pub use credentials::{Credentials, Roots, WorkloadRequest};
 pub use encrypt::{decrypt_key, encrypt_key, is_encrypted};

@@ -40,6 +40,20 @@ impl Mesh {
         self.clusters.iter().find(|c| c.name == *name)
     }
 
+    /// The value of the file that says that workloads' certificates come from somebody else than istiod, if one does: then
+    /// there is no `cacerts`, by intent. (`global.caAddress` is where agents send their requests; a
+    /// `global.pilotCertProvider` other than `istiod` is who signs for istiod itself: Istio 1.30, `manifests/charts`.)
+    #[must_use]
+    pub fn authority_elsewhere(&self) -> Option<String> {
+        let global = &self.control_plane.values["global"];
+        let said = |key: &str| global[key].as_str().map(str::trim).filter(|text| !text.is_empty());
+        let address = said("caAddress").filter(|address| !address.starts_with("istiod"));
+        let provider = said("pilotCertProvider").filter(|provider| *provider != "istiod");
+        address
+            .map(|address| format!("global.caAddress: {address}"))
+            .or_else(|| provider.map(|provider| format!("global.pilotCertProvider: {provider}")))
+    }
+
     /// The networks, each once, in name order.
     #[must_use]
     pub fn networks(&self) -> BTreeSet<&NetworkName> {

@@ -453,7 +453,7 @@ fn root(notes: &mut Notes<'_>, node: &Node, path: &str, default: &Root) -> Optio
             Some(Root::Files { certificate: certificate?, key: key? })
         }
         _ => {
-            let command = match (&entry.value.value, entry.value.text()) {
+            let mut command: Vec<String> = match (&entry.value.value, entry.value.text()) {
                 (_, Some(program)) => vec![program.to_owned()],
                 (Value::Map(_), _) => {
                     let fields = Fields::of(notes, &entry.value, &path, &["command"], Unknown::Refused)?;
@@ -467,6 +467,10 @@ fn root(notes: &mut Notes<'_>, node: &Node, path: &str, default: &Root) -> Optio
                     .problem(entry.key_at, format!("`{path}` names no program"))
                     .hint("write `exec: {command: [sign-csr, --profile, ca]}`");
                 return None;
+            }
+            // As with files: a path that is not whole begins at the mesh file; a bare name is looked for in PATH.
+            if let Some(program) = command.first_mut().filter(|program| program.contains('/')) {
+                *program = folder.join(&*program).to_string_lossy().into_owned();
             }
             Some(Root::Exec { command })
         }

@@ -69,11 +69,6 @@ const FINDINGS: &[(&str, &str, &str)] = &[
         "Leave `controlPlane.revision` out, or use `engine: istio`.",
     ),
     (
-        "root-exec",
-        "The mesh file leaves signing to a program of your own (`trust.root.exec`), which this version cannot use yet.",
-        "Use `trust.root.files` or `trust.root.selfSigned`.",
-    ),
-    (
         "root-key",
         "A new certificate is needed, and the root's key cannot be used: it is not there, or its passphrase is not given.",
         "Give the passphrase in `STOLOS_PASSPHRASE`, or name the folder that has the key with `--state DIR`.",

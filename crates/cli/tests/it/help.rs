@@ -87,7 +87,6 @@ fn findings_are_explained_by_id() {
     other-mesh      A cluster carries objects of another mesh of Stolos'
     other-root      A cluster's signing certificate (Secret `cacerts`) comes from another root than the state folder's
     revision        The mesh file names a revision of the control plane, which only Istio has; the small engine has one control plane in each cluster
-    root-exec       The mesh file leaves signing to a program of your own (`trust.root.exec`), which this version cannot use yet
     root-key        A new certificate is needed, and the root's key cannot be used
     root-refused    The root certificate that the mesh file names cannot be used
     root-rotation   The mesh's root is being replaced from another state folder, and a cluster needs a signing certificate

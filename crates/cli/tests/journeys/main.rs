@@ -9,6 +9,7 @@
 
 mod asmcli;
 mod authorization;
+mod certificates;
 mod crash_sweep;
 mod envoy;
 mod fault_corpus;

@@ -175,7 +175,10 @@ fn here(
     } else {
         let deployment = istiod.clone();
         until.insert(0, Condition::Available { namespace: SYSTEM_NAMESPACE.to_owned(), deployment });
-        until.push(Condition::RootPublished { namespace: SYSTEM_NAMESPACE.to_owned() });
+        // Which root an authority elsewhere has, no Secret here says.
+        if scene.mesh.authority_elsewhere().is_none() {
+            until.push(Condition::RootPublished { namespace: SYSTEM_NAMESPACE.to_owned() });
+        }
     }
     helm.sketch.wait(name, state, control("ready"), before, until);
 

@@ -15,6 +15,19 @@ use crate::{Action, Change, ClusterState, Condition, ObjectDiff, ObjectKey};
 const KEYS: [&str; 4] = ["ca-cert.pem", "ca-key.pem", "cert-chain.pem", "root-cert.pem"];
 
 pub(super) fn steps(scene: &Scene<'_>, sketch: &mut Sketch) {
+    let elsewhere = scene.mesh.authority_elsewhere().filter(|_| scene.istio);
+    if let Some(value) = elsewhere {
+        let text = format!(
+            "workloads get their certificates from elsewhere ({value}): nothing is issued, and {CACERTS_SECRET} stays as it is"
+        );
+        sketch.note(None, text);
+        for (cluster, state) in &scene.live {
+            // One that is there is somebody's all the same; left alone it does no harm.
+            sketch.want(cluster.name.as_str(), cacerts_key());
+            system_namespace(scene, sketch, cluster, state);
+        }
+        return;
+    }
     rotation(scene, sketch);
     root(scene, sketch);
     for (cluster, state) in &scene.live {
@@ -102,10 +115,8 @@ fn root(scene: &Scene<'_>, sketch: &mut Sketch) {
             let text = format!("the root certificate {} could not be read", certificate.display());
             sketch.problem("root-refused", None, text, &[]);
         }
-        Root::Exec { command } => {
-            let text = format!("a root behind a program (`{}`) is not supported yet", command.join(" "));
-            sketch.problem("root-exec", None, text, &["`trust.root.files` or `trust.root.selfSigned`"]);
-        }
+        // Nothing to be made: the program's first answer brings the root.
+        Root::Exec { .. } => {}
     }
 }
 

@@ -73,7 +73,8 @@ pub(crate) fn different_roots(scene: &Scene<'_>, judgement: &mut Judgement) {
         if trusts && is_trusted {
             continue;
         }
-        let by_itself = member.cacerts().is_none();
+        // Without `cacerts` a control plane signs for itself, unless nobody meant it to sign.
+        let by_itself = member.cacerts().is_none() && scene.mesh.authority_elsewhere().is_none();
         let seen = format!(
             "it trusts {} and {} trusts {}{}",
             prints(roots),

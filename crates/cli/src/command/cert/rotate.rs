@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
-use stolos_apply::{ClusterProgress, Direction, RotationNews, RotationReport, rotate, rotation_status};
+use stolos_apply::{
+    ClusterProgress, Direction, ReissueNews, RotationNews, RotationReport, reissue, rotate, rotation_status,
+};
 use stolos_plan::rotation::{Phase, Rotation};
 use stolos_serve::Stop;
 
@@ -20,6 +22,30 @@ use crate::screen::{Screen, Tone, count, elapsed};
 pub(crate) enum RotateCommand {
     /// Replace the root, in phases, without a request lost; run again to go on after an interruption
     Root(RootArgs),
+    /// Give clusters new signing certificates of the root there is, one cluster after the other
+    Intermediates(IntermediatesArgs),
+}
+
+/// `stolos cert rotate intermediates`
+#[derive(Args, Debug)]
+pub(crate) struct IntermediatesArgs {
+    #[command(flatten)]
+    scene: SceneArgs,
+
+    /// Only in this cluster; may be given several times [default: all with a control plane]
+    #[arg(long, value_name = "NAME")]
+    cluster: Vec<String>,
+
+    /// Only say what would be done; exits with 2
+    #[arg(long)]
+    dry_run: bool,
+
+    /// How long the control planes of one cluster may take to show the new one, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    timeout: u64,
+
+    #[command(flatten)]
+    output: OutputArgs,
 }
 
 /// `stolos cert rotate root`
@@ -56,7 +82,55 @@ pub(crate) struct RootArgs {
 pub(crate) async fn run(command: RotateCommand, screen: &Screen, stop: &Stop) -> Result<Exit, Failure> {
     match command {
         RotateCommand::Root(args) => root(args, screen, stop).await,
+        RotateCommand::Intermediates(args) => intermediates(args, screen, stop).await,
     }
+}
+
+async fn intermediates(args: IntermediatesArgs, screen: &Screen, stop: &Stop) -> Result<Exit, Failure> {
+    let scene = args.scene.open(&SampleArgs { samples: Vec::new() }, screen).await?;
+    if args.dry_run {
+        let with = scene.mesh.clusters.iter().filter(|c| c.role == stolos_spec::Role::Primary);
+        let names: Vec<_> = with.map(|c| c.name.to_string()).collect();
+        let names: Vec<_> = names.into_iter().filter(|n| args.cluster.is_empty() || args.cluster.contains(n)).collect();
+        screen.data(&format!("A new signing certificate, one after the other, for: {}\n", names.join(", ")));
+        return Ok(Exit::Findings);
+    }
+    let hear = |news: ReissueNews<'_>| match news {
+        ReissueNews::Issued(cluster, serial) => screen.line(format!("  ~ {cluster}: serial {serial}")),
+        ReissueNews::Waiting(cluster, what) => screen.line(format!("  … {cluster}: waiting, as {what}")),
+        ReissueNews::Shown(cluster, count, took) => screen.line(format!(
+            "  {} {cluster}: shown at 15012 by {} ({})",
+            screen.progress_tone(Tone::Good, "✓"),
+            self::count(count, "control plane"),
+            elapsed(took)
+        )),
+    };
+    let patience = Duration::from_secs(args.timeout);
+    let report = reissue(&scene.mesh, &scene.clusters, &scene.state, &args.cluster, patience, stop.asked(), &hear);
+    let report = report.await?;
+    if args.output.output.is_document() {
+        let mut document =
+            json!({"apiVersion": "stolos.dev/v1alpha1", "kind": "ReissueReport", "mesh": scene.mesh.name});
+        merge(&mut document, &report)?;
+        screen.document(args.output.output, &document)?;
+    } else {
+        for (cluster, why) in &report.unmet {
+            screen.data(&format!("{} {cluster}: {why}\n", screen.data_tone(Tone::Bad, "✗")));
+        }
+        let left =
+            if report.left.is_empty() { String::new() } else { format!("; not begun: {}", report.left.join(", ")) };
+        let done =
+            screen.data_tone(if report.unmet.is_empty() { Tone::Good } else { Tone::Bad }, "new signing certificates:");
+        screen.data(&format!(
+            "{done} {}{left}. Workloads follow when they renew.\n",
+            count(report.issued.len(), "cluster")
+        ));
+    }
+    Ok(match () {
+        () if report.interrupted => Exit::Interrupted,
+        () if report.unmet.is_empty() => Exit::Good,
+        () => Exit::TimedOut,
+    })
 }
 
 async fn root(args: RootArgs, screen: &Screen, stop: &Stop) -> Result<Exit, Failure> {
@@ -103,7 +177,7 @@ async fn root(args: RootArgs, screen: &Screen, stop: &Stop) -> Result<Exit, Fail
     })
 }
 
-fn merge(document: &mut Value, report: &RotationReport) -> Result<(), Failure> {
+fn merge(document: &mut Value, report: &impl serde::Serialize) -> Result<(), Failure> {
     let Value::Object(fields) = serde_json::to_value(report).map_err(|error| Failure::caused(&error))? else {
         return Ok(());
     };
