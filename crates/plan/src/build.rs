@@ -20,7 +20,7 @@ use stolos_spec::{Cluster, Engine, Mesh, Origin};
 
 use crate::compare::differences;
 use crate::graph::{Draft, Work, ordered};
-use crate::object::{MEMBERSHIP, SYSTEM_NAMESPACE, is_touched, mesh_of};
+use crate::object::{MANAGED_BY_LABEL, MEMBERSHIP, MESH_LABEL, SYSTEM_NAMESPACE, is_touched, mesh_of};
 use crate::{
     Action, Blast, Change, ClusterState, Condition, FieldDiff, Leftover, Member, Note, ObjectDiff, ObjectKey, Observed,
     Plan, Purpose, Sight, VERSION,
@@ -173,7 +173,11 @@ pub struct Remembered {
 #[must_use]
 pub fn remembered(mesh: &str, state: &ClusterState) -> Vec<Remembered> {
     let key = ObjectKey::new("v1", "ConfigMap", Some(SYSTEM_NAMESPACE), MEMBERSHIP);
-    let Some(object) = state.objects.get(&key).filter(|o| mesh_of(o) == Some(mesh)) else { return vec![] };
+    state.objects.get(&key).filter(|o| mesh_of(o) == Some(mesh)).map(remembered_by).unwrap_or_default()
+}
+
+/// What a ConfigMap `stolos-mesh` says, whoever's it is.
+pub(crate) fn remembered_by(object: &Value) -> Vec<Remembered> {
     object["data"]["members"].as_str().and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default()
 }
 
@@ -311,6 +315,8 @@ struct Sketch {
     drafts: Vec<Draft>,
     /// Objects that belong to the mesh, by cluster, changed or not.
     wanted: BTreeSet<(String, ObjectKey)>,
+    /// Those of them that somebody else's objects are.
+    foreign: BTreeSet<(String, ObjectKey)>,
     notes: Vec<Note>,
     problems: Vec<Problem>,
     blast: Blast,
@@ -325,6 +331,7 @@ impl Sketch {
             mesh: mesh.name.to_string(),
             drafts: vec![],
             wanted: BTreeSet::new(),
+            foreign: BTreeSet::new(),
             notes: vec![],
             problems: vec![],
             blast: Blast::default(),
@@ -371,10 +378,14 @@ impl Sketch {
             let key = ObjectKey::of(&object);
             self.want(cluster, key.clone());
             let live = state.objects.get(&key);
-            if let Some(live) = live
-                && !self.may_write(cluster, &key, &object, live)
-            {
-                continue;
+            if let Some(live) = live {
+                if self.is_good_as_it_is(&object, live) {
+                    self.foreign.insert((cluster.to_owned(), key));
+                    continue;
+                }
+                if !self.may_write(cluster, &key, &object, live) {
+                    continue;
+                }
             }
             let fields = live.map(|live| differences(&object, live));
             let action = match &fields {
@@ -393,6 +404,20 @@ impl Sketch {
             Work::Do { action, change: Change::Write { objects: changed }, because: reason(&diff), diff }
         };
         self.draft(id, Some(cluster), after, work);
+    }
+
+    /// Whether an object that is not ours (any more) says all that ours would, but for whose it is. It is left alone, and is
+    /// not ours to take away.
+    fn is_good_as_it_is(&self, wanted: &Value, live: &Value) -> bool {
+        if mesh_of(wanted).is_none() || mesh_of(live).is_some() {
+            return false;
+        }
+        let mut wanted = wanted.clone();
+        if let Some(labels) = wanted["metadata"]["labels"].as_object_mut() {
+            labels.remove(MANAGED_BY_LABEL);
+            labels.remove(MESH_LABEL);
+        }
+        differences(&wanted, live).is_empty()
     }
 
     /// Whether the object that stands where ours is to stand is ours to write. One that is wanted without our labels
@@ -440,9 +465,24 @@ impl Sketch {
         self.draft(id, Some(cluster), after, work);
     }
 
-    fn finish(self, scene: &Scene<'_>, purpose: Purpose) -> Result<Plan, Blocked> {
+    fn finish(mut self, scene: &Scene<'_>, purpose: Purpose) -> Result<Plan, Blocked> {
         if !self.problems.is_empty() {
             return Err(Blocked { problems: self.problems });
+        }
+        let mut others: BTreeMap<String, Vec<ObjectKey>> = BTreeMap::new();
+        for (cluster, key) in std::mem::take(&mut self.foreign) {
+            others.entry(cluster).or_default().push(key);
+        }
+        for (cluster, keys) in others {
+            let text = match keys.as_slice() {
+                [one] => format!("{one} is not labelled as Stolos' own; it is as it should be, and stays at teardown"),
+                [first, rest @ ..] => format!(
+                    "{first} and {} more objects are not labelled as Stolos' own; they are as they should be, and stay at teardown",
+                    rest.len()
+                ),
+                [] => continue,
+            };
+            self.note(Some(&cluster), text);
         }
         Ok(Plan {
             mesh: self.mesh,

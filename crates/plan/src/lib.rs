@@ -7,6 +7,7 @@
 //! Start at [`plan()`], then read `build/trust.rs`, which is a typical part. `compare.rs` decides whether a live object
 //! is as wanted; `step.rs` says what a step is; [`rotation`] decides how a root is replaced.
 
+mod adopt;
 mod build;
 mod compare;
 mod graph;
@@ -25,6 +26,7 @@ mod step;
 mod tests;
 mod values;
 
+pub use adopt::{Adopted, adopt};
 pub use build::{Blocked, Problem, Remembered, plan, remembered, teardown};
 pub use graph::{Blast, Leftover, Member, Note, Plan, Purpose, Summary};
 pub use object::{

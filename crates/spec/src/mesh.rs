@@ -241,6 +241,9 @@ pub enum Installer {
     Helm,
     /// `istioctl` of the version that is to be installed.
     Istioctl,
+    /// Nobody: Istio is there, and whoever installed it goes on looking after it. What the clusters need of each other is
+    /// Stolos' part.
+    None,
 }
 
 /// Where Istio's charts come from.

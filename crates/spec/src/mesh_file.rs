@@ -305,7 +305,7 @@ fn control_plane(notes: &mut Notes<'_>, node: &Node, path: &str, mesh: &mut Mesh
         mesh.control_plane.version = Some(text.to_owned());
     }
     if let Some((text, at)) = fields.text(notes, "installer") {
-        let choices = [("helm", Installer::Helm), ("istioctl", Installer::Istioctl)];
+        let choices = [("helm", Installer::Helm), ("istioctl", Installer::Istioctl), ("none", Installer::None)];
         mesh.control_plane.installer = choice(notes, text, at, "installer", &choices).unwrap_or(Installer::Helm);
     }
     if let Some((text, at)) = fields.text(notes, "charts")

@@ -143,8 +143,10 @@ fn control_plane(control: &ControlPlane, origin: Origin) -> String {
     if let Some(version) = control.version.as_ref().filter(|_| origin == Origin::Mesh) {
         lines.push(format!("version: {}", scalar(version)));
     }
-    if control.installer == Installer::Istioctl {
-        lines.push("installer: istioctl".to_owned());
+    match control.installer {
+        Installer::Helm => {}
+        Installer::Istioctl => lines.push("installer: istioctl".to_owned()),
+        Installer::None => lines.push("installer: none".to_owned()),
     }
     if let Some(revision) = &control.revision {
         lines.push(format!("revision: {}", scalar(revision)));

@@ -5,6 +5,7 @@ use stolos_spec::{Api, Cluster};
 
 use super::control::INJECTOR;
 use super::{Scene, Sketch, id};
+use crate::adopt::{remote_entries, server_in};
 use crate::compare::differences;
 use crate::graph::Work;
 use crate::object::{
@@ -103,7 +104,14 @@ fn peers(scene: &Scene<'_>, sketch: &mut Sketch, read: &Cluster, state: &Cluster
     let after = vec![id("trust", name, "namespace")];
     let own = |object| ours(scene.mesh_name(), object);
     // One for each peer, reachable or not: deleting it revokes that peer's tokens and nobody else's.
-    let peers = scene.mesh.clusters.iter().filter(|peer| peer.name != read.name && peer.primary().is_none());
+    let peers =
+        scene.mesh.clusters.iter().filter(|peer| peer.name != read.name && peer.primary().is_none()).filter(|peer| {
+            // Whoever holds a credential of somebody else's needs none of ours.
+            let key = ObjectKey::new("v1", "Secret", Some(SYSTEM_NAMESPACE), &peer_secret(peer.name.as_str()));
+            let holder = scene.observed.cluster(peer.name.as_str());
+            let served = holder.is_some_and(|holder| matches!(held_by_others(scene, holder, read), Some(Ok(_))));
+            !served || state.objects.get(&key).is_some()
+        });
     let objects: Vec<_> = peers
         .map(|peer| {
             own(json!({"apiVersion": "v1", "kind": "Secret", "type": "Opaque",
@@ -138,6 +146,24 @@ fn link(
                 "annotations": {"networking.istio.io/cluster": read.name.as_str()}}}),
     );
     let live = state.objects.get(&key);
+    match held_by_others(scene, state, read) {
+        Some(Ok(secret)) => {
+            let text = format!(
+                "{secret} with the credential for {} is somebody else's: it is used as it is, and nobody renews it",
+                read.name
+            );
+            sketch.note(Some(into.name.as_str()), text);
+            let step = id("links", into.name.as_str(), read.name.as_str());
+            sketch.draft(step, Some(into.name.as_str()), vec![], Work::Nothing);
+            return None;
+        }
+        Some(Err(why)) => {
+            let ways = ["renew it where it came from, or delete it to have Stolos write its own"];
+            sketch.problem("foreign", Some(into.name.as_str()), why, &ways);
+            return None;
+        }
+        None => {}
+    }
     if let Some(live) = live
         && mesh_of(live) != Some(scene.mesh_name())
     {
@@ -205,6 +231,25 @@ fn link(
     };
     sketch.draft(step.clone(), Some(into.name.as_str()), after, work);
     changes.then_some(step)
+}
+
+/// A remote secret that somebody else wrote for `read`, whatever it is called: two for one cluster would be one too many,
+/// since istiod takes the first and ignores the other (contract B.5). Whether it can be used, as far as it says.
+fn held_by_others(scene: &Scene<'_>, state: &ClusterState, read: &Cluster) -> Option<Result<ObjectKey, String>> {
+    let entries = remote_entries(state);
+    let (_, secret, kubeconfig) = entries
+        .iter()
+        .find(|(key, secret, _)| key == read.name.as_str() && mesh_of(secret) != Some(scene.mesh_name()))?;
+    let key = ObjectKey::of(secret);
+    if server_in(kubeconfig).is_none() {
+        return Some(Err(format!("{key} was not made for this mesh, and leads nowhere")));
+    }
+    let now = scene.observed.now.duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_secs();
+    let expires = token_in(kubeconfig).and_then(|token| claims(&token)).map(|claims| claims.expires);
+    match expires.and_then(|expires| u64::try_from(expires).ok()).is_some_and(|expires| expires <= now) {
+        true => Some(Err(format!("{key} was not made for this mesh, and its token has expired"))),
+        false => Some(Ok(key)),
+    }
 }
 
 /// Why a credential must be written anew, if it must.
