@@ -215,6 +215,19 @@ impl State {
         Ok(root.certificate().clone())
     }
 
+    /// Keeps the certificate of a root whose key is somewhere else, unless there is one; whether there was none. Whatever
+    /// needs no new signing certificate goes without the key (decision 21).
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be written.
+    pub fn keep_root(&self, certificate: &str) -> Result<bool, Error> {
+        if self.folder.join(CERTIFICATE).exists() {
+            return Ok(false);
+        }
+        self.write(CERTIFICATE, certificate).map(|()| true)
+    }
+
     /// This folder's name for itself: who holds a lock under it and is not this process is dead.
     pub(crate) fn identity(&self) -> Result<String, Error> {
         let path = self.folder.join(IDENTITY);

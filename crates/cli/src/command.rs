@@ -73,7 +73,7 @@ pub(crate) enum Command {
     /// Run whole clusters in one process
     #[command(subcommand)]
     Lab(lab::LabCommand),
-    /// Write a mesh file from kubeconfig contexts
+    /// Write a mesh file from kubeconfig contexts, or from what the clusters are already
     Init(init::InitArgs),
     /// Make the clusters of several kubeconfigs one mesh, as `asmcli create-mesh` did
     CreateMesh(create_mesh::CreateMeshArgs),
@@ -132,7 +132,7 @@ impl Command {
         match self {
             Self::Demo(args) => demo::run(args, screen, stop).await,
             Self::Lab(command) => lab::run(command, screen, stop).await,
-            Self::Init(args) => init::run(args, screen),
+            Self::Init(args) => init::run(args, screen, stop).await,
             Self::CreateMesh(args) => create_mesh::run(args, screen, stop).await,
             Self::Plan(args) => plan::run(args, screen, stop).await,
             Self::Apply(args) => apply::apply(args, screen, stop).await,

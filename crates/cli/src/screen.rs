@@ -192,6 +192,22 @@ impl Screen {
         })
     }
 
+    /// Asks a question that is answered with a line; what is `usual` for an empty one. `None` where nobody can answer.
+    pub(crate) fn ask_for(&self, question: &str, usual: &str) -> Option<String> {
+        if !io::stdin().is_terminal() || !io::stderr().is_terminal() {
+            return None;
+        }
+        self.multi.suspend(|| {
+            let mut err = io::stderr().lock();
+            let _ = write!(err, "{question} [{usual}] ").and_then(|()| err.flush());
+            let mut answer = String::new();
+            // The end of the input is no answer.
+            io::stdin().read_line(&mut answer).ok().filter(|read| *read > 0)?;
+            let answer = answer.trim();
+            Some(if answer.is_empty() { usual.to_owned() } else { answer.to_owned() })
+        })
+    }
+
     /// Several things going on at once, of which people want to see the end.
     pub(crate) fn progress(&self, total: Option<usize>) -> Progress<'_> {
         let bar = total.filter(|_| self.live).map(|total| {

@@ -1,9 +1,13 @@
+mod adopt;
+mod questions;
+
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
 use stolos_cluster::Kubeconfig;
-use stolos_spec::{MeshName, base_yaml, from_contexts, mesh_yaml, suggest_name, topology_yaml};
+use stolos_serve::Stop;
+use stolos_spec::{Mesh, MeshName, base_yaml, from_contexts, mesh_yaml, suggest_name, topology_yaml};
 
 use crate::exit::Exit;
 use crate::failure::Failure;
@@ -20,6 +24,10 @@ pub(crate) struct InitArgs {
     /// Prepare a folder as another system did: `setup-mesh` writes topology.yaml, base.yaml and the root [DIR: $WORKDIR]
     #[arg(long, num_args = 1..=2, value_names = ["SYSTEM", "DIR"])]
     from: Option<Vec<String>>,
+
+    /// Read from the clusters what they are already, whoever installed it
+    #[arg(long, conflicts_with = "from")]
+    from_clusters: bool,
 
     /// The mesh's name
     #[arg(long, value_name = "ID", env = "MESH_ID")]
@@ -47,7 +55,10 @@ pub(crate) struct InitArgs {
     state: StateArgs,
 }
 
-pub(crate) fn run(args: InitArgs, screen: &Screen) -> Result<Exit, Failure> {
+pub(crate) async fn run(args: InitArgs, screen: &Screen, stop: &Stop) -> Result<Exit, Failure> {
+    if args.from_clusters {
+        return adopt::run(args, screen, stop).await;
+    }
     match args.from.as_deref() {
         None => native(args, screen),
         Some([system, dir @ ..]) if system == "setup-mesh" => {
@@ -86,12 +97,19 @@ fn contexts(args: &InitArgs) -> Vec<(String, Option<String>)> {
 
 /// A `Mesh` from contexts.
 fn native(args: InitArgs, screen: &Screen) -> Result<Exit, Failure> {
-    let name = match name(&args)? {
+    let mut given = name(&args)?;
+    let kubeconfig = Kubeconfig::find(args.clusters.kubeconfig.as_deref(), None);
+    let mut contexts = contexts(&args);
+    if contexts.is_empty()
+        && let Some(answers) = questions::ask(kubeconfig.as_ref().map(Kubeconfig::contexts).unwrap_or_default(), screen)
+    {
+        contexts = answers.contexts;
+        given = given.or(MeshName::parse(&answers.name).ok());
+    }
+    let name = match given {
         Some(name) => name,
         None => MeshName::parse("mesh").map_err(|e| Failure::caused(&e))?,
     };
-    let kubeconfig = Kubeconfig::find(args.clusters.kubeconfig.as_deref(), None);
-    let mut contexts = contexts(&args);
     if contexts.is_empty() {
         contexts = kubeconfig?.contexts().into_iter().map(|c| (c.to_owned(), None)).collect();
     } else if let Ok(kubeconfig) = kubeconfig {
@@ -106,10 +124,16 @@ fn native(args: InitArgs, screen: &Screen) -> Result<Exit, Failure> {
     let reading = from_contexts(&name, &contexts)?;
     reading.warnings.iter().for_each(|warning| screen.warning(warning));
     let mut mesh = reading.mesh;
-    if let Some(organization) = args.org.filter(|o| !o.is_empty()) {
+    if let Some(organization) = args.org.clone().filter(|o| !o.is_empty()) {
         mesh.trust.organization = organization;
     }
-    let text = mesh_yaml(&mesh);
+    let unsaid = mesh.clusters.len() > 1 && contexts.iter().all(|(_, network)| network.is_none());
+    save(&args, &mesh, unsaid, screen)
+}
+
+/// Writes the mesh file, or says what it would be. `unsaid` is whether nobody said anything of networks.
+fn save(args: &InitArgs, mesh: &Mesh, unsaid: bool, screen: &Screen) -> Result<Exit, Failure> {
+    let text = mesh_yaml(mesh);
     if args.output == Path::new("-") {
         screen.data(&text);
         return Ok(Exit::Good);
@@ -129,7 +153,7 @@ fn native(args: InitArgs, screen: &Screen) -> Result<Exit, Failure> {
     write(&args.output, &text, there)?;
     let (clusters, networks) = (count(mesh.clusters.len(), "cluster"), count(mesh.networks().len(), "network"));
     screen.line(format!("wrote {path}: {clusters} on {networks}"));
-    if mesh.clusters.len() > 1 && contexts.iter().all(|(_, network)| network.is_none()) {
+    if unsaid {
         screen.line("  all on one network: give those that cannot dial the others' pods a network of their own");
     }
     screen.line(format!("next: stolos plan -f {path}"));

@@ -13,7 +13,7 @@ fn help_names_every_command_that_is_built() {
     Commands:
       demo          Build a mesh over three clusters in this process, and prove it
       lab           Run whole clusters in one process
-      init          Write a mesh file from kubeconfig contexts
+      init          Write a mesh file from kubeconfig contexts, or from what the clusters are already
       create-mesh   Make the clusters of several kubeconfigs one mesh, as `asmcli create-mesh` did
       plan          Say what would change in which cluster, and what that would touch
       apply         Make the clusters one mesh

@@ -8,9 +8,10 @@ use crate::world::{World, text};
 
 const GATEWAY: &str = include_str!("../../../spec/tests/inputs/asmcli/eastwest.yaml");
 
-/// Clusters that run, each on a network of its own, and a kubeconfig for each of them alone.
-pub(crate) async fn clusters_of_a_fleet(world: &mut World, contexts: &[&str]) -> Vec<PathBuf> {
-    let lines = contexts.iter().map(|context| format!("- {context}: there-{context}\n"));
+/// Clusters that run, on this network or each on one of its own, and a kubeconfig for each of them alone.
+pub(crate) async fn clusters_of_a_fleet(world: &mut World, network: &str, contexts: &[&str]) -> Vec<PathBuf> {
+    let network = |context: &str| if network.is_empty() { format!("there-{context}") } else { network.to_owned() };
+    let lines = contexts.iter().map(|context| format!("- {context}: {}\n", network(context)));
     let lab = world.write("lab.yaml", &lines.collect::<String>());
     world.up(&lab).await;
     let all = kube::config::Kubeconfig::read_from(world.path("kubeconfig")).unwrap();
@@ -33,7 +34,7 @@ pub(crate) async fn clusters_of_a_fleet(world: &mut World, contexts: &[&str]) ->
 async fn three_kubeconfigs_become_one_mesh_and_go_apart_again() {
     let contexts = ["cn-1", "cn-2", "cn-3"];
     let mut world = World::new();
-    let files = clusters_of_a_fleet(&mut world, &contexts).await;
+    let files = clusters_of_a_fleet(&mut world, "", &contexts).await;
     let [one, two, three] = [0, 1, 2].map(|index: usize| text(&files[index]));
     let mut clusters = Vec::new();
     for (context, file) in contexts.iter().zip(&files) {
@@ -74,7 +75,7 @@ async fn three_kubeconfigs_become_one_mesh_and_go_apart_again() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_default_network_for_clusters_that_cannot_dial_each_other_is_named() {
     let mut world = World::new();
-    let files = clusters_of_a_fleet(&mut world, &["cn-1", "cn-2"]).await;
+    let files = clusters_of_a_fleet(&mut world, "", &["cn-1", "cn-2"]).await;
     let gateway = world.write("eastwest.yaml", GATEWAY);
     let run = world
         .run(&[

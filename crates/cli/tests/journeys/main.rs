@@ -7,6 +7,7 @@
 //! `STOLOS_ROTATION=all` replaces the root under 100,000 requests, killed and taken back everywhere;
 //! `STOLOS_JOURNEYS_TRACE=1` with `--nocapture` shows every command with its end and its time.
 
+mod adoption;
 mod asmcli;
 mod authorization;
 mod certificates;
@@ -16,6 +17,7 @@ mod fault_corpus;
 mod faults;
 mod helm;
 mod ingress;
+mod istio_remote;
 mod join_and_leave;
 mod karmada;
 mod lists;

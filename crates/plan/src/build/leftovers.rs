@@ -179,13 +179,14 @@ fn dismantle(scene: &Scene<'_>, sketch: &mut Sketch, cluster: &str, state: &Clus
     };
     let releases = deployed(&state.objects);
     let operators = recorded(&state.objects, mesh);
+    let goes_on = goes_on(scene, state);
     let belongs = |object: &Value| istio::belongs(&releases, mesh, object) || operator::is_of(object, &operators);
     let (kept_namespaces, kept_definitions) = kept(scene, sketch, cluster, state, &belongs);
 
     // Every object of ours goes in exactly one of these steps.
     let mut stages: BTreeMap<&str, Vec<&Value>> = BTreeMap::new();
     for (key, object) in state.objects.iter() {
-        let stage = if is_published_root(scene, state, key, object) {
+        let stage = if !goes_on && is_published_root(scene, state, key, object) {
             "roots"
         } else if key.kind == "CustomResourceDefinition" && belongs(object) {
             // Istio's charts have theirs kept when they are uninstalled.
@@ -295,7 +296,8 @@ fn release(scene: &Scene<'_>, sketch: &mut Sketch, cluster: &str, state: &Cluste
     let members = members.filter(|_| !goes_along);
     let after = ["crds", "namespaces", "config", "roots"].map(here).to_vec();
     sketch.remove(cluster, here("membership"), after, members.into_iter().collect(), because.to_owned());
-    let shared = live.filter(|live| mesh_of(live).is_none() && is_touched(live));
+    // Where somebody else's mesh goes on, so does its network.
+    let shared = live.filter(|live| mesh_of(live).is_none() && is_touched(live) && !goes_on(scene, state));
     let work = match shared {
         None => Work::Nothing,
         Some(_) => Work::Do {
@@ -306,6 +308,20 @@ fn release(scene: &Scene<'_>, sketch: &mut Sketch, cluster: &str, state: &Cluste
         },
     };
     sketch.draft(here("release"), Some(cluster), vec![here("stopped"), here("config")], work);
+}
+
+/// Whether there is a control plane that is not ours: a mesh that was only adopted, and goes on without us.
+fn goes_on(scene: &Scene<'_>, state: &ClusterState) -> bool {
+    let mesh = scene.mesh_name();
+    let mut control = state.objects.kind("Deployment").filter(|(key, object)| {
+        key.namespace.as_deref() == Some(SYSTEM_NAMESPACE) && object["metadata"]["labels"]["app"] == ISTIOD
+    });
+    let ours = |object: &Value| {
+        is_owned(mesh, object)
+            || istio::belongs(&deployed(&state.objects), mesh, object)
+            || operator::is_of(object, &recorded(&state.objects, mesh))
+    };
+    control.any(|(_, object)| !ours(object))
 }
 
 /// Namespaces and definitions of ours that have to stay, because something in them is not ours.
