@@ -11,6 +11,7 @@
 mod change;
 mod clusters;
 mod crash;
+pub mod credential;
 mod execute;
 mod journal;
 mod lock;

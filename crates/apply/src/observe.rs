@@ -215,7 +215,7 @@ fn unreadable(question: &Question, error: &Error) -> Unreadable {
 
 /// The authority of the API server's address as PEM, from the same kubeconfig as the address: only together do they
 /// fit where a proxy stands before the API server.
-fn authority(cluster: &Cluster) -> String {
+pub(crate) fn authority(cluster: &Cluster) -> String {
     let certificates = cluster.authorities.iter().filter_map(|der| {
         let certificate = stolos_pki::Certificate::from_der(der.clone().into()).ok()?;
         Some(certificate.pem())

@@ -5,6 +5,7 @@ pub(crate) mod cert;
 pub(crate) mod check;
 pub(crate) mod completions;
 pub(crate) mod create_mesh;
+pub(crate) mod credential;
 pub(crate) mod demo;
 pub(crate) mod explain;
 pub(crate) mod graph;
@@ -97,6 +98,9 @@ pub(crate) enum Command {
     /// Look at certificates, and replace them
     #[command(subcommand)]
     Cert(cert::CertCommand),
+    /// Hand out credentials that read a cluster and end, and take them back
+    #[command(subcommand)]
+    Credential(credential::CredentialCommand),
     /// Keep the clusters as the mesh file says, for ever
     Operator(operator::OperatorArgs),
     /// Explain a finding or a cause by its id
@@ -144,6 +148,7 @@ impl Command {
             Self::Graph(args) => graph::run(args, screen).await,
             Self::Cert(command) => cert::run(command, screen, stop).await,
             Self::Operator(args) => operator::run(args, screen, stop).await,
+            Self::Credential(command) => credential::run(command, screen).await,
             Self::Explain(args) => explain::run(&args, screen),
             Self::Control(args) => role::control(args, screen, stop).await,
             Self::Proxy(args) => role::proxy(args, screen, stop).await,

@@ -10,6 +10,9 @@ pub use stolos_k8s::istio::{
 
 /// The field manager of every server-side apply.
 pub const MANAGER: &str = "stolos";
+/// Label of what `credential create` made, with the credential's name: nobody plans it, and nobody takes it away but who
+/// revokes it, or tears the mesh down.
+pub const CREDENTIAL_LABEL: &str = "stolos.dev/credential";
 /// The ConfigMap, in each cluster, that remembers which clusters the mesh is made of.
 pub const MEMBERSHIP: &str = "stolos-mesh";
 /// Where the samples run.

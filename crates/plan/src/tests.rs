@@ -766,3 +766,20 @@ fn what_takes_something_away_can_be_held_back_and_is_planned_again() {
     world.run(&plan(&two, &world.observed).unwrap());
     assert!(plan(&two, &world.observed).unwrap().is_settled());
 }
+
+#[test]
+fn a_credential_that_was_handed_out_stays_until_teardown() {
+    let mut world = World::new(&["a", "b"]);
+    let mesh = mesh(&[("a", "n"), ("b", "n")]);
+    world.run(&plan(&mesh, &world.observed).unwrap());
+    let handed_out = ours(
+        "mymesh",
+        json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "stolos-credential-reader",
+            "namespace": SYSTEM_NAMESPACE, "uid": "u", "labels": {CREDENTIAL_LABEL: "reader"}}}),
+    );
+    world.state("a").objects.put(handed_out.clone());
+    assert_eq!(ids(&plan(&mesh, &world.observed).unwrap()), Vec::<String>::new());
+    let going = teardown(&mesh, &world.observed).unwrap();
+    let goes = |step: &Step| step.diff.iter().any(|diff| diff.object == ObjectKey::of(&handed_out));
+    assert!(going.steps.iter().any(goes), "{:?}", ids(&going));
+}

@@ -24,6 +24,7 @@ fn help_names_every_command_that_is_built() {
       verify        Prove the mesh with real requests between every two clusters
       graph         Draw the mesh
       cert          Look at certificates, and replace them
+      credential    Hand out credentials that read a cluster and end, and take them back
       operator      Keep the clusters as the mesh file says, for ever
       explain       Explain a finding or a cause by its id
       completions   Print completions for a shell

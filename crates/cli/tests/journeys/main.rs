@@ -12,6 +12,7 @@ mod asmcli;
 mod authorization;
 mod certificates;
 mod crash_sweep;
+mod credentials;
 mod envoy;
 mod fault_corpus;
 mod faults;

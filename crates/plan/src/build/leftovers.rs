@@ -12,8 +12,8 @@ use super::gateways::GATEWAY;
 use super::{Scene, Sketch, id, istio, remote};
 use crate::graph::Work;
 use crate::object::{
-    CACERTS_SECRET, MANAGED_BY_LABEL, MANAGER, MEMBERSHIP, ROOT_CONFIG_MAP, SYSTEM_NAMESPACE, is_owned, is_touched,
-    mesh_of, peer_secret, remote_secret_name, secret_text,
+    CACERTS_SECRET, CREDENTIAL_LABEL, MANAGED_BY_LABEL, MANAGER, MEMBERSHIP, ROOT_CONFIG_MAP, SYSTEM_NAMESPACE,
+    is_owned, is_touched, mesh_of, peer_secret, remote_secret_name, secret_text,
 };
 use crate::operator::{self, recorded};
 use crate::release::{Deployed, deployed};
@@ -144,6 +144,8 @@ fn unwanted(scene: &Scene<'_>, sketch: &mut Sketch, cluster: &str, state: &Clust
         .objects
         .iter()
         .filter(|(key, object)| is_ours_to_delete(scene.mesh_name(), key, object))
+        // Given to somebody by hand, and taken back by hand.
+        .filter(|(_, object)| object["metadata"]["labels"][CREDENTIAL_LABEL].is_null())
         .filter(|(key, _)| !sketch.wanted.contains(&(cluster.to_owned(), (*key).clone())))
         .map(|(key, object)| (key.clone(), object.clone()))
         .collect();
