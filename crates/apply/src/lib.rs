@@ -26,7 +26,7 @@ mod trust;
 pub use clusters::Clusters;
 pub use execute::{Failure, News, Options, Progress, Report, Silent, Timing, Verdict, execute};
 pub use lock::{Leader, Lock};
-pub use observe::observe;
+pub use observe::{charts, observe};
 pub use reissue::{ReissueNews, ReissueReport, reissue};
 pub use rotate::{ClusterProgress, Direction, RotationNews, RotationReport, rotate, rotation_status};
 pub use run::{Goal, run};

@@ -90,7 +90,8 @@ const PLACES: [(&str, &str); 5] = [
 ];
 
 /// The charts in the folder that the mesh file names, if it names one.
-fn charts(mesh: &Mesh) -> Vec<LocalChart> {
+#[must_use]
+pub fn charts(mesh: &Mesh) -> Vec<LocalChart> {
     let Charts::Folder(folder) = &mesh.control_plane.charts else { return vec![] };
     let folder = std::path::absolute(folder).unwrap_or_else(|_| folder.clone());
     let mut found = Vec::new();

@@ -8,6 +8,7 @@ pub(crate) mod create_mesh;
 pub(crate) mod credential;
 pub(crate) mod demo;
 pub(crate) mod explain;
+pub(crate) mod export;
 pub(crate) mod graph;
 pub(crate) mod init;
 pub(crate) mod lab;
@@ -101,6 +102,8 @@ pub(crate) enum Command {
     /// Hand out credentials that read a cluster and end, and take them back
     #[command(subcommand)]
     Credential(credential::CredentialCommand),
+    /// Write what apply would do as files of a Git repository
+    Export(export::ExportArgs),
     /// Keep the clusters as the mesh file says, for ever
     Operator(operator::OperatorArgs),
     /// Explain a finding or a cause by its id
@@ -147,6 +150,7 @@ impl Command {
             Self::Verify(args) => verify::run(args, screen, stop).await,
             Self::Graph(args) => graph::run(args, screen).await,
             Self::Cert(command) => cert::run(command, screen, stop).await,
+            Self::Export(args) => export::run(&args, screen),
             Self::Operator(args) => operator::run(args, screen, stop).await,
             Self::Credential(command) => credential::run(command, screen).await,
             Self::Explain(args) => explain::run(&args, screen),

@@ -10,6 +10,7 @@
 mod adopt;
 mod build;
 mod compare;
+mod export;
 mod graph;
 #[cfg(test)]
 mod istio_tests;
@@ -28,6 +29,7 @@ mod values;
 
 pub use adopt::{Adopted, adopt};
 pub use build::{Blocked, Problem, Remembered, plan, remembered, teardown};
+pub use export::{Export, ExportOptions, Format, Secrets, export};
 pub use graph::{Blast, Leftover, Member, Note, Plan, Purpose, Summary};
 pub use object::{
     CACERTS_SECRET, CREDENTIAL_LABEL, MANAGED_BY_LABEL, MANAGER, MEMBERSHIP, MESH_LABEL, READER_SERVICE_ACCOUNT,

@@ -25,6 +25,7 @@ fn help_names_every_command_that_is_built() {
       graph         Draw the mesh
       cert          Look at certificates, and replace them
       credential    Hand out credentials that read a cluster and end, and take them back
+      export        Write what apply would do as files of a Git repository
       operator      Keep the clusters as the mesh file says, for ever
       explain       Explain a finding or a cause by its id
       completions   Print completions for a shell

@@ -14,6 +14,7 @@ mod certificates;
 mod crash_sweep;
 mod credentials;
 mod envoy;
+mod export;
 mod fault_corpus;
 mod faults;
 mod helm;
