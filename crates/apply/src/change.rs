@@ -457,6 +457,9 @@ async fn look(hands: &Hands<'_>, cluster: &Cluster, conditions: &[Condition]) ->
         });
     }
     found.extend(try_join_all(reads).await?.into_iter().flatten());
+    for pod in conditions.iter().filter_map(Condition::trial) {
+        found.put(tried(cluster, pod).await?);
+    }
     for condition in conditions {
         if let Condition::NoPods { namespace, labels } = condition {
             let pods = resource("v1", "Pod");
@@ -464,6 +467,23 @@ async fn look(hands: &Hands<'_>, cluster: &Cluster, conditions: &[Condition]) ->
         }
     }
     Ok(found)
+}
+
+/// The pod as it would be made, or itself with the reason why it would not: a dry run, which writes nothing.
+async fn tried(cluster: &Cluster, mut pod: Value) -> Result<Value, Error> {
+    let failed = |source| Error::Request { what: "try a pod".to_owned(), source: Box::new(source) };
+    let namespace = pod["metadata"]["namespace"].as_str();
+    let path = stolos_k8s::kind::path("", "v1", "pods", namespace, None);
+    let request = Request::post(format!("{path}?dryRun=All")).header("content-type", "application/json");
+    let request = request.body(pod.to_string().into_bytes()).map_err(|e| failed(kube::Error::HttpError(e)))?;
+    match tokio::time::timeout(objects::ANSWER, cluster.client.request::<Value>(request)).await {
+        Ok(Ok(made)) => return Ok(made),
+        // A refusal is an answer: the webhook's, or the API server's about it.
+        Ok(Err(kube::Error::Api(status))) => pod["status"]["message"] = status.message.clone().into(),
+        Ok(Err(error)) => return Err(failed(error)),
+        Err(_) => pod["status"]["message"] = "no answer".into(),
+    }
+    Ok(pod)
 }
 
 /// Why pods that were waited for do not run, as far as they say so.

@@ -252,6 +252,8 @@ pub(crate) fn status(screen: &Screen, report: &StatusReport, output: Output) -> 
         let peers = match cluster.unreachable {
             Some(_) => "-".to_owned(),
             None if asked => format!("{}/{expected}", cluster.peers.iter().filter(synced).count()),
+            // A remote reads nobody.
+            None if expected == 0 => "-".to_owned(),
             // Where the control plane was not asked, a credential says nothing of a connection.
             None => format!("{} held/{expected}", cluster.peers.iter().filter(held).count()),
         };

@@ -452,6 +452,13 @@ impl Sketch {
         self.draft(id, Some(cluster), after, work);
     }
 
+    /// Waits here when something before it has work: for what the objects of a cluster do not show.
+    fn wait_after_work(&mut self, cluster: &str, id: String, after: Vec<String>, until: Condition) {
+        let because = format!("until {until}");
+        let work = Work::Wait { change: Change::Wait { conditions: vec![until] }, because, needed: false };
+        self.draft(id, Some(cluster), after, work);
+    }
+
     /// Deletes these objects. None, and there is no work.
     fn remove(&mut self, cluster: &str, id: String, after: Vec<String>, objects: Vec<&Value>, because: String) {
         let diff =

@@ -70,6 +70,7 @@ fn a_remote_on_the_same_network() {
     + links/r/reader
     + links/r/peers
     + links/p/r
+    … control/r/trusted
     … control/r/ready
     + control/r/membership
     + links/p/reader
@@ -210,6 +211,7 @@ fn a_primary_is_replaced() {
     + gateways/q/eastwest
     … gateways/q/ready
     ~ control/r/istiod
+    … control/r/trusted
     … control/r/ready
     - leftovers/p/deployment-istio-eastwestgateway
     - leftovers/p/gateway-istiod-gateway

@@ -2,7 +2,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
 use stolos_pki::Certificate;
 
 use crate::Objects;
@@ -78,6 +78,9 @@ pub struct Step {
     /// What differs, object by object.
     pub diff: Vec<ObjectDiff>,
 }
+
+/// The name of a pod that is tried and never made.
+const TRIAL: &str = "stolos-injection-trial";
 
 /// Stands for an address that is known only when the step is carried out.
 pub const ADDRESS: &str = "<address of the primary's gateway>";
@@ -257,6 +260,13 @@ pub enum Condition {
         /// The control plane's namespace.
         namespace: String,
     },
+    /// A pod that asks for a sidecar gets one: told by a dry run, so it is nothing that objects show.
+    Injects {
+        /// Where such a pod is tried.
+        namespace: String,
+        /// The revision it asks for, if not the default one.
+        revision: Option<String>,
+    },
     /// The Service has an external address.
     Addressed {
         /// Its namespace.
@@ -299,8 +309,21 @@ impl Condition {
                 vec![ObjectKey::new("apiextensions.k8s.io/v1", "CustomResourceDefinition", None, crd)]
             }
             Self::Gone { object } => vec![object.clone()],
-            Self::NoPods { .. } => vec![],
+            Self::NoPods { .. } | Self::Injects { .. } => vec![],
         }
+    }
+
+    /// The pod by which [`Condition::Injects`] is told.
+    #[must_use]
+    pub fn trial(&self) -> Option<Value> {
+        let Self::Injects { namespace, revision } = self else { return None };
+        let mut labels = json!({"sidecar.istio.io/inject": "true"});
+        if let Some(revision) = revision {
+            labels["istio.io/rev"] = revision.as_str().into();
+        }
+        Some(json!({"apiVersion": "v1", "kind": "Pod",
+            "metadata": {"name": TRIAL, "namespace": namespace, "labels": labels},
+            "spec": {"containers": [{"name": "trial", "image": "trial"}]}}))
     }
 
     /// Whether it holds among `objects`.
@@ -341,6 +364,16 @@ impl Condition {
                     Some(Ok(roots)) if !roots.is_empty() => Ok(()),
                     _ => Err(format!("the primary to publish ConfigMap {namespace}/istio-ca-root-cert")),
                 }
+            }
+            Self::Injects { namespace, .. } => {
+                let pod = objects.get(&ObjectKey::new("v1", "Pod", Some(namespace), TRIAL));
+                let containers = pod.and_then(|pod| pod["spec"]["containers"].as_array());
+                if containers.is_some_and(|all| all.iter().any(|container| container["name"] == "istio-proxy")) {
+                    return Ok(());
+                }
+                let why = pod.and_then(|pod| pod["status"]["message"].as_str());
+                let why = why.map(|why| format!(" ({why})")).unwrap_or_default();
+                Err(format!("a pod that asks for a sidecar to get one{why}"))
             }
             Self::Addressed { namespace, service } => {
                 let key = ObjectKey::new("v1", "Service", Some(namespace), service);
@@ -386,6 +419,7 @@ impl fmt::Display for Condition {
             Self::Trusted { webhook } => write!(f, "webhook {webhook} trusts its control plane"),
             Self::RootPublished { namespace } => write!(f, "{namespace}/istio-ca-root-cert holds the root"),
             Self::RootReceived { namespace } => write!(f, "{namespace}/istio-ca-root-cert is published"),
+            Self::Injects { namespace, .. } => write!(f, "pods in {namespace} get sidecars"),
             Self::Addressed { namespace, service } => write!(f, "Service {namespace}/{service} has an address"),
             Self::Established { crd } => write!(f, "{crd} is served"),
             Self::Gone { object } => write!(f, "{object} is gone"),

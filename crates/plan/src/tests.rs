@@ -347,7 +347,7 @@ impl World {
                 state.objects.remove(key);
                 return;
             }
-            (Condition::NoPods { .. }, _) => return,
+            (Condition::NoPods { .. } | Condition::Injects { .. }, _) => return,
             (condition, None) => panic!("{cluster}: nothing to wait for in {condition}"),
         }
         state.objects.extend(object);

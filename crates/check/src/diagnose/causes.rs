@@ -144,7 +144,8 @@ const EXPLAINS: &[(&str, &[&str])] = &[
     ("D-14", &["D-17", "D-21", "D-25", "D-47"]),
     ("D-52", &["D-17"]),
     ("D-19", &["D-18", "D-25", "D-26", "D-55"]),
-    ("D-18", &["D-25", "D-26"]),
+    // A primary that does not read its remote has nothing to tell the remote's gateway.
+    ("D-18", &["D-17", "D-25", "D-26"]),
     ("D-20", &["D-25", "D-26"]),
     ("D-21", &["D-22", "D-23", "D-25", "D-26"]),
     ("D-22", &["D-23", "D-25", "D-26"]),

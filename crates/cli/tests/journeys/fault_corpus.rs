@@ -32,6 +32,16 @@ spec:
     - {name: west-1, context: west-1, network: network-west}
   samples: [helloworld, sleep]
 ";
+const WITH_REMOTE: &str = "\
+apiVersion: stolos.dev/v1alpha1
+kind: Mesh
+metadata: {name: corpus}
+spec:
+  clusters:
+    - {name: east-1, context: east-1, network: network-east}
+    - {name: west-1, context: west-1, network: network-west, controlPlane: {primary: east-1}}
+  samples: [helloworld, sleep]
+";
 const EAST: &str = "east-1";
 const WEST: &str = "west-1";
 const SYSTEM: &str = "istio-system";
@@ -98,12 +108,16 @@ struct Mesh {
 
 impl Mesh {
     async fn up() -> Self {
+        Self::of(MESH, &[EAST, "east-2", WEST]).await
+    }
+
+    async fn of(mesh: &str, names: &[&'static str]) -> Self {
         let mut world = World::new();
-        let file = world.write("mesh.yaml", MESH);
+        let file = world.write("mesh.yaml", mesh);
         world.up(&file).await;
         world.good(&["apply", "-f", text(&file), "--yes"]).await;
         let mut clusters = BTreeMap::new();
-        for name in [EAST, "east-2", WEST] {
+        for name in names.iter().copied() {
             clusters.insert(name, world.cluster(name).await);
         }
         let mesh = Self { world, file, clusters };
@@ -665,6 +679,36 @@ async fn services_and_policies() {
         ),
     ];
     mesh.corpus("services and policies", seeds).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_primary_and_its_remote() {
+    let mesh = Mesh::of(WITH_REMOTE, &[EAST, WEST]).await;
+    const NETWORKING: &str = "networking.istio.io/v1";
+    const SLICE: Thing = Thing("discovery.k8s.io/v1", "EndpointSlice", SYSTEM, "istiod");
+    let leaders =
+        |value: Value| json!({"metadata": {"annotations": {"topology.istio.io/controlPlaneClusters": value}}});
+    let elsewhere = json!([{"op": "replace", "path": "/endpoints/0/addresses/0", "value": "127.255.255.250"}]);
+    let seeds = vec![
+        sample(seed("D-45", "another leader", vec![Merge(WEST, NAMESPACE, leaders("other".into()))], vec![Apply])),
+        seed("D-45", "no leader", vec![Merge(WEST, NAMESPACE, leaders(Value::Null))], vec![Apply]),
+        sample(seed("D-46", "no way to the injector", vec![Delete(WEST, SLICE)], vec![Apply])),
+        seed("D-46", "a way to nobody", vec![Json(WEST, SLICE, elsewhere)], vec![Apply]),
+        sample(seed(
+            "D-47",
+            "no Gateway",
+            vec![Delete(EAST, Thing(NETWORKING, "Gateway", SYSTEM, "istiod-gateway"))],
+            vec![Apply],
+        )),
+        seed(
+            "D-47",
+            "no VirtualService",
+            vec![Delete(EAST, Thing(NETWORKING, "VirtualService", SYSTEM, "istiod-vs"))],
+            vec![Apply],
+        ),
+        seed("D-18", "the remote's secret", vec![Delete(EAST, SECRET_OF_WEST)], vec![Apply]),
+    ];
+    mesh.corpus("a primary and its remote", seeds).await;
 }
 
 /// The fifth system's own mistake: one name for two networks.

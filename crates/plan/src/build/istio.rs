@@ -183,7 +183,12 @@ fn here(
             until.push(Condition::RootPublished { namespace: SYSTEM_NAMESPACE.to_owned() });
         }
     }
-    helm.sketch.wait(name, state, control("ready"), before, until);
+    if cluster.primary().is_some() {
+        helm.sketch.wait(name, state, control("trusted"), before, until);
+        remote::ready(helm.sketch, name, revision);
+    } else {
+        helm.sketch.wait(name, state, control("ready"), before, until);
+    }
 
     // What Istio's validating webhook looks at comes when it answers. Of a remote nobody reads it (E.19).
     let served = || vec![control("ready"), control("crds-served")];

@@ -56,7 +56,9 @@ pub(super) fn steps(scene: &Scene<'_>, sketch: &mut Sketch) {
             // The primary does both once it reads this cluster.
             let link = id("links", primary.as_str(), name);
             let primary_ready = id("control", primary.as_str(), "ready");
-            sketch.wait(name, state, here("ready"), vec![here("istiod"), here("injector"), link, primary_ready], until);
+            let after = vec![here("istiod"), here("injector"), link, primary_ready];
+            sketch.wait(name, state, here("trusted"), after, until);
+            ready(sketch, name, None);
         }
         control::membership(scene, sketch, name, state);
     }
@@ -138,6 +140,12 @@ fn way(address: &str) -> Vec<Value> {
             "ports": [{"name": "tcp-istiod", "port": 15012, "protocol": "TCP"},
                 {"name": "tcp-webhook", "port": 15017, "protocol": "TCP"}]}),
     ]
+}
+
+/// Nothing that the primary has to complete is made before it does (C.3).
+pub(super) fn ready(sketch: &mut Sketch, cluster: &str, revision: Option<&str>) {
+    let until = Condition::Injects { namespace: SYSTEM_NAMESPACE.to_owned(), revision: revision.map(str::to_owned) };
+    sketch.wait_after_work(cluster, id("control", cluster, "ready"), vec![id("control", cluster, "trusted")], until);
 }
 
 /// Whether an EndpointSlice is one that [`way`] makes, and not a controller's.

@@ -269,7 +269,15 @@ pub(crate) fn dead_webhook(scene: &Scene<'_>, judgement: &mut Judgement) {
         }
         for webhook in injectors(member) {
             judgement.looked();
-            let hooks = webhook["webhooks"].as_array().into_iter().flatten().filter(|h| fails_closed(h));
+            // A remote's own injector is its primary's: why that cannot be reached is another cause (D-46), and to delete
+            // the webhook would mend nothing.
+            let revision = scene.mesh.control_plane.revision.as_deref().unwrap_or_default();
+            let of_primary = |h: &Value| {
+                let istiod = istio::with_revision(istio::ISTIOD, revision);
+                !member.is_primary() && h["clientConfig"]["service"]["name"] == istiod.as_str()
+            };
+            let hooks = webhook["webhooks"].as_array().into_iter().flatten();
+            let hooks = hooks.filter(|h| fails_closed(h) && !of_primary(h));
             if let Some(why) = hooks.filter_map(|h| unanswered(member, h)).next() {
                 // One of the control plane that is here is mended by bringing it back, any other goes.
                 let revision = meta::label(webhook, istio::REVISION_LABEL);
