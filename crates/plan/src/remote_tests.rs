@@ -200,6 +200,7 @@ fn a_primary_is_replaced() {
 
     let after = mesh(&[("p", "net", ""), ("q", "net", ""), ("r", "net", "q")]);
     let change = plan(&after, &world.observed).unwrap();
+    assert!(change.notes.iter().any(|note| note.text.starts_with("its primary changes from p to q")));
     insta::assert_snapshot!(ids(&change).join("\n"), @r"
     ~ trust/r/namespace
     ~ control/p/istiod

@@ -138,6 +138,14 @@ fn system_namespace(scene: &Scene<'_>, sketch: &mut Sketch, member: &Cluster, st
     wanted["metadata"]["labels"]["topology.istio.io/network"] = network.into();
     if let Some(primary) = member.primary() {
         wanted["metadata"]["annotations"][remote::LEADERS] = primary.as_str().into();
+        let before = live.and_then(|live| live["metadata"]["annotations"][remote::LEADERS].as_str());
+        if let Some(before) = before.filter(|before| *before != primary.as_str()) {
+            let text = format!(
+                "its primary changes from {before} to {primary}: proxies that run stay connected to {before} as long as it \
+                 serves them, or until they are restarted"
+            );
+            sketch.note(Some(cluster), text);
+        }
     }
     let before = live.and_then(|live| live["metadata"]["labels"]["topology.istio.io/network"].as_str());
     if let Some(before) = before.filter(|before| *before != network) {
