@@ -4,7 +4,8 @@
 //! mesh's first cluster. A run that is cut short at any point is finished by running again: the clusters are the truth,
 //! and every step may be done twice.
 //!
-//! [`rotate()`] replaces the root of a running mesh, phase by phase; [`reissue()`] replaces signing certificates.
+//! [`rotate()`] replaces the root of a running mesh, phase by phase; [`reissue()`] replaces signing certificates,
+//! [`drain()`] shifts traffic away from a cluster.
 //!
 //! Start at [`run()`], then read [`execute()`] and `change.rs`. [`State`] is the folder with the root and the journal.
 
@@ -12,6 +13,7 @@ mod change;
 mod clusters;
 mod crash;
 pub mod credential;
+mod drain;
 mod execute;
 mod journal;
 mod lock;
@@ -24,6 +26,7 @@ mod state;
 mod trust;
 
 pub use clusters::Clusters;
+pub use drain::{DrainNews, DrainReport, drain, returned, undrain};
 pub use execute::{Failure, News, Options, Progress, Report, Silent, Timing, Verdict, execute};
 pub use lock::{Leader, Lock};
 pub use observe::{charts, observe};
@@ -55,6 +58,9 @@ pub enum Error {
     /// The root cannot be replaced, or not like this.
     #[error("{0}")]
     Rotation(String),
+    /// A cluster cannot be drained.
+    #[error("{0}")]
+    Drain(String),
     /// Somebody else is changing the mesh.
     #[error("{holder} is changing the mesh, since {since} (Lease kube-system/{lease} in {cluster})")]
     Locked {

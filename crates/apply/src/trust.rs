@@ -107,6 +107,43 @@ pub(crate) async fn shown(cluster: &Cluster) -> Result<Vec<Shown>, String> {
     Ok(control_planes(&cluster.client, &pods.map_err(|error| because(&error))?).await)
 }
 
+/// Pages that each control plane of a cluster shows about itself, by pod.
+///
+/// # Errors
+///
+/// When they cannot be listed.
+pub(crate) async fn debug_pages(
+    cluster: &Cluster,
+    port: u16,
+    paths: &[&str],
+) -> Result<Vec<(String, Result<Vec<Value>, String>)>, String> {
+    let labels = format!("{}={}", istio::APP_LABEL, istio::ISTIOD);
+    let pods =
+        objects::list(&cluster.client, &resource("v1", "Pod"), Some(istio::SYSTEM_NAMESPACE), Some(&labels)).await;
+    let mut found = Vec::new();
+    for pod in pods.map_err(|error| because(&error))?.iter().filter(|pod| runs(pod, "discovery")) {
+        if meta::deletion_timestamp(pod).is_some() {
+            continue;
+        }
+        let name = meta::name(pod);
+        let mut pages = Ok(Vec::new());
+        for path in paths {
+            let page = forward::page(&cluster.client, istio::SYSTEM_NAMESPACE, name, port, path).await;
+            let page = page.map_err(|error| because(&error));
+            let page = page.and_then(|text| serde_json::from_str(&text).map_err(|error| error.to_string()));
+            pages = match (pages, page) {
+                (Ok(mut pages), Ok(page)) => {
+                    pages.push(page);
+                    Ok(pages)
+                }
+                (Err(why), _) | (_, Err(why)) => Err(why),
+            };
+        }
+        found.push((name.to_owned(), pages));
+    }
+    Ok(found)
+}
+
 /// A control plane's pod, and the chain it shows.
 pub(crate) type Shown = (String, Result<Vec<Certificate>, String>);
 

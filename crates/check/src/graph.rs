@@ -180,6 +180,7 @@ mod tests {
             network: network.into(),
             primary: None,
             labelled_network: None,
+            drained: None,
             region: Some(network.replace("network", "us")),
             server: "https://127.16.0.1:6443".into(),
             version: Some("v1.34.0".into()),

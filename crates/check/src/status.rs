@@ -51,6 +51,9 @@ pub struct ClusterStatus {
     /// The network its label says, if another.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub labelled_network: Option<String>,
+    /// Since when it is drained, if it is: the others do not send to it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub drained: Option<String>,
     /// Its region, by the mesh file.
     pub region: Option<String>,
     /// Its API server.
@@ -190,6 +193,8 @@ pub async fn status(mesh: &Mesh, clusters: &[Cluster]) -> StatusReport {
 struct Seen {
     version: String,
     network: Option<String>,
+    /// Since when it is drained.
+    drained: Option<String>,
     deployments: Vec<Value>,
     secrets: Vec<Value>,
     services: Vec<Value>,
@@ -234,6 +239,10 @@ impl Seen {
         Ok(Self {
             version: version.git_version,
             network: namespace.as_ref().and_then(|n| meta::label(n, istio::NETWORK_LABEL)).map(ToOwned::to_owned),
+            drained: namespace
+                .as_ref()
+                .and_then(|n| meta::annotation(n, istio::DRAINED_ANNOTATION))
+                .map(ToOwned::to_owned),
             deployments,
             secrets,
             services,
@@ -294,6 +303,7 @@ fn cluster_status(
         name: wanted.name.to_string(),
         network: wanted.network.to_string(),
         primary: wanted.primary().map(ToString::to_string),
+        drained: read.and_then(|s| s.drained.clone()),
         labelled_network: read.and_then(|s| s.network.clone()).filter(|n| n != wanted.network.as_str()),
         region: wanted.region.clone(),
         server: cluster.server.clone(),

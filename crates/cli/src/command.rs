@@ -3,6 +3,7 @@
 pub(crate) mod apply;
 pub(crate) mod cert;
 pub(crate) mod check;
+pub(crate) mod cluster;
 pub(crate) mod completions;
 pub(crate) mod create_mesh;
 pub(crate) mod credential;
@@ -104,6 +105,9 @@ pub(crate) enum Command {
     Credential(credential::CredentialCommand),
     /// Write what apply would do as files of a Git repository
     Export(export::ExportArgs),
+    /// Shift traffic away from one cluster, and back
+    #[command(subcommand)]
+    Cluster(cluster::ClusterCommand),
     /// Keep the clusters as the mesh file says, for ever
     Operator(operator::OperatorArgs),
     /// Explain a finding or a cause by its id
@@ -151,6 +155,7 @@ impl Command {
             Self::Graph(args) => graph::run(args, screen).await,
             Self::Cert(command) => cert::run(command, screen, stop).await,
             Self::Export(args) => export::run(&args, screen),
+            Self::Cluster(command) => cluster::run(command, screen, stop).await,
             Self::Operator(args) => operator::run(args, screen, stop).await,
             Self::Credential(command) => credential::run(command, screen).await,
             Self::Explain(args) => explain::run(&args, screen),

@@ -228,6 +228,12 @@ pub(crate) fn status(screen: &Screen, report: &StatusReport, output: Output) -> 
         if let Some(label) = cluster.labelled_network.as_ref().filter(|label| **label != cluster.network) {
             notes.push(format!("{}: its namespace is labelled with the network `{label}`", cluster.name));
         }
+        if let Some(since) = &cluster.drained {
+            notes.push(format!(
+                "{}: drained since {since}: the others do not send to it (`stolos cluster undrain {}`)",
+                cluster.name, cluster.name
+            ));
+        }
         let control = match (&cluster.unreachable, &cluster.control_plane, &cluster.primary) {
             (Some(_), ..) => screen.data_tone(Tone::Bad, "unreachable"),
             (None, None, Some(primary)) => format!("remote of {primary}"),
@@ -261,7 +267,9 @@ pub(crate) fn status(screen: &Screen, report: &StatusReport, output: Output) -> 
             if let Some(state) = peer.sync.as_deref().filter(|state| *state != "synced") {
                 notes.push(format!("{}: the connection to `{}` is `{state}`", cluster.name, peer.cluster));
             }
+            let drained = report.clusters.iter().any(|c| c.name == peer.cluster && c.drained.is_some());
             match (peer.expected, peer.credential) {
+                (true, false) if drained => {}
                 (true, false) => notes.push(format!("{}: holds no credential for `{}`", cluster.name, peer.cluster)),
                 (false, true) => notes.push(format!(
                     "{}: holds a credential for `{}`, which is not in the mesh",

@@ -32,9 +32,9 @@ pub use build::{Blocked, Problem, Remembered, plan, remembered, teardown};
 pub use export::{Export, ExportOptions, Format, Secrets, export};
 pub use graph::{Blast, Leftover, Member, Note, Plan, Purpose, Summary};
 pub use object::{
-    CACERTS_SECRET, CREDENTIAL_LABEL, MANAGED_BY_LABEL, MANAGER, MEMBERSHIP, MESH_LABEL, READER_SERVICE_ACCOUNT,
-    ROOT_CONFIG_MAP, SAMPLE_NAMESPACE, SYSTEM_NAMESPACE, is_owned, link_kubeconfig, ours, peer_secret,
-    remote_secret_name, secret_text,
+    CACERTS_SECRET, CREDENTIAL_LABEL, DRAINED, DRAINER, MANAGED_BY_LABEL, MANAGER, MEMBERSHIP, MESH_LABEL,
+    READER_SERVICE_ACCOUNT, ROOT_CONFIG_MAP, SAMPLE_NAMESPACE, SYSTEM_NAMESPACE, drained, is_owned, link_kubeconfig,
+    ours, peer_secret, remote_secret_name, secret_text,
 };
 pub use observed::{ClusterState, LocalChart, Objects, Observed, RootFacts, Sight, StateFacts, Unreadable};
 pub use operator::Operator;

@@ -5,7 +5,8 @@ use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD};
 use serde_json::{Value, json};
 use stolos_k8s::istio::RemoteSecret;
 pub use stolos_k8s::istio::{
-    CACERTS_SECRET, MANAGED_BY_LABEL, MESH_LABEL, READER_SERVICE_ACCOUNT, ROOT_CONFIG_MAP, SYSTEM_NAMESPACE,
+    CACERTS_SECRET, DRAINED_ANNOTATION as DRAINED, MANAGED_BY_LABEL, MESH_LABEL, READER_SERVICE_ACCOUNT,
+    ROOT_CONFIG_MAP, SYSTEM_NAMESPACE,
 };
 
 /// The field manager of every server-side apply.
@@ -15,6 +16,8 @@ pub const MANAGER: &str = "stolos";
 pub const CREDENTIAL_LABEL: &str = "stolos.dev/credential";
 /// The ConfigMap, in each cluster, that remembers which clusters the mesh is made of.
 pub const MEMBERSHIP: &str = "stolos-mesh";
+/// The field manager of that annotation: an apply neither sets it nor takes it away.
+pub const DRAINER: &str = "stolos-drain";
 /// Where the samples run.
 pub const SAMPLE_NAMESPACE: &str = "sample";
 
@@ -31,6 +34,13 @@ pub fn ours(mesh: &str, mut object: Value) -> Value {
 pub fn is_owned(mesh: &str, object: &Value) -> bool {
     let labels = &object["metadata"]["labels"];
     labels[MANAGED_BY_LABEL] == MANAGER && labels[MESH_LABEL] == mesh
+}
+
+/// Since when a cluster is drained, if it is.
+#[must_use]
+pub fn drained(state: &crate::ClusterState) -> Option<&str> {
+    let namespace = state.objects.get(&crate::ObjectKey::new("v1", "Namespace", None, SYSTEM_NAMESPACE))?;
+    namespace["metadata"]["annotations"][DRAINED].as_str()
 }
 
 /// The mesh that `object` was made for, if Stolos made it.

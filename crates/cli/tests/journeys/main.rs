@@ -13,6 +13,7 @@ mod authorization;
 mod certificates;
 mod crash_sweep;
 mod credentials;
+mod drain;
 mod envoy;
 mod export;
 mod fault_corpus;

@@ -32,6 +32,8 @@ pub const GLOBAL_LABEL: &str = "istio.io/global";
 
 // Remote secrets.
 
+/// Annotation of the system namespace, Stolos' own: since when its cluster is drained, so that no other reads it.
+pub const DRAINED_ANNOTATION: &str = "stolos.dev/drained";
 /// Label on a remote secret, value [`TRUE`]: the only selector istiod uses.
 pub const MULTI_CLUSTER_LABEL: &str = "istio/multiCluster";
 /// Annotation on a remote secret: the cluster, for people; istiod does not read it.

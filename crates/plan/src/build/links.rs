@@ -9,8 +9,8 @@ use crate::adopt::{remote_entries, server_in};
 use crate::compare::differences;
 use crate::graph::Work;
 use crate::object::{
-    READER_SERVICE_ACCOUNT, ROOT_CONFIG_MAP, SYSTEM_NAMESPACE, claims, link_kubeconfig, mesh_of, ours, peer_secret,
-    remote_secret_name, secret_text, token_in,
+    READER_SERVICE_ACCOUNT, ROOT_CONFIG_MAP, SYSTEM_NAMESPACE, claims, drained, link_kubeconfig, mesh_of, ours,
+    peer_secret, remote_secret_name, secret_text, token_in,
 };
 use crate::{Action, Change, ClusterState, ObjectDiff, ObjectKey};
 
@@ -30,6 +30,13 @@ const READS_SECRETS: &str =
 pub(super) fn steps(scene: &Scene<'_>, sketch: &mut Sketch) {
     for (read, state) in &scene.live {
         reader(scene, sketch, read, state);
+        if let Some(since) = drained(state) {
+            let text = format!(
+                "drained since {since}, so the others do not send to it: `stolos cluster undrain {}`",
+                read.name
+            );
+            sketch.note(Some(read.name.as_str()), text);
+        }
     }
     let mut before = Vec::new();
     // Only a control plane reads others, its own remotes and those of others among them (C.4).
@@ -38,6 +45,13 @@ pub(super) fn steps(scene: &Scene<'_>, sketch: &mut Sketch) {
         for read in scene.mesh.clusters.iter().filter(|read| read.name != into.name) {
             // What is known of a cluster that does not answer stays.
             sketch.want(into.name.as_str(), remote_key(read));
+            if is_drained(scene, into, read) {
+                let owned = state.objects.get(&remote_key(read)).filter(|o| mesh_of(o) == Some(scene.mesh_name()));
+                let step = id("links", into.name.as_str(), &format!("drain-{}", read.name));
+                let because = format!("{} is drained", read.name);
+                sketch.remove(into.name.as_str(), step, vec![], owned.into_iter().collect(), because);
+                continue;
+            }
             if let Some(read_state) = scene.observed.cluster(read.name.as_str()) {
                 changed.extend(link(scene, sketch, (into, state), (read, read_state), &before));
             }
@@ -47,6 +61,13 @@ pub(super) fn steps(scene: &Scene<'_>, sketch: &mut Sketch) {
             before = changed;
         }
     }
+}
+
+/// Whether nobody but itself is to send to `read`: its namespace says so until `cluster undrain`. A remote's own primary
+/// goes on reading it, or its proxies would have no configuration.
+fn is_drained(scene: &Scene<'_>, into: &Cluster, read: &Cluster) -> bool {
+    let since = scene.observed.cluster(read.name.as_str()).and_then(drained);
+    read.primary() != Some(&into.name) && since.is_some()
 }
 
 /// The least that a peer's control plane needs. No Secret is among it.

@@ -42,6 +42,11 @@ pub(crate) fn missing(scene: &Scene<'_>, judgement: &mut Judgement) {
         let held: BTreeSet<&str> = member.remote_secrets().flat_map(secret_keys).collect();
         for peer in peers(scene, member) {
             judgement.looked();
+            // One that is drained is not to be read, until `cluster undrain`.
+            let drained = scene.member(peer).and_then(|peer| peer.namespace(istio::SYSTEM_NAMESPACE));
+            if drained.is_some_and(|namespace| meta::annotation(namespace, istio::DRAINED_ANNOTATION).is_some()) {
+                continue;
+            }
             if !held.contains(peer) {
                 judgement
                     .found(member, format!("no Secret holds a credential for {peer}"), scene.apply.clone())
