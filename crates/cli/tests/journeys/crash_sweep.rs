@@ -19,16 +19,27 @@ const MESH: &str = "apiVersion: stolos.dev/v1alpha1\nkind: Mesh\nmetadata: {name
                     \x20 - {name: one, context: one, network: network-1}\n\
                     \x20 - {name: two, context: two, network: network-2}\n";
 
-/// How many rounds of a killed apply and a killed teardown there are when not all are asked for, at each of the
-/// three points.
-const ROUNDS: usize = 2;
+/// The second cluster uses the control plane of the first, whose gateway's address is known only in the middle of it all.
+const WITH_REMOTE: &str = "apiVersion: stolos.dev/v1alpha1\nkind: Mesh\nmetadata: {name: swept}\nspec:\n  clusters:\n\
+                    \x20 - {name: one, context: one, network: network-1}\n\
+                    \x20 - {name: two, context: two, network: network-2, controlPlane: {primary: one}}\n";
 
 const POINTS: [&str; 3] = ["journal", "write-before", "write-after"];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn killed_anywhere_the_next_run_ends_in_the_same_state() {
+    sweep(MESH, 2).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn killed_anywhere_between_a_primary_and_its_remote() {
+    sweep(WITH_REMOTE, 1).await;
+}
+
+/// `rounds` of a killed apply and a killed teardown when not all are asked for, at each of the three points.
+async fn sweep(mesh: &str, rounds: usize) {
     let mut world = World::new();
-    let file = world.write("mesh.yaml", MESH);
+    let file = world.write("mesh.yaml", mesh);
     world.up(&file).await;
     let sweep = Sweep { clusters: world.clusters(&["one", "two"]).await, file: &file, world: &world };
     let mut before = Vec::new();
@@ -63,7 +74,7 @@ async fn killed_anywhere_the_next_run_ends_in_the_same_state() {
             // Not the same places for every point.
             let place = |most: usize| match all {
                 true => round + 1,
-                false => 1 + (round * most + POINTS.iter().position(|p| *p == point).unwrap() * most / 4) / ROUNDS,
+                false => 1 + (round * most + POINTS.iter().position(|p| *p == point).unwrap() * most / 4) / rounds,
             };
             let killed = sweep.killed("apply", point, place(most_of_apply)).await;
             applies += usize::from(killed);
@@ -73,7 +84,7 @@ async fn killed_anywhere_the_next_run_ends_in_the_same_state() {
             world.good(&["teardown", "-f", text(&file), "--yes"]).await;
             sweep.is_gone(&before).await;
             round += 1;
-            let is_last = if all { !killed && !torn } else { round == ROUNDS };
+            let is_last = if all { !killed && !torn } else { round == rounds };
             if is_last {
                 break;
             }
