@@ -133,13 +133,14 @@ pub fn adopt(
     }
     mesh.samples = finds.iter().flat_map(|find| find.samples.iter().copied()).collect();
     engine(&mut mesh, &finds, &mut note);
-    drop(note);
     Ok(Adopted { mesh, notes, root })
 }
 
 /// Which Istio, from whom, with which values of the user's own.
 fn engine(mesh: &mut Mesh, finds: &[Find<'_>], note: &mut impl FnMut(Option<&ClusterName>, String)) {
-    if finds.iter().filter_map(|find| find.state).all(|state| state.is_lab) {
+    // In a lab it is the small engine's, unless its marks say that an installer of Istio's brought it.
+    let installed = |find: &Find<'_>| find.owner.is_some_and(|owner| !matches!(owner, Owner::Small | Owner::Hand));
+    if finds.iter().filter_map(|find| find.state).all(|state| state.is_lab) && !finds.iter().any(installed) {
         return;
     }
     mesh.control_plane.engine = Engine::Istio;
@@ -163,7 +164,7 @@ fn engine(mesh: &mut Mesh, finds: &[Find<'_>], note: &mut impl FnMut(Option<&Clu
     } else {
         mesh.control_plane.installer = Installer::None;
         for (cluster, find) in mesh.clusters.iter().zip(finds) {
-            if let Some(Owner::Other(who)) = find.owner {
+            if let Some(who) = find.owner.and_then(Owner::stranger) {
                 note(Some(&cluster.name), format!("its control plane was installed by {who}; it is used as it is"));
             }
         }
@@ -263,8 +264,27 @@ enum Owner {
     Helm,
     /// Stolos, with `istioctl`.
     Istioctl,
-    /// Somebody else, with this.
-    Other(&'static str),
+    /// Somebody else, with Helm.
+    OtherHelm,
+    /// Somebody else, with `istioctl` or an operator.
+    OtherOperator,
+    /// Stolos, and it is the small engine.
+    Small,
+    /// Somebody by hand, as far as can be seen.
+    Hand,
+}
+
+impl Owner {
+    /// Who it is, where it is not Stolos.
+    fn stranger(self) -> Option<&'static str> {
+        match self {
+            Self::Helm | Self::Istioctl => None,
+            Self::OtherHelm => Some("somebody with Helm"),
+            Self::OtherOperator => Some("somebody with istioctl or an operator"),
+            Self::Small => Some("the small engine"),
+            Self::Hand => Some("somebody by hand"),
+        }
+    }
 }
 
 /// What one cluster says of itself, and what the others hold of it.
@@ -414,13 +434,13 @@ fn owner(state: &ClusterState, istiod: &Value, releases: &BTreeMap<(String, Stri
     // Those that Stolos installed bear its label.
     match release {
         Some(release) if release.mesh.is_some() => Owner::Helm,
-        _ if by_helm.is_some() => Owner::Other("somebody with Helm"),
+        _ if by_helm.is_some() => Owner::OtherHelm,
         _ if by_operator && mesh_label(state).is_some_and(|mesh| !recorded(&state.objects, &mesh).is_empty()) => {
             Owner::Istioctl
         }
-        _ if by_operator => Owner::Other("somebody with istioctl or an operator"),
-        _ if mesh_of(istiod).is_some() => Owner::Other("the small engine"),
-        _ => Owner::Other("somebody by hand"),
+        _ if by_operator => Owner::OtherOperator,
+        _ if mesh_of(istiod).is_some() => Owner::Small,
+        _ => Owner::Hand,
     }
 }
 

@@ -138,6 +138,14 @@ fn somebody_elses_istio_stays_as_it_is() {
     assert_eq!(ids(&first), memory);
     world.run(&first);
     assert_eq!(ids(&planned(&found, &world)), Vec::<String>::new());
+    // A gateway that serves nothing gets what it is to serve, and keeps it.
+    let expose = ObjectKey::new("networking.istio.io/v1", "Gateway", Some(SYSTEM_NAMESPACE), "cross-network-gateway");
+    let theirs = world.state("west-1").objects.remove(&expose).unwrap();
+    let missing = planned(&found, &world);
+    assert_eq!(ids(&missing), ["+ gateways/west-1/expose"]);
+    world.run(&missing);
+    assert_eq!(ids(&planned(&found, &world)), Vec::<String>::new());
+    world.state("west-1").objects.put(theirs);
     // And that is all that a teardown takes.
     let going = teardown(&found, &world.observed).unwrap();
     let objects = going.steps.iter().flat_map(|step| &step.diff).map(|diff| diff.object.name.clone());

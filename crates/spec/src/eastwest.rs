@@ -34,7 +34,7 @@ const KEYS: [(&str, &[&str]); 10] = [
 pub(crate) fn is_one(node: &Node) -> bool {
     let operator = node.get("kind").and_then(Node::text) == Some("IstioOperator");
     let named = node.get("metadata").and_then(|m| m.get("name")).and_then(Node::text) == Some("eastwest");
-    operator && (named || components(node).iter().any(|c| is_eastwest(c)))
+    operator && (named || components(node).iter().any(is_eastwest))
 }
 
 fn components(node: &Node) -> &[Node] {

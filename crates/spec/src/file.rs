@@ -86,7 +86,7 @@ pub fn read_all(files: &[SourceText], base: Option<&SourceText>, told: &Told) ->
             if mesh && files.len() > 1 {
                 let at = document.entries().first().map_or(document.at, |e| e.key_at);
                 notes.problem(at, "this is a mesh of its own").expected("one mesh, in one file");
-            } else if !karmada && !(remote && foreign(document)) && !mesh {
+            } else if !(karmada || mesh || remote && foreign(document)) {
                 refuse(notes, document);
                 break;
             }

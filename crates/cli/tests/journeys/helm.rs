@@ -3,6 +3,7 @@
 //!
 //! Helm is found by `STOLOS_HELM` (`.ci/programs` brings it).
 
+mod adopted;
 mod remote;
 
 use std::collections::BTreeMap;

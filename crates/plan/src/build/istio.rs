@@ -3,6 +3,8 @@
 //! Nothing of Istio is rendered here. What is decided is which releases there are to be, from which chart, with which
 //! values, in which order; what is there already is read from Helm's own memory of it.
 
+mod adopted;
+
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
@@ -91,7 +93,7 @@ pub(super) fn steps(scene: &Scene<'_>, sketch: &mut Sketch) {
     sketch.engine = format!("istio {}, by {by}", wanted.text());
     for ((cluster, state), releases) in scene.live.iter().zip(&releases) {
         if scene.mesh.control_plane.installer == Installer::None {
-            as_it_is(scene, sketch, &wanted, cluster, state, releases);
+            adopted::steps(scene, sketch, &wanted, cluster, state, releases);
         } else if is_free(scene, sketch, cluster.name.as_str(), state, releases) {
             here(scene, sketch, &wanted, cluster, state, releases);
         }
@@ -246,77 +248,6 @@ fn keep(scene: &Scene<'_>, sketch: &mut Sketch, cluster: &str, state: &ClusterSt
         sketch.want(cluster, Operator::record_key(&operator.name));
     }
     control::membership(scene, sketch, cluster, state);
-}
-
-/// A cluster whose Istio somebody else looks after: nothing of it is touched. What is missing between it and the others is
-/// brought: a gateway and what it serves where there are other networks, and a mode of mTLS that the file asks for.
-fn as_it_is(
-    scene: &Scene<'_>,
-    sketch: &mut Sketch,
-    wanted: &Wanted,
-    cluster: &Cluster,
-    state: &ClusterState,
-    releases: &Releases,
-) {
-    let name = cluster.name.as_str();
-    let control = |what: &str| id("control", name, what);
-    let gateway = |what: &str| id("gateways", name, what);
-    let own = |object: Value| ours(scene.mesh_name(), versioned(object, wanted.minor));
-    let istiod = scene.istiod();
-    if cluster.primary().is_some() {
-        // Its primary's control plane serves it, and whoever installed that also led it there.
-        sketch.draft(control("istiod"), Some(name), vec![], Work::Nothing);
-        sketch.draft(control("ready"), Some(name), vec![control("istiod")], Work::Nothing);
-        return control::membership(scene, sketch, name, state);
-    }
-    let there = ObjectKey::new("apps/v1", "Deployment", Some(SYSTEM_NAMESPACE), &istiod);
-    if state.objects.get(&there).is_none() {
-        let text = format!("there is no {there}, and the mesh file says that Stolos installs none (`installer: none`)");
-        return sketch.problem("no-control-plane", Some(name), text, &["install Istio there", "`installer: helm`"]);
-    }
-    sketch.draft(control("istiod"), Some(name), vec![], Work::Nothing);
-    let until = vec![
-        Condition::Available { namespace: SYSTEM_NAMESPACE.to_owned(), deployment: istiod },
-        Condition::RootPublished { namespace: SYSTEM_NAMESPACE.to_owned() },
-    ];
-    sketch.wait(name, state, control("ready"), vec![control("istiod")], until);
-    let mtls = control::mtls(scene.mesh);
-    // Without one, plaintext is accepted as well.
-    let silent =
-        state.objects.kind("PeerAuthentication").all(|(key, _)| key.namespace.as_deref() != Some(SYSTEM_NAMESPACE));
-    if !(silent && scene.mesh.mtls == stolos_spec::Mtls::Permissive) {
-        sketch.write(name, state, control("mtls"), vec![control("ready")], vec![own(mtls)]);
-    }
-    let place = Place { mesh: scene.mesh, cluster, version: wanted.minor, primary_address: None };
-    if place.needs_eastwest() {
-        let network = cluster.network.as_str();
-        let stands = state
-            .objects
-            .kind("Service")
-            .any(|(_, service)| service["metadata"]["labels"]["topology.istio.io/network"] == network);
-        let serves = state.objects.kind("Gateway").any(|(key, gateway)| {
-            let servers = gateway["spec"]["servers"].as_array().map(Vec::as_slice).unwrap_or_default();
-            key.namespace.as_deref() == Some(SYSTEM_NAMESPACE)
-                && servers.iter().any(|s| s["tls"]["mode"] == "AUTO_PASSTHROUGH")
-        });
-        if serves {
-            sketch.draft(gateway("expose"), Some(name), vec![], Work::Nothing);
-        } else {
-            let expose = own(gateways::expose(scene.mesh));
-            sketch.write(name, state, gateway("expose"), vec![control("ready")], vec![expose]);
-        }
-        let ours_already = installed(releases, EASTWEST).is_some_and(|r| r.mesh.as_deref() == Some(scene.mesh_name()));
-        if !stands || ours_already {
-            let values = place.eastwest();
-            let mut helm = Helm { scene, sketch, wanted, cluster: name, state, releases };
-            helm.install(gateway("eastwest"), vec![control("ready")], EASTWEST, "gateway", values, Some(EASTWEST));
-        } else {
-            sketch.draft(gateway("eastwest"), Some(name), vec![], Work::Nothing);
-        }
-        sketch.wait(name, state, gateway("ready"), vec![gateway("eastwest")], vec![]);
-    }
-    unwanted(scene, sketch, name, state, releases);
-    control::membership(scene, sketch, name, state);
 }
 
 type Releases = BTreeMap<(String, String), Deployed>;
