@@ -115,6 +115,7 @@ pub(crate) mod tests {
             zone: None,
             role: Role::Primary,
             api: None,
+            gateway: None,
         };
         Mesh {
             name: MeshName::parse("mymesh").unwrap(),

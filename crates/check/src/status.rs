@@ -310,7 +310,7 @@ fn cluster_status(
         version: read.map(|s| s.version.clone()),
         unreachable: seen.err().cloned(),
         control_plane: read.and_then(control_plane),
-        gateways: read.map(gateways).unwrap_or_default(),
+        gateways: read.map(|seen| gateways(wanted, seen)).unwrap_or_default(),
         certificates: read.map(|s| certificates(s, made)).unwrap_or_default(),
         peers,
         not_supported: read.and_then(|s| s.unsupported.as_ref()).map(not_supported),
@@ -348,7 +348,13 @@ fn control_plane(seen: &Seen) -> Option<ControlPlaneStatus> {
     })
 }
 
-fn gateways(seen: &Seen) -> Vec<GatewayStatus> {
+fn gateways(wanted: &stolos_spec::Cluster, seen: &Seen) -> Vec<GatewayStatus> {
+    let by_hand = wanted.gateway_by_hand().map(|gateway| GatewayStatus {
+        service: format!("{}/{}", istio::SYSTEM_NAMESPACE, istio::EAST_WEST_GATEWAY),
+        network: wanted.network.to_string(),
+        addresses: gateway.addresses.iter().map(|address| format!("{address}:{}", gateway.port)).collect(),
+        ready: seen.ready(istio::SYSTEM_NAMESPACE, istio::EAST_WEST_GATEWAY) as u64,
+    });
     let labelled = seen.services.iter().filter_map(|s| Some((s, meta::label(s, istio::NETWORK_LABEL)?)));
     labelled
         .map(|(service, network)| GatewayStatus {
@@ -357,6 +363,7 @@ fn gateways(seen: &Seen) -> Vec<GatewayStatus> {
             addresses: gateway_addresses(service),
             ready: seen.ready(meta::namespace(service), meta::name(service)) as u64,
         })
+        .chain(by_hand)
         .collect()
 }
 

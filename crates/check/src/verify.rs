@@ -1,5 +1,7 @@
 //! Sends the requests and collects what was seen.
 
+mod gateways;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -262,15 +264,12 @@ impl Run<'_> {
     async fn expected(&self, probes: &[Probe<'_>]) -> Result<Expected, Error> {
         let mut gateways: BTreeMap<&str, BTreeSet<String>> = BTreeMap::new();
         if self.mesh.needs_gateways() {
-            for (cluster, services) in self.clusters.iter().zip(all(self.clusters.iter().map(planned_gateways)).await?)
-            {
+            let asking = self.clusters.iter().map(|cluster| gateways::addresses(cluster, self.by_hand(&cluster.name)));
+            for (cluster, addresses) in self.clusters.iter().zip(all(asking).await?) {
                 let Some(member) = self.mesh.clusters.iter().find(|c| c.name.as_str() == cluster.name) else {
                     continue;
                 };
-                gateways
-                    .entry(member.network.as_str())
-                    .or_default()
-                    .extend(services.iter().flat_map(gateway_addresses));
+                gateways.entry(member.network.as_str()).or_default().extend(addresses);
             }
         }
         let clusters = self.mesh.clusters.iter().filter_map(|c| {
@@ -390,8 +389,12 @@ impl Run<'_> {
         if expected.gateways.is_empty() {
             return Ok(None);
         }
-        let own = planned_gateways(cluster).await?;
-        Ok(own.iter().flat_map(gateway_addresses).next())
+        Ok(gateways::addresses(cluster, self.by_hand(&cluster.name)).await?.pop_first())
+    }
+
+    /// What the mesh file says of how a cluster's gateway is reached.
+    fn by_hand(&self, cluster: &str) -> Option<&stolos_spec::ClusterGateway> {
+        self.mesh.clusters.iter().find(|member| member.name.as_str() == cluster)?.gateway_by_hand()
     }
 
     async fn roots(&self, cluster: &Cluster) -> Result<Roots, Error> {

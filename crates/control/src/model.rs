@@ -435,6 +435,8 @@ pub struct Settings {
     pub networks: BTreeMap<String, String>,
     /// Gateways given by `meshNetworks`.
     pub gateways: Vec<Gateway>,
+    /// Those of them that are given by name: name, port, network.
+    pub gateway_names: Vec<(String, u16, Arc<str>)>,
 }
 
 impl Default for Settings {
@@ -461,6 +463,7 @@ impl Default for Settings {
             ],
             networks: BTreeMap::new(),
             gateways: Vec::new(),
+            gateway_names: Vec::new(),
         }
     }
 }

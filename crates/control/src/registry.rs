@@ -13,7 +13,7 @@ use stolos_k8s::istio;
 
 use crate::model::{
     ClusterView, Distribution, Endpoint, Gateway, Health, Labels, Locality, PodFacts, Port, Protocol, Resolution,
-    Service, Settings, Target,
+    Service, Settings, Target, selects,
 };
 
 /// Namespace (empty for none) and name.
@@ -91,12 +91,23 @@ pub struct ServiceFacts {
     pub service: Service,
     /// The network it is a gateway of, and the port for it.
     pub gateway: Option<(String, u16)>,
+    /// Where the nodes with these labels lead there, the port that they do it at.
+    pub on_nodes: Option<(Labels, u16)>,
     /// Its external addresses.
     pub external: Vec<IpAddr>,
     /// Its external host names.
     pub external_hosts: Vec<String>,
     /// Service accounts of its namespace that are behind it, by annotation.
     pub accounts: Vec<String>,
+}
+
+/// What is kept of a Node.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct NodeFacts {
+    /// Its labels.
+    pub labels: Labels,
+    /// Its address outside of the cluster.
+    pub external: Option<IpAddr>,
 }
 
 /// What is kept of an EndpointSlice.
@@ -139,7 +150,7 @@ pub struct Registry {
     services: Table<ServiceFacts>,
     slices: Table<SliceFacts>,
     pods: Table<PodFacts>,
-    nodes: Table<Labels>,
+    nodes: Table<NodeFacts>,
     resolved: BTreeMap<String, Vec<IpAddr>>,
     dirty: Dirty,
     made: Option<(Arc<Settings>, Arc<ClusterView>)>,
@@ -227,7 +238,7 @@ impl Registry {
     }
 
     /// Nodes changed.
-    pub fn nodes(&mut self, change: Change<Labels>) {
+    pub fn nodes(&mut self, change: Change<NodeFacts>) {
         if !self.nodes.apply(change).is_empty() {
             self.dirty.all = true;
         }
@@ -325,10 +336,15 @@ impl Registry {
         for facts in self.services.rows.values() {
             let Some((network, port)) = &facts.gateway else { continue };
             let names = facts.external_hosts.iter().filter_map(|host| self.resolved.get(host)).flatten();
-            for address in facts.external.iter().chain(names) {
+            let at = facts.external.iter().chain(names).map(|address| (*address, *port));
+            let on_nodes = facts.on_nodes.iter().flat_map(|(selector, port)| {
+                let nodes = self.nodes.rows.values().filter(|node| selects(selector, &node.labels));
+                nodes.filter_map(|node| Some((node.external?, *port)))
+            });
+            for (address, port) in at.chain(on_nodes) {
                 gateways.push(Gateway {
-                    address: *address,
-                    port: *port,
+                    address,
+                    port,
                     network: network.as_str().into(),
                     cluster: Arc::clone(&self.id),
                 });
@@ -366,7 +382,8 @@ impl Registry {
     }
 
     fn locality_of_node(&self, node: &str) -> Locality {
-        let Some(labels) = self.nodes.rows.get(&(String::new(), node.to_owned())) else { return Locality::default() };
+        let Some(node) = self.nodes.rows.get(&(String::new(), node.to_owned())) else { return Locality::default() };
+        let labels = &node.labels;
         let of = |names: &[&str]| names.iter().find_map(|name| labels.get(*name)).cloned().unwrap_or_default();
         Locality {
             region: of(&[istio::REGION_LABEL, "failure-domain.beta.kubernetes.io/region"]),
@@ -552,8 +569,12 @@ pub fn namespace(object: api::Namespace) -> Option<(Key, Labels)> {
 
 /// Reads a Node.
 #[must_use]
-pub fn node(object: api::Node) -> Option<(Key, Labels)> {
-    Some(((String::new(), object.metadata.name?), object.metadata.labels.unwrap_or_default()))
+pub fn node(object: api::Node) -> Option<(Key, NodeFacts)> {
+    let addresses = object.status.and_then(|status| status.addresses).unwrap_or_default();
+    let external = addresses.into_iter().filter(|address| address.type_ == "ExternalIP");
+    let external = external.filter_map(|address| address.address.parse().ok()).next();
+    let labels = object.metadata.labels.unwrap_or_default();
+    Some(((String::new(), object.metadata.name?), NodeFacts { labels, external }))
 }
 
 /// Reads a Service.
@@ -565,6 +586,12 @@ pub fn service(object: api::Service, domain: &str) -> Option<(Key, ServiceFacts)
     let labels = metadata.labels.unwrap_or_default();
     let annotations = metadata.annotations.unwrap_or_default();
     let kind = spec.type_.as_deref().unwrap_or("ClusterIP");
+    let node_ports: BTreeMap<u16, u16> = spec
+        .ports
+        .iter()
+        .flatten()
+        .filter_map(|port| Some((u16::try_from(port.port).ok()?, u16::try_from(port.node_port?).ok()?)))
+        .collect();
     let ports: Vec<Port> = spec
         .ports
         .into_iter()
@@ -622,6 +649,11 @@ pub fn service(object: api::Service, domain: &str) -> Option<(Key, ServiceFacts)
         // A Service that does not have the port cannot lead there.
         ports.iter().any(|have| have.number == port).then(|| (network.clone(), port))
     });
+    // An object of labels; one that is empty, or cannot be read, is every node (B.3). Without it the nodes do not count.
+    let on_nodes = annotations.get(istio::NODE_SELECTOR_ANNOTATION).filter(|_| kind == "NodePort").and_then(|text| {
+        let selector: Labels = serde_json::from_str(text).unwrap_or_default();
+        Some((selector, *node_ports.get(&gateway.as_ref()?.1)?))
+    });
     let list = |name: &str| {
         let text = annotations.get(name).map(String::as_str).unwrap_or_default();
         text.split(',').map(|item| item.trim().to_owned()).filter(|item| !item.is_empty()).collect::<Vec<_>>()
@@ -650,7 +682,7 @@ pub fn service(object: api::Service, domain: &str) -> Option<(Key, ServiceFacts)
         name: name.clone(),
         namespace: namespace.clone(),
     };
-    Some(((namespace, name), ServiceFacts { service, gateway, external, external_hosts, accounts }))
+    Some(((namespace, name), ServiceFacts { service, gateway, on_nodes, external, external_hosts, accounts }))
 }
 
 /// Reads an EndpointSlice; none for those that discovery leaves out.
@@ -863,6 +895,47 @@ mod tests {
         assert!(gateways(gateway(label.clone(), 15443, json!(null))).is_empty(), "still pending");
         let by_name = gateway(label, 15443, json!([{"hostname": "lb.example.com"}]));
         assert_eq!(gateways(by_name), ["192.0.2.9:15443 net1 east"]);
+    }
+
+    #[test]
+    fn nodes_lead_to_a_gateway_where_an_annotation_says_which() {
+        let gateways = |kind: &str, annotations: Value, external: Value| {
+            let mut registry = registry();
+            let node = |name: &str, zone: &str, address: &str| {
+                node(read(json!({"metadata": {"name": name, "labels": {"zone": zone}}, "status": {"addresses": [
+                    {"type": "InternalIP", "address": "10.0.0.1"}, {"type": "ExternalIP", "address": address}]}})))
+            };
+            let inner = super::node(read(json!({"metadata": {"name": "n3", "labels": {"zone": "a"}},
+                "status": {"addresses": [{"type": "InternalIP", "address": "10.0.0.3"}]}})));
+            registry.nodes(all([node("n1", "a", "192.0.2.1"), node("n2", "b", "192.0.2.2"), inner]));
+            registry.services(all([service_of(json!({
+                "metadata": {"name": "gw", "namespace": "istio-system", "annotations": annotations,
+                    "labels": {"topology.istio.io/network": "net1"}},
+                "spec": {"type": kind, "clusterIP": "10.96.0.9", "externalIPs": external,
+                    "ports": [{"name": "tls", "port": 15443, "nodePort": 31443}]}}))]));
+            let view = registry.view(&Arc::new(Settings::default()));
+            view.gateways.iter().map(|g| format!("{}:{}", g.address, g.port)).collect::<Vec<_>>()
+        };
+        let selector = |text: &str| json!({"traffic.istio.io/nodeSelector": text});
+        let cases = [
+            ("NodePort", json!({}), json!([]), vec![]),
+            ("NodePort", selector("{}"), json!([]), vec!["192.0.2.1:31443", "192.0.2.2:31443"]),
+            ("NodePort", selector("not JSON"), json!([]), vec!["192.0.2.1:31443", "192.0.2.2:31443"]),
+            ("NodePort", selector(r#"{"zone": "a"}"#), json!([]), vec!["192.0.2.1:31443"]),
+            ("NodePort", selector(r#"{"zone": "c"}"#), json!([]), vec![]),
+            (
+                "NodePort",
+                selector(r#"{"zone": "b"}"#),
+                json!(["192.0.2.7"]),
+                vec!["192.0.2.2:31443", "192.0.2.7:15443"],
+            ),
+            ("ClusterIP", json!({}), json!(["192.0.2.7"]), vec!["192.0.2.7:15443"]),
+            ("LoadBalancer", selector("{}"), json!([]), vec![]),
+        ];
+        for (kind, annotations, external, expected) in cases {
+            let what = format!("{kind} {annotations} {external}");
+            assert_eq!(gateways(kind, annotations, external), expected, "{what}");
+        }
     }
 
     #[test]

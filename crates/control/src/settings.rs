@@ -99,7 +99,8 @@ fn networks(settings: &mut Settings, value: &Value, left: &mut Vec<String>) {
             }
         }
         for gateway in list("gateways") {
-            let address = gateway.get("address").and_then(Value::as_str).and_then(|a| a.parse().ok());
+            let written = gateway.get("address").and_then(Value::as_str);
+            let address = written.and_then(|a| a.parse().ok());
             let port = gateway.get("port").and_then(Value::as_u64).and_then(|p| u16::try_from(p).ok());
             match (address, port) {
                 (Some(address), port) => settings.gateways.push(Gateway {
@@ -108,6 +109,11 @@ fn networks(settings: &mut Settings, value: &Value, left: &mut Vec<String>) {
                     network: network.as_str().into(),
                     cluster: "".into(),
                 }),
+                (None, port) if written.is_some_and(|name| !name.is_empty()) => {
+                    let name = written.unwrap_or_default().to_owned();
+                    let port = port.unwrap_or(istio::CROSS_NETWORK_PORT);
+                    settings.gateway_names.push((name, port, network.as_str().into()));
+                }
                 _ => left.push(format!("meshNetworks.networks.{network}.gateways (only address is read)")),
             }
         }
@@ -127,7 +133,7 @@ mod tests {
                     outboundTrafficPolicy: {mode: REGISTRY_ONLY}\n\
                     serviceSettings:\n- settings: {clusterLocal: false}\n  hosts: ['*.kube-system.svc.cluster.local']\n\
                     - settings: {clusterLocal: true}\n  hosts: ['*.billing.svc.cluster.local']\n";
-        let networks = "networks:\n  net1:\n    endpoints: [{fromRegistry: c1}, {fromCidr: 10.0.0.0/8}]\n    gateways: [{address: 192.0.2.1, port: 443}]\n";
+        let networks = "networks:\n  net1:\n    endpoints: [{fromRegistry: c1}, {fromCidr: 10.0.0.0/8}]\n    gateways: [{address: 192.0.2.1, port: 443}, {address: gw.example.com}, {registryServiceName: x}]\n";
         let data = [("mesh".to_owned(), mesh.to_owned()), ("meshNetworks".to_owned(), networks.to_owned())];
         let (settings, left) = read(&config, &data.into());
         assert_eq!(settings.trust_domain, "example.org");
@@ -138,10 +144,12 @@ mod tests {
         assert!(settings.is_cluster_local("kubernetes.default.svc.cluster.local"));
         assert_eq!(settings.networks["c1"], "net1");
         assert_eq!(settings.gateways[0].port, 443);
+        assert_eq!(settings.gateway_names, [("gw.example.com".to_owned(), 15443, "net1".into())]);
         insta::assert_snapshot!(left.join("\n"), @r"
         defaultConfig.holdApplicationUntilProxyStarts
         enablePrometheusMerge
         meshNetworks.networks.net1.endpoints (only fromRegistry is read)
+        meshNetworks.networks.net1.gateways (only address is read)
         ");
         assert!(read(&config, &[("mesh".to_owned(), "[".to_owned())].into()).1[0].starts_with("mesh: "));
     }

@@ -19,9 +19,9 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::task::TaskTracker;
 
 use crate::Config;
-use crate::model::{Labels, PodFacts, Settings, World};
+use crate::model::{Gateway, Labels, PodFacts, Settings, World};
 use crate::policy::{Object, Policies};
-use crate::registry::{Change, Key, Registry, ServiceFacts, SliceFacts};
+use crate::registry::{Change, Key, NodeFacts, Registry, ServiceFacts, SliceFacts};
 use crate::remote::{Action, Kubeconfigs, Remotes};
 use watches::Watches;
 
@@ -32,6 +32,8 @@ const QUIET: Duration = Duration::from_millis(5);
 const AT_MOST: Duration = Duration::from_millis(50);
 /// How often gateway host names are resolved again.
 const RESOLVE_EVERY: Duration = Duration::from_secs(30);
+/// How soon one that nobody knew is asked for again.
+const UNRESOLVED_AGAIN: Duration = Duration::from_secs(2);
 
 /// What is known now.
 #[derive(Clone)]
@@ -113,7 +115,7 @@ enum Seen {
     Services(Change<ServiceFacts>),
     Slices(Change<SliceFacts>),
     Pods(Change<PodFacts>),
-    Nodes(Change<Labels>),
+    Nodes(Change<NodeFacts>),
     /// A watch fails.
     Failed(String),
     /// It will not be tried again: its kubeconfig is refused.
@@ -178,6 +180,8 @@ struct Writer {
     slots: Vec<Slot>,
     generations: u64,
     settings: Arc<Settings>,
+    /// The same, with names resolved.
+    effective: Arc<Settings>,
     unread: Vec<String>,
     objects: BTreeMap<&'static str, BTreeMap<Key, Object>>,
     policies: Arc<Policies>,
@@ -233,6 +237,7 @@ impl Writer {
             watches: Watches { events, net, stop: stop.clone(), tasks: tasks.clone(), domain },
             slots: vec![own],
             generations: 0,
+            effective: Arc::clone(&settings),
             settings,
             unread: Vec::new(),
             objects: BTreeMap::new(),
@@ -460,32 +465,58 @@ impl Writer {
             }
         }
         let runs = self.slots.iter().filter_map(|slot| slot.current.as_ref());
-        let wanted: BTreeSet<_> = runs.flat_map(|run| run.registry.unresolved()).collect();
+        let by_hand = self.settings.gateway_names.iter().map(|(name, ..)| name.clone());
+        let wanted: BTreeSet<_> = runs.flat_map(|run| run.registry.unresolved()).chain(by_hand).collect();
         self.asked.retain(|host, _| wanted.contains(host));
         self.resolved.retain(|host, _| wanted.contains(host));
         for host in wanted {
-            if self.asked.get(&host).is_none_or(|at| at.elapsed() > RESOLVE_EVERY) {
+            let again = if self.resolved.contains_key(&host) { RESOLVE_EVERY } else { UNRESOLVED_AGAIN };
+            if self.asked.get(&host).is_none_or(|at| at.elapsed() > again) {
                 self.asked.insert(host.clone(), Instant::now());
                 self.watches.resolve(host);
             }
         }
     }
 
+    /// The settings, with the gateways that are given by name at the addresses that these stand for now.
+    fn settled(&mut self) -> Arc<Settings> {
+        if self.settings.gateway_names.is_empty() {
+            return Arc::clone(&self.settings);
+        }
+        let mut settings = Settings::clone(&self.settings);
+        for (name, port, network) in &self.settings.gateway_names {
+            let addresses = self.resolved.get(name).into_iter().flatten();
+            let gateways = addresses.map(|address| Gateway {
+                address: *address,
+                port: *port,
+                network: Arc::clone(network),
+                cluster: "".into(),
+            });
+            settings.gateways.extend(gateways);
+        }
+        // The same as before is the same `Arc`: nothing is made anew.
+        if *self.effective != settings {
+            self.effective = Arc::new(settings);
+        }
+        Arc::clone(&self.effective)
+    }
+
     fn publish(&mut self) {
+        let settings = self.settled();
         let mut views = Vec::with_capacity(self.slots.len());
         for slot in &mut self.slots {
             if let Some(run) = slot.current.as_mut().filter(|run| run.registry.is_synced()) {
                 run.registry.resolved(&self.resolved);
-                views.push(run.registry.view(&self.settings));
+                views.push(run.registry.view(&settings));
             }
         }
         let before = Arc::clone(&self.worlds.borrow());
         let same = before.clusters.len() == views.len()
             && before.clusters.iter().zip(&views).all(|(a, b)| Arc::ptr_eq(a, b))
-            && Arc::ptr_eq(&before.settings, &self.settings)
+            && Arc::ptr_eq(&before.settings, &settings)
             && Arc::ptr_eq(&before.policies, &self.policies);
         if !same {
-            let mut world = World::compose(&before, Arc::clone(&self.settings), views, Arc::clone(&self.policies));
+            let mut world = World::compose(&before, settings, views, Arc::clone(&self.policies));
             world.since = self.since;
             self.published = Some(Instant::now());
             self.worlds.send_replace(Arc::new(world));

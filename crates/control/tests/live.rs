@@ -570,7 +570,7 @@ async fn what_cannot_be_obeyed_is_said_and_closes() {
         &world.east,
         json!({"apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy",
         "metadata": {"name": "rules", "namespace": "shop"}, "spec": {"selector": {"matchLabels": {"app": "web"}},
-            "rules": [{"from": [{"source": {"principals": ["*"]}}]}]}}),
+            "rules": [{"from": [{"source": {"requestPrincipals": ["*"]}}]}]}}),
     )
     .await;
     until("closed", || async {

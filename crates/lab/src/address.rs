@@ -51,7 +51,7 @@ pub enum Role {
 
 impl Subnet {
     /// How many addresses load balancers share.
-    pub const LOAD_BALANCERS: u16 = 239;
+    pub const LOAD_BALANCERS: u16 = 238;
     /// How many pods a cluster can have at a time.
     pub const PODS: u16 = 7 * 256 - 2;
 
@@ -75,6 +75,12 @@ impl Subnet {
     #[must_use]
     pub fn load_balancer(self, index: u16) -> Option<Ipv4Addr> {
         (index < Self::LOAD_BALANCERS).then(|| self.at(0, 16 + index as u8))
+    }
+
+    /// The address at which a cluster's node is reached from outside: for node ports.
+    #[must_use]
+    pub fn node_outside(self) -> Ipv4Addr {
+        self.at(0, 254)
     }
 
     /// The `index`-th node's address.

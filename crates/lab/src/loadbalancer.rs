@@ -18,6 +18,8 @@ use crate::network::World;
 pub(crate) struct Front {
     pub(crate) address: Ipv4Addr,
     pub(crate) port: u16,
+    /// The Service's port that it leads to: another one where nodes do.
+    pub(crate) to: u16,
     pub(crate) namespace: String,
     pub(crate) service: String,
 }
@@ -40,6 +42,11 @@ impl Balancer {
             tasks: tasks.clone(),
             stop: stop.clone(),
         }
+    }
+
+    /// From now on these are the names of this cluster's load balancers.
+    pub(crate) fn name(&self, cluster: &str, names: BTreeMap<String, Ipv4Addr>) {
+        self.world.set_names(cluster, names);
     }
 
     /// From now on exactly `wanted` are listened for.
@@ -114,7 +121,7 @@ async fn carry(mut client: Stream, peer: Ipv4Addr, front: &Front, world: &Arc<Wo
     const CONNECT: Duration = Duration::from_secs(2);
     for _ in 0..TRIES {
         let pick = |count| rand::random_range(0..count);
-        let Some(pod) = directories.now().endpoint(&front.namespace, &front.service, front.port, pick) else { break };
+        let Some(pod) = directories.now().endpoint(&front.namespace, &front.service, front.to, pick) else { break };
         match tokio::time::timeout(CONNECT, world.dial_for(peer, pod)).await {
             Ok(Ok((mut upstream, vouched))) => {
                 if let Err(error) = tokio::io::copy_bidirectional(&mut client, &mut upstream).await {

@@ -81,6 +81,8 @@ pub struct World {
     /// Connections the lab's load balancers make in somebody else's name: (source, destination).
     vouched: Mutex<HashSet<(SocketAddrV4, SocketAddrV4)>>,
     refusals: Mutex<BTreeMap<(String, String), u64>>,
+    /// Names of load balancers that have no address to show, by cluster: what DNS outside of all clusters would know.
+    names: RwLock<BTreeMap<String, BTreeMap<String, Ipv4Addr>>>,
 }
 
 impl World {
@@ -97,6 +99,18 @@ impl World {
         let index = members.len() - 1;
         self.subnets.write().unwrap_or_else(PoisonError::into_inner).insert(subnet, index);
         index
+    }
+
+    /// From now on these are the names that load balancers of this cluster have.
+    pub(crate) fn set_names(&self, cluster: &str, names: BTreeMap<String, Ipv4Addr>) {
+        self.names.write().unwrap_or_else(PoisonError::into_inner).insert(cluster.to_owned(), names);
+    }
+
+    /// The address of a load balancer by its name, wherever it is asked for.
+    #[must_use]
+    pub fn named(&self, host: &str) -> Option<Ipv4Addr> {
+        let names = self.names.read().unwrap_or_else(PoisonError::into_inner);
+        names.values().find_map(|names| names.get(host).copied())
     }
 
     /// Who is at `address`.

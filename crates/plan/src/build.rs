@@ -1,5 +1,6 @@
 //! The parts of a mesh, in the order a person would explain them.
 
+pub(crate) mod addresses;
 mod control;
 mod gateways;
 mod ingress;
@@ -257,6 +258,7 @@ impl<'a> Scene<'a> {
             }
         }
         self.engine(sketch);
+        addresses::check(self, sketch);
         let mut seen: BTreeMap<&str, &Cluster> = BTreeMap::new();
         for (cluster, state) in &self.live {
             let name = cluster.name.as_str();

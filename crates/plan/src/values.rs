@@ -7,10 +7,13 @@
 use serde_json::{Map, Value, json};
 use stolos_spec::{Cluster, ControlPlane, Mesh, Role};
 
+use crate::build::addresses;
 use crate::object::SYSTEM_NAMESPACE;
 
 /// The east-west gateway's release, Deployment, Service and service account.
 pub(crate) const EASTWEST: &str = "istio-eastwestgateway";
+/// What the chart gives a gateway between networks to listen on.
+const PORTS: [(&str, u16); 4] = [("status-port", 15021), ("tls", 15443), ("tls-istiod", 15012), ("tls-webhook", 15017)];
 /// The same of the ingress gateway.
 pub(crate) const INGRESS: &str = "istio-ingressgateway";
 
@@ -56,7 +59,7 @@ impl Layers {
 }
 
 /// Maps are merged, everything else is replaced.
-fn lay(under: &mut Value, over: Value) {
+pub(crate) fn lay(under: &mut Value, over: Value) {
     match (under, over) {
         (Value::Object(under), Value::Object(over)) => {
             for (key, value) in over {
@@ -163,6 +166,9 @@ impl Place<'_> {
             },
         });
         let mut suggested = json!({});
+        if let Some(networks) = addresses::mesh_networks(self.mesh).filter(|_| self.cluster.primary().is_none()) {
+            needed["global"]["meshNetworks"] = networks;
+        }
         if let Some(revision) = &self.control().revision {
             needed["revision"] = revision.as_str().into();
         }
@@ -216,13 +222,22 @@ impl Place<'_> {
     pub(crate) fn eastwest(&self) -> Layers {
         let mut needed = json!({
             "name": EASTWEST,
-            "networkGateway": self.cluster.network.as_str(),
             // What the Gateway `cross-network-gateway` selects.
             "labels": {"app": EASTWEST, "istio": "eastwestgateway"},
         });
+        let network = self.cluster.network.as_str();
+        let mut given = addresses::values(self.mesh, self.cluster);
+        if self.cluster.gateway_by_hand().is_some() {
+            // All of `networkGateway` but the label of the Service, whose own address is not to count.
+            given.remove("networkGateway");
+            needed["env"] = json!({"ISTIO_META_REQUESTED_NETWORK_VIEW": network});
+            let port = |(name, number): (&str, u16)| json!({"name": name, "port": number, "targetPort": number});
+            needed["service"] = json!({"ports": PORTS.map(port)});
+        } else {
+            needed["networkGateway"] = network.into();
+        }
         self.revise(&mut needed);
-        let given = Value::Object(self.control().gateways.eastwest.clone());
-        Layers { suggested: json!({}), given, needed }
+        Layers { suggested: json!({}), given: Value::Object(given), needed }
     }
 
     /// Chart `gateway` for what comes from outside, where the file wants one.

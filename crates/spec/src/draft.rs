@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::gateway::ClusterGateway;
 use crate::mesh::{
     Api, Cluster, ControlPlane, Engine, IntermediateTrust, Mesh, Mtls, Origin, Role, Root, Sample, Trust,
 };
@@ -30,6 +31,7 @@ pub(crate) struct Member {
     pub(crate) zone: Option<String>,
     pub(crate) primary: Option<(String, At)>,
     pub(crate) api: Option<Api>,
+    pub(crate) gateway: Option<ClusterGateway>,
 }
 
 impl Member {
@@ -46,6 +48,7 @@ impl Member {
             zone: None,
             primary: None,
             api: None,
+            gateway: None,
         }
     }
 }
@@ -140,6 +143,7 @@ pub(crate) fn clusters(notes: &mut Notes<'_>, members: Vec<Member>) -> Vec<Clust
         region: member.region,
         zone: member.zone,
         api: member.api,
+        gateway: member.gateway,
     };
     members.into_iter().map(understood).collect()
 }

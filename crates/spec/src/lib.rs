@@ -11,6 +11,7 @@ mod draft;
 mod eastwest;
 mod file;
 mod fleet;
+mod gateway;
 mod karmada;
 pub mod mesh;
 mod mesh_file;
@@ -25,6 +26,7 @@ mod yaml;
 pub use draft::{DEFAULT_NETWORK, DEFAULT_TRUST_DOMAIN};
 pub use file::{Reading, Told, read, read_all, recognise};
 pub use fleet::{FleetMember, from_fleet};
+pub use gateway::{ClusterGateway, GATEWAY_PORT};
 pub use mesh::{
     Api, Charts, Cluster, ControlPlane, Engine, Gateways, ISTIO_CHARTS, Installer, IntermediateTrust, Mesh, Mtls,
     Origin, Role, Root, Sample, Trust,

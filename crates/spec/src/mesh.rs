@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::gateway::ClusterGateway;
 use crate::{ClusterName, MeshName, NetworkName};
 
 /// One mesh over many clusters.
@@ -108,6 +109,9 @@ pub struct Cluster {
     pub role: Role,
     /// How other clusters reach its API server, if not by the address in the kubeconfig.
     pub api: Option<Api>,
+    /// What is said of its east-west gateway.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gateway: Option<ClusterGateway>,
 }
 
 impl Cluster {
@@ -118,6 +122,12 @@ impl Cluster {
             Role::Primary => None,
             Role::Remote { primary } => Some(primary),
         }
+    }
+
+    /// Its east-west gateway, where the file says by hand how that is reached.
+    #[must_use]
+    pub fn gateway_by_hand(&self) -> Option<&ClusterGateway> {
+        self.gateway.as_ref().filter(|gateway| !gateway.addresses.is_empty())
     }
 }
 

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::draft::{self, DEFAULT_NETWORK, Member};
+use crate::gateway;
 use crate::mesh::{Api, Charts, Engine, Installer, Mesh, Mtls, Origin, Root, Sample};
 use crate::problem::{At, Notes, nearest, one_of, quoted};
 use crate::yaml::{Fields, Node, Unknown, Value};
@@ -20,7 +21,8 @@ const TRUST: &[&str] = &["domain", "organization", "root", "intermediates"];
 const ROOT: &[&str] = &["selfSigned", "files", "exec"];
 const INTERMEDIATES: &[&str] = &["validity", "renewBefore"];
 const CONTROL_PLANE: &[&str] = &["engine", "version", "values", "installer", "charts", "revision", "gateways"];
-const CLUSTER: &[&str] = &["name", "context", "kubeconfig", "network", "region", "zone", "controlPlane", "api"];
+const CLUSTER: &[&str] =
+    &["name", "context", "kubeconfig", "network", "region", "zone", "controlPlane", "api", "gateway"];
 
 /// The name of a mesh whose short form names none.
 const DEFAULT_MESH: &str = "mesh";
@@ -237,6 +239,7 @@ fn member(
         fields.text(notes, "primary").map(|(text, at)| (text.to_owned(), at))
     });
     let api = fields.node("api").and_then(|node| api(notes, node, &fields.path_of("api")));
+    let gateway = fields.node("gateway").and_then(|node| gateway::read(notes, node, &fields.path_of("gateway")));
     let kubeconfig = fields.text(notes, "kubeconfig").filter(|(text, _)| !text.is_empty());
     let at = written.or(key).map_or(context_at, |(_, at)| at);
     Some(Member {
@@ -250,6 +253,7 @@ fn member(
         zone,
         primary,
         api,
+        gateway,
     })
 }
 
@@ -495,7 +499,7 @@ fn duration(notes: &mut Notes<'_>, fields: &Fields<'_>, key: &str) -> Option<(Du
 }
 
 /// A list of texts; one text is a list of one.
-fn texts<'n>(notes: &mut Notes<'_>, node: &'n Node, path: &str) -> Vec<(&'n str, At)> {
+pub(crate) fn texts<'n>(notes: &mut Notes<'_>, node: &'n Node, path: &str) -> Vec<(&'n str, At)> {
     match (&node.value, node.text()) {
         (_, Some(text)) => vec![(text, node.at)],
         (Value::List(items), _) => items

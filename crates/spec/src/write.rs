@@ -112,6 +112,21 @@ pub fn mesh_yaml(mesh: &Mesh) -> String {
             Some(Api::Tunnel) => text.push_str("      api: {via: tunnel}\n"),
             None => {}
         }
+        if let Some(gateway) = &cluster.gateway {
+            let mut said = Vec::new();
+            if !gateway.addresses.is_empty() {
+                let addresses: Vec<_> = gateway.addresses.iter().map(|address| scalar(address)).collect();
+                said.push(format!("addresses: [{}]", addresses.join(", ")));
+                if gateway.port != crate::gateway::GATEWAY_PORT {
+                    said.push(format!("port: {}", gateway.port));
+                }
+            }
+            if !gateway.values.is_empty() {
+                // JSON is YAML.
+                said.push(format!("values: {}", serde_json::Value::Object(gateway.values.clone())));
+            }
+            let _ = writeln!(text, "      gateway: {{{}}}", said.join(", "));
+        }
     }
     if mesh.mtls == Mtls::Permissive {
         text.push_str("  mtls: permissive\n");

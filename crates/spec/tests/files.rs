@@ -709,7 +709,7 @@ spec:
        |
     12 |     - {name: east, netwrok: a}
        |                    ^^^^^^^
-       = expected: `name`, `context`, `kubeconfig`, `network`, `region`, `zone`, `controlPlane` or `api`
+       = expected: `name`, `context`, `kubeconfig`, `network`, `region`, `zone`, `controlPlane`, `api` or `gateway`
     hint: write `network`
 
     error: `East-2` is not a cluster name: only lower-case letters, digits and `-` may be in it
@@ -1370,4 +1370,88 @@ mod of_other_systems {
         hint: leave `--primary` and `--remote` away
         "#);
     }
+}
+
+#[test]
+fn a_gateways_address_is_written_by_hand_and_written_back() {
+    let text = "apiVersion: stolos.dev/v1alpha1\nkind: Mesh\nmetadata:\n  name: my\nspec:\n  clusters:\n    - name: a\n      network: x\n      \
+                gateway: {addresses: [\"192.0.2.1\", gw.example.com, \"2001:db8::1\"], port: 443}\n    - name: b\n      network: w\n      \
+                gateway: {addresses: [\"192.0.2.2\"]}\n    - name: c\n      network: z\n      \
+                gateway: {values: {\"service\":{\"annotations\":{\"traffic.istio.io/nodeSelector\":\"{}\"},\"type\":\"NodePort\"}}}\n";
+    let reading = understood(text);
+    assert_eq!(stolos_spec::mesh_yaml(&reading.mesh), text);
+    let gateway = reading.mesh.clusters[0].gateway_by_hand().unwrap();
+    assert_eq!((gateway.addresses.len(), gateway.port), (3, 443));
+    assert_eq!(reading.mesh.clusters[1].gateway_by_hand().unwrap().port, 15443);
+    assert!(reading.mesh.clusters[2].gateway_by_hand().is_none(), "values are no addresses");
+}
+
+#[test]
+fn an_address_that_is_none_says_how_to_write_one() {
+    let of = |gateway: &str| problems(&format!("clusters:\n  - name: a\n    network: x\n    gateway: {gateway}\n"));
+    insta::assert_snapshot!(
+        [
+            "{addresses: ['192.0.2.1:15443']}",
+            "{addresses: [https://gw.example.com]}",
+            "{addresses: [192.0.2.300]}",
+            "{addresses: [192.0.2.1], port: 0}",
+            "{port: 443}",
+            "{values: NodePort}",
+            "{address: 192.0.2.1}",
+        ]
+        .map(of)
+        .join("\n\n"),
+        @r"
+        error: `192.0.2.1:15443` is not an address of a gateway
+         --> mesh.yaml:4:27
+          |
+        4 |     gateway: {addresses: ['192.0.2.1:15443']}
+          |                           ^^^^^^^^^^^^^^^^^
+          = expected: an IP address or a host name in lower case, such as `192.0.2.10` or `gateway.example.com`
+        hint: write the port beside it: `{addresses: [192.0.2.1], port: 15443}`
+
+        error: `https://gw.example.com` is not an address of a gateway
+         --> mesh.yaml:4:27
+          |
+        4 |     gateway: {addresses: [https://gw.example.com]}
+          |                           ^^^^^^^^^^^^^^^^^^^^^^
+          = expected: an IP address or a host name in lower case, such as `192.0.2.10` or `gateway.example.com`
+
+        error: `192.0.2.300` is not an address of a gateway
+         --> mesh.yaml:4:27
+          |
+        4 |     gateway: {addresses: [192.0.2.300]}
+          |                           ^^^^^^^^^^^
+          = expected: an IP address or a host name in lower case, such as `192.0.2.10` or `gateway.example.com`
+
+        error: `0` is not a port
+         --> mesh.yaml:4:45
+          |
+        4 |     gateway: {addresses: [192.0.2.1], port: 0}
+          |                                             ^
+          = expected: a number from 1 to 65535, such as `15443`
+
+        error: `clusters[0].gateway.port` is the port of addresses, and there are none
+         --> mesh.yaml:4:21
+          |
+        4 |     gateway: {port: 443}
+          |                     ^^^
+        hint: write `gateway: {addresses: [192.0.2.10], port: 15443}`
+
+        error: `clusters[0].gateway.values` is `NodePort`
+         --> mesh.yaml:4:23
+          |
+        4 |     gateway: {values: NodePort}
+          |                       ^^^^^^^^
+          = expected: a map of values of Istio's chart `gateway`, such as `{service: {type: NodePort}}`
+
+        error: `address` is not a field of `clusters[0].gateway`
+         --> mesh.yaml:4:15
+          |
+        4 |     gateway: {address: 192.0.2.1}
+          |               ^^^^^^^
+          = expected: `addresses`, `port` or `values`
+        hint: write `addresses`
+        "
+    );
 }

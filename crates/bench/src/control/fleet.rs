@@ -7,7 +7,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use serde_json::json;
 use stolos_control::model::{Labels, PodFacts};
-use stolos_control::registry::{self, Change, Key, ServiceFacts, SliceEndpoint, SliceFacts};
+use stolos_control::registry::{self, Change, Key, NodeFacts, ServiceFacts, SliceEndpoint, SliceFacts};
 use stolos_k8s::istio;
 
 /// How large everything is.
@@ -45,7 +45,7 @@ pub(crate) enum Seen {
 /// Everything of one cluster.
 pub(crate) struct Contents {
     pub(crate) namespaces: BTreeMap<Key, Labels>,
-    pub(crate) nodes: BTreeMap<Key, Labels>,
+    pub(crate) nodes: BTreeMap<Key, NodeFacts>,
     pub(crate) services: BTreeMap<Key, ServiceFacts>,
     pub(crate) slices: BTreeMap<Key, SliceFacts>,
     pub(crate) pods: BTreeMap<Key, PodFacts>,
@@ -121,7 +121,7 @@ impl Fleet {
             let region = format!("region-{}", cluster % 5);
             [(istio::REGION_LABEL.to_owned(), region), (istio::ZONE_LABEL.to_owned(), zone)].into()
         };
-        let nodes = (0..NODES).map(|n| (everywhere(node(n)), zone(n))).collect();
+        let nodes = (0..NODES).map(|n| (everywhere(node(n)), NodeFacts { labels: zone(n), external: None })).collect();
         let mut contents =
             Contents { namespaces, nodes, services: BTreeMap::new(), slices: BTreeMap::new(), pods: BTreeMap::new() };
         for service in (0..self.services).filter(|service| self.clusters_of(*service).contains(&cluster)) {

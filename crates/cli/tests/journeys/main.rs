@@ -7,6 +7,7 @@
 //! `STOLOS_ROTATION=all` replaces the root under 100,000 requests, killed and taken back everywhere;
 //! `STOLOS_JOURNEYS_TRACE=1` with `--nocapture` shows every command with its end and its time.
 
+mod addresses;
 mod adoption;
 mod asmcli;
 mod authorization;

@@ -13,7 +13,7 @@ use crate::Config;
 use crate::model::{Labels, PodFacts};
 use crate::policy::Object;
 use crate::push::Done;
-use crate::registry::{Change, Registry, ServiceFacts, SliceFacts};
+use crate::registry::{Change, NodeFacts, Registry, ServiceFacts, SliceFacts};
 
 /// Tells a control plane what its watches would have seen.
 #[derive(Clone)]
@@ -47,7 +47,7 @@ impl Feed {
     }
 
     /// Nodes of a cluster: their labels.
-    pub async fn nodes(&self, cluster: &Arc<str>, change: Change<Labels>) {
+    pub async fn nodes(&self, cluster: &Arc<str>, change: Change<NodeFacts>) {
         self.tell(cluster, Seen::Nodes(change)).await;
     }
 

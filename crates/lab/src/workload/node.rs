@@ -73,7 +73,8 @@ async fn register(shared: &Shared) -> Result<(), Trouble> {
                 "lastHeartbeatTime": stamp, "lastTransitionTime": stamp})
         };
         let status = json!({"status": {
-            "addresses": [{"type": "InternalIP", "address": shared.subnet.node(0)}, {"type": "Hostname", "address": shared.node}],
+            "addresses": [{"type": "InternalIP", "address": shared.subnet.node(0)}, {"type": "Hostname", "address": shared.node},
+                {"type": "ExternalIP", "address": shared.subnet.node_outside()}],
             "capacity": room, "allocatable": room,
             "conditions": [
                 condition("MemoryPressure", "False", "KubeletHasSufficientMemory", "kubelet has sufficient memory available"),

@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 use stolos_spec::{Cluster, Mesh, Mtls};
 
-use super::{Remembered, Scene, Sketch, id};
+use super::{Remembered, Scene, Sketch, addresses, id};
 use crate::object::{MEMBERSHIP, SYSTEM_NAMESPACE, mesh_of, ours};
 use crate::{ClusterState, Condition, ObjectKey, VERSION};
 
@@ -135,7 +135,11 @@ fn config(mesh: &Mesh, cluster: &Cluster) -> Vec<Value> {
         json!({"apiVersion": "v1", "kind": "ConfigMap",
             "metadata": {"name": name, "namespace": SYSTEM_NAMESPACE, "labels": {"istio.io/rev": "default"}}, "data": {key: text}})
     };
-    vec![config_map("istio", "mesh", settings), config_map(INJECTOR, "values", format!("{values:#}"))]
+    let mut settings = config_map("istio", "mesh", settings);
+    if let Some(networks) = addresses::mesh_networks(mesh) {
+        settings["data"]["meshNetworks"] = format!("{:#}", json!({"networks": networks})).into();
+    }
+    vec![settings, config_map(INJECTOR, "values", format!("{values:#}"))]
 }
 
 fn istiod(mesh: &Mesh, cluster: &Cluster) -> Vec<Value> {

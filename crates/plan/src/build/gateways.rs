@@ -4,6 +4,8 @@
 use serde_json::{Value, json};
 use stolos_spec::{Cluster, Mesh};
 
+use super::addresses::{self, Way};
+use super::ingress::Given;
 use super::{Scene, Sketch, id, remote};
 use crate::Condition;
 use crate::object::{SYSTEM_NAMESPACE, ours};
@@ -29,20 +31,30 @@ pub(super) fn steps(scene: &Scene<'_>, sketch: &mut Sketch) {
             sketch.write(name, state, here("expose-istiod"), before(), expose);
         }
         // The Service first: its address takes longest, and it needs no control plane.
-        let service = ours(scene.mesh_name(), service(cluster, serves));
+        let values = addresses::values(scene.mesh, cluster);
+        let way = Way::of(cluster, &values);
+        let mut service = Given(&values).lay_over(service(cluster, serves));
+        if way == Way::ByHand {
+            service["metadata"]["labels"] = selector();
+        }
+        let service = ours(scene.mesh_name(), service);
         sketch.write(name, state, here("address"), vec![id("trust", name, "namespace")], vec![service]);
-        if cluster.primary().is_some() {
+        if cluster.primary().is_some() && way == Way::Service {
             // Its primary must not hear of endpoints whose gateway has no address, and makes the gateway's pod.
             let address = Condition::Addressed { namespace: SYSTEM_NAMESPACE.to_owned(), service: GATEWAY.to_owned() };
             sketch.wait(name, state, here("addressed"), vec![here("address")], vec![address]);
         }
         // The injector fills the pod in, so it must answer before.
-        let objects = workload(cluster, serves).into_iter().map(|object| ours(scene.mesh_name(), object)).collect();
+        let objects = workload(cluster, serves, Given(&values).replicas())
+            .into_iter()
+            .map(|object| ours(scene.mesh_name(), object))
+            .collect();
         sketch.write(name, state, here("eastwest"), vec![id("control", name, "ready")], objects);
-        let until = vec![
-            Condition::Available { namespace: SYSTEM_NAMESPACE.to_owned(), deployment: GATEWAY.to_owned() },
-            Condition::Addressed { namespace: SYSTEM_NAMESPACE.to_owned(), service: GATEWAY.to_owned() },
-        ];
+        let mut until =
+            vec![Condition::Available { namespace: SYSTEM_NAMESPACE.to_owned(), deployment: GATEWAY.to_owned() }];
+        if way == Way::Service {
+            until.push(Condition::Addressed { namespace: SYSTEM_NAMESPACE.to_owned(), service: GATEWAY.to_owned() });
+        }
         sketch.wait(
             name,
             state,
@@ -53,11 +65,15 @@ pub(super) fn steps(scene: &Scene<'_>, sketch: &mut Sketch) {
     }
 }
 
+fn selector() -> Value {
+    json!({"app": GATEWAY, "istio": "eastwestgateway"})
+}
+
 fn labels(cluster: &Cluster) -> Value {
     json!({"app": GATEWAY, "istio": "eastwestgateway", "topology.istio.io/network": cluster.network.as_str()})
 }
 
-fn workload(cluster: &Cluster, serves: bool) -> Vec<Value> {
+fn workload(cluster: &Cluster, serves: bool, replicas: u64) -> Vec<Value> {
     let mut pod_labels = labels(cluster);
     pod_labels["sidecar.istio.io/inject"] = "true".into();
     let port = |(name, number): (&str, u16)| json!({"name": name, "containerPort": number, "protocol": "TCP"});
@@ -67,7 +83,7 @@ fn workload(cluster: &Cluster, serves: bool) -> Vec<Value> {
         json!({"apiVersion": "apps/v1", "kind": "Deployment",
         "metadata": {"name": GATEWAY, "namespace": SYSTEM_NAMESPACE, "labels": labels(cluster)},
         "spec": {
-            "replicas": 1,
+            "replicas": replicas,
             "selector": {"matchLabels": {"app": GATEWAY, "istio": "eastwestgateway"}},
             "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
             "template": {

@@ -13,11 +13,15 @@ use crate::values::INGRESS;
 /// In every cluster that has a control plane: names and labels are Istio's.
 pub(super) fn steps(scene: &Scene<'_>, sketch: &mut Sketch) {
     let gateways = &scene.mesh.control_plane.gateways;
-    for (key, values) in [("eastwest", Some(&gateways.eastwest)), ("ingress", gateways.ingress.as_ref())] {
+    let of_mesh = [("eastwest", Some(&gateways.eastwest)), ("ingress", gateways.ingress.as_ref())];
+    let of_mesh = of_mesh.into_iter().map(|(key, values)| (None, format!("gateways.{key}"), values));
+    let own = scene.mesh.clusters.iter().filter_map(|cluster| Some((cluster.name.as_str(), cluster.gateway.as_ref()?)));
+    let own = own.map(|(name, gateway)| (Some(name), "gateway.values".to_owned(), Some(&gateway.values)));
+    for (cluster, key, values) in of_mesh.chain(own) {
         let unused = values.map(|values| Given(values).unused()).unwrap_or_default();
         if !unused.is_empty() {
             let unused = unused.join(", ");
-            sketch.note(None, format!("the small engine does not act on these values of gateways.{key}: {unused}"));
+            sketch.note(cluster, format!("the small engine does not act on these values of {key}: {unused}"));
         }
     }
     let Some(values) = &gateways.ingress else { return };

@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 use stolos_spec::{Charts, Cluster, ClusterName, Installer, Origin};
 
+use super::addresses::{self, Way};
 use super::{Scene, Sketch, control, gateways, id, reason, remote};
 use crate::graph::Work;
 use crate::object::{SYSTEM_NAMESPACE, mesh_of, ours};
@@ -217,10 +218,12 @@ fn here(
             let spec = operator::eastwest(EASTWEST, cluster.network.as_str(), revision);
             helm.operate(gateway("eastwest"), vec![control("ready")], GATEWAY, spec, Some(EASTWEST));
         }
-        let until = vec![
-            Condition::Available { namespace: SYSTEM_NAMESPACE.to_owned(), deployment: EASTWEST.to_owned() },
-            Condition::Addressed { namespace: SYSTEM_NAMESPACE.to_owned(), service: EASTWEST.to_owned() },
-        ];
+        let mut until =
+            vec![Condition::Available { namespace: SYSTEM_NAMESPACE.to_owned(), deployment: EASTWEST.to_owned() }];
+        // What `istioctl` installs gets no values: its Service is of type LoadBalancer.
+        if Way::of(cluster, &addresses::values(scene.mesh, cluster)) == Way::Service || !by_helm {
+            until.push(Condition::Addressed { namespace: SYSTEM_NAMESPACE.to_owned(), service: EASTWEST.to_owned() });
+        }
         let before = ["expose", "expose-istiod", "eastwest"].map(gateway).to_vec();
         helm.sketch.wait(name, state, gateway("ready"), before, until);
     }

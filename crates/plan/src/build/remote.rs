@@ -102,7 +102,11 @@ pub(super) fn address(
         return None;
     };
     let key = ObjectKey::new("v1", "Service", Some(SYSTEM_NAMESPACE), GATEWAY);
-    match state.objects.get(&key).and_then(external_address) {
+    // What is given by hand goes before what the Service has: an IP address, if there is one.
+    let by_hand = scene.mesh.cluster(primary).and_then(Cluster::gateway_by_hand).and_then(|gateway| {
+        gateway.addresses.iter().find(|address| address.parse::<IpAddr>().is_ok()).or(gateway.addresses.first())
+    });
+    match by_hand.map(String::as_str).or_else(|| state.objects.get(&key).and_then(external_address)) {
         Some(address) if address.parse::<IpAddr>().is_ok() => Some(address.to_owned()),
         Some(host) => {
             let text = format!(

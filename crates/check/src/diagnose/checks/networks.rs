@@ -325,8 +325,11 @@ pub(crate) fn mesh_networks(scene: &Scene<'_>, judgement: &mut Judgement) {
                 .filter_map(|a| Some(a.rsplit_once(':')?.0.to_owned()))
                 .collect();
             for address in entry["gateways"].as_array().into_iter().flatten().filter_map(|g| g["address"].as_str()) {
-                // Where no gateway is known by label, a hand-written address is all there is.
-                if !live.is_empty() && !live.contains(address) {
+                // Where no gateway is known by label, a hand-written address is all there is; and what the mesh file
+                // says is meant.
+                let meant = scene.mesh.clusters.iter().filter_map(|cluster| cluster.gateway_by_hand());
+                let is_meant = meant.flat_map(|gateway| &gateway.addresses).any(|written| written == address);
+                if !live.is_empty() && !live.contains(address) && !is_meant {
                     against.push(format!("{network} has gateway {address}; those that are there have {}", some(&live)));
                 }
             }
