@@ -14,6 +14,7 @@ mod authorization;
 mod certificates;
 mod crash_sweep;
 mod credentials;
+mod docs;
 mod drain;
 mod envoy;
 mod export;

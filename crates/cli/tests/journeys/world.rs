@@ -93,6 +93,11 @@ impl World {
         self.good(&[&["lab", "up", "-f", text(file), "--detach"], flags].concat()).await
     }
 
+    /// Remembers a mesh file whose lab somebody else may start, so that it ends with the world.
+    pub(crate) fn ends_lab_of(&mut self, file: &Path) {
+        self.labs.push(file.to_owned());
+    }
+
     /// What `lab status` says of a mesh file's lab.
     pub(crate) async fn lab(&self, file: &Path) -> Value {
         self.good(&["lab", "status", "-f", text(file), "-o", "json"]).await.document()
