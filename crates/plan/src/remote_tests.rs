@@ -376,3 +376,14 @@ fn a_run_that_is_cut_short_is_taken_up_again() {
         }
     }
 }
+
+/// A remote finds its control plane at 15012 and 15017 of an address: nodes have other ports.
+#[test]
+fn a_gateway_at_the_nodes_ports_serves_no_remote() {
+    let control = json!({"gateways": {"eastwest": {"service": {"type": "NodePort",
+        "annotations": {"traffic.istio.io/nodeSelector": "{}"}}}}});
+    let mesh = mesh_of(control, &[("p", "a", ""), ("r", "b", "p")]);
+    let blocked = plan(&mesh, &World::new(&["p", "r"]).observed).unwrap_err();
+    let problems: Vec<_> = blocked.problems.iter().map(|p| (p.id.as_str(), p.cluster.as_deref())).collect();
+    assert_eq!(problems, [("nodeport-gateway", Some("r"))]);
+}

@@ -10,6 +10,7 @@ use std::net::IpAddr;
 use serde_json::{Value, json};
 use stolos_spec::{Cluster, ClusterName};
 
+use super::addresses::{self, Way};
 use super::control::{self, INJECTOR, ISTIOD};
 use super::gateways::GATEWAY;
 use super::{Scene, Sketch, id};
@@ -101,6 +102,19 @@ pub(super) fn address(
         }
         return None;
     };
+    let by_nodes = |primary: &Cluster| Way::of(primary, &addresses::values(scene.mesh, primary)) == Way::Nodes;
+    if scene.mesh.cluster(primary).is_some_and(by_nodes) {
+        let text = format!(
+            "the gateway of its primary {primary} is reached at its nodes' ports, and a remote finds its control plane at \
+             15012 and 15017"
+        );
+        let ways = [
+            "a gateway of type LoadBalancer, or with `externalIPs`, at the primary",
+            "`gateway: {addresses: [192.0.2.10]}` at the primary, where something of yours leads to it",
+        ];
+        sketch.problem("nodeport-gateway", Some(name), text, &ways);
+        return None;
+    }
     let key = ObjectKey::new("v1", "Service", Some(SYSTEM_NAMESPACE), GATEWAY);
     // What is given by hand goes before what the Service has: an IP address, if there is one.
     let by_hand = scene.mesh.cluster(primary).and_then(Cluster::gateway_by_hand).and_then(|gateway| {
