@@ -3,19 +3,22 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use http_body_util::{BodyExt as _, Empty, Limited};
+use hyper::body::Bytes;
+use hyper_util::rt::TokioIo;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::Api;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::aws_lc_rs;
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::Error;
 
 /// How long one look may take.
 pub const LOOK: Duration = Duration::from_secs(10);
 /// The largest page that is read.
-const LARGEST: u64 = 64 << 20;
+const LARGEST: usize = 64 << 20;
 
 /// The body of `path` as the pod serves it over plain HTTP at `port`.
 ///
@@ -27,20 +30,10 @@ pub async fn page(client: &kube::Client, namespace: &str, pod: &str, port: u16, 
     let failed = |why: String| Error::Forward { what: what(), why };
     let ask = async {
         let mut forward = open(client, namespace, pod, port, &what).await?;
-        let mut stream = forward.take_stream(port).ok_or_else(|| failed("the port was not forwarded".into()))?;
-        // HTTP/1.0, so that the body ends with the connection and is in one piece.
-        let request = format!("GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n");
-        stream.write_all(request.as_bytes()).await.map_err(|e| failed(e.to_string()))?;
-        let mut answer = Vec::new();
-        (&mut stream).take(LARGEST).read_to_end(&mut answer).await.map_err(|e| failed(e.to_string()))?;
-        drop(stream);
+        let stream = forward.take_stream(port).ok_or_else(|| failed("the port was not forwarded".into()))?;
+        let answer = get(stream, path).await.map_err(failed);
         forward.abort();
-        let text = String::from_utf8_lossy(&answer);
-        let (head, body) = text.split_once("\r\n\r\n").ok_or_else(|| failed("it closed without an answer".into()))?;
-        match head.split_whitespace().nth(1) {
-            Some("200") => Ok(body.to_owned()),
-            status => Err(failed(format!("it answers {}", status.unwrap_or("nonsense")))),
-        }
+        answer
     };
     tokio::time::timeout(LOOK, ask).await.unwrap_or_else(|_| Err(Error::NoAnswer { what: what(), after: LOOK }))
 }
@@ -68,6 +61,29 @@ pub async fn certificates(
         shown
     };
     tokio::time::timeout(LOOK, ask).await.unwrap_or_else(|_| Err(Error::NoAnswer { what: what(), after: LOOK }))
+}
+
+/// One request over HTTP/1.1: Envoy answers nothing older.
+async fn get(stream: impl AsyncRead + AsyncWrite + Unpin, path: &str) -> Result<String, String> {
+    let said = |error: hyper::Error| error.to_string();
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(said)?;
+    let request = http::Request::get(path).header("host", "localhost").body(Empty::<Bytes>::new());
+    let request = request.map_err(|error| error.to_string())?;
+    let answering = async {
+        let response = sender.send_request(request).await.map_err(said)?;
+        let status = response.status();
+        if status != http::StatusCode::OK {
+            return Err(format!("it answers {status}"));
+        }
+        let body = Limited::new(response.into_body(), LARGEST).collect().await.map_err(|error| error.to_string())?;
+        Ok(String::from_utf8_lossy(&body.to_bytes()).into_owned())
+    };
+    let mut answering = std::pin::pin!(answering);
+    // The connection is driven until there is an answer; it may well end first.
+    tokio::select! {
+        answer = &mut answering => answer,
+        _ = connection => answering.await,
+    }
 }
 
 async fn open(

@@ -10,6 +10,8 @@
 mod adopt;
 mod build;
 mod compare;
+#[cfg(test)]
+mod day_two_tests;
 mod export;
 mod graph;
 #[cfg(test)]
