@@ -62,7 +62,8 @@ impl Clusters {
 }
 
 /// An error with its causes, in one line.
-pub(crate) fn because(error: &dyn std::error::Error) -> String {
+#[must_use]
+pub fn because(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(cause) = next {

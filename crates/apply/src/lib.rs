@@ -25,7 +25,7 @@ mod run;
 mod state;
 mod trust;
 
-pub use clusters::Clusters;
+pub use clusters::{Clusters, because};
 pub use drain::{DrainNews, DrainReport, drain, returned, undrain};
 pub use execute::{Failure, News, Options, Progress, Report, Silent, Timing, Verdict, execute};
 pub use lock::{Leader, Lock};

@@ -79,19 +79,26 @@ pub(crate) async fn look(cluster: &Cluster, seen: &Seen) -> Look {
     let proxies: Vec<_> = pods.iter().filter(|pod| runs(pod, istio::PROXY_CONTAINER)).collect();
     let asking = proxies.iter().filter(|pod| !seen.contains(meta::uid(pod))).map(|pod| {
         let (namespace, name, uid) = (meta::namespace(pod).to_owned(), meta::name(pod).to_owned(), meta::uid(pod));
+        let passes_on = is_gateway(pod);
         async move {
             let page = forward::page(client, &namespace, &name, ADMIN_PORT, SECRETS).await;
             let held = page.map_err(|error| because(&error)).and_then(|text| {
-                let dump =
+                let dump: Value =
                     serde_json::from_str(&text).map_err(|error| format!("its config dump is no JSON: {error}"))?;
-                held(&dump)
+                if passes_on && is_without_secrets(&dump) { Ok(None) } else { held(&dump).map(Some) }
             });
             (uid.to_owned(), (format!("{name}.{namespace}"), held))
         }
     });
     let asked: Vec<_> = stream::iter(asking.collect::<Vec<_>>()).buffered(AT_ONCE).collect().await;
-    let (uids, found) = asked.into_iter().unzip();
-    trust.proxies = found;
+    let mut uids = Vec::new();
+    for (uid, (name, held)) in asked {
+        // A gateway that neither shows a certificate nor checks any has nothing to be seen.
+        if let Some(held) = held.transpose() {
+            uids.push(uid);
+            trust.proxies.push((name, held));
+        }
+    }
     Look { trust, uids, proxies: proxies.len() }
 }
 
@@ -192,6 +199,26 @@ fn all(pem: &str) -> Vec<Certificate> {
     Certificate::all_from_pem(pem).unwrap_or_default()
 }
 
+/// Whether the proxy of a pod is a gateway's: `proxy router`, as Istio's charts and ours start it.
+fn is_gateway(pod: &Value) -> bool {
+    let containers = pod["spec"]["containers"].as_array().into_iter().flatten();
+    let args = containers.filter(|c| c["name"] == istio::PROXY_CONTAINER).filter_map(|c| c["args"].as_array());
+    args.flatten().any(|arg| arg == "router")
+}
+
+/// Whether Envoy has fetched no secret at all: a gateway that only passes TLS on by its server name uses none.
+fn is_without_secrets(dump: &Value) -> bool {
+    let configs = match (&dump["configs"], dump.as_object()) {
+        (Value::Array(configs), _) => configs.as_slice(),
+        (_, Some(all)) if all.is_empty() => &[],
+        _ => return false,
+    };
+    let lists = ["dynamic_active_secrets", "dynamic_warming_secrets"];
+    configs.iter().all(|config| {
+        config["secret"].is_null() && lists.iter().all(|list| config[*list].as_array().is_none_or(Vec::is_empty))
+    })
+}
+
 /// The workload's certificate and roots in Envoy's config dump: of all of it, or of `dynamic_active_secrets` alone.
 fn held(dump: &Value) -> Result<Held, String> {
     let configs = dump["configs"].as_array().map(Vec::as_slice).unwrap_or_default();
@@ -234,7 +261,29 @@ mod tests {
             let held = held(&dump).unwrap();
             assert_eq!((held.chain, held.roots), (leaf.chain().to_vec(), vec![root.certificate().clone()]));
         }
+        assert!(held(&json!({"configs": [secrets[1]]})).unwrap_err().contains("no secret default in use"));
         assert_eq!(held(&json!({})).unwrap_err(), "its config dump has no secret default in use");
+    }
+
+    #[test]
+    fn only_a_gateway_may_be_without_secrets() {
+        for (dump, without) in [
+            (json!({}), true),
+            (json!({"configs": []}), true),
+            (json!({"configs": [{"bootstrap": {}}, {"dynamic_active_secrets": []}]}), true),
+            (json!({"configs": [{"dynamic_warming_secrets": [{"name": "default"}]}]}), false),
+            (json!({"configs": [{"name": "ROOTCA", "secret": {}}]}), false),
+            (json!({"error": "not ready"}), false),
+            (json!("no dump"), false),
+        ] {
+            assert_eq!(is_without_secrets(&dump), without, "{dump}");
+        }
+        let pod = |args: Value| {
+            json!({"spec": {"containers": [{"name": "app", "args": ["router"]},
+            {"name": "istio-proxy", "args": args}]}})
+        };
+        assert!(is_gateway(&pod(json!(["proxy", "router", "--domain", "x"]))));
+        assert!(!is_gateway(&pod(json!(["proxy", "sidecar"]))) && !is_gateway(&pod(Value::Null)));
     }
 
     #[test]

@@ -19,7 +19,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use stolos_apply::{Clusters, Error, Goal, Leader, News, Options, State, Verdict, observe};
+use stolos_apply::{Clusters, Error, Goal, Leader, News, Options, State, Verdict, because, observe};
 use stolos_plan::{Plan, Sight};
 use stolos_serve::{Listener, Stop};
 use stolos_spec::Mesh;
@@ -289,18 +289,4 @@ enum Trouble {
     /// Another replica leads.
     Led(String),
     Other(String),
-}
-
-/// An error with its causes, in one line.
-fn because(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        next = cause.source();
-    }
-    text
 }

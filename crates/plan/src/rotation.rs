@@ -347,10 +347,10 @@ mod tests {
         assert!(distributed.root_cert.starts_with(&start.root_cert), "the old bundle is in it as text");
         let reissued = step(Phase::Reissue, &distributed);
         let retired = step(Phase::Retire, &reissued);
-        assert_eq!(retired.check(now).unwrap().roots, [roots.new.clone()]);
+        assert_eq!(retired.check(now).unwrap().roots, std::slice::from_ref(&roots.new));
         for from in [&start, &distributed, &reissued] {
             let back = step(Phase::Withdraw, &step(Phase::Restore, from));
-            assert_eq!(back.check(now).unwrap().roots, [roots.old.clone()]);
+            assert_eq!(back.check(now).unwrap().roots, std::slice::from_ref(&roots.old));
         }
     }
 

@@ -26,7 +26,7 @@ pub(crate) fn run(args: &ManArgs, screen: &Screen) -> Result<Exit, Failure> {
     let written =
         std::fs::create_dir_all(folder).and_then(|()| clap_mangen::generate_to(Cli::command(), folder.as_path()));
     written.map_err(|error| {
-        Failure::caused(&error).while_doing(&format!("could not write manual pages into {}", folder.display()))
+        Failure::caused(&error).while_doing(format!("could not write manual pages into {}", folder.display()))
     })?;
     screen.say(&format!("`man -M` does not find them there by itself: `man {}`", folder.join("stolos.1").display()));
     Ok(Exit::Good)

@@ -83,7 +83,9 @@ async fn obeys(name: &str, envoy: Option<PathBuf>) {
     let sleeper = "cluster.local/ns/sample/sa/sleep";
     let only_get = json!({"rules": [{"from": [{"source": {"principals": [sleeper]}}],
         "to": [{"operation": {"methods": ["GET"], "paths": ["/hello*"]}}]}]});
-    let steps: [(&str, Value, &[(&str, &str)]); 8] = [
+    /// What is tried, the policy, and each request with its status.
+    type Step<'a> = (&'a str, Value, &'a [(&'a str, &'a str)]);
+    let steps: [Step<'_>; 8] = [
         ("an empty policy lets nobody in", json!({}), &[(HELLO, "403"), (RAW, "000")]),
         ("some requests of some", only_get, &[(HELLO, "200"), (POST, "403"), (HEALTH, "403"), (RAW, "000")]),
         (

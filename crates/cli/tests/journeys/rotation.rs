@@ -213,3 +213,25 @@ async fn what_cannot_be_replaced_is_said() {
     assert!(run.code == Some(1) && run.err.contains(CONTEXTS[2]), "{:?}\n{}", run.code, run.err);
     assert!(!world.state(MESH).join("rotation.json").exists());
 }
+
+/// Envoy as every sidecar and every gateway: its secrets are read from its own dump, and a gateway that only passes TLS
+/// on has none.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_root_under_envoy_is_replaced() {
+    let Some(envoy) = crate::programs::program("STOLOS_ENVOY") else { return };
+    let mut world = World::new();
+    let mesh = "apiVersion: stolos.dev/v1alpha1\nkind: Mesh\nmetadata: {name: rooted}\nspec:\n  \
+                samples: [helloworld, sleep]\n  clusters:\n  - {name: east, network: east}\n  - {name: west, network: west}\n";
+    let file = world.write("mesh.yaml", mesh);
+    world.up_with(&file, &["--envoy", text(&envoy), "--envoy-for", "all"]).await;
+    world.good(&["apply", "-f", text(&file), "--yes"]).await;
+    let fingerprint = || {
+        let pem = std::fs::read_to_string(world.state("rooted").join("root-cert.pem")).unwrap();
+        Certificate::from_pem(&pem).unwrap().fingerprint()
+    };
+    let before = fingerprint();
+    let run = world.good(&["cert", "rotate", "root", "-f", text(&file), "--yes", "--timeout", "120"]).await;
+    assert_ne!(fingerprint(), before, "{}\n{}", run.out, run.err);
+    world.proven(&file, 4).await;
+    world.good(&["plan", "-f", text(&file)]).await;
+}

@@ -216,12 +216,12 @@ impl Tree<'_> {
             Change::Link { read, secret, .. } => self.secret(cluster, number, secret, &[read], wave),
             Change::Install { release, .. } => {
                 let path = format!("{number:02}/{}.values.yaml", release.name);
-                self.put(format!("clusters/{cluster}/{path}"), &[release.values.clone()]);
+                self.put(format!("clusters/{cluster}/{path}"), std::slice::from_ref(&release.values));
                 wave.releases.push((release.clone(), path));
             }
             Change::Operate { operator, .. } => {
                 let path = format!("{number:02}/{}.istiooperator.yaml", operator.name);
-                self.put(format!("clusters/{cluster}/{path}"), &[operator.document.clone()]);
+                self.put(format!("clusters/{cluster}/{path}"), std::slice::from_ref(&operator.document));
                 wave.operators.push((operator.clone(), path));
             }
             Change::WithAddress { change, .. } => self.change(cluster, number, change, wave),
