@@ -11,7 +11,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use stolos_cluster::objects::{self, Resource};
 use stolos_cluster::{Cluster, Error};
-use stolos_plan::{CREDENTIAL_LABEL, MANAGER, MESH_LABEL, SYSTEM_NAMESPACE, ours};
+use stolos_plan::{CREDENTIAL_LABEL, MANAGER, MESH_LABEL, SYSTEM_NAMESPACE, is_owned, ours};
 
 use crate::observe::authority;
 
@@ -116,19 +116,21 @@ pub async fn list(mesh: &str, cluster: &Cluster) -> Result<Vec<Given>, Error> {
 ///
 /// When the cluster refuses or does not answer.
 pub async fn revoke(mesh: &str, cluster: &Cluster, name: &str) -> Result<bool, Error> {
-    if list(mesh, cluster).await?.iter().all(|given| given.name != name) {
-        return Ok(false);
-    }
     let name = account(name);
-    // The account first: that is what the tokens are of.
+    let mut found = false;
+    // The account first: that is what the tokens are of. What a revocation that was cut short has left goes, too.
     for (version, kind, namespace) in [
         ("v1", "ServiceAccount", Some(SYSTEM_NAMESPACE)),
         (RBAC, "ClusterRoleBinding", None),
         (RBAC, "ClusterRole", None),
     ] {
-        objects::delete(&cluster.client, &Resource::named(version, kind)?, namespace, &name, None).await?;
+        let resource = Resource::named(version, kind)?;
+        let there = objects::get(&cluster.client, &resource, namespace, &name).await?;
+        if there.is_some_and(|object| is_owned(mesh, &object)) {
+            found |= objects::delete(&cluster.client, &resource, namespace, &name, None).await?;
+        }
     }
-    Ok(true)
+    Ok(found)
 }
 
 fn account(name: &str) -> String {

@@ -18,7 +18,7 @@ fn a_broken_file_is_shown_with_all_its_problems() {
       |
     5 |     - {name: a, netwrok: x}
       |                 ^^^^^^^
-      = expected: `name`, `context`, `kubeconfig`, `network`, `region`, `zone`, `controlPlane` or `api`
+      = expected: `name`, `context`, `kubeconfig`, `network`, `region`, `zone`, `controlPlane`, `api` or `gateway`
     hint: write `network`
 
     error: `strikt` is not a known mode of mTLS
