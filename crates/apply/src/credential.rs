@@ -4,14 +4,12 @@
 //! The rights are those of a control plane that reads another cluster (multi-cluster contract B.5). Secrets are not among
 //! them unless they are asked for: whoever reads all Secrets of a cluster is its administrator, one token further.
 
-use base64::Engine as _;
-use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use http::Request;
 use serde::Serialize;
 use serde_json::{Value, json};
 use stolos_cluster::objects::{self, Resource};
 use stolos_cluster::{Cluster, Error};
-use stolos_plan::{CREDENTIAL_LABEL, MANAGER, MESH_LABEL, SYSTEM_NAMESPACE, is_owned, ours};
+use stolos_plan::{CREDENTIAL_LABEL, MANAGER, MESH_LABEL, SYSTEM_NAMESPACE, is_owned, ours, token_life};
 
 use crate::observe::authority;
 
@@ -81,7 +79,7 @@ pub async fn create(mesh: &str, cluster: &Cluster, asked: CredentialRequest<'_>)
     let expires = answer["status"]["expirationTimestamp"].as_str().unwrap_or_default().to_owned();
     let [account, ..] = objects_of(mesh, asked, istio, Some(&expires));
     put(cluster, &account).await?;
-    let granted = life(&token);
+    let granted = token_life(&token);
     Ok(Issued { token: stolos_pki::Secret::new(token), authority: authority(cluster), expires, granted })
 }
 
@@ -212,15 +210,11 @@ async fn request(cluster: &Cluster, what: &str, request: http::Result<Request<Ve
     answer.map_err(|_| Error::NoAnswer { what: what.to_owned(), after })?.map_err(failed)
 }
 
-/// For how long a token was granted, by its own words.
-fn life(token: &str) -> Option<u64> {
-    let claims = BASE64_URL_SAFE_NO_PAD.decode(token.split('.').nth(1)?).ok()?;
-    let claims: Value = serde_json::from_slice(&claims).ok()?;
-    u64::try_from(claims["exp"].as_i64()? - claims["iat"].as_i64()?).ok()
-}
-
 #[cfg(test)]
 mod tests {
+    use base64::Engine as _;
+    use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+
     use super::*;
 
     #[test]
@@ -238,6 +232,6 @@ mod tests {
     #[test]
     fn a_tokens_life_is_what_it_says() {
         let token = format!("head.{}.sign", BASE64_URL_SAFE_NO_PAD.encode(r#"{"iat": 100, "exp": 3700}"#));
-        assert_eq!((life(&token), life("no token")), (Some(3600), None));
+        assert_eq!((token_life(&token), token_life("no token")), (Some(3600), None));
     }
 }

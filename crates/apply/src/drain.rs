@@ -104,9 +104,7 @@ pub async fn drain(
         Ok(report)
     };
     let result = held.await;
-    if let Err(error) = lock.release().await {
-        tracing::warn!(error = because(&error), "the Lease stays until it expires");
-    }
+    lock.release().await;
     result
 }
 

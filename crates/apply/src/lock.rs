@@ -45,13 +45,9 @@ impl Lock {
         self.held.lost().await;
     }
 
-    /// Gives the lock back.
-    ///
-    /// # Errors
-    ///
-    /// When the Lease cannot be deleted; it then expires by itself.
-    pub async fn release(self) -> Result<(), Error> {
-        self.held.release().await
+    /// Gives the lock back. A Lease that cannot be deleted expires by itself.
+    pub async fn release(self) {
+        self.held.release().await;
     }
 }
 
@@ -76,13 +72,9 @@ impl Leader {
         self.held.lost().await;
     }
 
-    /// Lets another one lead.
-    ///
-    /// # Errors
-    ///
-    /// When the Lease cannot be deleted; it then expires by itself.
-    pub async fn release(self) -> Result<(), Error> {
-        self.held.release().await
+    /// Lets another one lead. A Lease that cannot be deleted expires by itself.
+    pub async fn release(self) {
+        self.held.release().await;
     }
 }
 
@@ -123,9 +115,11 @@ impl Held {
         self.lost.cancelled().await;
     }
 
-    async fn release(self) -> Result<(), Error> {
+    async fn release(self) {
         self.renewing.abort();
-        self.lease.delete().await
+        if let Err(error) = self.lease.delete().await {
+            tracing::warn!(error = because(&error), "the Lease stays until it expires");
+        }
     }
 }
 

@@ -10,7 +10,6 @@ use stolos_pki::CaCerts;
 use stolos_spec::Mesh;
 use tokio::time::Instant;
 
-use crate::clusters::because;
 use crate::rotate::{cacerts, connected, write_cacerts};
 use crate::trust::shown;
 use crate::{Clusters, Error, Lock, State};
@@ -100,9 +99,7 @@ pub async fn reissue(
         Ok(report)
     };
     let result = held.await;
-    if let Err(error) = lock.release().await {
-        tracing::warn!(error = because(&error), "the Lease stays until it expires");
-    }
+    lock.release().await;
     result
 }
 

@@ -108,9 +108,7 @@ pub async fn rotate(
             None => Err(Error::Rotation("interrupted before anything was done".to_owned())),
         },
     };
-    if let Err(error) = lock.release().await {
-        tracing::warn!(error = because(&error), "the Lease stays until it expires");
-    }
+    lock.release().await;
     result
 }
 

@@ -3,7 +3,6 @@ use std::time::{Duration, Instant};
 use stolos_plan::{Action, Blocked, Observed, Plan, StepId};
 use stolos_spec::Mesh;
 
-use crate::clusters::because;
 use crate::execute::millis;
 use crate::{Clusters, Error, Lock, Options, Progress, Report, State, execute, observe};
 
@@ -79,9 +78,7 @@ pub async fn run(
     };
     let mut result = held.await;
     let held = began.elapsed();
-    if let Err(error) = lock.release().await {
-        tracing::warn!(error = because(&error), "the Lease stays until it expires");
-    }
+    lock.release().await;
     if let Ok(report) = &mut result {
         report.timing.lock = millis(locked);
         report.timing.look = millis(looked);

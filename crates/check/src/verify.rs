@@ -33,7 +33,8 @@ pub struct Options {
     pub ready: Duration,
     /// How long a path may take to come up before what is missing counts as missing.
     pub settle: Duration,
-    /// Requests per caller, instead of the number that makes luck negligible.
+    /// Requests per caller, instead of the number that makes luck negligible; with fewer, more are sent (up to that
+    /// number) before a cluster counts as silent.
     pub requests: Option<usize>,
     /// What is brought along.
     pub workload: Workload,
@@ -291,7 +292,7 @@ impl Run<'_> {
             probes.iter().find(|p| p.servers.contains_key(instance)).map(|p| p.cluster.name.clone())
         };
         let everybody: BTreeSet<String> = expected.clusters.iter().map(|c| c.name.clone()).collect();
-        let mut missing = everybody;
+        let mut missing = everybody.clone();
         let mut failing = false;
         let began = Instant::now();
         let warm = format!("warm-{}", random(8));
@@ -310,15 +311,36 @@ impl Run<'_> {
         }
         (self.news)(News::Settled { cluster: from.cluster.name.clone() });
 
+        let enough = requests_per_caller(probes.len());
+        let count = self.options.requests.unwrap_or(enough);
+        let mut missing = everybody;
+        let mut requests = Vec::new();
+        // Who balances the load chooses by chance: with few requests, more are sent before anybody is called silent.
+        while requests.len() < count || (!missing.is_empty() && requests.len() < enough) {
+            let more = if requests.is_empty() { count } else { count.min(enough - requests.len()) };
+            requests.extend(self.round(from, more, &cluster_of).await?);
+            for by in requests.iter().filter_map(|request| request.answered_by.as_ref()) {
+                missing.remove(by);
+            }
+        }
+        (self.news)(News::Asked { cluster: from.cluster.name.clone(), requests: requests.len() });
+        Ok(requests)
+    }
+
+    /// `count` requests of one caller, as its client and its proxy saw them.
+    async fn round(
+        &self,
+        from: &Probe<'_>,
+        count: usize,
+        cluster_of: impl Fn(&String) -> Option<String>,
+    ) -> Result<Vec<Request>, Error> {
         let run = format!("verify-{}", random(12));
-        let count = self.options.requests.unwrap_or_else(|| requests_per_caller(probes.len()));
         let output = self.exec(from, &from.client, &probe::script(&self.namespace, &run, count)).await?;
         let answers = probe::answers(&output);
         if answers.len() != count {
             let why = format!("{} of {count} requests were made: {}", answers.len(), last_line(&output));
             return Err(Error::Client { cluster: from.cluster.name.clone(), why });
         }
-        (self.news)(News::Asked { cluster: from.cluster.name.clone(), requests: count });
         let mut log = self.access_log(from, &run, count).await?;
         Ok(answers
             .into_iter()

@@ -5,6 +5,7 @@
 mod command;
 mod exit;
 mod failure;
+mod file;
 mod folder;
 mod input;
 mod lab;

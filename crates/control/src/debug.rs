@@ -8,6 +8,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::{Json, Router, routing::get};
 use serde_json::{Map, Value, json};
+use stolos_serve::exposition;
 use stolos_xds::message;
 use stolos_xds::server::Server;
 
@@ -66,7 +67,7 @@ async fn ready(Extract(pages): Extract<Pages>) -> Response {
 
 async fn metrics(Extract(pages): Extract<Pages>) -> Response {
     let text = pages.metrics.text(&pages.state, pages.server.connections().len(), &pages.server.totals());
-    ([("content-type", "text/plain; version=0.0.4")], text).into_response()
+    ([("content-type", exposition::MEDIA_TYPE)], text).into_response()
 }
 
 /// All services, merged.

@@ -1,11 +1,11 @@
 //! Figures, under the names that Istio's dashboards know.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use stolos_serve::exposition::Exposition;
 use stolos_xds::message;
 use stolos_xds::server::Totals;
 
@@ -74,7 +74,7 @@ impl Metrics {
     /// Everything, as Prometheus reads it.
     #[must_use]
     pub(crate) fn text(&self, state: &State, proxies: usize, totals: &BTreeMap<std::sync::Arc<str>, Totals>) -> String {
-        let mut text = Text(String::new());
+        let mut text = Exposition::default();
         let report = state.reports.borrow().clone();
         let world = state.worlds.borrow().clone();
         let remote = report.clusters.iter().filter(|cluster| !cluster.secret.is_empty()).count();
@@ -141,7 +141,7 @@ impl Metrics {
         }
         text.sample("pilot_proxy_convergence_time_count", &[], sum);
         let seconds = self.delay_micros.load(Relaxed) as f64 / 1e6;
-        text.0.push_str(&format!("pilot_proxy_convergence_time_sum {seconds}\n"));
+        text.sample("pilot_proxy_convergence_time_sum", &[], seconds);
         text.single("stolos_world_version", "gauge", "The picture now.", world.version);
         text.single(
             "stolos_unsupported_objects",
@@ -163,31 +163,8 @@ impl Metrics {
             self.injections.load(Relaxed),
         );
         text.single("sidecar_injection_success_total", "counter", "Pods injected.", self.injected.load(Relaxed));
-        text.0
+        text.text()
     }
-}
-
-struct Text(String);
-
-impl Text {
-    fn family(&mut self, name: &str, kind: &str, help: &str) {
-        let _ = write!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}\n");
-    }
-
-    fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: u64) {
-        let labels: Vec<_> = labels.iter().map(|(key, value)| format!("{key}=\"{}\"", escaped(value))).collect();
-        let labels = if labels.is_empty() { String::new() } else { format!("{{{}}}", labels.join(",")) };
-        let _ = writeln!(self.0, "{name}{labels} {value}");
-    }
-
-    fn single(&mut self, name: &str, kind: &str, help: &str, value: u64) {
-        self.family(name, kind, help);
-        self.sample(name, &[], value);
-    }
-}
-
-fn escaped(value: &str) -> String {
-    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }
 
 /// `cds`, `eds`, … for a type URL.

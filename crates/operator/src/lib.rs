@@ -57,7 +57,7 @@ pub async fn run(settings: Settings, listener: Listener, stop: Stop) {
     if let Ok(address) = listener.local_addr() {
         tracing::info!(%address, "serving /metrics, /healthz and /readyz");
     }
-    let metrics = Arc::new(Metrics::new());
+    let metrics = Arc::new(Metrics::default());
     let pages = pages::serve(listener, Arc::clone(&metrics), stop.clone());
     let operator = Operator { settings, metrics };
     tokio::join!(pages, operator.keep(&stop));
@@ -88,9 +88,7 @@ impl Operator {
                     self.metrics.leads(true);
                     self.lead(&leader, mesh, stop).await;
                     self.metrics.leads(false);
-                    if let Err(error) = leader.release().await {
-                        tracing::warn!(error = because(&error), "the Lease stays until it expires");
-                    }
+                    leader.release().await;
                     continue;
                 }
                 Err(Trouble::Led(holder)) => {

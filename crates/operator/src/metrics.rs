@@ -1,12 +1,12 @@
 //! What an operator counts, as Prometheus reads it.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use stolos_check::StatusReport;
 use stolos_plan::Summary;
+use stolos_serve::exposition::Exposition;
 
 /// A round that takes longer hangs: the waits of its steps are bounded, and there are not that many in a row.
 const LONGEST: Duration = Duration::from_secs(3600);
@@ -50,10 +50,6 @@ struct Figures {
 }
 
 impl Metrics {
-    pub(crate) fn new() -> Self {
-        Self::default()
-    }
-
     fn figures(&self) -> MutexGuard<'_, Figures> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -134,44 +130,40 @@ impl Metrics {
 
     pub(crate) fn text(&self) -> String {
         let figures = self.figures();
-        let mut text = String::new();
-        let mut family = |name: &str, kind: &str, help: &str, samples: Vec<(String, String)>| {
-            if !samples.is_empty() {
-                let _ = writeln!(text, "# HELP stolos_operator_{name} {help}\n# TYPE stolos_operator_{name} {kind}");
-            }
-            for (labels, value) in samples {
-                let labels = if labels.is_empty() { labels } else { format!("{{{labels}}}") };
-                let _ = writeln!(text, "stolos_operator_{name}{labels} {value}");
-            }
-        };
-        let one = |value: String| vec![(String::new(), value)];
-        family("leader", "gauge", "Whether this replica acts.", one(u8::from(figures.leads).to_string()));
-        let rounds = Outcome::ALL.map(|(outcome, name)| {
-            (format!("result=\"{name}\""), figures.rounds.get(&outcome).copied().unwrap_or(0).to_string())
-        });
-        family("rounds_total", "counter", "Rounds by how they ended.", rounds.to_vec());
-        family("writes_total", "counter", "Writes sent to API servers.", one(figures.writes.to_string()));
-        let succeeded = figures.succeeded.map(|at| one(at.to_string())).unwrap_or_default();
-        let help = "End of the last round after which the mesh was as its file says.";
-        family("last_success_timestamp_seconds", "gauge", help, succeeded);
+        let mut page = Exposition::default();
+        page.single("stolos_operator_leader", "gauge", "Whether this replica acts.", u8::from(figures.leads));
+        page.family("stolos_operator_rounds_total", "counter", "Rounds by how they ended.");
+        for (outcome, result) in Outcome::ALL {
+            let count = figures.rounds.get(&outcome).copied().unwrap_or(0);
+            page.sample("stolos_operator_rounds_total", &[("result", result)], count);
+        }
+        page.single("stolos_operator_writes_total", "counter", "Writes sent to API servers.", figures.writes);
+        if let Some(at) = figures.succeeded {
+            let help = "End of the last round after which the mesh was as its file says.";
+            page.single("stolos_operator_last_success_timestamp_seconds", "gauge", help, at);
+        }
         if !figures.leads {
-            return text;
+            return page.text();
         }
         let Summary { add, change, remove } = figures.pending;
-        let pending = [("add", add), ("change", change), ("remove", remove)];
-        let pending = pending.map(|(action, count)| (format!("action=\"{action}\""), count.to_string()));
-        family("pending_steps", "gauge", "Steps that the last plan had.", pending.to_vec());
+        page.family("stolos_operator_pending_steps", "gauge", "Steps that the last plan had.");
+        for (action, count) in [("add", add), ("change", change), ("remove", remove)] {
+            page.sample("stolos_operator_pending_steps", &[("action", action)], count);
+        }
         let help = "Steps that are held back, since they take something away.";
-        family("held_back_steps", "gauge", help, one(figures.held.to_string()));
-        let reach = figures.reachable.iter();
-        let reach = reach.map(|(name, seen)| (format!("cluster=\"{name}\""), u8::from(*seen).to_string())).collect();
-        family("cluster_reachable", "gauge", "Whether the API server answered in the last round.", reach);
-        let expiries = figures.expiries.iter();
-        let expiries = expiries
-            .map(|((cluster, what), end)| (format!("cluster=\"{cluster}\",what=\"{what}\""), end.to_string()))
-            .collect();
-        family("expiry_timestamp_seconds", "gauge", "When a certificate or token ends.", expiries);
-        text
+        page.single("stolos_operator_held_back_steps", "gauge", help, figures.held);
+        let help = "Whether the API server answered in the last round.";
+        page.family("stolos_operator_cluster_reachable", "gauge", help);
+        for (cluster, seen) in &figures.reachable {
+            page.sample("stolos_operator_cluster_reachable", &[("cluster", cluster)], u8::from(*seen));
+        }
+        if !figures.expiries.is_empty() {
+            page.family("stolos_operator_expiry_timestamp_seconds", "gauge", "When a certificate or token ends.");
+        }
+        for ((cluster, what), end) in &figures.expiries {
+            page.sample("stolos_operator_expiry_timestamp_seconds", &[("cluster", cluster), ("what", what)], end);
+        }
+        page.text()
     }
 }
 
@@ -181,7 +173,7 @@ mod tests {
 
     #[test]
     fn prometheus_reads_what_is_counted() {
-        let metrics = Metrics::new();
+        let metrics = Metrics::default();
         assert!(!metrics.is_ready());
         metrics.leads(true);
         metrics.begins();

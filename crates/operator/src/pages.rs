@@ -6,6 +6,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::{Router, routing::get};
 use hyper_util::service::TowerToHyperService;
+use stolos_serve::exposition;
 use stolos_serve::listen::{self, Settings};
 use stolos_serve::{Listener, Stop};
 
@@ -22,7 +23,7 @@ pub(crate) async fn serve(listener: Listener, metrics: Arc<Metrics>, stop: Stop)
 }
 
 async fn text(State(metrics): State<Arc<Metrics>>) -> ([(&'static str, &'static str); 1], String) {
-    ([("content-type", "text/plain; version=0.0.4")], metrics.text())
+    ([("content-type", exposition::MEDIA_TYPE)], metrics.text())
 }
 
 async fn health(State(metrics): State<Arc<Metrics>>) -> (StatusCode, &'static str) {

@@ -202,12 +202,7 @@ impl Authority {
     ) -> Result<CaCerts, Error> {
         let key = PrivateKey::generate()?;
         let mut params = self.params_below(now, validity)?;
-        params.distinguished_name = distinguished(organization, "Intermediate CA", Some(cluster));
-        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-        params.key_usages =
-            vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        params.subject_alt_names =
-            vec![uri(&format!("spiffe://{trust_domain}/ns/istio-system/sa/istiod"))?, dns("istiod.istio-system.svc")?];
+        signs_for(&mut params, cluster, organization, trust_domain)?;
         let made = params.signed_by(key.pair(), &self.issuer).map_err(|e| Error::make("intermediate", e))?;
         let certificate = Certificate::from_der(made.der().clone())?;
         // Of several roots only the one that this leads to belongs to its chain.
@@ -319,6 +314,21 @@ pub struct IntermediateRequest {
     key: PrivateKey,
 }
 
+/// What a cluster's signing certificate is, whoever signs it.
+fn signs_for(
+    params: &mut CertificateParams,
+    cluster: &str,
+    organization: &str,
+    trust_domain: &str,
+) -> Result<(), Error> {
+    params.distinguished_name = distinguished(organization, "Intermediate CA", Some(cluster));
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params.subject_alt_names =
+        vec![uri(&format!("spiffe://{trust_domain}/ns/istio-system/sa/istiod"))?, dns("istiod.istio-system.svc")?];
+    Ok(())
+}
+
 impl IntermediateRequest {
     /// A request for the signing certificate of one cluster.
     ///
@@ -328,12 +338,7 @@ impl IntermediateRequest {
     pub fn new(cluster: &str, organization: &str, trust_domain: &str) -> Result<Self, Error> {
         let key = PrivateKey::generate()?;
         let mut params = CertificateParams::default();
-        params.distinguished_name = distinguished(organization, "Intermediate CA", Some(cluster));
-        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-        params.key_usages =
-            vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        params.subject_alt_names =
-            vec![uri(&format!("spiffe://{trust_domain}/ns/istio-system/sa/istiod"))?, dns("istiod.istio-system.svc")?];
+        signs_for(&mut params, cluster, organization, trust_domain)?;
         let made = params.serialize_request(key.pair()).map_err(|e| Error::make("certificate request", e))?;
         let csr_pem = made.pem().map_err(|e| Error::make("certificate request", e))?;
         Ok(Self { csr_pem, key })

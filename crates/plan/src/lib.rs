@@ -36,7 +36,7 @@ pub use graph::{Blast, Leftover, Member, Note, Plan, Purpose, Summary};
 pub use object::{
     CACERTS_SECRET, CREDENTIAL_LABEL, DRAINED, DRAINER, MANAGED_BY_LABEL, MANAGER, MEMBERSHIP, MESH_LABEL,
     READER_SERVICE_ACCOUNT, ROOT_CONFIG_MAP, SAMPLE_NAMESPACE, SYSTEM_NAMESPACE, drained, is_owned, link_kubeconfig,
-    ours, peer_secret, remote_secret_name, secret_text,
+    ours, peer_secret, remote_secret_name, secret_text, token_life,
 };
 pub use observed::{ClusterState, LocalChart, Objects, Observed, RootFacts, Sight, StateFacts, Unreadable};
 pub use operator::Operator;

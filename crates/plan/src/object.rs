@@ -115,6 +115,13 @@ pub(crate) fn claims(token: &str) -> Option<Credential> {
     })
 }
 
+/// For how many seconds a service account token was granted, by its own words.
+#[must_use]
+pub fn token_life(token: &str) -> Option<u64> {
+    let claims = claims(token)?;
+    u64::try_from(claims.expires - claims.issued).ok()
+}
+
 /// The token in a kubeconfig that [`link_kubeconfig`] wrote.
 pub(crate) fn token_in(kubeconfig: &str) -> Option<String> {
     let quoted = kubeconfig.lines().find_map(|line| line.trim().strip_prefix("token: "))?;

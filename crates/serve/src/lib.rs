@@ -1,4 +1,5 @@
-//! What every long-running part of Stolos shares: sockets, listening, stopping, container output.
+//! What every long-running part of Stolos shares: sockets, listening, stopping, container output,
+//! figures.
 //!
 //! A role (control plane, proxy, API server) never opens a socket of its own making. It is given a [`Net`] and
 //! dials, binds and resolves through it: [`HostNet`] in a real container, the lab's pod network in the lab, where
@@ -8,6 +9,8 @@
 //! Start at [`net`], then [`listen::http`].
 
 mod container;
+pub mod exposition;
+pub mod handshake;
 pub mod listen;
 pub mod meter;
 pub mod net;

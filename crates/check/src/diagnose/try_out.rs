@@ -1,15 +1,14 @@
 //! Trying things without changing any: connections from a pod, handshakes from here, credentials of others.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::Api;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use serde_json::{Value, json};
 use stolos_k8s::istio;
+use stolos_serve::handshake::shown;
 use stolos_serve::{HostNet, Net};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -68,35 +67,10 @@ pub(crate) async fn handshake(address: &str, port: u16, sni: Option<String>) -> 
         Err(touch) => return (touch, None),
     };
     let Some(sni) = sni else { return (Touch::Reached, None) };
-    let seen = Arc::new(Seen::default());
-    let config = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
-        .with_safe_default_protocol_versions()
-        .map(|builder| {
-            builder
-                .dangerous()
-                .with_custom_certificate_verifier(Arc::clone(&seen) as Arc<dyn ServerCertVerifier>)
-                .with_no_client_auth()
-        });
-    let chain = match (config, ServerName::try_from(sni.clone())) {
-        (Ok(mut config), Ok(name)) => {
-            // Without Istio's ALPN no filter chain of a healthy gateway matches (contract E.1).
-            if sni.starts_with("outbound_") {
-                config.alpn_protocols = vec![b"istio".to_vec()];
-            }
-            let connecting = tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, stream);
-            let ended = tokio::time::timeout(PATIENCE, connecting).await;
-            let chain = seen.chain.lock().unwrap_or_else(PoisonError::into_inner).take();
-            match (chain, ended) {
-                // Whatever came after it: the server showed who it is. That we have no certificate is its next line.
-                (Some(chain), _) => Ok(chain),
-                (None, Ok(Ok(_))) => Err("it showed no certificate".to_owned()),
-                (None, Ok(Err(error))) => Err(error.to_string()),
-                (None, Err(_)) => Err("silence".to_owned()),
-            }
-        }
-        (Err(error), _) => Err(error.to_string()),
-        (_, Err(error)) => Err(error.to_string()),
-    };
+    // Without Istio's ALPN no filter chain of a healthy gateway matches (contract E.1).
+    let protocols: &[&str] = if sni.starts_with("outbound_") { &["istio"] } else { &[] };
+    let chain = tokio::time::timeout(PATIENCE, shown(stream, &sni, protocols)).await;
+    let chain = chain.unwrap_or_else(|_| Err("silence".to_owned()));
     (Touch::Reached, Some(Handshake { sni, chain }))
 }
 
@@ -130,49 +104,6 @@ pub(crate) async fn resolve(name: &str) -> Datum<Vec<IpAddr>> {
         // A resolver says "no such name" as an error.
         Ok(Err(_)) => Datum::now(vec![]),
         Err(_) => Datum::Unread { why: format!("resolving {name} took too long") },
-    }
-}
-
-/// Keeps what a server shows, and believes nothing: the handshake ends there.
-#[derive(Debug, Default)]
-struct Seen {
-    chain: Mutex<Option<Vec<Vec<u8>>>>,
-}
-
-impl ServerCertVerifier for Seen {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        let all = std::iter::once(end_entity).chain(intermediates).map(|c| c.to_vec()).collect();
-        *self.chain.lock().unwrap_or_else(PoisonError::into_inner) = Some(all);
-        Err(rustls::Error::General("only looking".to_owned()))
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &rustls::DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Err(rustls::Error::General("only looking".to_owned()))
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &rustls::DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Err(rustls::Error::General("only looking".to_owned()))
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
-        rustls::crypto::aws_lc_rs::default_provider().signature_verification_algorithms.supported_schemes()
     }
 }
 

@@ -1,4 +1,3 @@
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -17,6 +16,7 @@ use crate::command::plan::{Scene, carried_out, planned, show};
 use crate::command::verify;
 use crate::exit::Exit;
 use crate::failure::Failure;
+use crate::file::{self, Eyes};
 use crate::input::{SampleArgs, StateArgs, source};
 use crate::screen::{Output, Screen, count};
 use crate::view;
@@ -257,13 +257,13 @@ fn consent(screen: &Screen, clusters: usize) -> Result<(), Failure> {
 
 /// Writes the mesh file; its folder is made where it is the state's own.
 fn write(path: &Path, text: &str, own: bool) -> Result<(), Failure> {
-    let writing = || {
-        if let Some(folder) = path.parent().filter(|_| own) {
-            use std::os::unix::fs::DirBuilderExt as _;
-            std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
-        }
-        std::fs::File::create(path)?.write_all(text.as_bytes())
-    };
-    writing()
-        .map_err(|e: std::io::Error| Failure::caused(&e).while_doing(format!("could not write {}", path.display())))
+    if let Some(folder) = path.parent().filter(|_| own) {
+        use std::os::unix::fs::DirBuilderExt as _;
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(folder)
+            .map_err(|e| Failure::caused(&e).while_doing(format!("could not make {}", folder.display())))?;
+    }
+    file::replace(path, text, Eyes::All)
 }

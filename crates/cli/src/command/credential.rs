@@ -1,6 +1,4 @@
-use std::io::Write as _;
-use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
 use comfy_table::Cell;
@@ -13,6 +11,7 @@ use stolos_spec::{Api, ClusterName, Mesh};
 
 use crate::exit::Exit;
 use crate::failure::Failure;
+use crate::file::{self, Eyes};
 use crate::input::{BuiltArgs, OutputArgs};
 use crate::screen::Screen;
 use crate::view;
@@ -131,7 +130,7 @@ async fn create(args: CreateArgs, screen: &Screen) -> Result<Exit, Failure> {
     match &args.write {
         None => screen.data(&text),
         Some(path) => {
-            write(path, &text)?;
+            file::replace(path, &text, Eyes::Owner)?;
             screen.line(format!("wrote {}", path.display()));
         }
     }
@@ -254,19 +253,6 @@ fn lifetime(text: &str) -> Result<u64, String> {
         Some(seconds) if seconds < 600 => Err("no API server grants less than ten minutes".to_owned()),
         _ => Err("that is longer than 36500d".to_owned()),
     }
-}
-
-/// The whole file or none, and for its owner only from its first moment.
-fn write(path: &Path, text: &str) -> Result<(), Failure> {
-    let fresh = path.with_file_name(format!(".{}.new", path.file_name().unwrap_or_default().to_string_lossy()));
-    let writing = || {
-        let _ = std::fs::remove_file(&fresh);
-        let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&fresh)?;
-        file.write_all(text.as_bytes())?;
-        std::fs::rename(&fresh, path)
-    };
-    writing()
-        .map_err(|e: std::io::Error| Failure::caused(&e).while_doing(format!("could not write {}", path.display())))
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use stolos_plan::{ExportOptions, Format, Secrets};
 
 use crate::exit::Exit;
 use crate::failure::Failure;
+use crate::file::{self, Eyes};
 use crate::input::MeshArgs;
 use crate::screen::{Screen, count};
 
@@ -166,16 +167,11 @@ fn is_below(path: &str) -> bool {
     !path.is_empty() && Path::new(path).components().all(|part| matches!(part, Component::Normal(_)))
 }
 
-/// Writes beside the file and moves it there, so that it is never half there.
 fn write(folder: &Path, path: &str, text: &str) -> Result<(), Failure> {
     let target = folder.join(path);
-    let fresh = target.with_file_name(format!(".{}.new", target.file_name().unwrap_or_default().to_string_lossy()));
-    let writing = || {
-        if let Some(parent) = target.parent() {
-            std::fs::create_dir_all(parent)?;
-        }
-        std::fs::write(&fresh, text)?;
-        std::fs::rename(&fresh, &target)
-    };
-    writing().map_err(|error| Failure::caused(&error).while_doing(format!("could not write {}", target.display())))
+    if let Some(parent) = target.parent() {
+        std::fs::create_dir_all(parent)
+            .map_err(|error| Failure::caused(&error).while_doing(format!("could not make {}", parent.display())))?;
+    }
+    file::replace(&target, text, Eyes::All)
 }

@@ -26,7 +26,8 @@ pub(crate) struct VerifyArgs {
     #[arg(long)]
     keep: bool,
 
-    /// Requests per cluster, instead of the number that makes luck negligible
+    /// Requests per cluster, instead of the number that makes luck negligible; more, up to that number, if a cluster did
+    /// not answer any of them
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
     requests: Option<u32>,
 

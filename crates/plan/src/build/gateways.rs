@@ -74,30 +74,31 @@ fn labels(cluster: &Cluster) -> Value {
 }
 
 fn workload(cluster: &Cluster, serves: bool, replicas: u64) -> Vec<Value> {
-    let mut pod_labels = labels(cluster);
-    pod_labels["sidecar.istio.io/inject"] = "true".into();
     let port = |(name, number): (&str, u16)| json!({"name": name, "containerPort": number, "protocol": "TCP"});
+    // Only endpoints of its own network, or two gateways would send to each other in circles.
+    let env = json!([{"name": "ISTIO_META_REQUESTED_NETWORK_VIEW", "value": cluster.network.as_str()}]);
+    let container = json!({"name": "istio-proxy", "image": "auto", "env": env, "ports": ports(serves).map(port).collect::<Vec<_>>()});
+    gateway(GATEWAY, &labels(cluster), &selector(), replicas, &container)
+}
+
+/// The account and the Deployment of a gateway, whose pod the injector fills in.
+pub(super) fn gateway(name: &str, labels: &Value, selector: &Value, replicas: u64, container: &Value) -> Vec<Value> {
+    let mut pod_labels = labels.clone();
+    pod_labels["sidecar.istio.io/inject"] = "true".into();
+    let metadata = json!({"name": name, "namespace": SYSTEM_NAMESPACE, "labels": labels});
     vec![
-        json!({"apiVersion": "v1", "kind": "ServiceAccount",
-            "metadata": {"name": GATEWAY, "namespace": SYSTEM_NAMESPACE, "labels": labels(cluster)}}),
-        json!({"apiVersion": "apps/v1", "kind": "Deployment",
-        "metadata": {"name": GATEWAY, "namespace": SYSTEM_NAMESPACE, "labels": labels(cluster)},
+        json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata}),
+        json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": metadata,
         "spec": {
             "replicas": replicas,
-            "selector": {"matchLabels": {"app": GATEWAY, "istio": "eastwestgateway"}},
+            "selector": {"matchLabels": selector},
             "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
             "template": {
                 "metadata": {"labels": pod_labels, "annotations": {"inject.istio.io/templates": "gateway"}},
                 "spec": {
-                    "serviceAccountName": GATEWAY,
+                    "serviceAccountName": name,
                     "terminationGracePeriodSeconds": 30,
-                    "containers": [{
-                        "name": "istio-proxy",
-                        "image": "auto",
-                        // Only endpoints of its own network, or two gateways would send to each other in circles.
-                        "env": [{"name": "ISTIO_META_REQUESTED_NETWORK_VIEW", "value": cluster.network.as_str()}],
-                        "ports": ports(serves).map(port).collect::<Vec<_>>(),
-                    }],
+                    "containers": [container],
                 },
             },
         }}),

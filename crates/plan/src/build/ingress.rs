@@ -5,15 +5,15 @@ use serde_json::{Map, Value, json};
 use stolos_spec::Role;
 
 use super::control::leaves;
-use super::{Scene, Sketch, id};
+use super::{Scene, Sketch, gateways, id};
 use crate::Condition;
 use crate::object::{SYSTEM_NAMESPACE, ours};
 use crate::values::INGRESS;
 
 /// In every cluster that has a control plane: names and labels are Istio's.
 pub(super) fn steps(scene: &Scene<'_>, sketch: &mut Sketch) {
-    let gateways = &scene.mesh.control_plane.gateways;
-    let of_mesh = [("eastwest", Some(&gateways.eastwest)), ("ingress", gateways.ingress.as_ref())];
+    let values = &scene.mesh.control_plane.gateways;
+    let of_mesh = [("eastwest", Some(&values.eastwest)), ("ingress", values.ingress.as_ref())];
     let of_mesh = of_mesh.into_iter().map(|(key, values)| (None, format!("gateways.{key}"), values));
     let own = scene.mesh.clusters.iter().filter_map(|cluster| Some((cluster.name.as_str(), cluster.gateway.as_ref()?)));
     let own = own.map(|(name, gateway)| (Some(name), "gateway.values".to_owned(), Some(&gateway.values)));
@@ -24,7 +24,7 @@ pub(super) fn steps(scene: &Scene<'_>, sketch: &mut Sketch) {
             sketch.note(cluster, format!("the small engine does not act on these values of {key}: {unused}"));
         }
     }
-    let Some(values) = &gateways.ingress else { return };
+    let Some(values) = &values.ingress else { return };
     let given = Given(values);
     for (cluster, state) in scene.live.iter().filter(|(cluster, _)| cluster.role == Role::Primary) {
         let name = cluster.name.as_str();
@@ -58,32 +58,10 @@ fn service() -> Value {
 }
 
 fn workload(replicas: u64) -> Vec<Value> {
-    let mut pod_labels = labels();
-    pod_labels["sidecar.istio.io/inject"] = "true".into();
     let port = |name: &str, number: u16| json!({"name": name, "containerPort": number, "protocol": "TCP"});
-    vec![
-        json!({"apiVersion": "v1", "kind": "ServiceAccount",
-            "metadata": {"name": INGRESS, "namespace": SYSTEM_NAMESPACE, "labels": labels()}}),
-        json!({"apiVersion": "apps/v1", "kind": "Deployment",
-        "metadata": {"name": INGRESS, "namespace": SYSTEM_NAMESPACE, "labels": labels()},
-        "spec": {
-            "replicas": replicas,
-            "selector": {"matchLabels": labels()},
-            "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
-            "template": {
-                "metadata": {"labels": pod_labels, "annotations": {"inject.istio.io/templates": "gateway"}},
-                "spec": {
-                    "serviceAccountName": INGRESS,
-                    "terminationGracePeriodSeconds": 30,
-                    "containers": [{
-                        "name": "istio-proxy",
-                        "image": "auto",
-                        "ports": [port("status-port", 15021), port("http2", 8080)],
-                    }],
-                },
-            },
-        }}),
-    ]
+    let ports = [port("status-port", 15021), port("http2", 8080)];
+    let container = json!({"name": "istio-proxy", "image": "auto", "ports": ports});
+    gateways::gateway(INGRESS, &labels(), &labels(), replicas, &container)
 }
 
 /// Values of Istio's chart `gateway`, as a mesh file gives them.

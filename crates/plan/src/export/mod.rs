@@ -326,17 +326,7 @@ fn repository(release: &Release) -> Option<String> {
 }
 
 fn without_nulls(mut value: Value) -> Value {
-    fn clean(value: &mut Value) {
-        match value {
-            Value::Object(fields) => {
-                fields.retain(|_, field| !field.is_null());
-                fields.values_mut().for_each(clean);
-            }
-            Value::Array(items) => items.iter_mut().for_each(clean),
-            _ => {}
-        }
-    }
-    clean(&mut value);
+    stolos_k8s::meta::remove_nulls(&mut value);
     value
 }
 
