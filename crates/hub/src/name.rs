@@ -16,8 +16,9 @@ pub fn binding(kind: &str, name: &str) -> String {
 /// The name of the Work of a template: its own name and a hash of what it is (Karmada v1.18.2, `names.GenerateWorkName`).
 #[must_use]
 pub fn work(kind: &str, name: &str, namespace: &str) -> String {
+    let name = name.replace(':', ".");
     let whole = if namespace.is_empty() { format!("{name}-{kind}") } else { format!("{namespace}-{name}-{kind}") };
-    format!("{}-{}", name.to_lowercase().replace(':', "."), hash(&whole.to_lowercase()))
+    format!("{}-{}", name.to_lowercase(), hash(&whole.to_lowercase()))
 }
 
 /// FNV-1a of 32 bits in decimal, each character as one of Kubernetes' safe letters (`rand.SafeEncodeString`).
