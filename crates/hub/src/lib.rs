@@ -4,6 +4,7 @@
 //! called, `label` what is put on them, [`model`] what they say; what decides is pure and knows neither clusters nor
 //! sockets.
 
+pub mod divide;
 pub mod label;
 pub mod model;
 pub mod name;
