@@ -19,6 +19,12 @@ pub(crate) fn run(arguments: &[&str]) -> Result<()> {
     };
     let done = Command::new(target.join("release/stolos-bench")).args(arguments).env("STOLOS_BIN", stolos).status()?;
     ensure!(done.success(), "{arguments:?} ended with {done}");
+    // The half of this section that needs more clusters than one machine can keep going: over clusters in memory.
+    if arguments.get(1..).is_some_and(|sections| sections.is_empty() || sections.contains(&"plan")) {
+        let test = ["--lib", "hundred_tests", "--", "--ignored", "--nocapture"];
+        let done = Command::new(env!("CARGO")).args(["test", "--release", "-p", "stolos-plan"]).args(test).status()?;
+        ensure!(done.success(), "the plan of clusters in memory ended with {done}");
+    }
     Ok(())
 }
 

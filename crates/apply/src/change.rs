@@ -359,6 +359,7 @@ async fn write<T, F: Future<Output = Result<T, Error>>>(
 pub(crate) fn may_pass(error: &Error) -> bool {
     match error {
         Error::Request { .. } => error.status().is_none_or(|status| status.code == 429 || status.code >= 500),
+        Error::NoAnswer { .. } => true,
         _ => false,
     }
 }

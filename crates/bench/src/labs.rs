@@ -74,7 +74,9 @@ pub(crate) fn apply(stolos: &Path, out: &mut impl Write) -> Result<()> {
     Ok(())
 }
 
-/// `plan` of a hundred clusters with a thousand objects each that a plan reads, before the mesh is built and after.
+/// `plan` of a hundred clusters with a thousand objects each that a plan reads, before the mesh is built. (A hundred control
+/// planes that each watch a hundred clusters are more than one machine keeps going, so what a plan of the built mesh takes is
+/// measured in memory: `hundred_tests` of stolos-plan.)
 pub(crate) fn plan(stolos: &Path, out: &mut impl Write) -> Result<()> {
     let clusters = 100;
     let lab = Lab::up(stolos, clusters, &[])?;
@@ -88,24 +90,16 @@ pub(crate) fn plan(stolos: &Path, out: &mut impl Write) -> Result<()> {
             "spec": {"selector": {"app": format!("app-{n}")}, "ports": [{"name": "http", "port": 80}]},
         }))?;
     }
-    let planned = |when: &str, exit: i32, out: &mut dyn Write| -> Result<()> {
-        let mut runs = Vec::new();
-        for _ in 0..RUNS {
-            runs.push(run_plan(&lab, exit, clusters)?);
-        }
-        let what = format!("plan, {clusters} clusters, {when}");
-        row(out, &format!("{what}: objects read"), runs.iter().map(|r| r.objects))?;
-        row(out, &format!("{what}: steps"), runs.iter().map(|r| r.steps))?;
-        row(out, &format!("{what}: reading them, s"), runs.iter().map(|r| r.look))?;
-        row(out, &format!("{what}: the plan, once they are read, s"), runs.iter().map(|r| r.plan))?;
-        row(out, &format!("{what}: whole command, s"), runs.iter().map(|r| r.whole))
-    };
-    planned("nothing built", 2, out)?;
-    let began = Instant::now();
-    let applied = lab.on_mesh(&["apply", "--yes"])?;
-    ensure!(applied.status.success(), "apply ended with {}", applied.status);
-    row(out, &format!("apply, {clusters} clusters: whole command, s"), [began.elapsed().as_secs_f64()])?;
-    planned("all built", 0, out)
+    let mut runs = Vec::new();
+    for _ in 0..RUNS {
+        runs.push(run_plan(&lab)?);
+    }
+    let what = format!("plan, {clusters} clusters, nothing built");
+    row(out, &format!("{what}: objects read"), runs.iter().map(|r| r.objects))?;
+    row(out, &format!("{what}: steps"), runs.iter().map(|r| r.steps))?;
+    row(out, &format!("{what}: reading them, s"), runs.iter().map(|r| r.look))?;
+    row(out, &format!("{what}: the plan, once they are read, s"), runs.iter().map(|r| r.plan))?;
+    row(out, &format!("{what}: whole command, s"), runs.iter().map(|r| r.whole))
 }
 
 /// What one `plan` took, in seconds.
@@ -117,14 +111,15 @@ struct Planned {
     whole: f64,
 }
 
-fn run_plan(lab: &Lab, exit: i32, clusters: usize) -> Result<Planned> {
+fn run_plan(lab: &Lab) -> Result<Planned> {
     let began = Instant::now();
     let kubeconfig = lab.state.join("kubeconfig");
     let mut command = quiet(&lab.stolos, lab.home.path());
     command.args(["plan", "-v", "-f", &lab.file, "--kubeconfig"]).arg(&kubeconfig).stderr(Stdio::piped());
     let output = command.output()?;
     let whole = began.elapsed().as_secs_f64();
-    ensure!(output.status.code() == Some(exit), "plan of {clusters} clusters ended with {}", output.status);
+    // 2: there are changes.
+    ensure!(output.status.code() == Some(2), "plan ended with {}", output.status);
     let said = String::from_utf8_lossy(&output.stderr);
     let line = said.lines().find(|line| line.contains("looked and planned")).context("plan did not say its times")?;
     let field = |name: &str| -> Result<f64> {

@@ -15,6 +15,8 @@ mod day_two_tests;
 mod export;
 mod graph;
 #[cfg(test)]
+mod hundred_tests;
+#[cfg(test)]
 mod istio_tests;
 mod object;
 mod observed;

@@ -14,7 +14,7 @@ use crate::*;
 
 pub(crate) const DAY: Duration = Duration::from_secs(86_400);
 
-fn mesh(clusters: &[(&str, &str)]) -> Mesh {
+pub(crate) fn mesh(clusters: &[(&str, &str)]) -> Mesh {
     let cluster = |(name, network): &(&str, &str)| json!({"name": name, "context": format!("context-{name}"), "network": network});
     let document = json!({
         "apiVersion": "stolos.dev/v1alpha1", "kind": "Mesh", "metadata": {"name": "mymesh"},
