@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::{Latency, Pair, Verdict};
+use crate::{EndpointState, Endpoints, Latency, Pair, Verdict};
 
 /// Requests that one caller sends to a service with `clusters` equal shares, so that the chance of missing any of the
 /// n² pairs by bad luck is below one in a million: ⌈n·ln(n²/10⁻⁶)⌉, at least 20.
@@ -36,6 +36,18 @@ impl Request {
     }
 }
 
+/// One endpoint of the shared service, as a proxy has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Held {
+    /// `address:port`.
+    pub(crate) address: String,
+    /// Why the proxy would rather not use it.
+    pub(crate) unfit: Option<String>,
+}
+
+/// A proxy's own view, or why there is none.
+pub(crate) type View = Result<Vec<Held>, String>;
+
 /// What the mesh file and the clusters say how it should be.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Expected {
@@ -54,14 +66,63 @@ pub(crate) struct ExpectedCluster {
     pub(crate) servers: BTreeSet<String>,
     /// `address:port` of the gateways that lead into its network.
     pub(crate) gateways: BTreeSet<String>,
+    /// Those of them that are its own.
+    pub(crate) own_gateways: BTreeSet<String>,
 }
 
 /// The lines of one caller: one for every cluster.
-pub(crate) fn pairs(from: &ExpectedCluster, expected: &Expected, requests: &[Request]) -> Vec<Pair> {
-    expected.clusters.iter().map(|to| pair(from, to, expected, requests)).collect()
+pub(crate) fn pairs(from: &ExpectedCluster, expected: &Expected, requests: &[Request], view: &View) -> Vec<Pair> {
+    expected.clusters.iter().map(|to| pair(from, to, expected, requests, view)).collect()
 }
 
-fn pair(from: &ExpectedCluster, to: &ExpectedCluster, expected: &Expected, requests: &[Request]) -> Pair {
+/// What `from`'s proxy has for `to`, and what is wrong with that.
+///
+/// An endpoint on another network is reached by the gateways of its own cluster; where it has none, by any of its network
+/// (contract B.3). Behind such shared gateways the view says that there is a way into the network; which of its clusters
+/// answers, only requests say.
+fn endpoints(from: &ExpectedCluster, to: &ExpectedCluster, view: &View) -> (Endpoints, Option<String>) {
+    let view = match view {
+        Ok(view) => view,
+        Err(why) => return (Endpoints { reason: Some(why.clone()), ..Endpoints::default() }, None),
+    };
+    let by_its_own = from.network != to.network && !to.own_gateways.is_empty();
+    let planned = if by_its_own { &to.own_gateways } else { from.planned(to) };
+    let held: Vec<&Held> = view.iter().filter(|held| planned.contains(&held.address)).collect();
+    let addresses = held.iter().map(|held| held.address.clone()).collect();
+    let unfit: Option<Vec<String>> =
+        held.iter().map(|held| Some(format!("`{}`: {}", held.address, held.unfit.as_ref()?))).collect();
+    let (state, why) = match unfit {
+        None => (EndpointState::Held, None),
+        Some(unfit) if !unfit.is_empty() => {
+            let why = format!("its proxy has no healthy endpoint for `{}`: {}", to.name, unfit.join(", "));
+            (EndpointState::Unhealthy, Some(why))
+        }
+        Some(_) => {
+            let wanted = planned.iter().map(|address| format!("`{address}`")).collect::<Vec<_>>().join(", ");
+            let wanted = match (from.network == to.network, planned.is_empty()) {
+                (true, _) => format!("its server {wanted} is missing"),
+                (false, false) => format!("{wanted}, the way into `{}`, is missing", to.network),
+                (false, true) => format!("no gateway leads into `{}`", to.network),
+            };
+            (EndpointState::Missing, Some(format!("its proxy has no endpoint for `{}`: {wanted}", to.name)))
+        }
+    };
+    (Endpoints { state, addresses, reason: None }, why)
+}
+
+/// Whether a proxy's view lacks nothing that is planned, so that it need not be read again.
+pub(crate) fn is_complete(from: &ExpectedCluster, expected: &Expected, view: &View) -> bool {
+    expected.clusters.iter().all(|to| endpoints(from, to, view).1.is_none())
+}
+
+impl ExpectedCluster {
+    /// Where its clients are to go for `to`.
+    fn planned<'a>(&self, to: &'a ExpectedCluster) -> &'a BTreeSet<String> {
+        if self.network == to.network { &to.servers } else { &to.gateways }
+    }
+}
+
+fn pair(from: &ExpectedCluster, to: &ExpectedCluster, expected: &Expected, requests: &[Request], view: &View) -> Pair {
     let answered: Vec<&Request> =
         requests.iter().filter(|r| r.succeeded() && r.answered_by.as_ref() == Some(&to.name)).collect();
     let failed: Vec<&Request> = requests.iter().filter(|r| !r.succeeded()).collect();
@@ -73,7 +134,8 @@ fn pair(from: &ExpectedCluster, to: &ExpectedCluster, expected: &Expected, reque
     let direct = from.network == to.network;
     let hops = count(about_to().filter_map(|r| r.dialled.clone()));
 
-    let mut why = Vec::new();
+    let (endpoints, lacking) = endpoints(from, to, view);
+    let mut why: Vec<String> = lacking.into_iter().collect();
     if answered.is_empty() {
         why.push(format!("no request was answered by `{}`", to.name));
     }
@@ -88,7 +150,7 @@ fn pair(from: &ExpectedCluster, to: &ExpectedCluster, expected: &Expected, reque
     if !answered.is_empty() && identities.is_empty() {
         why.push("no request shows the identity of its peer".to_owned());
     }
-    let planned = if direct { &to.servers } else { &to.gateways };
+    let planned = from.planned(to);
     for hop in hops.keys().filter(|h| !planned.contains(*h)) {
         why.push(if direct {
             format!("it went to `{hop}`, which is no server of `{}`; the path should be direct", to.name)
@@ -112,6 +174,7 @@ fn pair(from: &ExpectedCluster, to: &ExpectedCluster, expected: &Expected, reque
         failed: failed.len(),
         identity: shown_identity,
         gateway: shown_hop.filter(|hop| !to.servers.contains(hop)),
+        endpoints,
         latency_ms: latency(answered.iter().map(|r| r.millis).collect()),
         verdict: if why.is_empty() { Verdict::Pass } else { Verdict::Fail },
         why,
@@ -157,6 +220,7 @@ mod tests {
             network: network.into(),
             servers: BTreeSet::from([server.to_owned()]),
             gateways: gateways.iter().map(|g| (*g).to_owned()).collect(),
+            own_gateways: BTreeSet::new(),
         }
     }
 
@@ -181,9 +245,60 @@ mod tests {
         }
     }
 
+    fn held(addresses: &[&str]) -> View {
+        Ok(addresses.iter().map(|address| Held { address: (*address).to_owned(), unfit: None }).collect())
+    }
+
+    const BOTH: [&str; 2] = ["127.16.1.1:5000", "127.32.0.16:15443"];
+
     fn from_east(requests: &[Request]) -> Vec<Pair> {
         let expected = expected();
-        pairs(&expected.clusters[0], &expected, requests)
+        pairs(&expected.clusters[0], &expected, requests, &held(&BOTH))
+    }
+
+    #[test]
+    fn what_the_proxy_has_decides_whatever_the_requests_say() {
+        let expected = expected();
+        let requests = [answered("east", BOTH[0]), answered("west", BOTH[1])];
+        let ejected = Held { address: BOTH[1].into(), unfit: Some("failed_outlier_check".into()) };
+        let own = Held { address: BOTH[0].into(), unfit: None };
+        for (case, view, state, why) in [
+            ("all", held(&BOTH), EndpointState::Held, ""),
+            (
+                "missing",
+                held(&[BOTH[0], "127.32.1.1:5000"]),
+                EndpointState::Missing,
+                "its proxy has no endpoint for `west`: `127.32.0.16:15443`, the way into `net-west`, is missing",
+            ),
+            (
+                "ejected",
+                Ok(vec![own, ejected]),
+                EndpointState::Unhealthy,
+                "its proxy has no healthy endpoint for `west`: `127.32.0.16:15443`: failed_outlier_check",
+            ),
+            ("unread", Err("forbidden".into()), EndpointState::NotMeasured, ""),
+        ] {
+            let lines = pairs(&expected.clusters[0], &expected, &requests, &view);
+            assert_eq!(lines[1].endpoints.state, state, "{case}");
+            assert_eq!(lines[1].why.join("; "), why, "{case}");
+            assert_eq!(lines[1].verdict == Verdict::Fail, !why.is_empty(), "{case}");
+            assert_eq!(lines[0].verdict, Verdict::Pass, "{case}");
+            assert_eq!(is_complete(&expected.clusters[0], &expected, &view), why.is_empty(), "{case}");
+        }
+        // A neighbour's gateway is the way to a cluster that has none of its own, and to no other.
+        let mut two = expected.clone();
+        two.clusters.push(cluster("west-2", "net-west", "127.48.1.1:5000", &["127.32.0.16:15443"]));
+        let state =
+            |expected: &Expected| pairs(&expected.clusters[0], expected, &requests, &held(&BOTH))[2].endpoints.state;
+        assert_eq!(state(&two), EndpointState::Held);
+        two.clusters[2].own_gateways = BTreeSet::from(["127.48.0.16:15443".to_owned()]);
+        two.clusters[2].gateways.insert("127.48.0.16:15443".to_owned());
+        assert_eq!(state(&two), EndpointState::Missing);
+
+        let blind = &pairs(&expected.clusters[0], &expected, &requests, &Err("forbidden".into()))[0].endpoints;
+        assert_eq!((blind.reason.as_deref(), blind.addresses.len()), (Some("forbidden"), 0));
+        let direct = &pairs(&expected.clusters[0], &expected, &requests, &held(&[]))[0];
+        assert_eq!(direct.why, ["its proxy has no endpoint for `east`: its server `127.16.1.1:5000` is missing"]);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Proves, from outside, that a mesh does what its file says.
 //!
-//! * [`verify()`] sends real requests from every cluster to every cluster, and tries what must be refused.
+//! * [`verify()`] reads from the proxies which endpoints they have, sends real requests from every cluster to every
+//!   cluster, and tries what must be refused.
 //! * [`reaches()`] is content with one answer between the samples of two clusters.
 //! * [`status()`] says what is there, with the age of everything it says.
 //! * [`graph()`] draws it.
@@ -25,7 +26,7 @@ pub use graph::{Format, graph};
 pub use probe::Workload;
 pub use proxies::{ProxyReport, ProxyStatus, TypeStatus, proxies};
 pub use reach::reaches;
-pub use report::{Latency, Pair, Refusal, Verdict, VerifyReport};
+pub use report::{EndpointState, Endpoints, Latency, Pair, Refusal, Verdict, VerifyReport};
 pub use status::services::{Registered, ServicesReport, services};
 pub use status::{
     CertificateStatus, ClusterStatus, ControlPlaneStatus, Expiry, GatewayStatus, PeerStatus, ServiceStatus,

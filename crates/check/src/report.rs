@@ -60,6 +60,8 @@ pub struct Pair {
     pub identity: Option<String>,
     /// The gateway that the client's proxy dialled; null where the path is direct.
     pub gateway: Option<String>,
+    /// What the client's proxy itself says it has for `to`.
+    pub endpoints: Endpoints,
     /// Of the answered requests.
     pub latency_ms: Option<Latency>,
     /// Whether this is as planned.
@@ -67,6 +69,45 @@ pub struct Pair {
     /// Why not, in words; empty when it is.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub why: Vec<String>,
+}
+
+impl Pair {
+    /// Whether the client's proxy says that it cannot reach `to`.
+    #[must_use]
+    pub fn lacks_endpoints(&self) -> bool {
+        matches!(self.endpoints.state, EndpointState::Missing | EndpointState::Unhealthy)
+    }
+}
+
+/// The endpoints that a client's proxy has of the shared service in another cluster, by its own words (`/clusters` of
+/// its administration, what `istioctl proxy-config endpoints` reads).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Endpoints {
+    /// Whether it has what is planned.
+    pub state: EndpointState,
+    /// `address:port` of those that lead to the cluster: its server where the path is direct, else gateways of its
+    /// network. Healthy or not.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub addresses: Vec<String>,
+    /// Why the proxy's own view could not be read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// Whether a proxy has the endpoints that it should have.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum EndpointState {
+    /// A healthy one at least.
+    Held,
+    /// None at all. The pair fails.
+    Missing,
+    /// Some, and none of them is healthy. The pair fails.
+    Unhealthy,
+    /// The proxy could not be asked. Neither proven nor a failure.
+    #[default]
+    NotMeasured,
 }
 
 /// Milliseconds, as the client saw them.

@@ -1,6 +1,7 @@
 //! Sends the requests and collects what was seen.
 
 mod gateways;
+mod view;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, PoisonError};
@@ -19,7 +20,7 @@ use stolos_serve::Stop;
 use stolos_spec::Mesh;
 
 use crate::exec::{self, Failed};
-use crate::judge::{Expected, ExpectedCluster, Request, pairs, requests_per_caller};
+use crate::judge::{Expected, ExpectedCluster, Request, View, is_complete, pairs, requests_per_caller};
 use crate::probe::{self, CLIENT, OUTSIDER, PORT, SERVER, Workload};
 use crate::refuse::{foreign_root, plaintext};
 use crate::{Error, Refusal, Verdict, VerifyReport};
@@ -89,10 +90,12 @@ pub enum News {
 /// 2. When they are ready: each client sends a few requests at a time until every cluster has answered it once and
 ///    none of the last few failed, or [`Options::settle`] is over. A path that is still being built, or rebuilt, is not
 ///    held against the mesh.
-/// 3. Each client sends the requests that count; its proxy's access log says, by request id, whom it dialled and who
+/// 3. Each client's proxy is asked which endpoints it has of the shared service: its own view decides, as far as it can
+///    be read, and requests confirm it.
+/// 4. Each client sends the requests that count; its proxy's access log says, by request id, whom it dialled and who
 ///    was there.
-/// 4. What must be refused is tried.
-/// 5. The namespaces are removed, also when a step failed or `stop` was given.
+/// 5. What must be refused is tried.
+/// 6. The namespaces are removed, also when a step failed or `stop` was given.
 ///
 /// # Errors
 ///
@@ -174,6 +177,13 @@ struct Probe<'a> {
     servers: BTreeMap<String, String>,
 }
 
+impl Expected {
+    /// The cluster of a probe.
+    fn of(&self, probe: &Probe<'_>) -> Option<&ExpectedCluster> {
+        self.clusters.iter().find(|cluster| cluster.name == probe.cluster.name)
+    }
+}
+
 impl Run<'_> {
     async fn observe(&self) -> Result<(Vec<crate::Pair>, Vec<Refusal>), Error> {
         (self.news)(News::Installing { clusters: self.clusters.len() });
@@ -183,9 +193,9 @@ impl Run<'_> {
 
         let callers = all(probes.iter().map(|p| self.call(p, &probes, &expected))).await?;
         let mut lines = Vec::new();
-        for (probe, requests) in probes.iter().zip(&callers) {
-            if let Some(from) = expected.clusters.iter().find(|c| c.name == probe.cluster.name) {
-                lines.extend(pairs(from, &expected, requests));
+        for (probe, (requests, view)) in probes.iter().zip(&callers) {
+            if let Some(from) = expected.of(probe) {
+                lines.extend(pairs(from, &expected, requests, view));
             }
         }
         Ok((lines, self.refusals(&probes, &expected).await?))
@@ -264,13 +274,15 @@ impl Run<'_> {
     /// How it should be: who is on which network, behind which gateways.
     async fn expected(&self, probes: &[Probe<'_>]) -> Result<Expected, Error> {
         let mut gateways: BTreeMap<&str, BTreeSet<String>> = BTreeMap::new();
+        let mut own: BTreeMap<&str, BTreeSet<String>> = BTreeMap::new();
         if self.mesh.needs_gateways() {
             let asking = self.clusters.iter().map(|cluster| gateways::addresses(cluster, self.by_hand(&cluster.name)));
             for (cluster, addresses) in self.clusters.iter().zip(all(asking).await?) {
                 let Some(member) = self.mesh.clusters.iter().find(|c| c.name.as_str() == cluster.name) else {
                     continue;
                 };
-                gateways.entry(member.network.as_str()).or_default().extend(addresses);
+                gateways.entry(member.network.as_str()).or_default().extend(addresses.iter().cloned());
+                own.insert(member.name.as_str(), addresses);
             }
         }
         let clusters = self.mesh.clusters.iter().filter_map(|c| {
@@ -280,14 +292,20 @@ impl Run<'_> {
                 network: c.network.to_string(),
                 servers: probe.servers.values().map(|ip| format!("{ip}:{PORT}")).collect(),
                 gateways: gateways.get(c.network.as_str()).cloned().unwrap_or_default(),
+                own_gateways: own.get(c.name.as_str()).cloned().unwrap_or_default(),
             })
         });
         let identity = SpiffeId::new(&self.mesh.trust.domain, &self.namespace, SERVER).to_string();
         Ok(Expected { clusters: clusters.collect(), identity })
     }
 
-    /// One caller's requests.
-    async fn call(&self, from: &Probe<'_>, probes: &[Probe<'_>], expected: &Expected) -> Result<Vec<Request>, Error> {
+    /// One caller's requests, and what its proxy says before them.
+    async fn call(
+        &self,
+        from: &Probe<'_>,
+        probes: &[Probe<'_>],
+        expected: &Expected,
+    ) -> Result<(Vec<Request>, View), Error> {
         let cluster_of = |instance: &String| {
             probes.iter().find(|p| p.servers.contains_key(instance)).map(|p| p.cluster.name.clone())
         };
@@ -309,6 +327,14 @@ impl Run<'_> {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         }
+        let view = loop {
+            let view = view::of(from.cluster, &self.namespace, &from.client).await;
+            let complete = expected.of(from).is_none_or(|from| is_complete(from, expected, &view));
+            if complete || began.elapsed() >= self.options.settle {
+                break view;
+            }
+            tokio::time::sleep(view::AGAIN).await;
+        };
         (self.news)(News::Settled { cluster: from.cluster.name.clone() });
 
         let enough = requests_per_caller(probes.len());
@@ -324,7 +350,7 @@ impl Run<'_> {
             }
         }
         (self.news)(News::Asked { cluster: from.cluster.name.clone(), requests: requests.len() });
-        Ok(requests)
+        Ok((requests, view))
     }
 
     /// `count` requests of one caller, as its client and its proxy saw them.

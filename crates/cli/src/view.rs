@@ -3,7 +3,8 @@
 use comfy_table::{Cell, CellAlignment, Table, presets};
 use serde_json::Value;
 use stolos_check::{
-    Expiry, Pair, PeerStatus, ProxyReport, ProxyStatus, ServicesReport, StatusReport, Verdict, VerifyReport,
+    EndpointState, Expiry, Pair, PeerStatus, ProxyReport, ProxyStatus, ServicesReport, StatusReport, Verdict,
+    VerifyReport,
 };
 
 use crate::failure::plainly;
@@ -36,10 +37,20 @@ fn verdict(screen: &Screen, verdict: Verdict) -> String {
     }
 }
 
+fn endpoints(screen: &Screen, state: EndpointState) -> String {
+    match state {
+        EndpointState::Held => "held".to_owned(),
+        EndpointState::Missing => screen.data_tone(Tone::Bad, "missing"),
+        EndpointState::Unhealthy => screen.data_tone(Tone::Bad, "unhealthy"),
+        EndpointState::NotMeasured => screen.data_tone(Tone::Warn, "not measured"),
+    }
+}
+
 /// What `verify` found: one line per pair, or the matrix alone.
 pub(crate) fn verify(screen: &Screen, report: &VerifyReport, output: Output) -> String {
     let mut text = String::new();
-    let mut pairs = table(&["from", "to", "answered", "failed", "identity", "gateway", "p50", "p99", "verdict"]);
+    let header = ["from", "to", "answered", "failed", "identity", "gateway", "endpoints", "p50", "p99", "verdict"];
+    let mut pairs = table(&header);
     for pair in &report.pairs {
         let millis = |of: fn(&stolos_check::Latency) -> f64| {
             pair.latency_ms.as_ref().map_or("-".to_owned(), |l| format!("{:.1} ms", of(l)))
@@ -54,6 +65,7 @@ pub(crate) fn verify(screen: &Screen, report: &VerifyReport, output: Output) -> 
             Cell::new(pair.failed).set_alignment(CellAlignment::Right),
             Cell::new(identity),
             Cell::new(pair.gateway.as_deref().unwrap_or("direct")),
+            Cell::new(endpoints(screen, pair.endpoints.state)),
             Cell::new(millis(|l| l.p50)).set_alignment(CellAlignment::Right),
             Cell::new(millis(|l| l.p99)).set_alignment(CellAlignment::Right),
             Cell::new(verdict(screen, pair.verdict)),
@@ -62,6 +74,12 @@ pub(crate) fn verify(screen: &Screen, report: &VerifyReport, output: Output) -> 
     text += &lines(&pairs);
     for pair in report.pairs.iter().filter(|p| !p.why.is_empty()) {
         text += &format!("  {} → {}: {}\n", pair.from, pair.to, pair.why.join("; "));
+    }
+    // One proxy is asked for all pairs of a caller.
+    for pair in callers(report) {
+        if let Some(reason) = &pair.endpoints.reason {
+            text += &format!("  {}: endpoints of its proxy not measured: {reason}\n", pair.from);
+        }
     }
     if !report.refusals.is_empty() {
         text.push('\n');
@@ -132,32 +150,44 @@ pub(crate) fn junit(report: &VerifyReport) -> String {
     let escape =
         |text: &str| text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;");
     let mut cases = String::new();
-    let mut case = |class: &str, name: &str, failed: bool, why: &str| {
-        let (name, why) = (escape(name), escape(why));
-        if failed {
-            cases +=
-                &format!("  <testcase classname=\"{class}\" name=\"{name}\"><failure message=\"{why}\"/></testcase>\n");
-        } else {
-            cases += &format!("  <testcase classname=\"{class}\" name=\"{name}\"/>\n");
-        }
+    let mut case = |class: &str, name: &str, said: Option<(&str, &str)>| {
+        let name = escape(name);
+        cases += &match said {
+            Some((what, why)) => {
+                let why = escape(why);
+                format!("  <testcase classname=\"{class}\" name=\"{name}\"><{what} message=\"{why}\"/></testcase>\n")
+            }
+            None => format!("  <testcase classname=\"{class}\" name=\"{name}\"/>\n"),
+        };
     };
     for pair in &report.pairs {
-        case("pair", &format!("{} to {}", pair.from, pair.to), pair.verdict == Verdict::Fail, &pair.why.join("; "));
+        let why = pair.why.join("; ");
+        let failed = (pair.verdict == Verdict::Fail).then_some(("failure", why.as_str()));
+        // What was not measured is neither a success nor a failure; JUnit's word for that is skipped.
+        let reason = pair.endpoints.reason.as_ref().map(|why| format!("endpoints not measured: {why}"));
+        let skipped = reason.as_deref().map(|why| ("skipped", why));
+        case("pair", &format!("{} to {}", pair.from, pair.to), failed);
+        case(
+            "endpoints",
+            &format!("{} to {}", pair.from, pair.to),
+            skipped.or(failed.filter(|_| pair.lacks_endpoints())),
+        );
     }
     for refusal in &report.refusals {
         case(
             "refusal",
             &format!("{} at {}", refusal.what, refusal.cluster),
-            refusal.verdict == Verdict::Fail,
-            &refusal.saw,
+            (refusal.verdict == Verdict::Fail).then_some(("failure", &refusal.saw)),
         );
     }
+    let skipped = report.pairs.iter().filter(|p| p.endpoints.reason.is_some()).count();
     let failures = report.pairs.iter().filter(|p| p.verdict == Verdict::Fail).count()
+        + report.pairs.iter().filter(|p| p.lacks_endpoints()).count()
         + report.refusals.iter().filter(|r| r.verdict == Verdict::Fail).count();
     format!(
-        "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<testsuite name=\"stolos verify {}\" tests=\"{}\" failures=\"{failures}\" time=\"{:.3}\">\n{cases}</testsuite>\n",
+        "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<testsuite name=\"stolos verify {}\" tests=\"{}\" failures=\"{failures}\" skipped=\"{skipped}\" time=\"{:.3}\">\n{cases}</testsuite>\n",
         escape(&report.mesh),
-        report.pairs.len() + report.refusals.len(),
+        2 * report.pairs.len() + report.refusals.len(),
         std::time::Duration::from_millis(report.duration_ms).as_secs_f64(),
     )
 }
@@ -451,7 +481,7 @@ pub(crate) fn lab(screen: &Screen, status: &Value) -> String {
 
 #[cfg(test)]
 mod tests {
-    use stolos_check::{Latency, Refusal};
+    use stolos_check::{Endpoints, Latency, Refusal};
 
     use super::*;
     use crate::screen::Color;
@@ -465,6 +495,11 @@ mod tests {
             failed: 0,
             identity: Some("spiffe://cluster.local/ns/sample/sa/helloworld".into()),
             gateway: gateway.map(str::to_owned),
+            endpoints: match (from, to) {
+                ("west", "west") => Endpoints { reason: Some("forbidden".into()), ..Endpoints::default() },
+                ("west", "east") => Endpoints { state: EndpointState::Missing, ..Endpoints::default() },
+                _ => Endpoints { state: EndpointState::Held, ..Endpoints::default() },
+            },
             latency_ms: Some(Latency { p50: 0.81, p99: 2.14 }),
             verdict: if why.is_empty() { Verdict::Pass } else { Verdict::Fail },
             why: why.iter().map(|w| (*w).to_owned()).collect(),
@@ -498,12 +533,13 @@ mod tests {
     fn a_report_is_a_table_a_matrix_and_a_verdict() {
         let screen = Screen::new(Color::Never, true);
         insta::assert_snapshot!(verify(&screen, &report(), Output::Table), @r#"
-        FROM  TO    ANSWERED  FAILED  IDENTITY                               GATEWAY           P50     P99     VERDICT
-        east  east     20/60       0  cluster.local/ns/sample/sa/helloworld  direct            0.8 ms  2.1 ms  pass
-        east  west     20/60       0  cluster.local/ns/sample/sa/helloworld  127.31.0.1:15443  0.8 ms  2.1 ms  pass
-        west  east     20/60       0  cluster.local/ns/sample/sa/helloworld  direct            0.8 ms  2.1 ms  FAIL
-        west  west     20/60       0  cluster.local/ns/sample/sa/helloworld  direct            0.8 ms  2.1 ms  pass
+        FROM  TO    ANSWERED  FAILED  IDENTITY                               GATEWAY           ENDPOINTS     P50     P99     VERDICT
+        east  east     20/60       0  cluster.local/ns/sample/sa/helloworld  direct            held          0.8 ms  2.1 ms  pass
+        east  west     20/60       0  cluster.local/ns/sample/sa/helloworld  127.31.0.1:15443  held          0.8 ms  2.1 ms  pass
+        west  east     20/60       0  cluster.local/ns/sample/sa/helloworld  direct            missing       0.8 ms  2.1 ms  FAIL
+        west  west     20/60       0  cluster.local/ns/sample/sa/helloworld  direct            not measured  0.8 ms  2.1 ms  pass
           west → east: went direct; a gateway was planned
+          west: endpoints of its proxy not measured: forbidden
 
         MUST BE REFUSED   AT    SAW               VERDICT
         plaintext client  west  connection reset  pass
@@ -521,11 +557,15 @@ mod tests {
     fn a_report_is_test_results_too() {
         insta::assert_snapshot!(junit(&report()), @r#"
         <?xml version="1.0" encoding="UTF-8"?>
-        <testsuite name="stolos verify my&lt;mesh&gt;" tests="5" failures="1" time="1.234">
+        <testsuite name="stolos verify my&lt;mesh&gt;" tests="9" failures="2" skipped="1" time="1.234">
           <testcase classname="pair" name="east to east"/>
+          <testcase classname="endpoints" name="east to east"/>
           <testcase classname="pair" name="east to west"/>
+          <testcase classname="endpoints" name="east to west"/>
           <testcase classname="pair" name="west to east"><failure message="went direct; a gateway was planned"/></testcase>
+          <testcase classname="endpoints" name="west to east"><failure message="went direct; a gateway was planned"/></testcase>
           <testcase classname="pair" name="west to west"/>
+          <testcase classname="endpoints" name="west to west"><skipped message="endpoints not measured: forbidden"/></testcase>
           <testcase classname="refusal" name="plaintext client at west"/>
         </testsuite>
         "#);

@@ -1,5 +1,5 @@
 //! What others may ask the proxy: is it ready, what has it counted, and (from the pod itself, as a port-forward comes)
-//! which certificate it shows and whom it trusts.
+//! which certificate it shows, whom it trusts, and which endpoints it has.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -21,8 +21,8 @@ const STATS: u16 = 15090;
 /// The agent's merged statistics; the same here.
 const MERGED: u16 = 15020;
 
-/// Envoy's own pages. Of these there is `/config_dump`, with the secrets in it and nothing else: certificates as every
-/// handshake shows them, and no key.
+/// Envoy's own pages. Of these there are `/config_dump`, with the secrets in it and nothing else (certificates as every
+/// handshake shows them, and no key), and `/clusters?format=json`.
 const ADMIN: u16 = 15000;
 
 /// Serves the ports until `stop`. A port that is taken is tried again.
@@ -49,20 +49,24 @@ async fn serve(shared: Arc<Shared>, port: u16, stop: Stop) {
     listen::http(socket, listen::Settings::default(), stop, move |_| {
         let shared = Arc::clone(&shared);
         service_fn(move |request: Request<hyper::body::Incoming>| {
-            let response = answer(&shared, port, request.uri().path());
+            let uri = request.uri();
+            let response = answer(&shared, port, uri.path(), uri.query().unwrap_or_default());
             async move { Ok::<_, Infallible>(response) }
         })
     })
     .await;
 }
 
-fn answer(shared: &Shared, port: u16, path: &str) -> Response<Full<Bytes>> {
+fn answer(shared: &Shared, port: u16, path: &str, query: &str) -> Response<Full<Bytes>> {
     let (status, kind, body) = match path {
         "/healthz/ready" => match shared.readiness() {
             Ok(()) => (StatusCode::OK, "text/plain", String::new()),
             Err(missing) => (StatusCode::SERVICE_UNAVAILABLE, "text/plain", format!("not ready: {missing}\n")),
         },
         "/config_dump" if port == ADMIN => (StatusCode::OK, "application/json", secrets(shared)),
+        "/clusters" if port == ADMIN && query.split('&').any(|part| part == "format=json") => {
+            (StatusCode::OK, "application/json", clusters(shared))
+        }
         "/stats/prometheus" | "/metrics" => {
             (StatusCode::OK, "application/openmetrics-text; version=1.0.0; charset=utf-8", shared.metrics.text())
         }
@@ -96,4 +100,30 @@ fn secrets(shared: &Shared) -> String {
     let dump = json!({"@type": "type.googleapis.com/envoy.admin.v3.SecretsConfigDump",
         "dynamic_active_secrets": secrets.collect::<Vec<_>>()});
     json!({"configs": [dump]}).to_string()
+}
+
+/// The clusters with their hosts, as Envoy's `Clusters` (admin/v3/clusters.proto) has them: what `istioctl proxy-config
+/// endpoints` reads. As there, what is false is left out.
+fn clusters(shared: &Shared) -> String {
+    let config = shared.config.load();
+    let now = shared.now();
+    let mut clusters: Vec<_> = config.clusters.values().collect();
+    clusters.sort_by(|a, b| a.name.cmp(&b.name));
+    let statuses = clusters.into_iter().map(|cluster| {
+        let endpoints = cluster.endpoints.load();
+        let hosts = endpoints.iter().flat_map(|endpoints| endpoints.listed()).map(|listed| {
+            let eds = if listed.healthy { "HEALTHY" } else { "UNHEALTHY" };
+            let mut health = json!({"eds_health_status": eds});
+            if listed.host.health.is_ejected(now) {
+                health["failed_outlier_check"] = true.into();
+            }
+            let (ip, port) = (listed.host.address.ip().to_string(), listed.host.address.port());
+            json!({
+                "address": {"socket_address": {"address": ip, "port_value": port}},
+                "health_status": health, "weight": listed.weight, "priority": listed.priority,
+            })
+        });
+        json!({"name": cluster.name, "added_via_api": true, "host_statuses": hosts.collect::<Vec<_>>()})
+    });
+    json!({"cluster_statuses": statuses.collect::<Vec<_>>()}).to_string()
 }

@@ -3,6 +3,7 @@
 //! [`Endpoints`] is compiled once per change; [`Endpoints::pick`] decides, given the time and randomness, and touches
 //! nothing but a round-robin counter.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
@@ -43,6 +44,7 @@ pub(crate) struct Endpoints<H> {
 }
 
 struct Priority<H> {
+    level: u32,
     healthy: Group<H>,
     all: Group<H>,
 }
@@ -64,9 +66,21 @@ impl<H: Candidate> Endpoints<H> {
             let of_level = listed.iter().filter(|l| l.priority == level && (l.healthy || unfit_too));
             Group::new(of_level.map(|l| (Arc::clone(&l.host), l.weight.max(1))).collect())
         };
-        let priorities =
-            levels.into_iter().map(|level| Priority { healthy: group(level, false), all: group(level, true) });
-        Self { priorities: priorities.collect(), panic_percent }
+        let priority = |level| Priority { level, healthy: group(level, false), all: group(level, true) };
+        Self { priorities: levels.into_iter().map(priority).collect(), panic_percent }
+    }
+
+    /// All hosts, as the control plane lists them.
+    pub(crate) fn listed(&self) -> impl Iterator<Item = Listed<H>> {
+        self.priorities.iter().flat_map(|p| {
+            let fit: HashSet<*const H> = p.healthy.hosts.iter().map(|(host, _)| Arc::as_ptr(host)).collect();
+            p.all.hosts.iter().map(move |(host, weight)| Listed {
+                host: Arc::clone(host),
+                weight: *weight,
+                healthy: fit.contains(&Arc::as_ptr(host)),
+                priority: p.level,
+            })
+        })
     }
 
     /// All hosts.

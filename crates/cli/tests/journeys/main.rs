@@ -16,6 +16,7 @@ mod crash_sweep;
 mod credentials;
 mod docs;
 mod drain;
+mod endpoints;
 mod envoy;
 mod export;
 mod fault_corpus;
