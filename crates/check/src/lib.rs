@@ -6,10 +6,12 @@
 //! * [`status()`] says what is there, with the age of everything it says.
 //! * [`graph()`] draws it.
 //! * [`diagnose`] names the cause of what is wrong, and what mends it.
+//! * [`bundle`] packs all that was seen into one archive, without its secrets.
 //!
 //! Nothing is changed but what [`verify()`] brings along and takes away again. What the numbers mean is decided in
 //! `judge`, which is pure.
 
+pub mod bundle;
 pub mod diagnose;
 mod exec;
 mod graph;
@@ -33,6 +35,12 @@ pub use status::{
     StatusReport, expiries, status,
 };
 pub use verify::{News, Options, sweep, verify};
+
+/// A time for the name of a file: `20260131T235959Z`.
+#[must_use]
+pub fn compact_time(at: std::time::SystemTime) -> String {
+    jiff::Timestamp::try_from(at).map_or_else(|_| "unknown".to_owned(), |t| t.strftime("%Y%m%dT%H%M%SZ").to_string())
+}
 
 /// Why nothing could be proven.
 #[derive(Debug, thiserror::Error)]

@@ -1,6 +1,7 @@
 //! The commands, one file each.
 
 pub(crate) mod apply;
+pub(crate) mod bundle;
 pub(crate) mod cert;
 pub(crate) mod check;
 pub(crate) mod cluster;
@@ -29,7 +30,7 @@ use crate::failure::Failure;
 use crate::screen::{Color, Screen};
 
 /// The version with the facts of the build; `-V` prints the number alone.
-const LONG_VERSION: &str = concat!(
+pub(crate) const LONG_VERSION: &str = concat!(
     env!("CARGO_PKG_VERSION"),
     "\ncommit:    ",
     env!("STOLOS_BUILD_COMMIT"),
@@ -93,6 +94,8 @@ pub(crate) enum Command {
     ProxyStatus(proxy_status::ProxyStatusArgs),
     /// Name the cause of what is wrong, and the command that mends it
     Check(check::CheckArgs),
+    /// Pack what is known of the mesh into one archive, without its secrets
+    Bundle(bundle::BundleArgs),
     /// Prove the mesh with real requests between every two clusters
     Verify(verify::VerifyArgs),
     /// Draw the mesh
@@ -151,6 +154,7 @@ impl Command {
             Self::Status(args) => status::run(args, screen).await,
             Self::ProxyStatus(args) => proxy_status::run(args, screen).await,
             Self::Check(args) => check::run(args, screen, stop).await,
+            Self::Bundle(args) => bundle::run(args, screen, stop).await,
             Self::Verify(args) => verify::run(args, screen, stop).await,
             Self::Graph(args) => graph::run(args, screen).await,
             Self::Cert(command) => cert::run(command, screen, stop).await,

@@ -63,6 +63,14 @@ impl ToldArgs {
     }
 }
 
+impl ToldArgs {
+    /// The same, for an archive.
+    pub(crate) fn manifest(&self) -> stolos_check::bundle::ManifestTold {
+        let Told { name, primary, remotes } = self.told();
+        stolos_check::bundle::ManifestTold { name, primary, remotes, base: None }
+    }
+}
+
 /// Where things are remembered.
 #[derive(Args, Clone, Debug, Default)]
 pub(crate) struct StateArgs {
@@ -209,7 +217,7 @@ impl MeshArgs {
         Ok(reading)
     }
 
-    fn path(&self) -> Result<PathBuf, Failure> {
+    pub(crate) fn path(&self) -> Result<PathBuf, Failure> {
         if let Some(file) = self.file.first() {
             return Ok(file.clone());
         }
@@ -224,6 +232,25 @@ impl MeshArgs {
     /// The state folder of a mesh.
     pub(crate) fn state(&self, mesh: &Mesh) -> Result<PathBuf, Failure> {
         self.state.folder(mesh.name.as_str())
+    }
+
+    /// The files as they are, with names for an archive; not what came over standard input.
+    pub(crate) fn given(&self) -> Vec<(String, String)> {
+        let Ok(path) = self.path() else { return Vec::new() };
+        let files = if self.file.is_empty() { vec![path.clone()] } else { self.file.clone() };
+        let beside = path.with_file_name("base.yaml");
+        let base = self.base.clone().or_else(|| (files.len() == 1 && beside.is_file()).then_some(beside));
+        let read = |(index, path): (usize, &PathBuf)| {
+            let text = std::fs::read_to_string(path).ok()?;
+            Some((format!("{}-{}", index + 1, path.file_name()?.to_string_lossy()), text))
+        };
+        files.iter().chain(base.as_ref()).enumerate().filter_map(read).collect()
+    }
+
+    /// Which of [`given`](Self::given) was the base.
+    pub(crate) fn given_base(&self) -> Option<String> {
+        let files = self.file.len().max(1);
+        self.given().into_iter().nth(files).map(|(name, _)| format!("mesh/{name}"))
     }
 }
 

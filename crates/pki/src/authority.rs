@@ -389,11 +389,19 @@ impl CaCerts {
     ///
     /// The first reason against it.
     pub fn check(&self, now: SystemTime) -> Result<CaFacts, Refused> {
+        self.check_with(&PrivateKey::from_pem(self.ca_key.expose())?.public_der(), now)
+    }
+
+    /// The same where of the key only its public half (DER SubjectPublicKeyInfo) is at hand.
+    ///
+    /// # Errors
+    ///
+    /// [`Refused`] says what does not fit.
+    pub fn check_with(&self, public_key: &[u8], now: SystemTime) -> Result<CaFacts, Refused> {
         let signing = Certificate::from_pem(&self.ca_cert)?;
         let chain = Certificate::all_from_pem(&self.cert_chain)?;
         let roots = Certificate::all_from_pem(&self.root_cert)?;
-        let key = PrivateKey::from_pem(self.ca_key.expose())?;
-        if key.public_der() != signing.public_der() {
+        if public_key != signing.public_der() {
             return Err(Refused::KeyMismatch { subject: signing.subject().to_owned() });
         }
         verify_chain(&signing, &chain, &roots, now)?;

@@ -28,10 +28,14 @@ const AT_ONCE: usize = 32;
 /// How many addresses one cluster dials at a time.
 const DIALS_AT_ONCE: usize = 8;
 
-/// Looks at every cluster of `mesh`. One that does not answer is unread, and so is whatever else could not be read.
-pub(crate) async fn look(mesh: &Mesh, clusters: &[Cluster], before: bool) -> Snapshot {
+/// A kind to list: `apiVersion`, `kind`, whether only in the control plane's namespace.
+pub(crate) type Listed = (&'static str, &'static str, bool);
+
+/// Looks at every cluster of `mesh`, at the objects that causes are judged by and at those of the kinds `beside`. One that
+/// does not answer is unread, and so is whatever else could not be read.
+pub(crate) async fn look(mesh: &Mesh, clusters: &[Cluster], before: bool, beside: &[Listed]) -> Snapshot {
     let read = clusters.iter().map(|cluster| async move {
-        let seen = match tokio::time::timeout(PATIENCE, objects_of(cluster)).await {
+        let seen = match tokio::time::timeout(PATIENCE, objects_of(cluster, beside)).await {
             Ok(seen) => seen,
             Err(_) => Err(format!("no answer in {} s", PATIENCE.as_secs())),
         };
@@ -59,11 +63,11 @@ struct Question {
     labels: Option<&'static str>,
 }
 
-async fn objects_of(cluster: &Cluster) -> Result<Seen, String> {
+async fn objects_of(cluster: &Cluster, beside: &[Listed]) -> Result<Seen, String> {
     let (version, clock) = version(cluster).await?;
     let text = |key: &str| version[key].as_str().unwrap_or_default().to_owned();
     let mut questions = Vec::new();
-    for (api_version, kind, inside) in LISTED {
+    for (api_version, kind, inside) in LISTED.iter().chain(beside).copied() {
         let resource = match kind {
             "Gateway" | "ServiceCIDR" => Ok(Resource {
                 api_version: api_version.to_owned(),

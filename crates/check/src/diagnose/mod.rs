@@ -9,7 +9,7 @@ mod checks;
 mod formats;
 mod kubeconfig;
 mod look;
-mod scene;
+pub(crate) mod scene;
 pub mod snapshot;
 mod try_out;
 
@@ -214,15 +214,26 @@ pub async fn check(
     options: &CheckOptions,
     stop: &Stop,
 ) -> Result<CheckReport, crate::Error> {
+    observed(mesh, clusters, options, &[], stop).await.map(|(_, report)| report)
+}
+
+/// The same, with what it was judged by, and with objects of the kinds `beside` in it.
+pub(crate) async fn observed(
+    mesh: &Mesh,
+    clusters: &[Cluster],
+    options: &CheckOptions,
+    beside: &[look::Listed],
+    stop: &Stop,
+) -> Result<(Snapshot, CheckReport), crate::Error> {
     let (started, began) = (SystemTime::now(), Instant::now());
     let looking = async {
-        let first = look::look(mesh, clusters, options.before).await;
+        let first = look::look(mesh, clusters, options.before, beside).await;
         let report = judge(mesh, &first, options);
         if report.findings.iter().all(|f| cause(f.id).is_none_or(|c| !c.volatile)) {
             return (first, report);
         }
         tokio::time::sleep(SECOND_LOOK).await;
-        let second = look::look(mesh, clusters, options.before).await;
+        let second = look::look(mesh, clusters, options.before, beside).await;
         let report = judge(mesh, &second, options).confirmed_by(&report);
         (second, report)
     };
@@ -234,10 +245,9 @@ pub async fn check(
         let cluster = clusters.iter().find(|c| c.name == checked.name);
         checked.server = cluster.map(|c| c.server.clone()).unwrap_or_default();
     }
-    drop(snapshot);
     report.started_at = rfc3339(started);
     report.duration_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
-    Ok(report)
+    Ok((snapshot, report))
 }
 
 /// What a snapshot says. Pure: the same snapshot always gets the same report.
@@ -381,7 +391,7 @@ pub(crate) fn is_forbidden(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Api(status) if status.code == 403)
 }
 
-fn rfc3339(at: SystemTime) -> String {
+pub(crate) fn rfc3339(at: SystemTime) -> String {
     jiff::Timestamp::try_from(at)
         .map_or_else(|_| "unknown".to_owned(), |t| t.strftime("%Y-%m-%dT%H:%M:%SZ").to_string())
 }

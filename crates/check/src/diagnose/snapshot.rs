@@ -4,17 +4,20 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::SystemTime;
 
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use stolos_k8s::{istio, meta};
 
 /// Something that was to be read.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub enum Datum<T> {
     /// It was.
     Read {
         /// What it is.
         value: T,
         /// When.
+        #[serde(with = "time")]
         at: SystemTime,
     },
     /// It was not.
@@ -65,7 +68,8 @@ pub struct Snapshot {
 }
 
 /// One cluster.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
 pub struct Seen {
     /// The kubeconfig context.
     pub context: String,
@@ -79,7 +83,8 @@ pub struct Seen {
     pub uid: String,
     /// The clocks, read together.
     pub clock: Option<Clock>,
-    /// Objects by kind.
+    /// Objects by kind. An archive has files of their own for these.
+    #[serde(skip)]
     pub objects: BTreeMap<String, Datum<Vec<Value>>>,
     /// Every running pod of the control plane.
     pub istiods: Vec<Istiod>,
@@ -96,16 +101,19 @@ pub struct Seen {
 }
 
 /// Two clocks.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Clock {
     /// The API server's, from the header `Date`.
+    #[serde(with = "time")]
     pub api: SystemTime,
     /// This machine's, in the middle of that exchange.
+    #[serde(with = "time")]
     pub local: SystemTime,
 }
 
 /// One pod of a control plane.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Istiod {
     /// Its name.
     pub pod: String,
@@ -116,7 +124,8 @@ pub struct Istiod {
 }
 
 /// From where something was dialled.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub enum From {
     /// From a pod of the cluster that the probe stands under.
     Inside(String),
@@ -134,7 +143,8 @@ impl std::fmt::Display for From {
 }
 
 /// How far a connection got.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub enum Touch {
     /// Somebody took it.
     Reached,
@@ -164,7 +174,8 @@ impl std::fmt::Display for Touch {
 }
 
 /// A gateway that was dialled.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct GatewayProbe {
     /// The cluster it stands in.
     pub cluster: String,
@@ -184,16 +195,19 @@ pub struct GatewayProbe {
 }
 
 /// What a TLS handshake through a gateway showed.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Handshake {
     /// The name that was asked for.
     pub sni: String,
     /// The certificates that came back (DER, leaf first), or what went wrong.
+    #[serde(with = "shown_chain")]
     pub chain: Result<Vec<Vec<u8>>, String>,
 }
 
 /// A pod that was dialled.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct PathProbe {
     /// Its cluster.
     pub cluster: String,
@@ -208,7 +222,8 @@ pub struct PathProbe {
 }
 
 /// A remote secret's credential that was tried.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct CredentialProbe {
     /// `namespace/name` of the Secret.
     pub secret: String,
@@ -223,7 +238,8 @@ pub struct CredentialProbe {
 }
 
 /// What an API server said to a credential.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub enum CredentialAnswer {
     /// It is somebody.
     Accepted {
@@ -238,6 +254,50 @@ pub enum CredentialAnswer {
     Unauthorized(String),
     /// TLS failed: the certificate is not for this name, or not from the authority that the kubeconfig names.
     Untrusted(String),
+}
+
+/// Times as people write them, to the microsecond: what a clock is off by must survive.
+mod time {
+    use std::time::SystemTime;
+
+    use serde::de::Error as _;
+    use serde::ser::Error as _;
+    use serde::{Deserialize as _, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(at: &SystemTime, to: S) -> Result<S::Ok, S::Error> {
+        let at = jiff::Timestamp::try_from(*at).map_err(S::Error::custom)?;
+        to.serialize_str(&at.to_string())
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<SystemTime, D::Error> {
+        let text = String::deserialize(from)?;
+        super::instant(&text).ok_or_else(|| D::Error::custom(format!("`{text}` is no time")))
+    }
+}
+
+/// Certificates as PEM has them, without its frame.
+mod shown_chain {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::STANDARD;
+    use serde::de::Error as _;
+    use serde::{Deserialize as _, Deserializer, Serialize as _, Serializer};
+
+    type Chain = Result<Vec<Vec<u8>>, String>;
+
+    pub(super) fn serialize<S: Serializer>(chain: &Chain, to: S) -> Result<S::Ok, S::Error> {
+        let text = chain.as_ref().map(|chain| chain.iter().map(|der| STANDARD.encode(der)).collect::<Vec<_>>());
+        text.serialize(to)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Chain, D::Error> {
+        match Result::<Vec<String>, String>::deserialize(from)? {
+            Ok(chain) => {
+                let chain: Result<Vec<_>, _> = chain.iter().map(|der| STANDARD.decode(der)).collect();
+                chain.map(Ok).map_err(D::Error::custom)
+            }
+            Err(why) => Ok(Err(why)),
+        }
+    }
 }
 
 /// Kinds that are listed, and where: `apiVersion`, `kind`, whether only in the control plane's namespace.

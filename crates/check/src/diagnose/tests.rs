@@ -1,6 +1,7 @@
 //! Causes seeded in snapshots: from a healthy mesh, one thing is changed, and the check must name that first. All sixty,
 //! also those that no lab can have; and healthy meshes of many shapes, of which nothing may be said.
 
+mod archive;
 mod healthy;
 mod seeds;
 

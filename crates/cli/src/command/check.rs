@@ -14,6 +14,10 @@ pub(crate) struct CheckArgs {
     #[command(flatten)]
     built: BuiltArgs,
 
+    /// Look into an archive of `stolos bundle` instead of asking clusters; what is not in it is not measured
+    #[arg(long, value_name = "BUNDLE", conflicts_with_all = ["before", "kubeconfig"])]
+    from: Option<std::path::PathBuf>,
+
     /// How the report is printed
     #[arg(short, long, value_name = "FORMAT", default_value = "table")]
     output: CheckFormat,
@@ -54,10 +58,15 @@ fn known(id: &str) -> Result<String, String> {
 }
 
 pub(crate) async fn run(args: CheckArgs, screen: &Screen, stop: &Stop) -> Result<Exit, Failure> {
-    let (mesh, clusters) = args.built.ask(screen).await?;
-    let options =
-        CheckOptions { before: args.before, only: args.only, skip: args.skip, apply: args.built.other("apply") };
-    let report = diagnose::check(&mesh, &clusters, &options, stop).await?;
+    let apply = args.built.other("apply");
+    let options = CheckOptions { before: args.before, only: args.only, skip: args.skip, apply };
+    let report = match &args.from {
+        Some(archive) => judged(archive, &options, screen)?,
+        None => {
+            let (mesh, clusters) = args.built.ask(screen).await?;
+            diagnose::check(&mesh, &clusters, &options, stop).await?
+        }
+    };
     match args.output {
         CheckFormat::Table => screen.data(&view_check::check(screen, &report, false)),
         CheckFormat::Wide => screen.data(&view_check::check(screen, &report, true)),
@@ -65,11 +74,18 @@ pub(crate) async fn run(args: CheckArgs, screen: &Screen, stop: &Stop) -> Result
         CheckFormat::Yaml => screen.document(Output::Yaml, &report)?,
         CheckFormat::Junit => screen.data(&diagnose::junit(&report)),
         CheckFormat::Sarif => {
-            let file = args.built.path()?;
+            let file = if args.from.is_some() { "mesh.yaml".into() } else { args.built.path()? };
             screen.document(Output::Json, &diagnose::sarif(&report, &file.display().to_string()))?;
         }
     }
     Ok(exit(&report))
+}
+
+/// What an archive says, as of when it was made.
+fn judged(archive: &std::path::Path, options: &CheckOptions, screen: &Screen) -> Result<CheckReport, Failure> {
+    let bundle = crate::command::bundle::open(archive)?;
+    screen.line(format!("Looking into {}, made {}", archive.display(), bundle.manifest.made_at));
+    Ok(diagnose::judge(&bundle.mesh, &bundle.snapshot(), options))
 }
 
 /// Findings come first; a cluster that could not be asked is never good news.

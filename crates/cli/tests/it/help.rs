@@ -21,6 +21,7 @@ fn help_names_every_command_that_is_built() {
       status        Say what is there: clusters, control planes, gateways, peers, services, certificates
       proxy-status  Say what every proxy has of its configuration
       check         Name the cause of what is wrong, and the command that mends it
+      bundle        Pack what is known of the mesh into one archive, without its secrets
       verify        Prove the mesh with real requests between every two clusters
       graph         Draw the mesh
       cert          Look at certificates, and replace them

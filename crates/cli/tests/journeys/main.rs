@@ -11,6 +11,7 @@ mod addresses;
 mod adoption;
 mod asmcli;
 mod authorization;
+mod bundle;
 mod certificates;
 mod crash_sweep;
 mod credentials;

@@ -3,9 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime};
 
+use base64::Engine as _;
 use stolos_k8s::{istio, meta};
 use stolos_pki::{Certificate, Refused, verify_chain};
 
+use crate::bundle::MARK;
 use crate::diagnose::Severity;
 use crate::diagnose::scene::{
     Judgement, Member, Scene, ca_certs, moment_of_validity, secret_keys, secret_text, short, some,
@@ -171,14 +173,26 @@ pub(crate) fn unusable(scene: &Scene<'_>, judgement: &mut Judgement) {
             continue;
         }
         let Some((secret, certs)) = member.cacerts().and_then(|s| Some((s, ca_certs(s)?))) else { continue };
+        // Of an archive's keys there are the public halves, where they could be told.
+        let public = public_half(certs.ca_key.expose());
+        if public.is_none() && certs.ca_key.expose().starts_with(MARK) && !certs.ca_key.expose().contains("encrypted") {
+            judgement.gap(member, "the private key of cacerts is not in the archive");
+            continue;
+        }
         judgement.looked();
         // Time has a cause of its own, so the rest is judged at a moment when all are valid, where there is one.
         let all = [&certs.ca_cert, &certs.cert_chain, &certs.root_cert];
         let all: Vec<_> = all.into_iter().flat_map(|pem| Certificate::all_from_pem(pem).unwrap_or_default()).collect();
         let at = moment_of_validity(&all).unwrap_or(scene.snapshot.now);
-        let why = match certs.check(at) {
+        let checked = match public {
+            Some(public) => certs.check_with(&public, at),
+            None => certs.check(at),
+        };
+        let why = match checked {
             Ok(_) | Err(Refused::Expired { .. } | Refused::NotYetValid { .. }) => continue,
-            Err(_) if certs.ca_key.expose().contains("ENCRYPTED") => "the private key is encrypted".to_owned(),
+            Err(_) if certs.ca_key.expose().to_lowercase().contains("encrypted") => {
+                "the private key is encrypted".to_owned()
+            }
             Err(why) => why.to_string(),
         };
         judgement
@@ -186,6 +200,12 @@ pub(crate) fn unusable(scene: &Scene<'_>, judgement: &mut Judgement) {
             .object(CACERTS)
             .since(since(secret));
     }
+}
+
+/// What stands for a key in an archive.
+fn public_half(pem: &str) -> Option<Vec<u8>> {
+    let body = pem.trim().strip_prefix("-----BEGIN PUBLIC KEY-----")?.strip_suffix("-----END PUBLIC KEY-----")?;
+    base64::engine::general_purpose::STANDARD.decode(body.split_whitespace().collect::<String>()).ok()
 }
 
 /// D-05
