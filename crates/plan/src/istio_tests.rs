@@ -368,3 +368,23 @@ fn istioctl_installs_upgrades_and_takes_away() {
     let left: Vec<_> = world.state("east-1").objects.iter().map(|(key, _)| key.to_string()).collect();
     assert_eq!(left, ["Namespace kube-system"]);
 }
+
+/// Istio below 1.22 does not serve v1 of its kinds, unless somebody brought newer definitions.
+#[test]
+fn objects_are_written_in_a_version_that_is_served() {
+    let gateway = |plan: &Plan| {
+        let step = plan.steps.iter().find(|step| step.id.as_str() == "gateways/east-1/expose")?;
+        let Change::Write { objects } = &step.change else { return None };
+        objects[0]["apiVersion"].as_str().map(str::to_owned)
+    };
+    let old = three(json!({"version": "1.21.0"}));
+    assert_eq!(gateway(&plan(&old, &world().observed).unwrap()).unwrap(), "networking.istio.io/v1beta1");
+    let new = three(json!({"version": "1.22.0"}));
+    assert_eq!(gateway(&plan(&new, &world().observed).unwrap()).unwrap(), "networking.istio.io/v1");
+    let mut world = world();
+    for mut crd in stolos_k8s::istio::crds() {
+        crd["metadata"]["uid"] = "theirs".into();
+        world.state("east-1").objects.put(crd);
+    }
+    assert_eq!(gateway(&plan(&old, &world.observed).unwrap()).unwrap(), "networking.istio.io/v1");
+}

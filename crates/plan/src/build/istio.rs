@@ -196,15 +196,15 @@ fn here(
     // What Istio's validating webhook looks at comes when it answers. Of a remote nobody reads it (E.19).
     let served = || vec![control("ready"), control("crds-served")];
     if cluster.primary().is_none() {
-        let strict = own(versioned(control::mtls(scene.mesh), wanted.minor));
+        let strict = own(versioned(control::mtls(scene.mesh), wanted.minor, state));
         helm.sketch.write(name, state, control("mtls"), served(), vec![strict]);
         if scene.mesh.needs_gateways() {
-            let expose = own(versioned(gateways::expose(scene.mesh), wanted.minor));
+            let expose = own(versioned(gateways::expose(scene.mesh), wanted.minor, state));
             helm.sketch.write(name, state, gateway("expose"), served(), vec![expose]);
         }
         if place.has_remotes() {
             let expose = remote::expose(&istiod, revision).into_iter();
-            let expose = expose.map(|object| own(versioned(object, wanted.minor))).collect();
+            let expose = expose.map(|object| own(versioned(object, wanted.minor, state))).collect();
             helm.sketch.write(name, state, gateway("expose-istiod"), served(), expose);
         }
     }
@@ -263,9 +263,17 @@ fn key(name: &str) -> ObjectKey {
     ObjectKey::new(crate::RELEASE_SECRET, "Release", Some(SYSTEM_NAMESPACE), name)
 }
 
-/// `networking.istio.io/v1` is served from 1.22 on; v1beta1 by every version (B.4).
-fn versioned(mut object: Value, minor: Minor) -> Value {
+/// `networking.istio.io/v1` is served from 1.22 on; v1beta1 by every version (B.4). Definitions may be newer than the
+/// control plane that is wanted: then the newest that they serve is what others see.
+fn versioned(mut object: Value, minor: Minor, state: &ClusterState) -> Value {
+    let served = || {
+        let kind = stolos_k8s::istio::kind(object["kind"].as_str()?)?;
+        let key = ObjectKey::new("apiextensions.k8s.io/v1", "CustomResourceDefinition", None, &kind.crd_name());
+        let versions = state.objects.get(&key)?["spec"]["versions"].as_array()?;
+        Some(versions.iter().any(|version| version["name"] == "v1" && version["served"] == true))
+    };
     if minor < Minor(1, 22)
+        && served() != Some(true)
         && let Some((group, _)) = object["apiVersion"].as_str().and_then(|text| text.split_once('/'))
     {
         object["apiVersion"] = format!("{group}/v1beta1").into();

@@ -23,7 +23,7 @@ pub(super) fn steps(
     let name = cluster.name.as_str();
     let control = |what: &str| id("control", name, what);
     let gateway = |what: &str| id("gateways", name, what);
-    let own = |object: Value| ours(scene.mesh_name(), versioned(object, wanted.minor));
+    let own = |object: Value| ours(scene.mesh_name(), versioned(object, wanted.minor, state));
     let istiod = scene.istiod();
     if cluster.primary().is_some() {
         // Its primary's control plane serves it, and whoever installed that also led it there.
