@@ -5,7 +5,7 @@
 //! sockets: [`choose`] finds the policy of a template, [`place`] the clusters of a binding by filters and spread
 //! constraints, [`divide`] the replicas of each, [`estimate`] how many fit. [`interpret`] knows the native kinds,
 //! [`overrides`] changes a manifest for one cluster, and [`admit`] says what is filled in and refused when a policy is
-//! written.
+//! written. [`why`](mod@why) tells what was decided and why.
 
 pub mod admit;
 pub mod choose;
@@ -17,3 +17,4 @@ pub mod model;
 pub mod name;
 pub mod overrides;
 pub mod place;
+pub mod why;

@@ -40,7 +40,8 @@ pub enum Outcome {
         /// The group's name, where the placement has groups.
         group: Option<String>,
     },
-    /// None: nothing fits, and what was there is emptied.
+    /// None: nothing fits. Karmada empties `spec.clusters` then, which deletes the workload everywhere; the hub keeps what
+    /// runs, and says so with Karmada's condition.
     NoFit {
         /// Karmada's message.
         message: String,
@@ -98,6 +99,8 @@ impl Outcome {
 pub struct Decision {
     /// What becomes of the binding.
     pub outcome: Outcome,
+    /// Whose algorithms decided.
+    pub algorithm: Algorithm,
     /// How replicas become shares.
     pub strategy: Strategy,
     /// How many there are.
@@ -214,13 +217,14 @@ pub fn place(
             failure => failures.push(failure),
         }
     }
-    // Only when nothing fits anywhere, what was there goes; else the first real failure is told.
+    // That nothing fits is told only when it is so for every group.
     let outcome = outcome.or_else(|| {
         let real = failures.iter().position(|failure| !matches!(failure, Outcome::NoFit { .. }));
         failures.into_iter().nth(real.unwrap_or(0))
     });
     Decision {
         outcome: outcome.unwrap_or_else(|| Outcome::NoFit { message: "0/0 clusters are available".to_owned() }),
+        algorithm: settings.algorithm,
         strategy: world.strategy,
         replicas: spec.replicas,
         fresh: world.fresh,

@@ -34,7 +34,7 @@ pub(super) fn mismatch(affinity: &ClusterAffinity, cluster: &Cluster) -> Option<
         }
     }
     (!affinity.clusters.is_empty() && !affinity.clusters.contains(name))
-        .then(|| "clusterNames has not its name".to_owned())
+        .then(|| "clusterNames does not name it".to_owned())
 }
 
 /// Whether a toleration is for a taint.

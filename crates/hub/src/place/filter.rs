@@ -39,6 +39,22 @@ impl Exclusion {
             Self::Evicting => "cluster(s) is in the process of eviction".to_owned(),
         }
     }
+
+    /// What would let the cluster in.
+    pub(crate) fn remedy(&self, cluster: &str) -> Option<String> {
+        Some(match self {
+            Self::Deleting => return None,
+            Self::Api(kind) => format!("serving {kind} in {cluster}, by its resource definition"),
+            Self::Taint(taint) => {
+                format!(
+                    "taking the taint {taint} from {cluster}, or a toleration for it in placement.clusterTolerations"
+                )
+            }
+            Self::Affinity(why) => format!("a clusterAffinity that means {cluster} ({why})"),
+            Self::Property(field) => format!("spec.{} of Cluster {cluster}", property(*field)),
+            Self::Evicting => format!("the end of the eviction from {cluster}"),
+        })
+    }
 }
 
 impl fmt::Display for Exclusion {
