@@ -29,6 +29,20 @@ const ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 /// How long a connection may take to be made.
 const CONNECT: Duration = Duration::from_secs(10);
 
+/// A stream of bytes, whatever carries it.
+pub type Carried = Pin<Box<dyn Duplex>>;
+
+/// What can be read and written.
+pub trait Duplex: AsyncRead + AsyncWrite + Send {}
+
+impl<T: AsyncRead + AsyncWrite + Send> Duplex for T {}
+
+/// A way to one API server that leads over something else than sockets of ours.
+pub trait Way: Send + Sync + 'static {
+    /// A new stream to it.
+    fn open(&self) -> BoxFuture<'_, io::Result<Carried>>;
+}
+
 /// A cluster, connected. Cheap to clone.
 #[derive(Clone)]
 pub struct Cluster {
@@ -77,11 +91,25 @@ pub async fn connect(kubeconfig: &Kubeconfig, context: &str, name: &str) -> Resu
 ///
 /// When the configuration's TLS or authentication cannot be used.
 pub fn client(config: kube::Config, net: Arc<dyn Net>) -> Result<kube::Client, Error> {
+    made(&config, Reach::Net(net))
+}
+
+/// A client whose every connection goes over `way`; the URL says what the server is called, not where it is. Nothing is
+/// sent yet.
+///
+/// # Errors
+///
+/// As [`client`].
+pub fn client_over(config: &kube::Config, way: Arc<dyn Way>) -> Result<kube::Client, Error> {
+    made(config, Reach::Way(way))
+}
+
+fn made(config: &kube::Config, reach: Reach) -> Result<kube::Client, Error> {
     let failed =
         |source: kube::Error| Error::Client { server: config.cluster_url.to_string(), source: Box::new(source) };
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let tls = config.rustls_client_config().map_err(failed)?;
-    let transport = Transport::new(&tls, config.tls_server_name.as_deref(), &net);
+    let transport = Transport::new(&tls, config.tls_server_name.as_deref(), &reach);
     let service = ServiceBuilder::new()
         .layer(config.base_uri_layer())
         .option_layer(config.auth_layer().map_err(failed)?)
@@ -134,12 +162,12 @@ struct First {
 }
 
 impl Transport {
-    fn new(tls: &ClientConfig, server_name: Option<&str>, net: &Arc<dyn Net>) -> Self {
+    fn new(tls: &ClientConfig, server_name: Option<&str>, reach: &Reach) -> Self {
         let speaking = |protocols: &[&[u8]]| {
             let mut tls = tls.clone();
             tls.alpn_protocols = protocols.iter().map(|p| p.to_vec()).collect();
             let server_name = server_name.map(Arc::from);
-            let dialer = Dialer { net: Arc::clone(net), tls: Arc::new(tls), server_name };
+            let dialer = Dialer { reach: reach.clone(), tls: Arc::new(tls), server_name };
             let mut builder = Client::builder(TokioExecutor::new());
             builder
                 .timer(TokioTimer::new())
@@ -184,10 +212,17 @@ impl tower::Service<Request<Body>> for Transport {
     }
 }
 
-/// A connector that takes its sockets from a [`Net`].
+/// Where connections come from.
+#[derive(Clone)]
+enum Reach {
+    Net(Arc<dyn Net>),
+    Way(Arc<dyn Way>),
+}
+
+/// A connector that takes its connections from a [`Net`] or a [`Way`].
 #[derive(Clone)]
 struct Dialer {
-    net: Arc<dyn Net>,
+    reach: Reach,
     tls: Arc<ClientConfig>,
     /// The name to ask for and to verify, where it is not the URL's.
     server_name: Option<Arc<str>>,
@@ -218,32 +253,43 @@ impl Dialer {
         let host = host.trim_start_matches('[').trim_end_matches(']');
         let plain = to.scheme_str() == Some("http");
         let port = to.port_u16().unwrap_or(if plain { 80 } else { 443 });
-        let stream = self.reach(host, port).await?;
-        if plain {
-            return Ok(TokioIo::new(Dialled::Plain(stream)));
-        }
         let name = self.server_name.as_deref().unwrap_or(host).to_owned();
-        let name = ServerName::try_from(name).map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
-        let stream = TlsConnector::from(Arc::clone(&self.tls)).connect(name, stream).await?;
-        Ok(TokioIo::new(Dialled::Tls(Box::new(stream))))
-    }
-
-    async fn reach(&self, host: &str, port: u16) -> io::Result<Stream> {
-        let mut last = io::Error::new(io::ErrorKind::NotFound, format!("no address for `{host}`"));
-        for address in self.net.resolve(host).await? {
-            match self.net.dial(SocketAddr::new(address, port)).await {
-                Ok(stream) => return Ok(stream),
-                Err(error) => last = error,
+        let name = || ServerName::try_from(name).map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error));
+        let tls = TlsConnector::from(Arc::clone(&self.tls));
+        Ok(TokioIo::new(match &self.reach {
+            Reach::Net(net) => {
+                let stream = dial(&**net, host, port).await?;
+                if plain { Dialled::Plain(stream) } else { Dialled::Tls(Box::new(tls.connect(name()?, stream).await?)) }
             }
-        }
-        Err(last)
+            Reach::Way(way) => {
+                let stream = way.open().await?;
+                if plain {
+                    Dialled::Carried(stream)
+                } else {
+                    Dialled::CarriedTls(Box::new(tls.connect(name()?, stream).await?))
+                }
+            }
+        }))
     }
+}
+
+async fn dial(net: &dyn Net, host: &str, port: u16) -> io::Result<Stream> {
+    let mut last = io::Error::new(io::ErrorKind::NotFound, format!("no address for `{host}`"));
+    for address in net.resolve(host).await? {
+        match net.dial(SocketAddr::new(address, port)).await {
+            Ok(stream) => return Ok(stream),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
 }
 
 /// A stream, as hyper wants a connection to be.
 enum Dialled {
     Plain(Stream),
     Tls(Box<TlsStream<Stream>>),
+    Carried(Carried),
+    CarriedTls(Box<TlsStream<Carried>>),
 }
 
 /// Calls a method of [`AsyncRead`] or [`AsyncWrite`] on whichever stream it is.
@@ -252,16 +298,20 @@ macro_rules! pass {
         match $self.get_mut() {
             Dialled::Plain(stream) => Pin::new(stream).$method($($argument),*),
             Dialled::Tls(stream) => Pin::new(stream.as_mut()).$method($($argument),*),
+            Dialled::Carried(stream) => stream.as_mut().$method($($argument),*),
+            Dialled::CarriedTls(stream) => Pin::new(stream.as_mut()).$method($($argument),*),
         }
     };
 }
 
 impl Connection for Dialled {
     fn connected(&self) -> Connected {
-        match self {
-            Self::Tls(stream) if stream.get_ref().1.alpn_protocol() == Some(b"h2") => Connected::new().negotiated_h2(),
-            _ => Connected::new(),
-        }
+        let protocol = match self {
+            Self::Tls(stream) => stream.get_ref().1.alpn_protocol(),
+            Self::CarriedTls(stream) => stream.get_ref().1.alpn_protocol(),
+            Self::Plain(_) | Self::Carried(_) => None,
+        };
+        if protocol == Some(b"h2") { Connected::new().negotiated_h2() } else { Connected::new() }
     }
 }
 
@@ -289,6 +339,8 @@ impl AsyncWrite for Dialled {
         match self {
             Self::Plain(stream) => stream.is_write_vectored(),
             Self::Tls(stream) => stream.is_write_vectored(),
+            Self::Carried(stream) => stream.is_write_vectored(),
+            Self::CarriedTls(stream) => stream.is_write_vectored(),
         }
     }
 

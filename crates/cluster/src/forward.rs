@@ -1,6 +1,5 @@
 //! Looking into a pod through the API server's port-forward: a page it serves to itself, the certificates it shows.
 
-use std::pin::Pin;
 use std::time::Duration;
 
 use http_body_util::{BodyExt as _, Empty, Limited};
@@ -9,21 +8,13 @@ use hyper_util::rt::TokioIo;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::Api;
 use stolos_serve::handshake::shown;
-use tokio::io::{AsyncRead, AsyncWrite};
 
-use crate::Error;
+use crate::{Carried, Duplex, Error};
 
 /// How long one look may take.
 pub const LOOK: Duration = Duration::from_secs(10);
 /// The largest page that is read.
 const LARGEST: usize = 64 << 20;
-
-/// A connection to a port of a pod.
-type Forwarded = Pin<Box<dyn Duplex>>;
-
-trait Duplex: AsyncRead + AsyncWrite + Send {}
-
-impl<T: AsyncRead + AsyncWrite + Send> Duplex for T {}
 
 /// The body of `path` as the pod serves it over plain HTTP at `port`.
 ///
@@ -62,7 +53,7 @@ async fn look<S, T, F: Future<Output = Result<T, String>>>(
     ask: S,
 ) -> Result<T, Error>
 where
-    S: FnOnce(Forwarded) -> F,
+    S: FnOnce(Carried) -> F,
 {
     let failed = |why: String| Error::Forward { what: what.clone(), why };
     let asking = async {
@@ -79,7 +70,7 @@ where
 }
 
 /// One request over HTTP/1.1: Envoy answers nothing older.
-async fn get(stream: impl AsyncRead + AsyncWrite + Unpin, path: &str) -> Result<String, String> {
+async fn get(stream: impl Duplex + Unpin, path: &str) -> Result<String, String> {
     let said = |error: hyper::Error| error.to_string();
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(said)?;
     let request = http::Request::get(path).header("host", "localhost").body(Empty::<Bytes>::new());

@@ -7,7 +7,7 @@ pub mod forward;
 mod kubeconfig;
 pub mod objects;
 
-pub use connect::{Cluster, client, connect, in_cluster};
+pub use connect::{Carried, Cluster, Duplex, Way, client, client_over, connect, in_cluster};
 pub use kubeconfig::{Kubeconfig, from_kubeconfig_text};
 
 /// Why a cluster could not be reached or asked.

@@ -18,7 +18,7 @@ mod stream;
 
 use std::time::Duration;
 
-pub use relay::{Error, Limits, Member, Relay, Who};
+pub use relay::{Error, Limits, Member, Others, Relay, Who};
 pub use stream::Stream;
 
 /// The protocol's name in TLS (ALPN, RFC 7301): another version of it is another name.

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use http::{Request, StatusCode};
 use http_body_util::Empty;
 use hyper::client::conn::http2::SendRequest;
@@ -14,6 +15,7 @@ use rustls_pki_types::CertificateDer;
 use stolos_serve::{Listener, Stop};
 use tokio::sync::{Notify, Semaphore};
 use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 use tokio_util::task::TaskTracker;
 
 use crate::agent::words;
@@ -22,6 +24,9 @@ use crate::{CONNECTION_WINDOW, FRAME, HANDSHAKE, PING, PONG, PROTOCOL, STREAM_WI
 
 /// Names the member that a verified certificate (leaf first) stands for, or says why it stands for none.
 pub type Who = dyn Fn(&[CertificateDer<'_>]) -> Result<String, String> + Send + Sync;
+
+/// Serves a connection that speaks something else than the tunnel's protocol, as its TLS (ALPN) says.
+pub type Others = dyn Fn(TlsStream<stolos_serve::Stream>, SocketAddr) -> BoxFuture<'static, ()> + Send + Sync;
 
 /// What a relay allows.
 #[derive(Clone, Debug)]
@@ -137,12 +142,14 @@ impl Relay {
 
     /// Takes agents in on `listener` until `stop`.
     ///
-    /// `tls` must ask for client certificates and verify them.
+    /// `tls` must ask for client certificates and verify those that come. Where `others` serves other protocols on the same
+    /// port, it may let clients without one in: no agent gets past `who` without a certificate.
     pub async fn serve(
         self: Arc<Self>,
         listener: Listener,
         tls: Arc<dyn Fn() -> Arc<ServerConfig> + Send + Sync>,
         who: Arc<Who>,
+        others: Option<Arc<Others>>,
         stop: Stop,
     ) {
         let tasks = TaskTracker::new();
@@ -157,10 +164,11 @@ impl Relay {
                 },
                 () = stop.asked() => break,
             };
-            let (relay, tls, who, stop) = (Arc::clone(&self), tls(), Arc::clone(&who), stop.child());
+            let (relay, tls, stop) = (Arc::clone(&self), tls(), stop.child());
+            let (who, others) = (Arc::clone(&who), others.clone());
             tasks.spawn(async move {
                 tokio::select! {
-                    ended = relay.take_in(stream, from, tls, &*who) => if let Err(why) = ended {
+                    ended = relay.take_in(stream, from, tls, &*who, others.as_deref()) => if let Err(why) = ended {
                         tracing::info!(%from, why, "an agent was not let in, or left");
                     },
                     () = stop.asked() => {}
@@ -178,12 +186,15 @@ impl Relay {
         from: SocketAddr,
         tls: Arc<ServerConfig>,
         who: &Who,
+        others: Option<&Others>,
     ) -> Result<(), String> {
         let accepted = tokio::time::timeout(HANDSHAKE, TlsAcceptor::from(tls).accept(stream)).await;
         let stream = accepted.map_err(|_| "its handshake took too long".to_owned())?.map_err(|e| e.to_string())?;
         let session = stream.get_ref().1;
         if session.alpn_protocol() != Some(PROTOCOL) {
-            return Err("it speaks another protocol".to_owned());
+            let others = others.ok_or("it speaks another protocol")?;
+            others(stream, from).await;
+            return Ok(());
         }
         let member = who(session.peer_certificates().unwrap_or_default())?;
         let mut builder = hyper::client::conn::http2::Builder::new(TokioExecutor::new());

@@ -67,7 +67,8 @@ impl World {
             let uri = stolos_pki::tls::peer_uri(certificates).ok_or("it has no identity")?;
             uri.rsplit('/').next().map(str::to_owned).ok_or_else(|| "it has no name".to_owned())
         };
-        let serving = Arc::clone(&relay).serve(listener, Arc::new(move || tls.clone()), Arc::new(who), stop.child());
+        let serving =
+            Arc::clone(&relay).serve(listener, Arc::new(move || tls.clone()), Arc::new(who), None, stop.child());
         let inside = TcpListener::bind((HERE, 0)).await.unwrap();
         let mut world = Self { relay, authority, address, inside: inside.local_addr().unwrap(), stop, tasks: vec![] };
         world.tasks.push(tokio::spawn(serving));
