@@ -12,6 +12,7 @@ pub(crate) mod demo;
 pub(crate) mod explain;
 pub(crate) mod export;
 pub(crate) mod graph;
+pub(crate) mod hub;
 pub(crate) mod init;
 pub(crate) mod lab;
 pub(crate) mod man;
@@ -111,6 +112,9 @@ pub(crate) enum Command {
     /// Shift traffic away from one cluster, and back
     #[command(subcommand)]
     Cluster(cluster::ClusterCommand),
+    /// Place workloads on clusters by Karmada's policies
+    #[command(subcommand)]
+    Hub(hub::HubCommand),
     /// Keep the clusters as the mesh file says, for ever
     Operator(operator::OperatorArgs),
     /// Explain a finding or a cause by its id
@@ -160,6 +164,7 @@ impl Command {
             Self::Cert(command) => cert::run(command, screen, stop).await,
             Self::Export(args) => export::run(&args, screen),
             Self::Cluster(command) => cluster::run(command, screen, stop).await,
+            Self::Hub(command) => hub::run(command, screen, stop).await,
             Self::Operator(args) => operator::run(args, screen, stop).await,
             Self::Credential(command) => credential::run(command, screen).await,
             Self::Explain(args) => explain::run(&args, screen),

@@ -127,6 +127,17 @@ impl From<stolos_cluster::Error> for Failure {
     }
 }
 
+impl From<stolos_hub::Error> for Failure {
+    fn from(error: stolos_hub::Error) -> Self {
+        use stolos_hub::Error as E;
+        match error {
+            E::Cluster(error) => error.into(),
+            E::NotYet { .. } => Self::caused(&error).exit_with(Exit::TimedOut),
+            _ => Self::caused(&error),
+        }
+    }
+}
+
 impl From<stolos_apply::Error> for Failure {
     fn from(error: stolos_apply::Error) -> Self {
         use stolos_apply::Error as E;

@@ -2,6 +2,7 @@
 //!
 //! [`command`] has a file for each command; [`screen`] is the only place that prints.
 
+mod background;
 mod command;
 mod exit;
 mod failure;

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use futures::{Stream, StreamExt as _};
 use kube::api::{
-    Api, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, Preconditions, PropagationPolicy, WatchParams,
+    Api, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams, Preconditions, PropagationPolicy,
+    WatchParams,
 };
 use kube::core::{ApiResource, GroupVersionKind, WatchEvent};
 use serde_json::Value;
@@ -59,7 +60,9 @@ impl Resource {
         Ok(Self { api_version: api_version.to_owned(), kind: kind.to_owned(), plural, namespaced })
     }
 
-    fn api(&self, client: &kube::Client, namespace: Option<&str>) -> Api<DynamicObject> {
+    /// The API of this kind, in one namespace or in all.
+    #[must_use]
+    pub fn api(&self, client: &kube::Client, namespace: Option<&str>) -> Api<DynamicObject> {
         let (group, version) = self.api_version.split_once('/').unwrap_or(("", &self.api_version));
         let resource =
             ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, version, &self.kind), &self.plural);
@@ -177,11 +180,68 @@ pub async fn apply(
     manager: &str,
     force: bool,
 ) -> Result<Value, Error> {
-    let (namespace, name) = (text(object, "/metadata/namespace"), text(object, "/metadata/name").unwrap_or_default());
+    let (namespace, name) = place(object);
     let what = || format!("apply {}", describe(resource, namespace, name));
     let mut params = PatchParams::apply(manager);
     params.force = force;
     bounded(what, resource.api(client, namespace).patch(name, &params, &Patch::Apply(object))).await.map(to_value)
+}
+
+/// Creates `object` as `manager`.
+///
+/// # Errors
+///
+/// When the API server cannot be asked or refuses, such as with 409 where there is one of its name.
+pub async fn create(client: &kube::Client, resource: &Resource, object: &Value, manager: &str) -> Result<Value, Error> {
+    let (namespace, name) = place(object);
+    let what = || format!("create {}", describe(resource, namespace, name));
+    let params = PostParams { dry_run: false, field_manager: Some(manager.to_owned()) };
+    bounded(what, resource.api(client, namespace).create(&params, &dynamic(what, object)?)).await.map(to_value)
+}
+
+/// Puts `object` in the place of the one of its name, as `manager`; of that very revision where the object names one.
+///
+/// # Errors
+///
+/// When the API server cannot be asked or refuses, such as with 409 where somebody was faster.
+pub async fn replace(
+    client: &kube::Client,
+    resource: &Resource,
+    object: &Value,
+    manager: &str,
+) -> Result<Value, Error> {
+    let (namespace, name) = place(object);
+    let what = || format!("replace {}", describe(resource, namespace, name));
+    let params = PostParams { dry_run: false, field_manager: Some(manager.to_owned()) };
+    bounded(what, resource.api(client, namespace).replace(name, &params, &dynamic(what, object)?)).await.map(to_value)
+}
+
+/// Merges `patch` (RFC 7386) into the object called `name`, as `manager`: into its status where `status` is set, into
+/// everything else where it is not.
+///
+/// # Errors
+///
+/// When the API server cannot be asked or refuses.
+pub async fn merge(
+    client: &kube::Client,
+    resource: &Resource,
+    (namespace, name): (Option<&str>, &str),
+    patch: &Value,
+    status: bool,
+    manager: &str,
+) -> Result<Value, Error> {
+    let what = || {
+        let of = if status { "the status of " } else { "" };
+        format!("change {of}{}", describe(resource, namespace, name))
+    };
+    let params = PatchParams { field_manager: Some(manager.to_owned()), ..PatchParams::default() };
+    let (api, patch) = (resource.api(client, namespace), Patch::Merge(patch));
+    let changed = if status {
+        bounded(what, api.patch_status(name, &params, &patch)).await
+    } else {
+        bounded(what, api.patch(name, &params, &patch)).await
+    };
+    changed.map(to_value)
 }
 
 /// Asks for the deletion of the object called `name`, in the foreground; only of the very object with `uid` if given.
@@ -226,6 +286,15 @@ fn describe(resource: &Resource, namespace: Option<&str>, name: &str) -> String 
         Some(namespace) if resource.namespaced => format!("{} {namespace}/{name}", resource.kind),
         _ => format!("{} {name}", resource.kind),
     }
+}
+
+fn place(object: &Value) -> (Option<&str>, &str) {
+    (text(object, "/metadata/namespace"), text(object, "/metadata/name").unwrap_or_default())
+}
+
+fn dynamic(what: impl Fn() -> String, object: &Value) -> Result<DynamicObject, Error> {
+    let read = serde_json::from_value(object.clone());
+    read.map_err(|error| Error::Request { what: what(), source: Box::new(kube::Error::SerdeError(error)) })
 }
 
 fn to_value(object: DynamicObject) -> Value {

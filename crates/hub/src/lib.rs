@@ -6,15 +6,80 @@
 //! constraints, [`divide`] the replicas of each, [`estimate`] how many fit. [`interpret`] knows the native kinds,
 //! [`overrides`] changes a manifest for one cluster, and [`admit`] says what is filled in and refused when a policy is
 //! written. [`why`](mod@why) tells what was decided and why.
+//!
+//! [`start`] does: it keeps mirrors of what there is, in the hub and in every member, and one queue for each
+//! question (which policy, which clusters, which Works, what in the member, what came of it). Every answer looks at
+//! everything it needs anew, so that doing it twice is as good as once. It is given a client of an API server and does
+//! not know which one: its own process's or any other.
 
 pub mod admit;
 pub mod choose;
+mod control;
 pub mod divide;
 pub mod estimate;
+mod event;
+mod install;
 pub mod interpret;
 pub mod label;
+pub mod member;
+mod mirror;
 pub mod model;
 pub mod name;
 pub mod overrides;
 pub mod place;
+mod queue;
 pub mod why;
+
+use std::time::Duration;
+
+pub use control::{Running, Settings, start};
+pub use install::{definitions, install};
+
+/// Who the hub's writes are by.
+pub const MANAGER: &str = "stolos-hub";
+
+/// Why the hub could not do something.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// An API server could not be asked, or said no.
+    #[error(transparent)]
+    Cluster(#[from] stolos_cluster::Error),
+    /// A definition of the hub's own kinds cannot be read.
+    #[error("could not read a definition of the hub's kinds: {0}")]
+    Definition(String),
+    /// The hub's kinds are not served.
+    #[error("the hub's kinds are not served after {} s", .0.as_secs())]
+    NotServed(Duration),
+    /// A member's credential is not there or is not whole.
+    #[error("could not use the credential of {cluster}: {why}")]
+    Credential {
+        /// The member.
+        cluster: String,
+        /// Why.
+        why: String,
+    },
+    /// A name cannot be a member's.
+    #[error("`{name}` cannot be the name of a cluster: {why}")]
+    Name {
+        /// The name.
+        name: String,
+        /// Why.
+        why: String,
+    },
+    /// The hub has another cluster of that name, or that cluster under another name.
+    #[error("{0}")]
+    Joined(String),
+    /// The hub has no such cluster.
+    #[error("the hub has no cluster `{0}`")]
+    NoCluster(String),
+    /// Something did not end in time.
+    #[error("could not {what} within {} s: {left}", after.as_secs())]
+    NotYet {
+        /// What was wanted.
+        what: String,
+        /// How long we waited.
+        after: Duration,
+        /// What is still there.
+        left: String,
+    },
+}

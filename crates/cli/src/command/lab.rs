@@ -1,6 +1,4 @@
-use std::io::Read as _;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use clap::{Args, Subcommand};
@@ -8,8 +6,8 @@ use stolos_lab::catalogue::Envoy;
 use stolos_lab::{EnvoyFor, Fault, Lab, LabConfig, socket};
 use stolos_serve::Stop;
 use stolos_spec::{MeshName, from_contexts, mesh_yaml};
-use tokio::io::AsyncBufReadExt as _;
 
+use crate::background;
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::input::{MeshArgs, OutputArgs, StateArgs, ToldArgs};
@@ -335,7 +333,7 @@ async fn up(args: UpArgs, screen: &Screen, stop: &Stop) -> Result<Exit, Failure>
     };
     screen.line(format!("  {} up after {}", screen.progress_tone(Tone::Good, "✓"), elapsed(began.elapsed())));
     if args.detached {
-        screen.data(READY);
+        screen.data(background::READY);
     } else {
         let status = serde_json::to_value(lab.status().await).map_err(|e| Failure::caused(&e))?;
         screen.data(&crate::view::lab(screen, &status));
@@ -394,60 +392,16 @@ fn mesh_file(config: &LabConfig) -> Result<PathBuf, Failure> {
     Ok(path)
 }
 
-/// What the process in the background says when it is up.
-const READY: &str = "ready";
 /// How long a lab may take to come up.
 const UP: Duration = Duration::from_secs(120);
 
 /// Starts the same command again in the background, and waits until it is up.
 async fn detach(args: UpArgs, screen: &Screen, stop: &Stop) -> Result<Exit, Failure> {
     let config = args.config(screen)?;
-    let wanted = |e: std::io::Error| Failure::caused(&e).while_doing("could not start a lab in the background");
-    std::fs::create_dir_all(&config.state).map_err(wanted)?;
-    let log_path = config.state.join("lab.log");
-    let log = std::fs::OpenOptions::new().create(true).append(true).open(&log_path).map_err(wanted)?;
-    let before = log.metadata().map_err(wanted)?.len();
-    let arguments = std::env::args_os().skip(1).map(|a| if a == "--detach" { "--detached".into() } else { a });
-    let mut child = tokio::process::Command::new(std::env::current_exe().map_err(wanted)?)
-        .args(arguments)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(log)
-        .spawn()
-        .map_err(wanted)?;
-    let mut lines = child.stdout.take().map(|out| tokio::io::BufReader::new(out).lines());
-    let ready = async {
-        match &mut lines {
-            Some(lines) => lines.next_line().await.ok().flatten().is_some_and(|line| line == READY),
-            None => false,
-        }
-    };
     screen.line(format!("Starting {} in the background", count(config.clusters.len(), "cluster")));
-    let failure = tokio::select! {
-        ready = ready => match ready {
-            true => None,
-            false => Some(Failure::new("the lab did not start")),
-        },
-        () = tokio::time::sleep(UP) => {
-            Some(Failure::new(format!("the lab is not up after {}", elapsed(UP))).exit_with(Exit::TimedOut))
-        }
-        () = stop.asked() => Some(Failure::interrupted()),
-    };
-    if let Some(failure) = failure {
-        let _ = child.start_kill();
-        let _ = child.wait().await;
-        return Err(match said_since(&log_path, before) {
-            said if said.is_empty() => failure,
-            said => failure.because(said),
-        }
-        .hint(format!("its log is {}", log_path.display())));
-    }
+    let process = background::start("lab", &config.state, UP, stop).await?;
     let kubeconfig = config.state.join("kubeconfig");
-    screen.line(format!(
-        "  {} up, with process {}",
-        screen.progress_tone(Tone::Good, "✓"),
-        child.id().unwrap_or_default()
-    ));
+    screen.line(format!("  {} up, with process {}", screen.progress_tone(Tone::Good, "✓"), process));
     screen.line(format!("  `stolos lab down --state {}` ends it", config.state.display()));
     if args.clusters.is_some() {
         screen
@@ -465,21 +419,6 @@ fn say_left_alone(kubeconfigs: &[PathBuf], screen: &Screen) {
     for path in kubeconfigs.iter().filter(|path| !ours(path)) {
         screen.say(&format!("warning: {} is left alone, as no lab has written it", path.display()));
     }
-}
-
-/// The last words of the process in the background.
-fn said_since(log: &Path, before: u64) -> String {
-    use std::io::Seek as _;
-    let mut text = String::new();
-    let read = std::fs::File::open(log).and_then(|mut file| {
-        file.seek(std::io::SeekFrom::Start(before))?;
-        file.take(64 * 1024).read_to_string(&mut text)
-    });
-    if read.is_err() {
-        return String::new();
-    }
-    let from = text.find("error:").unwrap_or_default();
-    text[from..].trim().trim_start_matches("error:").trim_start().to_owned()
 }
 
 fn export(kubeconfig: &Path) -> String {
@@ -526,8 +465,7 @@ impl WhichArgs {
 
 /// Whether a process holds the lab's folder.
 fn is_held(folder: &Path) -> bool {
-    let Ok(lock) = std::fs::File::open(folder.join("lab.lock")) else { return false };
-    matches!(lock.try_lock_shared(), Err(std::fs::TryLockError::WouldBlock))
+    background::is_held(&folder.join("lab.lock"))
 }
 
 async fn down(args: DownArgs, screen: &Screen) -> Result<Exit, Failure> {

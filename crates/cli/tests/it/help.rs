@@ -28,6 +28,7 @@ fn help_names_every_command_that_is_built() {
       credential    Hand out credentials that read a cluster and end, and take them back
       export        Write what apply would do as files of a Git repository
       cluster       Shift traffic away from one cluster, and back
+      hub           Place workloads on clusters by Karmada's policies
       operator      Keep the clusters as the mesh file says, for ever
       explain       Explain a finding or a cause by its id
       completions   Print completions for a shell

@@ -23,6 +23,7 @@ mod export;
 mod fault_corpus;
 mod faults;
 mod helm;
+mod hub;
 mod ingress;
 mod istio_remote;
 mod join_and_leave;

@@ -1,0 +1,410 @@
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+use stolos_apiserver::Server;
+use stolos_cluster::{Kubeconfig, connect};
+use stolos_hub::member::{self, Joining};
+use stolos_serve::{HostNet, Listener, Stop};
+
+use crate::background;
+use crate::exit::Exit;
+use crate::failure::Failure;
+use crate::file::{self, Eyes};
+use crate::input::StateArgs;
+use crate::screen::{Screen, Tone, count, elapsed};
+
+/// `stolos hub`
+#[derive(Debug, Subcommand)]
+pub(crate) enum HubCommand {
+    /// Start a hub: an API server for Karmada's kinds and its controllers, in one process
+    Up(UpArgs),
+    /// End a hub; what is in its folder, and in the members, stays
+    Down(DownArgs),
+    /// Make a cluster a member that the hub talks to
+    Join(JoinArgs),
+    /// Take a member out of the hub, also one that is dead
+    Unjoin(UnjoinArgs),
+}
+
+/// Where a hub keeps what it has.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct DataArgs {
+    /// The hub's folder: its objects, its authority, its kubeconfig [default: ~/.local/state/stolos/hub]
+    #[arg(long, value_name = "DIR", env = "STOLOS_HUB_DATA")]
+    data: Option<PathBuf>,
+}
+
+/// `stolos hub up`
+#[derive(Args, Debug)]
+pub(crate) struct UpArgs {
+    #[command(flatten)]
+    data: DataArgs,
+
+    /// Where it listens [default: where it did before, else a free port of 127.0.0.1]
+    #[arg(long, value_name = "ADDRESS", conflicts_with = "kubeconfig")]
+    listen: Option<SocketAddr>,
+
+    /// Another name or address that clients use: goes into the server's certificate
+    #[arg(long, value_name = "NAME|IP", conflicts_with = "kubeconfig")]
+    san: Vec<String>,
+
+    /// A kubeconfig to write besides the hub's own; never one that is somebody else's
+    #[arg(long, value_name = "FILE", conflicts_with = "kubeconfig")]
+    kubeconfig_out: Option<PathBuf>,
+
+    /// Run the controllers alone, on the Kubernetes API that this kubeconfig leads to
+    #[arg(long, value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+
+    /// The context in it [default: its current one]
+    #[arg(long, value_name = "CONTEXT", requires = "kubeconfig")]
+    context: Option<String>,
+
+    /// Let it go on in the background once it is up
+    #[arg(long)]
+    detach: bool,
+
+    /// This is the process in the background
+    #[arg(long, hide = true)]
+    detached: bool,
+}
+
+/// `stolos hub down`
+#[derive(Args, Debug)]
+pub(crate) struct DownArgs {
+    #[command(flatten)]
+    data: DataArgs,
+
+    /// How long to wait for its end, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    timeout: u64,
+}
+
+/// Which hub.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct WhichArgs {
+    #[command(flatten)]
+    data: DataArgs,
+
+    /// The hub's kubeconfig, where it is not in a folder of this machine
+    #[arg(long, value_name = "FILE", conflicts_with = "data")]
+    hub_kubeconfig: Option<PathBuf>,
+
+    /// The context in it [default: its current one]
+    #[arg(long, value_name = "CONTEXT", requires = "hub_kubeconfig")]
+    hub_context: Option<String>,
+}
+
+/// `stolos hub join`
+#[derive(Args, Debug)]
+pub(crate) struct JoinArgs {
+    /// What the cluster is called in the hub
+    name: String,
+
+    /// The kubeconfig context it is reached by [default: its name in the hub]
+    #[arg(long, value_name = "CONTEXT")]
+    context: Option<String>,
+
+    /// The kubeconfig that the context is in [default: $KUBECONFIG, ~/.kube/config]
+    #[arg(long, value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+
+    /// The region it is in, for policies
+    #[arg(long, value_name = "REGION")]
+    region: Option<String>,
+
+    /// A zone it is in, for policies
+    #[arg(long, value_name = "ZONE")]
+    zone: Vec<String>,
+
+    /// Who provides it, for policies
+    #[arg(long, value_name = "PROVIDER")]
+    provider: Option<String>,
+
+    /// Labels of the cluster, for policies
+    #[arg(long, value_name = "KEY=VALUE", value_delimiter = ',', value_parser = label)]
+    labels: Vec<(String, String)>,
+
+    /// How long to wait until it is ready, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    timeout: u64,
+
+    #[command(flatten)]
+    which: WhichArgs,
+}
+
+/// `stolos hub unjoin`
+#[derive(Args, Debug)]
+pub(crate) struct UnjoinArgs {
+    /// What the cluster is called in the hub
+    name: String,
+
+    /// How long to wait until what the hub brought is gone, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 120, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    timeout: u64,
+
+    #[command(flatten)]
+    which: WhichArgs,
+}
+
+fn label(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("write `key=value`")?;
+    Ok((key.to_owned(), value.to_owned()))
+}
+
+pub(crate) async fn run(command: HubCommand, screen: &Screen, stop: &Stop) -> Result<Exit, Failure> {
+    match command {
+        HubCommand::Up(args) if args.detach => detach(&args, screen, stop).await,
+        HubCommand::Up(args) => up(&args, screen, stop).await,
+        HubCommand::Down(args) => down(&args, screen).await,
+        HubCommand::Join(args) => join(args, screen).await,
+        HubCommand::Unjoin(args) => unjoin(&args, screen).await,
+    }
+}
+
+impl DataArgs {
+    fn folder(&self) -> Result<PathBuf, Failure> {
+        StateArgs { state: self.data.clone() }.folder("hub")
+    }
+
+    /// The flag that names the same folder again.
+    fn flag(&self) -> String {
+        self.data
+            .as_ref()
+            .map(|data| format!(" --data {}", stolos_plan::quoted(&data.to_string_lossy())))
+            .unwrap_or_default()
+    }
+}
+
+const LOCK: &str = "hub.lock";
+const KUBECONFIG: &str = "kubeconfig";
+/// Where the hub listened last.
+const LISTEN: &str = "listen";
+/// The first line of a kubeconfig that is a hub's.
+const WRITTEN: &str = "# Written by stolos hub up";
+/// How long a hub may take to come up.
+const UP: Duration = Duration::from_secs(60);
+
+/// A hub's folder, held by this process.
+struct Held {
+    folder: PathBuf,
+    _lock: std::fs::File,
+}
+
+impl Held {
+    fn take(folder: PathBuf) -> Result<Self, Failure> {
+        use std::os::unix::fs::DirBuilderExt as _;
+        let failed = |error: std::io::Error| {
+            Failure::caused(&error).while_doing(format!("could not use the folder {}", folder.display()))
+        };
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(failed)?;
+        let options = &mut std::fs::OpenOptions::new();
+        let mut lock =
+            options.create(true).truncate(false).write(true).read(true).open(folder.join(LOCK)).map_err(failed)?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(std::fs::TryLockError::WouldBlock) => {
+                return Err(Failure::new(format!("a hub runs in {} already", folder.display()))
+                    .hint("`stolos hub down` ends it; `--data DIR` is another"));
+            }
+            Err(std::fs::TryLockError::Error(error)) => return Err(failed(error)),
+        }
+        lock.set_len(0).and_then(|()| write!(lock, "{}", std::process::id())).map_err(failed)?;
+        Ok(Self { folder, _lock: lock })
+    }
+
+    /// A socket where the hub is to listen, which it will find again.
+    async fn listen(&self, wanted: Option<SocketAddr>) -> Result<Listener, Failure> {
+        let remembered =
+            std::fs::read_to_string(self.folder.join(LISTEN)).ok().and_then(|text| text.trim().parse().ok());
+        let address = wanted.or(remembered).unwrap_or(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
+        let failed = |error: std::io::Error| {
+            Failure::caused(&error)
+                .while_doing(format!("could not listen on {address}"))
+                .hint("name another address with `--listen ADDRESS`; kubeconfigs of the old one then need it, too")
+        };
+        let socket = tokio::net::TcpListener::bind(address).await.map_err(failed)?;
+        let bound = socket.local_addr().map_err(failed)?;
+        file::replace(&self.folder.join(LISTEN), &format!("{bound}\n"), Eyes::Owner)?;
+        Ok(Listener::from(socket))
+    }
+}
+
+async fn detach(args: &UpArgs, screen: &Screen, stop: &Stop) -> Result<Exit, Failure> {
+    let folder = args.data.folder()?;
+    screen.line("Starting a hub in the background");
+    let process = background::start("hub", &folder, UP, stop).await?;
+    screen.line(format!("  {} up, with process {process}", screen.progress_tone(Tone::Good, "✓")));
+    screen.line(format!("  `stolos hub down{}` ends it", args.data.flag()));
+    if args.kubeconfig.is_none() {
+        screen.data(&export(&folder.join(KUBECONFIG)));
+    }
+    Ok(Exit::Good)
+}
+
+fn export(kubeconfig: &Path) -> String {
+    format!("export KUBECONFIG={}", stolos_plan::quoted(&kubeconfig.to_string_lossy()))
+}
+
+async fn up(args: &UpArgs, screen: &Screen, stop: &Stop) -> Result<Exit, Failure> {
+    if args.detached {
+        // Away from the terminal: its Ctrl-C and its end are not ours.
+        let _ = rustix::process::setsid();
+    }
+    let began = std::time::Instant::now();
+    let held = Held::take(args.data.folder()?)?;
+    let server = match &args.kubeconfig {
+        Some(_) => None,
+        None => Some(serve(args, &held).await?),
+    };
+    let client = match (&server, &args.kubeconfig) {
+        (Some(server), _) => server.client(),
+        (None, file) => existing(file.as_deref(), args.context.as_deref()).await?,
+    };
+    let net = Arc::new(HostNet::default());
+    let hub = stolos_hub::start(stolos_hub::Settings { client, net }, stop).await;
+    let hub = hub.map_err(|error| Failure::caused(&error).while_doing("could not start the hub"))?;
+    if args.detached {
+        screen.data(background::READY);
+    } else {
+        screen.line(format!("{} up after {}", screen.progress_tone(Tone::Good, "✓"), elapsed(began.elapsed())));
+        if server.is_some() {
+            screen.data(&export(&held.folder.join(KUBECONFIG)));
+        }
+        screen.line("The hub stays up until Ctrl-C.");
+    }
+    hub.ended().await;
+    screen.line("Stopping the hub; what is in its folder and in its members stays");
+    if let Some(server) = server {
+        server.stop().await;
+    }
+    Ok(Exit::Good)
+}
+
+/// The hub's own API server, and the kubeconfigs for it.
+async fn serve(args: &UpArgs, held: &Held) -> Result<Server, Failure> {
+    let listener = held.listen(args.listen).await?;
+    let mut builder = Server::builder().data_dir(&held.folder).listener(listener).version_suffix("stolos-hub");
+    for name in &args.san {
+        builder = match name.parse::<IpAddr>() {
+            Ok(address) => builder.address(address),
+            Err(_) => builder.name(name),
+        };
+    }
+    let server =
+        builder.start().await.map_err(|error| Failure::caused(&error).while_doing("could not start the hub"))?;
+    let config = server.kubeconfig("hub");
+    let text = serde_saphyr::to_string(&config).map_err(|error| Failure::caused(&error))?;
+    let text = format!("{WRITTEN}\n{text}");
+    file::replace(&held.folder.join(KUBECONFIG), &text, Eyes::Owner)?;
+    if let Some(path) = &args.kubeconfig_out {
+        let ours = match std::fs::read_to_string(path) {
+            Ok(text) => text.starts_with(WRITTEN),
+            Err(error) => error.kind() == std::io::ErrorKind::NotFound,
+        };
+        if !ours {
+            return Err(Failure::new(format!("{} is left alone, as no hub has written it", path.display()))
+                .hint("name another file with `--kubeconfig-out FILE`"));
+        }
+        file::replace(path, &text, Eyes::Owner)?;
+    }
+    Ok(server)
+}
+
+/// A client of an API that is somebody else's.
+async fn existing(file: Option<&Path>, context: Option<&str>) -> Result<kube::Client, Failure> {
+    let kubeconfig = Kubeconfig::find(file, None)?;
+    let context = match context.or(kubeconfig.current_context()) {
+        Some(context) => context.to_owned(),
+        None => return Err(Failure::new("the kubeconfig has no current context").hint("name one with `--context`")),
+    };
+    Ok(connect(&kubeconfig, &context, &context).await?.client)
+}
+
+async fn down(args: &DownArgs, screen: &Screen) -> Result<Exit, Failure> {
+    let folder = args.data.folder()?;
+    let lock = folder.join(LOCK);
+    if !background::is_held(&lock) {
+        screen.line(format!("no hub runs in {}", folder.display()));
+        return Ok(Exit::Good);
+    }
+    let process = std::fs::read_to_string(&lock).ok().and_then(|text| text.trim().parse().ok());
+    let Some(process) = process.and_then(rustix::process::Pid::from_raw) else {
+        return Err(Failure::new(format!("{} does not say which process the hub is", lock.display())));
+    };
+    screen.line(format!("Ending the hub in {}", folder.display()));
+    rustix::process::kill_process(process, rustix::process::Signal::TERM)
+        .map_err(|error| Failure::caused(&error).while_doing("could not ask the hub to end"))?;
+    let patience = Duration::from_secs(args.timeout);
+    let ended = async {
+        while background::is_held(&lock) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(patience, ended).await.map_err(|_| {
+        Failure::new(format!("the hub has not ended after {}", elapsed(patience))).exit_with(Exit::TimedOut)
+    })?;
+    screen.line("it has ended; what is in its folder stays for the next time");
+    Ok(Exit::Good)
+}
+
+impl WhichArgs {
+    async fn client(&self) -> Result<kube::Client, Failure> {
+        if let Some(file) = &self.hub_kubeconfig {
+            return existing(Some(file), self.hub_context.as_deref()).await;
+        }
+        let file = self.data.folder()?.join(KUBECONFIG);
+        if !file.is_file() {
+            return Err(Failure::new(format!("no hub was ever up in {}", file.parent().unwrap_or(&file).display()))
+                .hint("`stolos hub up --detach` starts one; `--data DIR` or `--hub-kubeconfig FILE` name another"));
+        }
+        existing(Some(&file), None).await
+    }
+}
+
+async fn join(args: JoinArgs, screen: &Screen) -> Result<Exit, Failure> {
+    let hub = args.which.client().await?;
+    let kubeconfig = Kubeconfig::find(args.kubeconfig.as_deref(), None)?;
+    let context = args.context.as_ref().unwrap_or(&args.name);
+    let cluster = connect(&kubeconfig, context, &args.name).await?;
+    screen.line(format!("Joining {} ({})", args.name, cluster.server));
+    let joining = Joining {
+        name: args.name.clone(),
+        provider: args.provider,
+        region: args.region,
+        zones: args.zone,
+        labels: args.labels.into_iter().collect::<BTreeMap<_, _>>(),
+    };
+    member::join(&hub, &cluster, &joining).await?;
+    let patience = Duration::from_secs(args.timeout);
+    member::ready(&hub, &args.name, patience).await?;
+    screen.line(format!("  {} {} is a member, and ready", screen.progress_tone(Tone::Good, "✓"), args.name));
+    Ok(Exit::Good)
+}
+
+async fn unjoin(args: &UnjoinArgs, screen: &Screen) -> Result<Exit, Failure> {
+    let hub = args.which.client().await?;
+    screen.line(format!("Taking {} out of the hub", args.name));
+    let net = Arc::new(HostNet::default());
+    let left = member::unjoin(&hub, &args.name, net, Duration::from_secs(args.timeout)).await?;
+    screen.line(format!("  {} {} has left the hub", screen.progress_tone(Tone::Good, "✓"), args.name));
+    if !left.objects.is_empty() {
+        screen.data(&format!("left in {}: {}", args.name, count(left.objects.len(), "object")));
+        for object in &left.objects {
+            screen.data(&format!("  {object}"));
+        }
+    }
+    if let Some(why) = &left.account {
+        screen.data(&format!(
+            "the hub's account in {} is still there ({why}); with it back: kubectl delete clusterrole {}",
+            args.name,
+            member::role(&args.name)
+        ));
+    }
+    Ok(if left == member::Left::default() { Exit::Good } else { Exit::Findings })
+}

@@ -1,0 +1,252 @@
+//! A hub and three clusters: Karmada's files as they are, plain kubectl, edits, a hub that is killed, and the way back.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::Duration;
+
+use serde_json::Value;
+use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::process::{Child, Command};
+
+use crate::programs;
+use crate::world::{Run, World, eventually, finish, text};
+
+const FILES: [(&str, &str); 5] = [
+    ("policy-1-even.yaml", include_str!("../../../spec/tests/inputs/karmada/policy-1-even.yaml")),
+    ("policy-2-weighted.yaml", include_str!("../../../spec/tests/inputs/karmada/policy-2-weighted.yaml")),
+    ("policy-3-with-sleep.yaml", include_str!("../../../spec/tests/inputs/karmada/policy-3-with-sleep.yaml")),
+    ("hello.yaml", include_str!("../../../spec/tests/inputs/karmada/hello.yaml")),
+    ("sleep.yaml", include_str!("../../../spec/tests/inputs/karmada/sleep.yaml")),
+];
+const MEMBERS: [&str; 3] = ["eu", "ap", "us"];
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A lab of three clusters, and a hub beside it.
+struct Hub {
+    world: World,
+    kubectl: PathBuf,
+    process: Child,
+}
+
+impl Hub {
+    async fn start() -> Option<Self> {
+        let kubectl = programs::program("STOLOS_KUBECTL")?;
+        let mut world = World::new();
+        let paths: Vec<_> = FILES.iter().map(|(name, text)| world.write(name, text)).collect();
+        world.up(&paths[0]).await;
+        let process = up(&world).await;
+        Some(Self { world, kubectl, process })
+    }
+
+    /// Runs kubectl against the hub.
+    async fn kubectl(&self, args: &[&str]) -> Run {
+        self.run_kubectl(&["--kubeconfig", text(&self.world.path("hub/kubeconfig"))], args).await
+    }
+
+    /// Runs kubectl against a member.
+    async fn in_member(&self, member: &str, args: &[&str]) -> Run {
+        self.run_kubectl(&["--kubeconfig", text(&self.world.path("kubeconfig")), "--context", member], args).await
+    }
+
+    async fn run_kubectl(&self, which: &[&str], args: &[&str]) -> Run {
+        let mut command = Command::new(&self.kubectl);
+        command.args(which).args(args).env_clear().env("HOME", self.world.path("")).current_dir(self.world.path(""));
+        finish(command).await
+    }
+
+    /// Replicas that are wanted and that are ready, in each member that has the Deployment.
+    async fn replicas(&self, deployment: &str) -> BTreeMap<&'static str, (i64, i64)> {
+        let mut found = BTreeMap::new();
+        for member in MEMBERS {
+            let run = self.in_member(member, &["get", "deployment", deployment, "-o", "json"]).await;
+            if run.code == Some(0) {
+                let deployment = run.document();
+                let ready = deployment["status"]["readyReplicas"].as_i64().unwrap_or(0);
+                found.insert(member, (deployment["spec"]["replicas"].as_i64().unwrap_or(0), ready));
+            }
+        }
+        found
+    }
+
+    /// Waits until a Deployment is wanted and ready in the members as said.
+    async fn runs(&self, deployment: &str, wanted: &[(&'static str, i64)]) {
+        let wanted: BTreeMap<_, _> = wanted.iter().map(|(member, count)| (*member, (*count, *count))).collect();
+        eventually(deployment, PATIENCE, async || {
+            let found = self.replicas(deployment).await;
+            if found == wanted { Ok(()) } else { Err(format!("{found:?}, not {wanted:?}")) }
+        })
+        .await;
+    }
+
+    /// Waits until so many replicas of `hello` are ready, and returns how they are divided.
+    async fn divided(&self, all: i64) -> BTreeMap<&'static str, i64> {
+        eventually("division", PATIENCE, async || {
+            let found = self.replicas("hello").await;
+            let (wanted, ready) = found.values().fold((0, 0), |sum, count| (sum.0 + count.0, sum.1 + count.1));
+            match (wanted, ready) == (all, all) {
+                true => Ok(found.into_iter().map(|(member, (wanted, _))| (member, wanted)).collect()),
+                false => Err(format!("{found:?}, not {all} in all")),
+            }
+        })
+        .await
+    }
+
+    /// Waits until an event says this about an object of the hub.
+    async fn says(&self, kind: &str, name: &str, reason: &str, message: &str) {
+        let of = format!("involvedObject.kind={kind},involvedObject.name={name},reason={reason}");
+        eventually(reason, PATIENCE, async || {
+            let events = self.kubectl(&["get", "events", "--field-selector", &of]).await.out;
+            if events.contains(message) { Ok(()) } else { Err(format!("no `{message}` in:\n{events}")) }
+        })
+        .await;
+    }
+
+    /// The UIDs of what the hub brought to the members, and of its pods.
+    async fn identities(&self) -> Vec<String> {
+        let mut all = Vec::new();
+        for member in MEMBERS {
+            let list = self.in_member(member, &["get", "deployments,services,pods", "-o", "json"]).await.document();
+            for object in list["items"].as_array().unwrap() {
+                all.push(format!("{member} {} {}", object["kind"], object["metadata"]["uid"]));
+            }
+        }
+        all.sort();
+        all
+    }
+}
+
+/// Starts a hub, which ends with its handle.
+async fn up(world: &World) -> Child {
+    let mut command = world.stolos(["hub", "up", "--data", "hub"]);
+    let mut process = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
+    let said = tokio::time::timeout(PATIENCE, lines.next_line()).await.expect("it is not up").unwrap();
+    assert!(said.is_some_and(|line| line.starts_with("export KUBECONFIG=")), "it did not start");
+    process
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn karmadas_files_run_as_they_are() {
+    let Some(mut hub) = Hub::start().await else { return };
+    for (member, region) in [("eu", "eu-west"), ("ap", "ap-south"), ("us", "us-west")] {
+        hub.world.good(&["hub", "join", member, "--data", "hub", "--region", region]).await;
+    }
+    let clusters = hub.kubectl(&["get", "clusters"]).await.ends_with(0).out;
+    let words: Vec<Vec<&str>> = clusters.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(words[0], ["NAME", "VERSION", "MODE", "READY", "AGE"], "{clusters}");
+    let ready: Vec<_> = words[1..].iter().map(|line| (line[0], line[2], line[3])).collect();
+    assert_eq!(ready, [("ap", "Push", "True"), ("eu", "Push", "True"), ("us", "Push", "True")]);
+    // The same again renews it; another name for the same cluster is refused.
+    hub.world.good(&["hub", "join", "eu", "--data", "hub", "--region", "eu-west"]).await;
+    let twice = hub.world.run(&["hub", "join", "eu2", "--context", "eu", "--data", "hub"]).await.ends_with(1);
+    assert!(twice.err.contains("the hub has this cluster already, as `eu`"), "{}", twice.err);
+
+    // Without a policy nothing goes anywhere, and that is said.
+    hub.kubectl(&["apply", "-f", "hello.yaml"]).await.ends_with(0);
+    hub.says("Deployment", "hello", "ApplyPolicyFailed", "No policy match for resource").await;
+    assert!(hub.replicas("hello").await.is_empty());
+
+    hub.kubectl(&["apply", "-f", "policy-1-even.yaml"]).await.ends_with(0);
+    hub.runs("hello", &[("eu", 1), ("ap", 1), ("us", 1)]).await;
+    for member in MEMBERS {
+        eventually("the Service", PATIENCE, async || {
+            let run = hub.in_member(member, &["get", "service", "hello"]).await;
+            if run.code == Some(0) { Ok(()) } else { Err(run.err) }
+        })
+        .await;
+    }
+    for (reason, message) in [
+        ("ApplyPolicySucceed", "Apply policy(default/hello-propagation) succeed"),
+        ("ScheduleBindingSucceed", "Binding has been scheduled successfully. Result: {ap:1, eu:1, us:1}"),
+        ("SyncWorkSucceed", "Sync work of ResourceBinding(default/hello-deployment) successful."),
+        (
+            "AggregateStatusSucceed",
+            "Update ResourceBinding(default/hello-deployment) with AggregatedStatus successfully.",
+        ),
+        ("SyncSucceed", "Successfully applied resource(default/hello) to cluster eu"),
+    ] {
+        hub.says("Deployment", "hello", reason, message).await;
+    }
+    let bindings = hub.kubectl(&["get", "rb"]).await.ends_with(0).out;
+    assert!(bindings.starts_with("NAME") && bindings.contains("SCHEDULED   FULLYAPPLIED   AGE"), "{bindings}");
+    let works = hub.kubectl(&["get", "works", "-n", "karmada-es-eu"]).await.ends_with(0).out;
+    assert!(works.contains("WORKLOAD-KIND") && works.contains("Deployment"), "{works}");
+
+    // Ten replicas are divided as evenly as ten can be.
+    hub.kubectl(&["scale", "deployment", "hello", "--replicas=10"]).await.ends_with(0);
+    let mut shares: Vec<_> = hub.divided(10).await.into_values().collect();
+    shares.sort_unstable();
+    assert_eq!(shares, [3, 3, 4]);
+    hub.kubectl(&["apply", "-f", "policy-2-weighted.yaml"]).await.ends_with(0);
+    hub.runs("hello", &[("ap", 2), ("eu", 4), ("us", 4)]).await;
+    eventually("the template's own status", PATIENCE, async || {
+        let hello = hub.kubectl(&["get", "deployment", "hello", "-o", "json"]).await.document();
+        if hello["status"]["readyReplicas"] == 10 { Ok(()) } else { Err(hello["status"].to_string()) }
+    })
+    .await;
+
+    // What somebody edits or deletes in a member is put back.
+    hub.in_member("eu", &["scale", "deployment", "hello", "--replicas=9"]).await.ends_with(0);
+    hub.in_member("us", &["label", "deployment", "hello", "karmada.io/managed-", "mine=stays"]).await.ends_with(0);
+    hub.in_member("ap", &["delete", "service", "hello"]).await.ends_with(0);
+    hub.runs("hello", &[("ap", 2), ("eu", 4), ("us", 4)]).await;
+    eventually("the Service of ap and the label of us", PATIENCE, async || {
+        let service = hub.in_member("ap", &["get", "service", "hello"]).await;
+        let labels =
+            hub.in_member("us", &["get", "deployment", "hello", "-o", "jsonpath={.metadata.labels}"]).await.out;
+        let labels: Value = serde_json::from_str(&labels).unwrap_or_default();
+        match service.code == Some(0) && labels["karmada.io/managed"] == "true" && labels["mine"] == "stays" {
+            true => Ok(()),
+            false => Err(format!("{} {labels}", service.err)),
+        }
+    })
+    .await;
+
+    // Without the hub members go on; with it again nothing of theirs is another one.
+    let before = hub.identities().await;
+    hub.process.kill().await.unwrap();
+    hub.in_member("eu", &["get", "deployment", "hello"]).await.ends_with(0);
+    hub.process = up(&hub.world).await;
+    hub.kubectl(&["apply", "-f", "sleep.yaml", "-f", "policy-3-with-sleep.yaml"]).await.ends_with(0);
+    hub.runs("hello", &[("ap", 4), ("eu", 2), ("us", 4)]).await;
+    let after = hub.identities().await;
+    let kept = |what: &str| before.iter().filter(|known| known.contains(what)).all(|known| after.contains(known));
+    assert!(kept("\"Deployment\"") && kept("\"Service\""), "{before:#?}\n{after:#?}");
+    eventually("sleep, once", PATIENCE, async || {
+        let found = hub.replicas("sleep").await;
+        if found.values().copied().eq([(1, 1)]) { Ok(()) } else { Err(format!("{found:?}")) }
+    })
+    .await;
+
+    // A policy's end leaves workloads where they are, a template's takes them along.
+    hub.kubectl(&["delete", "pp", "hello-propagation"]).await.ends_with(0);
+    hub.runs("hello", &[("ap", 4), ("eu", 2), ("us", 4)]).await;
+    hub.kubectl(&["delete", "-f", "hello.yaml", "-f", "sleep.yaml"]).await.ends_with(0);
+    hub.runs("hello", &[]).await;
+    hub.runs("sleep", &[]).await;
+    eventually("no binding and no Work", PATIENCE, async || {
+        let left = hub.kubectl(&["get", "rb,works", "-A", "-o", "name"]).await.ends_with(0).out;
+        if left.is_empty() { Ok(()) } else { Err(left) }
+    })
+    .await;
+    for member in MEMBERS {
+        let left = hub.in_member(member, &["get", "services", "-o", "name"]).await.ends_with(0).out;
+        assert_eq!(left.trim(), "service/kubernetes", "{member}");
+    }
+
+    // A member that leaves loses what the hub brought, and the hub its account there.
+    hub.world.good(&["hub", "unjoin", "us", "--data", "hub"]).await;
+    let clusters = hub.kubectl(&["get", "clusters", "-o", "name"]).await.ends_with(0).out;
+    assert_eq!(
+        clusters.split_whitespace().collect::<Vec<_>>(),
+        ["cluster.cluster.karmada.io/ap", "cluster.cluster.karmada.io/eu"]
+    );
+    eventually("no account in us", PATIENCE, async || {
+        let left = hub.in_member("us", &["get", "clusterroles,clusterrolebindings,namespaces", "-o", "name"]).await.out;
+        if left.contains("karmada") { Err(left) } else { Ok(()) }
+    })
+    .await;
+    hub.world.good(&["hub", "down", "--data", "hub"]).await;
+    assert!(hub.process.wait().await.unwrap().success());
+}

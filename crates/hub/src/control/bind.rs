@@ -1,0 +1,271 @@
+//! Bindings become Works: one for each cluster of the schedule, and none for any other.
+
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+use stolos_cluster::objects;
+use stolos_k8s::meta;
+
+use super::Hub;
+use super::template::{TemplateKey, mark};
+use crate::mirror::{Key, Mirror};
+use crate::queue::{Again, Trouble};
+use crate::{interpret, label, name};
+
+/// Who says it.
+const FROM: &str = "binding-controller";
+/// Who says it of what has no namespace.
+const FROM_CLUSTER: &str = "cluster-resource-binding-controller";
+
+/// Looks at one binding.
+pub(super) async fn look(hub: Arc<Hub>, key: Key) -> Result<Again, Trouble> {
+    let Some((mirror, binding)) = hub.binding(&key) else { return Ok(None) };
+    let template = TemplateKey::of_binding(&binding);
+    let work_name = name::work(&template.kind, &template.name, &template.namespace);
+    if meta::deletion_timestamp(&binding).is_some() {
+        return end(&hub, &mirror, &binding, &work_name).await;
+    }
+    // Before the first schedule there is nothing to say, and a scheduler that is late must not empty members.
+    if binding["spec"]["clusters"].is_null() && binding["spec"]["requiredBy"].is_null() && !was_scheduled(&binding) {
+        return Ok(None);
+    }
+    let Some((_, object)) = hub.template(&template) else { return Ok(None) };
+    if meta::uid(&object) != binding["spec"]["resource"]["uid"] {
+        // Another of the same name: its binding follows.
+        return Ok(None);
+    }
+    let (from, of) = match key.0.as_str() {
+        "" => (FROM_CLUSTER, format!("ClusterResourceBinding({})", key.1)),
+        namespace => (FROM, format!("ResourceBinding({namespace}/{})", key.1)),
+    };
+    match works(&hub, &binding, &object, &work_name).await {
+        Ok(false) => {}
+        Ok(true) => {
+            let text = format!("Sync work of {of} successful.");
+            hub.events.normal(&binding, from, "SyncWorkSucceed", text.as_str());
+            hub.events.normal(&object, from, "SyncWorkSucceed", text);
+        }
+        Err(error) => {
+            hub.events.warning(&binding, from, "SyncWorkFailed", error.to_string());
+            hub.events.warning(&object, from, "SyncWorkFailed", error.to_string());
+            return Err(error);
+        }
+    }
+    hub.queues.aggregate.add(key);
+    Ok(None)
+}
+
+fn was_scheduled(binding: &Value) -> bool {
+    meta::annotation(binding, label::APPLIED_PLACEMENT).is_some()
+}
+
+/// The clusters that a binding is for: its own, and those of what needs it.
+pub(super) fn targets(binding: &Value) -> Vec<(String, i64)> {
+    let list = |clusters: &Value| -> Vec<(String, i64)> {
+        let clusters = clusters.as_array().into_iter().flatten();
+        clusters
+            .filter_map(|target| Some((target["name"].as_str()?.to_owned(), target["replicas"].as_i64().unwrap_or(0))))
+            .collect()
+    };
+    let mut all = list(&binding["spec"]["clusters"]);
+    for needs in binding["spec"]["requiredBy"].as_array().into_iter().flatten() {
+        for target in list(&needs["clusters"]) {
+            if !all.iter().any(|(name, _)| *name == target.0) {
+                all.push((target.0, 0));
+            }
+        }
+    }
+    all
+}
+
+/// Writes the Works of a binding and takes away those that are too many; whether there was anything to do.
+async fn works(hub: &Hub, binding: &Value, template: &Value, work_name: &str) -> Result<bool, Trouble> {
+    let targets = targets(binding);
+    let mut changed = false;
+    // Where a copy is on its way out it goes only when its task says so (karmada.md 11).
+    let leaving = |cluster: &str| {
+        let mut tasks = binding["spec"]["gracefulEvictionTasks"].as_array().into_iter().flatten();
+        tasks.any(|task| {
+            task["fromCluster"] == cluster && task["purgeMode"] != "Directly" && task["purgeMode"] != "Immediately"
+        })
+    };
+    let own = binding["spec"]["clusters"].as_array().into_iter().flatten();
+    let scheduled: Vec<&str> = own.filter_map(|target| target["name"].as_str()).collect();
+    let completions = interpret::completions(template, &scheduled);
+    for (cluster, replicas) in &targets {
+        let Some(of) = hub.own.clusters.get("", cluster).filter(|of| meta::deletion_timestamp(of).is_none()) else {
+            continue;
+        };
+        let mut manifest = interpret::manifest(template);
+        if scheduled.contains(&cluster.as_str()) {
+            interpret::revise(&mut manifest, *replicas);
+        }
+        if let Some(share) = completions.iter().flatten().zip(&scheduled).find(|(_, of)| *of == cluster) {
+            manifest["spec"]["completions"] = (*share.0).into();
+        }
+        let overridden = hub.overridden(&mut manifest, &of)?;
+        changed |= work(hub, binding, template, (cluster, work_name), manifest, overridden).await?;
+    }
+    for cluster in hub.own.clusters.list() {
+        let cluster = meta::name(&cluster);
+        if targets.iter().any(|(target, _)| target == cluster) || leaving(cluster) {
+            continue;
+        }
+        changed |= remove(hub, binding, cluster, work_name).await?;
+    }
+    Ok(changed)
+}
+
+/// The label that links a binding with its Works, and its annotations.
+fn links(binding: &Value) -> (&'static str, Vec<(&'static str, &str)>) {
+    match meta::namespace(binding) {
+        "" => (label::CLUSTER_BINDING_ID, vec![(label::CLUSTER_BINDING_NAME, meta::name(binding))]),
+        namespace => {
+            let annotations = vec![(label::BINDING_NAMESPACE, namespace), (label::BINDING_NAME, meta::name(binding))];
+            (label::BINDING_ID, annotations)
+        }
+    }
+}
+
+/// Writes one Work; whether it was another one before.
+async fn work(
+    hub: &Hub,
+    binding: &Value,
+    template: &Value,
+    (cluster, work_name): (&str, &str),
+    mut manifest: Value,
+    overridden: Vec<(&'static str, String)>,
+) -> Result<bool, Trouble> {
+    let space = name::execution_namespace(cluster);
+    let before = hub.own.works.get(&space, work_name);
+    let (id_key, link) = links(binding);
+    let binding_id = meta::label(binding, id_key).unwrap_or_default();
+    if let Some(before) = &before {
+        if meta::deletion_timestamp(before).is_some() {
+            return Err(format!("Work {space}/{work_name} is still on its way out").into());
+        }
+        if meta::label(before, id_key).is_some_and(|known| known != binding_id) && still_there(hub, before) {
+            return Err(format!("Work {space}/{work_name} is another binding's").into());
+        }
+    }
+    let known = before.as_ref().and_then(|before| meta::label(before, label::WORK_ID)).map(str::to_owned);
+    let work_id = known.unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
+    let overwrite = match meta::annotation(template, label::CONFLICT) {
+        Some(said) => said == "overwrite",
+        None => binding["spec"]["conflictResolution"] == "Overwrite",
+    };
+    let conflict = if overwrite { "overwrite" } else { "abort" };
+    let generation = meta::generation(template).to_string();
+    let mut annotations = link;
+    annotations.extend([
+        (label::TEMPLATE_UID, meta::uid(template)),
+        (label::TEMPLATE_GENERATION, generation.as_str()),
+        (label::CONFLICT, conflict),
+    ]);
+    let of_member: Vec<_> = annotations
+        .iter()
+        .copied()
+        .chain([(label::WORK_NAMESPACE, space.as_str()), (label::WORK_NAME, work_name)])
+        .collect();
+    mark(&mut manifest, &[(label::MANAGED, "true"), (id_key, binding_id), (label::WORK_ID, &work_id)], &of_member);
+
+    let suspension = &binding["spec"]["suspension"];
+    let mut held = suspension["dispatchingOnClusters"]["clusterNames"].as_array().into_iter().flatten();
+    let suspended = suspension["dispatching"] == true || held.any(|name| name == cluster);
+    let mut wanted = match &before {
+        Some(before) => Value::clone(before),
+        None => json!({"apiVersion": "work.karmada.io/v1alpha1", "kind": "Work",
+            "metadata": {"name": work_name, "namespace": space, "finalizers": [label::WORK_FINALIZER]}}),
+    };
+    for (key, value) in [(id_key, binding_id), (label::WORK_ID, &work_id)] {
+        meta::set_label(&mut wanted, key, value);
+    }
+    if let Some(known) = wanted["metadata"]["annotations"].as_object_mut() {
+        known.retain(|key, _| key != label::APPLIED_OVERRIDES && key != label::APPLIED_CLUSTER_OVERRIDES);
+    }
+    for (key, value) in annotations {
+        meta::set_annotation(&mut wanted, key, value);
+    }
+    for (key, value) in overridden {
+        meta::set_annotation(&mut wanted, key, &value);
+    }
+    let mut spec = json!({"workload": {"manifests": [manifest]}});
+    if suspended {
+        spec["suspendDispatching"] = true.into();
+    }
+    if binding["spec"]["preserveResourcesOnDeletion"] == true {
+        spec["preserveResourcesOnDeletion"] = true.into();
+    }
+    wanted["spec"] = spec;
+    put(hub, before.as_deref(), &wanted).await
+}
+
+/// Whether the binding of a Work is still there.
+fn still_there(hub: &Hub, work: &Value) -> bool {
+    binding_of(work).and_then(|key| hub.binding(&key)).is_some()
+}
+
+/// The binding that a Work says it is of.
+pub(super) fn binding_of(work: &Value) -> Option<Key> {
+    if let Some(name) = meta::annotation(work, label::BINDING_NAME) {
+        return Some((
+            meta::annotation(work, label::BINDING_NAMESPACE).unwrap_or_default().to_owned(),
+            name.to_owned(),
+        ));
+    }
+    meta::annotation(work, label::CLUSTER_BINDING_NAME).map(|name| (String::new(), name.to_owned()))
+}
+
+/// Creates a Work, or replaces it where it differs; whether it did.
+pub(super) async fn put(hub: &Hub, before: Option<&Value>, wanted: &Value) -> Result<bool, Trouble> {
+    let works = &hub.own.works;
+    match before {
+        None => hub.create(works, wanted).await?,
+        Some(before) if before == wanted => return Ok(false),
+        Some(_) => hub.replace(works, wanted).await?,
+    };
+    Ok(true)
+}
+
+/// Asks for the end of a binding's Work for a cluster; whether there was one.
+async fn remove(hub: &Hub, binding: &Value, cluster: &str, work_name: &str) -> Result<bool, Trouble> {
+    let space = name::execution_namespace(cluster);
+    let Some(work) = hub.own.works.get(&space, work_name) else { return Ok(false) };
+    let (id, _) = links(binding);
+    if meta::label(&work, id) != meta::label(binding, id) || meta::deletion_timestamp(&work).is_some() {
+        return Ok(false);
+    }
+    objects::delete(&hub.client, &hub.own.works.resource, Some(&space), work_name, Some(meta::uid(&work))).await?;
+    Ok(true)
+}
+
+/// A binding goes when its Works are gone.
+async fn end(hub: &Hub, mirror: &Mirror, binding: &Value, work_name: &str) -> Result<Again, Trouble> {
+    let finalizer = match meta::namespace(binding) {
+        "" => label::CLUSTER_BINDING_FINALIZER,
+        _ => label::BINDING_FINALIZER,
+    };
+    let finalizers = meta::finalizers(binding);
+    if !finalizers.contains(&finalizer) {
+        return Ok(None);
+    }
+    let mut left = false;
+    let (id, _) = links(binding);
+    for cluster in hub.own.clusters.list() {
+        let cluster = meta::name(&cluster);
+        remove(hub, binding, cluster, work_name).await?;
+        let work = hub.own.works.get(&name::execution_namespace(cluster), work_name);
+        left |= work.is_some_and(|work| meta::label(&work, id) == meta::label(binding, id));
+    }
+    if left {
+        // The end of each brings us here again.
+        return Ok(None);
+    }
+    let mut free = binding.clone();
+    let kept: Vec<_> = finalizers.into_iter().filter(|known| *known != finalizer).collect();
+    free["metadata"]["finalizers"] = json!(kept);
+    match hub.change(mirror, binding, &free).await {
+        Err(error) if !error.is_not_found() => Err(error.into()),
+        _ => Ok(None),
+    }
+}

@@ -1,0 +1,172 @@
+//! What a workload needs goes along with it: ConfigMaps, Secrets and so on (`propagateDeps`, karmada.md 14).
+
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+use stolos_cluster::objects;
+use stolos_k8s::meta;
+
+use super::Hub;
+use super::template::TemplateKey;
+use crate::interpret::{self, Dependency};
+use crate::mirror::Key;
+use crate::queue::{Again, Trouble};
+use crate::{label, name};
+
+/// Looks at one binding: what its workload needs has a binding too, which says for whom.
+pub(super) async fn look(hub: Arc<Hub>, key: Key) -> Result<Again, Trouble> {
+    let Some((mirror, binding)) = hub.binding(&key) else { return Ok(None) };
+    let finalizers = meta::finalizers(&binding);
+    let ours = finalizers.contains(&label::DEPENDENCIES_FINALIZER);
+    let going = meta::deletion_timestamp(&binding).is_some();
+    let brings = binding["spec"]["propagateDeps"] == true && !going;
+    if !brings && !ours {
+        return Ok(None);
+    }
+    let template = TemplateKey::of_binding(&binding);
+    let needs = match hub.template(&template).filter(|_| brings) {
+        Some((_, object)) => interpret::dependencies(&object),
+        // Until its template is seen nothing is taken away.
+        None if brings => return Ok(None),
+        None => Vec::new(),
+    };
+    let mut complete = Value::clone(&binding);
+    if brings {
+        let recorded = serde_json::to_string(&needs)?;
+        meta::set_annotation(&mut complete, label::DEPENDENCIES, &recorded);
+        if !ours {
+            complete["metadata"]["finalizers"] =
+                json!(finalizers.iter().copied().chain([label::DEPENDENCIES_FINALIZER]).collect::<Vec<_>>());
+        }
+        if complete != *binding {
+            hub.change(&mirror, &binding, &complete).await?;
+        }
+    }
+    let mut wanted = Vec::new();
+    for object in needs.iter().flat_map(|need| hub.needed(need)) {
+        let attached = attach(&hub, &binding, &object).await?;
+        wanted.push(attached);
+    }
+    release(&hub, &binding, &wanted).await?;
+    if !brings {
+        complete["metadata"]["finalizers"] =
+            json!(finalizers.into_iter().filter(|known| *known != label::DEPENDENCIES_FINALIZER).collect::<Vec<_>>());
+        if let Some(annotations) = complete["metadata"]["annotations"].as_object_mut() {
+            annotations.remove(label::DEPENDENCIES);
+        }
+        match hub.change(&mirror, &binding, &complete).await {
+            Err(error) if !error.is_not_found() => return Err(error.into()),
+            _ => {}
+        }
+    }
+    Ok(None)
+}
+
+/// Whether an entry of `requiredBy` is this binding's.
+fn is_of(entry: &Value, binding: &Value) -> bool {
+    entry["name"] == meta::name(binding) && entry["namespace"].as_str().unwrap_or_default() == meta::namespace(binding)
+}
+
+/// Says on the binding of what is needed that it is, and where; the key of that binding.
+async fn attach(hub: &Hub, by: &Value, object: &Value) -> Result<Key, Trouble> {
+    let namespace = meta::namespace(object);
+    let key = (namespace.to_owned(), name::binding(meta::kind(object), meta::name(object)));
+    let bindings = hub.bindings_of(namespace);
+    let mut entry = json!({"name": meta::name(by), "clusters": by["spec"]["clusters"]});
+    if entry["clusters"].is_null() {
+        entry["clusters"] = json!([]);
+    }
+    if !meta::namespace(by).is_empty() {
+        entry["namespace"] = meta::namespace(by).into();
+    }
+    let resource = json!({"apiVersion": meta::api_version(object), "kind": meta::kind(object), "namespace": namespace,
+        "name": meta::name(object), "uid": meta::uid(object), "resourceVersion": meta::resource_version(object)});
+    let Some(before) = bindings.get(&key.0, &key.1) else {
+        let binding = json!({"apiVersion": "work.karmada.io/v1alpha2", "kind": "ResourceBinding",
+            "metadata": {"name": key.1, "namespace": namespace, "finalizers": [label::BINDING_FINALIZER],
+                "labels": {label::BINDING_ID: uuid::Uuid::new_v4().to_string()},
+                "ownerReferences": [{"apiVersion": meta::api_version(object), "kind": meta::kind(object),
+                    "name": meta::name(object), "uid": meta::uid(object), "controller": true, "blockOwnerDeletion": true}]},
+            "spec": {"resource": resource, "requiredBy": [entry],
+                "conflictResolution": by["spec"]["conflictResolution"].as_str().unwrap_or("Abort")}});
+        hub.create(bindings, &binding).await?;
+        return Ok(key);
+    };
+    if meta::deletion_timestamp(&before).is_some() {
+        return Err(format!("the binding {}/{} is still on its way out", key.0, key.1).into());
+    }
+    let mut after = Value::clone(&before);
+    let mut all: Vec<Value> = before["spec"]["requiredBy"].as_array().cloned().unwrap_or_default();
+    match all.iter_mut().find(|known| is_of(known, by)) {
+        Some(known) => *known = entry,
+        None => all.push(entry),
+    }
+    after["spec"]["requiredBy"] = all.into();
+    if before["spec"]["placement"].is_null() {
+        after["spec"]["resource"] = resource;
+        // Any owner that overwrites wins (karmada.md 14).
+        if by["spec"]["conflictResolution"] == "Overwrite" {
+            after["spec"]["conflictResolution"] = "Overwrite".into();
+        }
+    }
+    if after != *before {
+        hub.change(bindings, &before, &after).await?;
+    }
+    Ok(key)
+}
+
+/// Takes this binding's word from all that it does not need; what nobody needs and no policy places goes.
+async fn release(hub: &Hub, by: &Value, wanted: &[Key]) -> Result<(), Trouble> {
+    let bindings = hub.bindings_of(meta::namespace(by));
+    for binding in bindings.of_namespace(meta::namespace(by)) {
+        let mut left: Vec<Value> = binding["spec"]["requiredBy"].as_array().cloned().unwrap_or_default();
+        let before = left.len();
+        left.retain(|entry| !is_of(entry, by));
+        let key = crate::mirror::key(&binding);
+        if left.len() == before || wanted.contains(&key) || meta::deletion_timestamp(&binding).is_some() {
+            continue;
+        }
+        if left.is_empty() && binding["spec"]["placement"].is_null() {
+            let place = (Some(key.0.as_str()).filter(|namespace| !namespace.is_empty()), key.1.as_str());
+            objects::delete(&hub.client, &bindings.resource, place.0, place.1, Some(meta::uid(&binding))).await?;
+            continue;
+        }
+        let mut after = Value::clone(&binding);
+        after["spec"]["requiredBy"] = left.into();
+        hub.change(bindings, &binding, &after).await?;
+    }
+    Ok(())
+}
+
+impl Hub {
+    /// The templates that a dependency means: one by name, or several by labels.
+    fn needed(&self, need: &Dependency) -> Vec<Arc<Value>> {
+        let Some(mirror) = self.mirror_of(&need.api_version, &need.kind) else { return Vec::new() };
+        let found: Vec<_> = match &need.label_selector {
+            None => mirror.get(&need.namespace, &need.name).into_iter().collect(),
+            Some(labels) => {
+                let all = mirror.of_namespace(&need.namespace).into_iter();
+                all.filter(|object| labels.matches(&meta::labels(object))).collect()
+            }
+        };
+        found.into_iter().filter(|object| meta::deletion_timestamp(object).is_none()).collect()
+    }
+
+    /// A template that no policy selects has changed: who may need it is looked at. Whether somebody does already.
+    pub(super) fn tell_needing(&self, template: &Value) -> bool {
+        let namespace = meta::namespace(template);
+        let may_be_needed =
+            ["ConfigMap", "Secret", "ServiceAccount", "PersistentVolumeClaim", "Service", "EndpointSlice"];
+        if !may_be_needed.contains(&meta::kind(template)) {
+            return false;
+        }
+        let bindings = self.bindings_of(namespace);
+        for binding in bindings.of_namespace(namespace) {
+            if binding["spec"]["propagateDeps"] == true {
+                self.queues.depend.add(crate::mirror::key(&binding));
+            }
+        }
+        let own = bindings.get(namespace, &name::binding(meta::kind(template), meta::name(template)));
+        own.is_some_and(|own| own["spec"]["requiredBy"].as_array().is_some_and(|by| !by.is_empty()))
+    }
+}

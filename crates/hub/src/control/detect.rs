@@ -1,0 +1,262 @@
+//! Detector: which policy a template follows, and the binding that says so.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use stolos_k8s::meta;
+
+use super::Hub;
+use super::template::{TemplateKey, is_of_every_server, is_template};
+use crate::choose::{self, Claim};
+use crate::divide::Algorithm;
+use crate::model::PropagationPolicy;
+use crate::queue::{Again, Trouble};
+use crate::{interpret, label, name};
+
+/// Who says it.
+const FROM: &str = "resource-detector";
+/// A template and its policy often come together: only then is it said that there is none.
+const SECOND_LOOK: Duration = Duration::from_millis(500);
+
+/// Looks at one template.
+pub(super) async fn look(hub: Arc<Hub>, key: TemplateKey) -> Result<Again, Trouble> {
+    let Some((mirror, template)) = hub.template(&key) else {
+        hub.waiting().remove(&key);
+        return Ok(None);
+    };
+    if meta::deletion_timestamp(&template).is_some() || !is_template(&template) {
+        return Ok(None);
+    }
+    let needed = hub.tell_needing(&template);
+    let policies = hub.policies();
+    let choice = choose::choose(&template, &policies, Algorithm::Newest, true);
+    let Some(choice) = choice else {
+        release(&hub, &mirror, &template).await?;
+        if needed {
+            return Ok(None);
+        }
+        let first = hub.waiting().insert(key);
+        if first {
+            return Ok(Some(SECOND_LOOK));
+        }
+        if !hub.said_unmatched(meta::uid(&template)) && !is_of_every_server(&template) {
+            hub.events.warning(&template, FROM, "ApplyPolicyFailed", "No policy match for resource");
+        }
+        return Ok(None);
+    };
+    hub.waiting().remove(&key);
+    hub.forget_unmatched(meta::uid(&template));
+    let (claim, text) = match choice.policy.metadata.namespace.as_str() {
+        "" => (Claimed::of(choice.policy), format!("Apply cluster policy({}) ", choice.policy.metadata.name)),
+        namespace => {
+            (Claimed::of(choice.policy), format!("Apply policy({namespace}/{}) ", choice.policy.metadata.name))
+        }
+    };
+    if claim.id.is_empty() {
+        // It has not got its id yet; that it does brings us here again.
+        return Ok(None);
+    }
+    if let Some(missing) = hub.missing_override(choice.policy) {
+        let message = format!("{text}failed: it waits for the override policy {missing}");
+        hub.events.warning(&template, FROM, "ApplyPolicyFailed", message);
+        hub.waiting().insert(key);
+        return Ok(None);
+    }
+    match apply(&hub, &mirror, &template, choice.policy, &claim).await {
+        Ok(true) => hub.events.normal(&template, FROM, "ApplyPolicySucceed", text + "succeed"),
+        Ok(false) => {}
+        Err(error) => {
+            hub.events.warning(&template, FROM, "ApplyPolicyFailed", format!("{text}failed: {error}"));
+            return Err(error);
+        }
+    }
+    Ok(None)
+}
+
+impl Hub {
+    /// The first of the override policies that a policy waits for and that is not there.
+    fn missing_override(&self, policy: &PropagationPolicy) -> Option<String> {
+        let namespace = policy.metadata.namespace.as_str();
+        let mirror = if namespace.is_empty() { &self.own.cluster_overrides } else { &self.own.overrides };
+        policy.spec.dependent_overrides.iter().find(|name| mirror.get(namespace, name).is_none()).cloned()
+    }
+}
+
+/// What a policy puts on what it claims.
+pub(super) struct Claimed {
+    pub(super) id: String,
+    namespace: String,
+    name: String,
+}
+
+/// Every key that a claim may put on an object: labels, then annotations.
+const CLAIM_LABELS: [&str; 2] = [label::POLICY_ID, label::CLUSTER_POLICY_ID];
+const CLAIM_ANNOTATIONS: [&str; 3] = [label::POLICY_NAMESPACE, label::POLICY_NAME, label::CLUSTER_POLICY_NAME];
+
+impl Claimed {
+    fn of(policy: &PropagationPolicy) -> Self {
+        let metadata = &policy.metadata;
+        let key = if metadata.namespace.is_empty() { label::CLUSTER_POLICY_ID } else { label::POLICY_ID };
+        let id = metadata.labels.get(key).cloned().unwrap_or_default();
+        Self { id, namespace: metadata.namespace.clone(), name: metadata.name.clone() }
+    }
+
+    fn labels(&self) -> Vec<(&'static str, &str)> {
+        let key = if self.namespace.is_empty() { label::CLUSTER_POLICY_ID } else { label::POLICY_ID };
+        vec![(key, &self.id)]
+    }
+
+    fn annotations(&self) -> Vec<(&'static str, &str)> {
+        match self.namespace.as_str() {
+            "" => vec![(label::CLUSTER_POLICY_NAME, &self.name)],
+            namespace => vec![(label::POLICY_NAMESPACE, namespace), (label::POLICY_NAME, &self.name)],
+        }
+    }
+
+    /// An object with this claim, and no other.
+    fn put(&self, object: &mut Value) {
+        strip(object);
+        for (key, value) in self.labels() {
+            meta::set_label(object, key, value);
+        }
+        for (key, value) in self.annotations() {
+            meta::set_annotation(object, key, value);
+        }
+    }
+}
+
+/// An object without any claim.
+pub(super) fn strip(object: &mut Value) {
+    let mut remove = |of: &str, keys: &[&str]| {
+        if let Some(known) = object["metadata"][of].as_object_mut() {
+            known.retain(|key, _| !keys.contains(&key.as_str()));
+        }
+    };
+    remove("labels", &CLAIM_LABELS);
+    remove("annotations", &CLAIM_ANNOTATIONS);
+}
+
+/// Takes the claim of a policy that is gone, or selects it no longer, from a template and its binding. The binding and
+/// its Works stay: workloads keep running (karmada.md 10.3).
+async fn release(hub: &Hub, mirror: &crate::mirror::Mirror, template: &Value) -> Result<(), Trouble> {
+    if Claim::of(template).is_none() {
+        return Ok(());
+    }
+    let mut free = template.clone();
+    strip(&mut free);
+    hub.change(mirror, template, &free).await?;
+    let key = (meta::namespace(template).to_owned(), name::binding(meta::kind(template), meta::name(template)));
+    if let Some((mirror, binding)) = hub.binding(&key) {
+        let mut free = Value::clone(&binding);
+        strip(&mut free);
+        hub.change(&mirror, &binding, &free).await?;
+    }
+    Ok(())
+}
+
+/// Claims a template and writes its binding; whether the binding is another one now.
+async fn apply(
+    hub: &Hub,
+    mirror: &crate::mirror::Mirror,
+    template: &Value,
+    policy: &PropagationPolicy,
+    claim: &Claimed,
+) -> Result<bool, Trouble> {
+    let mut claimed = template.clone();
+    claim.put(&mut claimed);
+    let template = if claimed == *template { template.clone() } else { hub.change(mirror, template, &claimed).await? };
+    let key = (meta::namespace(&template).to_owned(), name::binding(meta::kind(&template), meta::name(&template)));
+    let bindings = hub.bindings_of(&key.0);
+    let before = bindings.get(&key.0, &key.1);
+    if before.as_ref().is_some_and(|before| meta::deletion_timestamp(before).is_some()) {
+        return Err("the binding of a template of this name is still on its way out".into());
+    }
+    let wanted = binding(&template, policy, claim, before.as_deref())?;
+    match before {
+        None => hub.create(bindings, &wanted).await?,
+        Some(before) if essence(&before) == essence(&wanted) => return Ok(false),
+        Some(_) => hub.replace(bindings, &wanted).await?,
+    };
+    Ok(true)
+}
+
+/// What of a binding its detector decides; that the template has another revision alone is nothing new.
+fn essence(binding: &Value) -> Value {
+    json!([
+        binding["metadata"]["labels"],
+        binding["metadata"]["annotations"],
+        binding["metadata"]["finalizers"],
+        binding["metadata"]["ownerReferences"],
+        binding["spec"]
+    ])
+}
+
+/// The binding of a template: what the policy says, what the template needs, and what others have written before.
+fn binding(
+    template: &Value,
+    policy: &PropagationPolicy,
+    claim: &Claimed,
+    before: Option<&Value>,
+) -> Result<Value, Trouble> {
+    let (namespace, kind) = (meta::namespace(template), meta::kind(template));
+    let (own_kind, finalizer, id) = match namespace {
+        "" => ("ClusterResourceBinding", label::CLUSTER_BINDING_FINALIZER, label::CLUSTER_BINDING_ID),
+        _ => ("ResourceBinding", label::BINDING_FINALIZER, label::BINDING_ID),
+    };
+    let mut binding = before.cloned().unwrap_or_else(|| {
+        json!({"apiVersion": "work.karmada.io/v1alpha2", "kind": own_kind,
+            "metadata": {"name": name::binding(kind, meta::name(template)),
+                "labels": {id: uuid::Uuid::new_v4().to_string()}}, "spec": {}})
+    });
+    if !namespace.is_empty() {
+        binding["metadata"]["namespace"] = namespace.into();
+    }
+    claim.put(&mut binding);
+    if meta::label(&binding, id).is_none() {
+        meta::set_label(&mut binding, id, &uuid::Uuid::new_v4().to_string());
+    }
+    let mut finalizers: Vec<String> = meta::finalizers(&binding).into_iter().map(str::to_owned).collect();
+    if !finalizers.iter().any(|known| known == finalizer) {
+        finalizers.push(finalizer.to_owned());
+    }
+    binding["metadata"]["finalizers"] = finalizers.into();
+    binding["metadata"]["ownerReferences"] = json!([{"apiVersion": meta::api_version(template), "kind": kind,
+        "name": meta::name(template), "uid": meta::uid(template), "controller": true, "blockOwnerDeletion": true}]);
+    let spec = &policy.spec;
+    let from = &mut binding["spec"];
+    from["resource"] = json!({"apiVersion": meta::api_version(template), "kind": kind, "name": meta::name(template),
+        "uid": meta::uid(template), "resourceVersion": meta::resource_version(template)});
+    if !namespace.is_empty() {
+        from["resource"]["namespace"] = namespace.into();
+    }
+    let needs = interpret::replicas(template);
+    let replicas = needs.as_ref().map_or(0, |needs| needs.count);
+    let requirements = needs.and_then(|needs| needs.requirements);
+    let mut put = |field: &str, value: Option<Value>| match value {
+        Some(value) => from[field] = value,
+        None => {
+            if let Some(fields) = from.as_object_mut() {
+                fields.remove(field);
+            }
+        }
+    };
+    let yes = |value: bool| value.then_some(Value::Bool(true));
+    put("replicas", (replicas > 0).then(|| replicas.into()));
+    put("replicaRequirements", requirements.map(serde_json::to_value).transpose()?);
+    put("propagateDeps", yes(spec.propagate_deps || spec.association));
+    put("conflictResolution", Some(serde_json::to_value(spec.conflict_resolution)?));
+    put("placement", Some(serde_json::to_value(&spec.placement)?));
+    put("failover", spec.failover.as_ref().map(serde_json::to_value).transpose()?);
+    put("preserveResourcesOnDeletion", yes(spec.preserve_resources_on_deletion));
+    let scheduler = Some(spec.scheduler_name.as_str()).filter(|name| !name.is_empty());
+    put("schedulerName", Some(scheduler.unwrap_or(label::DEFAULT_SCHEDULER).into()));
+    let mut suspension = spec.suspension.as_ref().map(serde_json::to_value).transpose()?;
+    if let Some(scheduling) =
+        before.map(|before| &before["spec"]["suspension"]["scheduling"]).filter(|s| s.is_boolean())
+    {
+        suspension.get_or_insert_with(|| json!({}))["scheduling"] = scheduling.clone();
+    }
+    put("suspension", suspension);
+    Ok(binding)
+}

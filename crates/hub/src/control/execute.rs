@@ -1,0 +1,401 @@
+//! Works become objects in members, stay as they are written, and say how they are.
+
+use std::collections::hash_map::DefaultHasher;
+use std::hash::{Hash as _, Hasher as _};
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+use stolos_cluster::objects::{self, Resource};
+use stolos_k8s::meta;
+
+use super::clusters::{condition, is_ready, set_condition};
+use super::members::Member;
+use super::{Hub, difference};
+use crate::mirror::{Changed, Key, Mirror};
+use crate::queue::{Again, Queue, Trouble};
+use crate::{MANAGER, interpret, label};
+
+/// Who says it.
+const FROM: &str = "execution-controller";
+/// How often a write is tried where the member's own controllers are faster.
+const ATTEMPTS: usize = 5;
+/// What the hub brought is found by this label.
+const MANAGED: &str = "karmada.io/managed=true";
+
+/// Looks at one Work.
+pub(super) async fn look(hub: Arc<Hub>, key: Key) -> Result<Again, Trouble> {
+    let Some(work) = hub.own.works.get(&key.0, &key.1) else { return Ok(None) };
+    let Some(name) = key.0.strip_prefix("karmada-es-") else { return Ok(None) };
+    let cluster = hub.own.clusters.get("", name);
+    let ready = cluster.as_deref().is_some_and(is_ready);
+    if meta::deletion_timestamp(&work).is_some() {
+        return end(&hub, name, cluster.as_deref(), &work).await;
+    }
+    if work["spec"]["suspendDispatching"] == true {
+        let text = "Work dispatching is in a suspended state.";
+        let mut status = work["status"].clone();
+        set_condition(&mut status, "Dispatching", "False", "SuspendDispatching", text);
+        hub.put_status(&hub.own.works, &work, &status).await?;
+        return Ok(None);
+    }
+    if cluster.as_deref().is_none_or(|cluster| cluster["spec"]["syncMode"] != "Push") {
+        return Ok(None);
+    }
+    let member = hub.member(name);
+    let Some(member) = member.filter(|_| ready) else {
+        // That it is ready again brings us here again.
+        return Ok(None);
+    };
+    let manifests: Vec<&Value> = work["spec"]["workload"]["manifests"].as_array().into_iter().flatten().collect();
+    let mut status = work["status"].clone();
+    if status.is_null() {
+        status = json!({});
+    }
+    if condition(&status, "Dispatching").is_some() {
+        set_condition(
+            &mut status,
+            "Dispatching",
+            "True",
+            "Dispatching",
+            "Work is being dispatched to member clusters.",
+        );
+    }
+    let (mut failures, mut created_again, mut changed) = (Vec::new(), false, false);
+    let mut statuses = Vec::new();
+    let was_applied = condition(&status, "Applied").is_some_and(|applied| applied["status"] == "True");
+    for (ordinal, manifest) in manifests.iter().enumerate() {
+        let outcome = apply(&hub, name, &member, manifest).await;
+        let about = hub.about_template(manifest);
+        let place = format!("{}/{}", meta::namespace(manifest), meta::name(manifest));
+        match outcome {
+            Ok(Outcome { object, mirror, did }) => {
+                if did != Did::Nothing {
+                    changed = true;
+                    created_again |= did == Did::Created && was_applied;
+                    let text = format!("Successfully applied resource({place}) to cluster {name}");
+                    hub.events.normal(&about, FROM, "SyncSucceed", text);
+                }
+                statuses.push(reflected(ordinal, manifest, &object, &mirror));
+            }
+            Err(error) => {
+                let text = said(&*error);
+                let told = format!("Failed to create or update resource({place}) in member cluster({name}): {text}");
+                hub.events.warning(&about, FROM, "SyncFailed", told);
+                failures.push(text);
+            }
+        }
+    }
+    if failures.is_empty() {
+        let (reason, message) = match (created_again, condition(&status, "Applied")) {
+            (true, _) => ("ReCreateSuccessful", "Manifest has been successfully applied"),
+            (false, Some(known)) if known["status"] == "True" && !changed => (
+                if known["reason"] == "ReCreateSuccessful" { "ReCreateSuccessful" } else { "AppliedSuccessful" },
+                "Manifest has been successfully applied",
+            ),
+            _ => ("AppliedSuccessful", "Manifest has been successfully applied"),
+        };
+        set_condition(&mut status, "Applied", "True", reason, message);
+        if changed {
+            let text = format!("Sync work({}/{}) to cluster({name}) successful.", key.0, key.1);
+            hub.events.normal(&work, FROM, "SyncSucceed", text);
+        }
+    } else {
+        let done = manifests.len() - failures.len();
+        let text = format!("Failed to apply all manifests ({done}/{}): {}", manifests.len(), failures.join(", "));
+        set_condition(&mut status, "Applied", "False", "AppliedFailed", &text);
+        let told = format!("Failed to sync work({}/{}) to cluster({name}), err: {}", key.0, key.1, failures.join(", "));
+        hub.events.warning(&work, FROM, "SyncFailed", told);
+    }
+    status["manifestStatuses"] = statuses.into();
+    hub.put_status(&hub.own.works, &work, &status).await?;
+    match failures.is_empty() {
+        true => Ok(None),
+        false => Err(failures.join(", ").into()),
+    }
+}
+
+/// How one manifest is in the member.
+fn reflected(ordinal: usize, manifest: &Value, object: &Value, mirror: &Mirror) -> Value {
+    let (group, version) = mirror.resource.api_version.split_once('/').unwrap_or(("", &mirror.resource.api_version));
+    let mut identifier = json!({"ordinal": ordinal, "version": version, "kind": mirror.resource.kind,
+        "resource": mirror.resource.plural, "name": meta::name(manifest)});
+    for (field, value) in [("group", group), ("namespace", meta::namespace(manifest))] {
+        if !value.is_empty() {
+            identifier[field] = value.into();
+        }
+    }
+    let mut status = json!({"identifier": identifier, "health": interpret::health(object)});
+    if let Some(reflected) = interpret::reflect(object) {
+        status["status"] = reflected;
+    }
+    status
+}
+
+/// What was done to one object.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Did {
+    Nothing,
+    Created,
+    Changed,
+}
+
+struct Outcome {
+    object: Arc<Value>,
+    mirror: Arc<Mirror>,
+    did: Did,
+}
+
+/// Makes one object of a member what its manifest says.
+async fn apply(hub: &Arc<Hub>, cluster: &str, member: &Arc<Member>, manifest: &Value) -> Result<Outcome, Trouble> {
+    let mirror = mirror(hub, cluster, member, manifest).await?;
+    let place = (meta::namespace(manifest), meta::name(manifest));
+    let outcome = |object: Arc<Value>, did| Ok(Outcome { object, mirror: Arc::clone(&mirror), did });
+    let known = mirror.get(place.0, place.1);
+    let mut live = match known {
+        Some(live) => live,
+        None => match objects::create(&member.client, &mirror.resource, manifest, MANAGER).await {
+            Ok(object) => {
+                member.applied(&mirror.resource, manifest, &object);
+                let object = stripped(object);
+                mirror.wrote(object.clone());
+                return outcome(Arc::new(object), Did::Created);
+            }
+            // Somebody's, or ours with its label taken away.
+            Err(error) if error.is_conflict() => {
+                let namespace = Some(place.0).filter(|namespace| !namespace.is_empty());
+                match objects::get(&member.client, &mirror.resource, namespace, place.1).await? {
+                    Some(live) => Arc::new(stripped(live)),
+                    None => return Err(error.into()),
+                }
+            }
+            Err(error) => return Err(error.into()),
+        },
+    };
+    for _ in 0..ATTEMPTS {
+        if meta::deletion_timestamp(&live).is_some() {
+            return Err("it is on its way out in the member; it is made anew when it is gone".into());
+        }
+        if !may_change(manifest, &live) {
+            return Err(format!(
+                "resource(kind={}, {}/{}) already exists in the cluster {cluster} and is not managed by the hub, \
+                 and the conflict resolution is `abort`",
+                meta::kind(manifest),
+                place.0,
+                place.1
+            )
+            .into());
+        }
+        if member.is_as_applied(&mirror.resource, manifest, &live) {
+            return outcome(live, Did::Nothing);
+        }
+        let wanted = interpret::merge(manifest, &live);
+        let object = match objects::replace(&member.client, &mirror.resource, &wanted, MANAGER).await {
+            Ok(object) => object,
+            // The member's own controllers write, too.
+            Err(error) if error.is_conflict() => {
+                let namespace = Some(place.0).filter(|namespace| !namespace.is_empty());
+                let now = objects::get(&member.client, &mirror.resource, namespace, place.1).await?;
+                live = Arc::new(stripped(now.ok_or(error)?));
+                continue;
+            }
+            Err(error) => return Err(error.into()),
+        };
+        member.applied(&mirror.resource, manifest, &object);
+        let object = stripped(object);
+        // That nothing had to be done shows only now: the API server fills in what the manifest leaves out.
+        let did = if fingerprint(&object) == fingerprint(&live) { Did::Nothing } else { Did::Changed };
+        mirror.wrote(object.clone());
+        return outcome(Arc::new(object), did);
+    }
+    Err("somebody else in the member keeps writing it".into())
+}
+
+fn stripped(mut object: Value) -> Value {
+    meta::metadata_mut(&mut object).remove("managedFields");
+    object
+}
+
+/// Whether an object of a member is the hub's to change.
+fn may_change(manifest: &Value, live: &Value) -> bool {
+    is_managed(live)
+        || meta::annotation(manifest, label::CONFLICT) == Some("overwrite")
+        // Ours, though somebody has taken the label away.
+        || (meta::annotation(live, label::WORK_NAME).is_some()
+            && meta::annotation(live, label::WORK_NAME) == meta::annotation(manifest, label::WORK_NAME)
+            && meta::annotation(live, label::WORK_NAMESPACE) == meta::annotation(manifest, label::WORK_NAMESPACE))
+}
+
+fn is_managed(object: &Value) -> bool {
+    meta::label(object, label::MANAGED) == Some("true")
+}
+
+/// What of an object is its spec, its labels and so on: neither status nor books.
+fn fingerprint(object: &Value) -> u64 {
+    let mut object = object.clone();
+    if let Some(fields) = object.as_object_mut() {
+        fields.remove("status");
+    }
+    let metadata = meta::metadata_mut(&mut object);
+    for book in ["resourceVersion", "generation", "managedFields"] {
+        metadata.remove(book);
+    }
+    let mut hasher = DefaultHasher::new();
+    object.to_string().hash(&mut hasher);
+    hasher.finish()
+}
+
+/// What was written last to an object of a member, and what it was like afterwards.
+pub(super) type Applied = std::collections::HashMap<(Resource, Key), (u64, u64)>;
+
+impl Member {
+    fn applied(&self, resource: &Resource, manifest: &Value, object: &Value) {
+        let key = (resource.clone(), crate::mirror::key(manifest));
+        self.books().insert(key, (fingerprint(manifest), fingerprint(object)));
+    }
+
+    /// Whether the manifest is the one that was written last, and the object is as it was left.
+    fn is_as_applied(&self, resource: &Resource, manifest: &Value, live: &Value) -> bool {
+        let known = self.books().get(&(resource.clone(), crate::mirror::key(manifest))).copied();
+        known == Some((fingerprint(manifest), fingerprint(live)))
+    }
+
+    fn forget(&self, resource: &Resource, manifest: &Value) {
+        self.books().remove(&(resource.clone(), crate::mirror::key(manifest)));
+    }
+}
+
+/// The mirror of what the hub brought to a member, of a manifest's kind; every change there queues the Work.
+async fn mirror(hub: &Arc<Hub>, cluster: &str, member: &Arc<Member>, manifest: &Value) -> Result<Arc<Mirror>, Trouble> {
+    let (version, kind) = (meta::api_version(manifest), meta::kind(manifest));
+    let resource = match hub.mirror_of(version, kind) {
+        Some(known) => known.resource.clone(),
+        None => Resource::named(version, kind)?,
+    };
+    let works = Arc::clone(&hub.queues.works);
+    let changed = || -> Box<Changed> { Box::new(move |before, now| queue_work(&works, before, now)) };
+    let mirror = member.mirror(&resource, Some(MANAGED), changed).await;
+    mirror.ok_or_else(|| format!("{cluster} does not list its {} in time", resource.plural).into())
+}
+
+/// An object of a member has changed: the Work that brought it is looked at.
+fn queue_work(works: &Queue<Key>, before: Option<&Arc<Value>>, now: Option<&Arc<Value>>) {
+    for object in before.into_iter().chain(now) {
+        if let (Some(namespace), Some(name)) =
+            (meta::annotation(object, label::WORK_NAMESPACE), meta::annotation(object, label::WORK_NAME))
+        {
+            works.add((namespace.to_owned(), name.to_owned()));
+        }
+    }
+}
+
+/// A Work goes: what it brought goes before it, or is left behind without the hub's marks.
+async fn end(hub: &Arc<Hub>, name: &str, cluster: Option<&Value>, work: &Value) -> Result<Again, Trouble> {
+    let finalizers = meta::finalizers(work);
+    if !finalizers.contains(&label::WORK_FINALIZER) {
+        return Ok(None);
+    }
+    let leaving = cluster.is_none_or(|cluster| meta::deletion_timestamp(cluster).is_some());
+    let member = hub.member(name).filter(|_| cluster.is_some_and(is_ready));
+    match member {
+        Some(member) => {
+            for manifest in work["spec"]["workload"]["manifests"].as_array().into_iter().flatten() {
+                let kept = work["spec"]["preserveResourcesOnDeletion"] == true;
+                take_back(hub, name, &member, work, manifest, kept).await?;
+            }
+        }
+        // A dead member's objects are left alone when it leaves the hub; otherwise they are waited for.
+        None if leaving => {}
+        None => return Err(format!("{name} is not ready: what it has of this Work cannot be taken back yet").into()),
+    }
+    let left: Vec<_> = finalizers.into_iter().filter(|known| *known != label::WORK_FINALIZER).collect();
+    let mut free = work.clone();
+    free["metadata"]["finalizers"] = json!(left);
+    match hub.change(&hub.own.works, work, &free).await {
+        Err(error) if !error.is_not_found() => Err(error.into()),
+        _ => Ok(None),
+    }
+}
+
+/// Deletes an object of a member if it is the hub's, or frees it.
+async fn take_back(
+    hub: &Arc<Hub>,
+    name: &str,
+    member: &Arc<Member>,
+    work: &Value,
+    manifest: &Value,
+    kept: bool,
+) -> Result<(), Trouble> {
+    let mirror = mirror(hub, name, member, manifest).await?;
+    let namespace = Some(meta::namespace(manifest)).filter(|namespace| !namespace.is_empty());
+    member.forget(&mirror.resource, manifest);
+    let live = objects::get(&member.client, &mirror.resource, namespace, meta::name(manifest)).await?;
+    let Some(live) = live.filter(is_managed) else { return Ok(()) };
+    if meta::annotation(&live, label::WORK_NAMESPACE).is_some_and(|of| of != meta::namespace(work)) {
+        // Another hub's, or another name of this cluster.
+        return Ok(());
+    }
+    if kept {
+        let free = freed(&live);
+        let patch = difference(&live, &free);
+        objects::merge(&member.client, &mirror.resource, (namespace, meta::name(&live)), &patch, false, MANAGER)
+            .await?;
+        return Ok(());
+    }
+    let uid = meta::uid(&live);
+    objects::delete(&member.client, &mirror.resource, namespace, meta::name(&live), Some(uid)).await?;
+    Ok(())
+}
+
+/// An object without anything of the hub's on it.
+fn freed(live: &Value) -> Value {
+    let mut free = live.clone();
+    for of in ["labels", "annotations"] {
+        if let Some(known) = free["metadata"][of].as_object_mut() {
+            known.retain(|key, _| !key.split('/').next().unwrap_or_default().ends_with("karmada.io"));
+        }
+    }
+    free
+}
+
+/// What an API server said, or what else went wrong.
+fn said(error: &(dyn std::error::Error + 'static)) -> String {
+    if let Some(error) = error.downcast_ref::<stolos_cluster::Error>()
+        && let Some(status) = error.status()
+    {
+        return format!("{error}: {}", status.message);
+    }
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        source = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_the_hubs_is_changed() {
+        let manifest = |conflict: &str| json!({"metadata": {"annotations": {label::CONFLICT: conflict, label::WORK_NAME: "w", label::WORK_NAMESPACE: "n"}}});
+        let live =
+            |labels: Value, annotations: Value| json!({"metadata": {"labels": labels, "annotations": annotations}});
+        let somebodys = live(json!({}), json!({}));
+        assert!(!may_change(&manifest("abort"), &somebodys) && may_change(&manifest("overwrite"), &somebodys));
+        assert!(may_change(&manifest("abort"), &live(json!({label::MANAGED: "true"}), json!({}))));
+        let unlabelled = live(json!({}), json!({label::WORK_NAME: "w", label::WORK_NAMESPACE: "n"}));
+        assert!(may_change(&manifest("abort"), &unlabelled));
+    }
+
+    #[test]
+    fn what_is_left_behind_bears_nothing_of_the_hubs() {
+        let live = json!({"metadata": {"labels": {"app": "a", label::MANAGED: "true", label::BINDING_ID: "x"},
+            "annotations": {label::WORK_NAME: "w", "mine": "1"}}});
+        assert_eq!(freed(&live), json!({"metadata": {"labels": {"app": "a"}, "annotations": {"mine": "1"}}}));
+    }
+}

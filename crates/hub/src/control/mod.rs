@@ -1,0 +1,602 @@
+//! What the hub does, for ever: one queue for each question.
+
+mod aggregate;
+mod bind;
+mod clusters;
+mod depend;
+mod detect;
+mod execute;
+mod members;
+mod namespaces;
+mod policies;
+mod schedule;
+mod template;
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
+use std::time::Duration;
+
+use serde_json::Value;
+use stolos_cluster::objects::{self, Resource};
+use stolos_k8s::meta;
+use stolos_serve::{Net, Stop};
+use tokio::time::Instant;
+use tokio_util::task::TaskTracker;
+
+use crate::event::{self, Recorder};
+use crate::member::{self, CREDENTIALS};
+use crate::mirror::{self, Key, Mirror};
+use crate::model::{self, Cluster, OverridePolicy, PropagationPolicy};
+use crate::queue::{Again, Queue, Trouble};
+use crate::{Error, MANAGER, overrides};
+use members::Member;
+use template::{TemplateKey, Templates};
+
+/// How many things of one queue are looked at at once.
+const AT_ONCE: usize = 16;
+/// Of so many templates at most it is remembered that no policy selects them.
+const MOST_UNMATCHED: usize = 100_000;
+/// How long the first look at everything may take.
+const FIRST_LOOK: Duration = Duration::from_secs(60);
+
+/// What the hub is given.
+pub struct Settings {
+    /// The API server that it works with.
+    pub client: kube::Client,
+    /// Where its sockets to members come from.
+    pub net: Arc<dyn Net>,
+}
+
+/// A hub at work.
+pub struct Running {
+    tasks: TaskTracker,
+    stop: Stop,
+}
+
+impl Running {
+    /// Returns when the hub was asked to stop and has.
+    pub async fn ended(self) {
+        self.stop.asked().await;
+        self.tasks.close();
+        if tokio::time::timeout(Duration::from_secs(5), self.tasks.wait()).await.is_err() {
+            tracing::warn!("parts of the hub do not end");
+        }
+    }
+}
+
+/// Begins to work, until `stop`.
+///
+/// # Flow
+///
+/// 1. The kinds and namespaces, as far as they are not there.
+/// 2. A mirror of each kind of the hub's own, until each is complete: what acts on less would undo what it cannot see.
+/// 3. The queues, each its own task; nothing is kept between two runs but what the API server has.
+///
+/// # Errors
+///
+/// When the API server cannot be made ready. Later trouble is tried again instead.
+pub async fn start(settings: Settings, stop: &Stop) -> Result<Running, Error> {
+    let Settings { client, net } = settings;
+    crate::install::install(&client).await?;
+    let tasks = TaskTracker::new();
+    let (events, entries) = Recorder::new();
+    tasks.spawn(event::write(entries, client.clone(), stop.clone()));
+    let hub = Hub::new(client, net, events, stop.clone(), tasks.clone());
+    if !hub.first_look().await {
+        stop.ask();
+        return Err(Error::NotServed(FIRST_LOOK));
+    }
+    hub.start();
+    Ok(Running { tasks, stop: stop.clone() })
+}
+
+/// The kinds that the hub itself works with.
+struct Own {
+    clusters: Arc<Mirror>,
+    secrets: Arc<Mirror>,
+    policies: Arc<Mirror>,
+    cluster_policies: Arc<Mirror>,
+    overrides: Arc<Mirror>,
+    cluster_overrides: Arc<Mirror>,
+    bindings: Arc<Mirror>,
+    cluster_bindings: Arc<Mirror>,
+    works: Arc<Mirror>,
+}
+
+impl Own {
+    fn all(&self) -> [&Arc<Mirror>; 9] {
+        let Self { clusters, secrets, policies, cluster_policies, overrides, cluster_overrides, bindings, .. } = self;
+        let Self { cluster_bindings, works, .. } = self;
+        [clusters, secrets, policies, cluster_policies, overrides, cluster_overrides, bindings, cluster_bindings, works]
+    }
+}
+
+/// The time as Kubernetes writes it.
+fn now() -> String {
+    jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}
+
+/// The merge patch (RFC 7386) that makes `after` of `before`.
+fn difference(before: &Value, after: &Value) -> Value {
+    let (Some(old), Some(new)) = (before.as_object(), after.as_object()) else { return after.clone() };
+    let mut patch = serde_json::Map::new();
+    for (field, value) in new {
+        match old.get(field) {
+            Some(known) if known == value => {}
+            Some(known) if known.is_object() && value.is_object() => {
+                patch.insert(field.clone(), difference(known, value));
+            }
+            _ => {
+                patch.insert(field.clone(), value.clone());
+            }
+        }
+    }
+    patch.extend(old.keys().filter(|field| !new.contains_key(*field)).map(|field| (field.clone(), Value::Null)));
+    patch.into()
+}
+
+/// What all its parts share.
+pub(crate) struct Hub {
+    client: kube::Client,
+    net: Arc<dyn Net>,
+    own: Own,
+    queues: Arc<Queues>,
+    members: RwLock<BTreeMap<String, Arc<Member>>>,
+    templates: RwLock<Templates>,
+    /// Policies as types, as of the last change of one.
+    read_policies: Typed<PropagationPolicy>,
+    /// The same of override policies.
+    read_overrides: Typed<OverridePolicy>,
+    /// Templates that no policy selects.
+    waiting: Mutex<HashSet<TemplateKey>>,
+    /// Those of them, by UID, of which that was said.
+    unmatched: Mutex<HashSet<String>>,
+    /// Members whose namespace of Works is there.
+    prepared: Mutex<HashSet<String>>,
+    /// Since when members say something else than their `Ready` condition.
+    doubts: Mutex<HashMap<String, Instant>>,
+    events: Recorder,
+    stop: Stop,
+    tasks: TaskTracker,
+}
+
+/// Objects of a kind as types, as of the last change of one.
+type Typed<T> = RwLock<Option<Arc<Vec<T>>>>;
+
+/// What is known, or what is read of `all` and known from then on.
+fn typed<T: serde::de::DeserializeOwned>(known: &Typed<T>, all: impl FnOnce() -> Vec<Arc<Value>>) -> Arc<Vec<T>> {
+    if let Some(known) = &*known.read().unwrap_or_else(PoisonError::into_inner) {
+        return Arc::clone(known);
+    }
+    let mut known = known.write().unwrap_or_else(PoisonError::into_inner);
+    let read: Vec<T> = all().iter().filter_map(|object| model::read(object).ok().map(|(object, _)| object)).collect();
+    Arc::clone(known.insert(Arc::new(read)))
+}
+
+/// What is to be looked at.
+struct Queues {
+    /// Members, by name: what they are and how they are.
+    clusters: Arc<Queue<String>>,
+    /// Namespaces of the hub, which every member has.
+    namespaces: Arc<Queue<String>>,
+    /// Policies: what is theirs.
+    policies: Arc<Queue<Key>>,
+    /// Templates: which policy they follow.
+    templates: Arc<Queue<TemplateKey>>,
+    /// Bindings: which clusters they go to.
+    schedule: Arc<Queue<Key>>,
+    /// Bindings: which Works they have.
+    bind: Arc<Queue<Key>>,
+    /// Works: what is in the member.
+    works: Arc<Queue<Key>>,
+    /// Bindings: what their workloads need.
+    depend: Arc<Queue<Key>>,
+    /// Bindings: what has come of them.
+    aggregate: Arc<Queue<Key>>,
+}
+
+impl Queues {
+    fn new() -> Self {
+        Self {
+            clusters: Queue::new("clusters"),
+            namespaces: Queue::new("namespaces"),
+            policies: Queue::new("policies"),
+            templates: Queue::new("templates"),
+            schedule: Queue::new("schedule"),
+            bind: Queue::new("bind"),
+            works: Queue::new("works"),
+            depend: Queue::new("depend"),
+            aggregate: Queue::new("aggregate"),
+        }
+    }
+
+    fn add_binding(&self, before: Option<&Arc<Value>>, now: Option<&Arc<Value>>) {
+        let Some(now) = now else {
+            // Deleted by hand: the detector makes it anew.
+            if let Some(before) = before {
+                self.templates.add(TemplateKey::of_binding(before));
+            }
+            return;
+        };
+        let key = mirror::key(now);
+        let same = |field: &str| before.is_some_and(|before| before[field] == now[field]);
+        let books = ["labels", "annotations", "finalizers", "deletionTimestamp"];
+        let marks = before.is_some_and(|b| books.iter().all(|book| b["metadata"][book] == now["metadata"][book]));
+        if !(same("spec") && marks) {
+            self.schedule.add(key.clone());
+            self.bind.add(key.clone());
+            self.depend.add(key.clone());
+        }
+        if !same("spec") {
+            self.aggregate.add(key);
+        }
+    }
+
+    fn add_work(&self, before: Option<&Arc<Value>>, now: Option<&Arc<Value>>) {
+        let Some(work) = now.or(before) else { return };
+        let of = bind::binding_of(work);
+        let Some(now) = now else {
+            // Whoever wrote it looks whether it is to be there.
+            match of {
+                Some(binding) => self.bind.add(binding),
+                None => {
+                    for manifest in work["spec"]["workload"]["manifests"].as_array().into_iter().flatten() {
+                        self.namespaces.add(meta::name(manifest).to_owned());
+                    }
+                }
+            }
+            return;
+        };
+        let changed = |field: &str| before.is_none_or(|before| before[field] != now[field]);
+        let going = before.is_none_or(|b| meta::deletion_timestamp(b) != meta::deletion_timestamp(now));
+        if changed("spec") || going {
+            self.works.add(mirror::key(now));
+        }
+        if let Some(binding) = of
+            && changed("status")
+        {
+            self.aggregate.add(binding);
+        }
+    }
+}
+
+impl Hub {
+    fn new(client: kube::Client, net: Arc<dyn Net>, events: Recorder, stop: Stop, tasks: TaskTracker) -> Arc<Self> {
+        let queues = Arc::new(Queues::new());
+        let of = |api_version: &str, kind: &str, plural: &str, namespaced| Resource {
+            api_version: api_version.to_owned(),
+            kind: kind.to_owned(),
+            plural: plural.to_owned(),
+            namespaced,
+        };
+        const POLICY: &str = "policy.karmada.io/v1alpha1";
+        const WORK: &str = "work.karmada.io/v1alpha2";
+        Arc::new_cyclic(|hub: &Weak<Self>| {
+            let of_hub = hub.clone();
+            let clusters = Mirror::new(member::clusters(), None, None, move |before, now| {
+                if let Some(hub) = of_hub.upgrade() {
+                    hub.cluster_changed(before, now);
+                }
+            });
+            let poke = Arc::clone(&queues);
+            let secrets = of("v1", "Secret", "secrets", true);
+            let secrets = Mirror::new(secrets, Some(CREDENTIALS), None, move |before, now| {
+                if let Some(secret) = now.or(before) {
+                    poke.clusters.add(meta::name(secret).to_owned());
+                }
+            });
+            let policy = |kind, plural, namespaced| {
+                let hub = hub.clone();
+                Mirror::new(of(POLICY, kind, plural, namespaced), None, None, move |before, now| {
+                    if let Some(hub) = hub.upgrade() {
+                        hub.policy_changed(before, now);
+                    }
+                })
+            };
+            let overriding = |kind, plural, namespaced| {
+                let hub = hub.clone();
+                Mirror::new(of(POLICY, kind, plural, namespaced), None, None, move |_, _| {
+                    if let Some(hub) = hub.upgrade() {
+                        hub.override_changed();
+                    }
+                })
+            };
+            let binding = |kind, plural, namespaced| {
+                let poke = Arc::clone(&queues);
+                let changed = move |before: Option<&_>, now: Option<&_>| poke.add_binding(before, now);
+                Mirror::new(of(WORK, kind, plural, namespaced), None, None, changed)
+            };
+            let poke = Arc::clone(&queues);
+            let works = Mirror::new(member::works(), None, None, move |before, now| poke.add_work(before, now));
+            let own = Own {
+                clusters,
+                secrets,
+                policies: policy("PropagationPolicy", "propagationpolicies", true),
+                cluster_policies: policy("ClusterPropagationPolicy", "clusterpropagationpolicies", false),
+                overrides: overriding("OverridePolicy", "overridepolicies", true),
+                cluster_overrides: overriding("ClusterOverridePolicy", "clusteroverridepolicies", false),
+                bindings: binding("ResourceBinding", "resourcebindings", true),
+                cluster_bindings: binding("ClusterResourceBinding", "clusterresourcebindings", false),
+                works,
+            };
+            Self {
+                client,
+                net,
+                own,
+                queues: Arc::clone(&queues),
+                members: RwLock::default(),
+                templates: RwLock::default(),
+                read_policies: RwLock::default(),
+                read_overrides: RwLock::default(),
+                waiting: Mutex::default(),
+                unmatched: Mutex::default(),
+                prepared: Mutex::default(),
+                doubts: Mutex::default(),
+                events,
+                stop,
+                tasks,
+            }
+        })
+    }
+
+    /// Starts the mirrors, and waits until each has seen its whole kind; whether they have.
+    async fn first_look(self: &Arc<Self>) -> bool {
+        for mirror in self.own.all() {
+            self.tasks.spawn(Arc::clone(mirror).run(self.client.clone(), self.stop.clone()));
+        }
+        let mut ready =
+            futures::future::join_all(self.own.all().map(|mirror| mirror.ready(FIRST_LOOK))).await.into_iter();
+        template::look(self).await;
+        let mirrors: Vec<_> = self.templates.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
+        let mut templates =
+            futures::future::join_all(mirrors.iter().map(|mirror| mirror.ready(FIRST_LOOK))).await.into_iter();
+        !mirrors.is_empty() && ready.all(|ready| ready) && templates.all(|ready| ready)
+    }
+
+    fn start(self: &Arc<Self>) {
+        self.tasks.spawn(template::follow(Arc::clone(self)));
+        let queues = &self.queues;
+        self.answer(&queues.clusters, clusters::look);
+        self.answer(&queues.namespaces, namespaces::look);
+        self.answer(&queues.policies, policies::look);
+        self.answer(&queues.templates, detect::look);
+        self.answer(&queues.schedule, schedule::look);
+        self.answer(&queues.bind, bind::look);
+        self.answer(&queues.depend, depend::look);
+        self.answer(&queues.works, execute::look);
+        self.answer(&queues.aggregate, aggregate::look);
+    }
+
+    /// Answers the question of a queue until the hub stops.
+    fn answer<K, F>(self: &Arc<Self>, queue: &Arc<Queue<K>>, look: impl Fn(Arc<Self>, K) -> F + Send + 'static)
+    where
+        K: Clone + Eq + std::hash::Hash + std::fmt::Debug + Send + 'static,
+        F: Future<Output = Result<Again, Trouble>> + Send + 'static,
+    {
+        let hub = Arc::clone(self);
+        let look = move |key| look(Arc::clone(&hub), key);
+        self.tasks.spawn(Arc::clone(queue).run(AT_ONCE, self.stop.clone(), look));
+    }
+
+    /// A member has changed: itself, and all that depends on what it is and whether it is ready.
+    fn cluster_changed(&self, before: Option<&Arc<Value>>, now: Option<&Arc<Value>>) {
+        let Some(cluster) = now.or(before) else { return };
+        self.queues.clusters.add(meta::name(cluster).to_owned());
+        let facts = |cluster: &Value| {
+            let enabled = !cluster["status"]["apiEnablements"].is_null();
+            serde_json::json!([
+                cluster["spec"],
+                cluster["metadata"]["labels"],
+                cluster["metadata"]["deletionTimestamp"],
+                clusters::is_ready(cluster),
+                enabled
+            ])
+        };
+        if before.map(|b| facts(b)) == now.map(|n| facts(n)) {
+            return;
+        }
+        for bindings in [&self.own.bindings, &self.own.cluster_bindings] {
+            for binding in bindings.list() {
+                self.queues.schedule.add(mirror::key(&binding));
+            }
+        }
+        self.retry_works(meta::name(cluster));
+    }
+
+    /// A member has become ready, is reached in another way, or leaves: all its Works are looked at.
+    fn retry_works(&self, cluster: &str) {
+        for work in self.own.works.of_namespace(&crate::name::execution_namespace(cluster)) {
+            self.queues.works.add(mirror::key(&work));
+        }
+    }
+
+    /// A policy has changed: itself, and the templates that it had or has.
+    fn policy_changed(&self, before: Option<&Arc<Value>>, now: Option<&Arc<Value>>) {
+        *self.read_policies.write().unwrap_or_else(PoisonError::into_inner) = None;
+        for policy in before.into_iter().chain(now) {
+            policies::queue_templates(self, policy);
+        }
+        if let Some(policy) = now {
+            self.queues.policies.add(mirror::key(policy));
+        }
+    }
+
+    /// All policies, as types. One that a webhook would have refused selects nothing.
+    fn policies(&self) -> Arc<Vec<PropagationPolicy>> {
+        typed(&self.read_policies, || {
+            let all = [self.own.policies.list(), self.own.cluster_policies.list()].concat();
+            all.into_iter().filter(|policy| policies::refused(policy).is_empty()).collect()
+        })
+    }
+
+    fn policies_of(&self, namespace: &str) -> &Arc<Mirror> {
+        if namespace.is_empty() { &self.own.cluster_policies } else { &self.own.policies }
+    }
+
+    fn bindings_of(&self, namespace: &str) -> &Arc<Mirror> {
+        if namespace.is_empty() { &self.own.cluster_bindings } else { &self.own.bindings }
+    }
+
+    /// A binding, with the mirror that it is in.
+    fn binding(&self, key: &Key) -> Option<(Arc<Mirror>, Arc<Value>)> {
+        let mirror = self.bindings_of(&key.0);
+        Some((Arc::clone(mirror), mirror.get(&key.0, &key.1)?))
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, HashSet<TemplateKey>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether it was said of this template before that no policy selects it; from now on it was.
+    fn said_unmatched(&self, uid: &str) -> bool {
+        let mut said = self.unmatched.lock().unwrap_or_else(PoisonError::into_inner);
+        if said.len() >= MOST_UNMATCHED {
+            said.clear();
+        }
+        !said.insert(uid.to_owned())
+    }
+
+    fn forget_unmatched(&self, uid: &str) {
+        self.unmatched.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
+    }
+
+    /// Whether a member's namespace of Works is there.
+    fn is_prepared(&self, cluster: &str) -> bool {
+        self.prepared.lock().unwrap_or_else(PoisonError::into_inner).contains(cluster)
+    }
+
+    /// A member's namespace of Works is there from now on: it gets the hub's namespaces.
+    fn prepare(&self, cluster: &str) {
+        if self.prepared.lock().unwrap_or_else(PoisonError::into_inner).insert(cluster.to_owned()) {
+            for namespace in self.templates_of(|version, kind| (version, kind) == ("v1", "Namespace")) {
+                self.queues.namespaces.add(meta::name(&namespace).to_owned());
+            }
+            self.retry_works(cluster);
+        }
+    }
+
+    /// What the override policies make of a manifest for a cluster, and which of them, as annotations of the Work.
+    fn overridden(&self, manifest: &mut Value, cluster: &Value) -> Result<Vec<(&'static str, String)>, Trouble> {
+        let policies = self.overrides();
+        if policies.is_empty() {
+            return Ok(Vec::new());
+        }
+        let (cluster, _) = model::read::<Cluster>(cluster)?;
+        Ok(overrides::apply(manifest, &cluster, &policies)?.annotations())
+    }
+
+    /// An override policy has changed: what it may have changed is made anew.
+    fn override_changed(&self) {
+        *self.read_overrides.write().unwrap_or_else(PoisonError::into_inner) = None;
+        for bindings in [&self.own.bindings, &self.own.cluster_bindings] {
+            for binding in bindings.list() {
+                self.queues.bind.add(mirror::key(&binding));
+                // A policy may have waited for it.
+                self.queues.templates.add(TemplateKey::of_binding(&binding));
+            }
+        }
+        for template in self.templates_of(|version, kind| (version, kind) == ("v1", "Namespace")) {
+            self.queues.namespaces.add(meta::name(&template).to_owned());
+        }
+        let waiting: Vec<_> = self.waiting().iter().cloned().collect();
+        for template in waiting {
+            self.queues.templates.add(template);
+        }
+    }
+
+    /// All override policies, as types. One that cannot be read changes nothing.
+    fn overrides(&self) -> Arc<Vec<OverridePolicy>> {
+        typed(&self.read_overrides, || [self.own.overrides.list(), self.own.cluster_overrides.list()].concat())
+    }
+
+    fn member(&self, name: &str) -> Option<Arc<Member>> {
+        self.members.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+    }
+
+    fn put_member(&self, name: &str, member: Member) {
+        self.members.write().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), Arc::new(member));
+        self.retry_works(name);
+    }
+
+    fn forget_member(&self, name: &str) {
+        self.members.write().unwrap_or_else(PoisonError::into_inner).remove(name);
+    }
+
+    /// A member is no longer the hub's.
+    fn forget(&self, name: &str) {
+        self.forget_member(name);
+        self.doubts().remove(name);
+        self.prepared.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
+    }
+
+    fn doubts(&self) -> MutexGuard<'_, HashMap<String, Instant>> {
+        self.doubts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Merges a patch into an object of a mirrored kind.
+    async fn merge(
+        &self,
+        mirror: &Mirror,
+        key: &Key,
+        patch: &Value,
+        status: bool,
+    ) -> Result<Value, stolos_cluster::Error> {
+        let place = (Some(key.0.as_str()).filter(|n| !n.is_empty()), key.1.as_str());
+        let now = objects::merge(&self.client, &mirror.resource, place, patch, status, MANAGER).await?;
+        mirror.wrote(now.clone());
+        Ok(now)
+    }
+
+    /// Makes `after` of an object of a mirrored kind, if nobody else has changed it; what it is then.
+    async fn change(&self, mirror: &Mirror, before: &Value, after: &Value) -> Result<Value, stolos_cluster::Error> {
+        let mut patch = difference(before, after);
+        patch["metadata"]["resourceVersion"] = meta::resource_version(before).into();
+        self.merge(mirror, &mirror::key(before), &patch, false).await
+    }
+
+    /// Writes the status of an object of a mirrored kind where it differs, if nobody else has changed the object: parts
+    /// of it are lists, which would undo each other's entries. Whether it differed.
+    async fn put_status(&self, mirror: &Mirror, object: &Value, status: &Value) -> Result<bool, stolos_cluster::Error> {
+        let part = |status: &Value| serde_json::json!({"status": status});
+        let mut patch = difference(&part(&object["status"]), &part(status));
+        if patch["status"].as_object().is_none_or(serde_json::Map::is_empty) {
+            return Ok(false);
+        }
+        patch["metadata"] = serde_json::json!({"resourceVersion": meta::resource_version(object)});
+        match self.merge(mirror, &mirror::key(object), &patch, true).await {
+            Err(error) if !error.is_not_found() => Err(error),
+            _ => Ok(true),
+        }
+    }
+
+    /// Creates an object of a mirrored kind.
+    async fn create(&self, mirror: &Mirror, object: &Value) -> Result<Value, stolos_cluster::Error> {
+        let now = objects::create(&self.client, &mirror.resource, object, MANAGER).await?;
+        mirror.wrote(now.clone());
+        Ok(now)
+    }
+
+    /// Replaces an object of a mirrored kind.
+    async fn replace(&self, mirror: &Mirror, object: &Value) -> Result<Value, stolos_cluster::Error> {
+        let now = objects::replace(&self.client, &mirror.resource, object, MANAGER).await?;
+        mirror.wrote(now.clone());
+        Ok(now)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_difference_is_the_patch_from_one_to_the_other() {
+        let before = json!({"a": {"x": 1, "y": 2}, "b": [1], "c": "gone"});
+        let after = json!({"a": {"x": 1, "z": 3}, "b": [1, 2], "d": {"new": {}}});
+        let patch = difference(&before, &after);
+        assert_eq!(patch, json!({"a": {"y": null, "z": 3}, "b": [1, 2], "c": null, "d": {"new": {}}}));
+        assert_eq!(stolos_k8s::patch::merge(&before, &patch), after);
+        assert_eq!(difference(&after, &after), json!({}));
+    }
+}

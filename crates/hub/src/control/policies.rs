@@ -1,0 +1,97 @@
+//! Policies: their permanent id, their finalizer, and the templates that they mean.
+
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+use stolos_k8s::meta;
+
+use super::Hub;
+use super::detect::strip;
+use super::template::TemplateKey;
+use crate::choose::{self, Claim};
+use crate::mirror::{Key, Mirror};
+use crate::model::{self, PropagationPolicy};
+use crate::queue::{Again, Trouble};
+use crate::{admit, label};
+
+/// Looks at one policy.
+pub(super) async fn look(hub: Arc<Hub>, key: Key) -> Result<Again, Trouble> {
+    let mirror = hub.policies_of(&key.0);
+    let Some(policy) = mirror.get(&key.0, &key.1) else { return Ok(None) };
+    let finalizer = if key.0.is_empty() { label::CLUSTER_POLICY_FINALIZER } else { label::POLICY_FINALIZER };
+    if meta::deletion_timestamp(&policy).is_some() {
+        return end(&hub, mirror, &policy, finalizer).await;
+    }
+    // There may be no webhook before us: what one would do when a policy is written is done when it is seen.
+    let mut complete = Value::clone(&policy);
+    admit::default(&mut complete, &uuid::Uuid::new_v4().to_string());
+    if complete != *policy {
+        hub.change(mirror, &policy, &complete).await?;
+        return Ok(None);
+    }
+    for problem in refused(&policy) {
+        hub.events.warning(&policy, "resource-detector", "ApplyPolicyFailed", problem);
+    }
+    Ok(None)
+}
+
+/// Why a policy does nothing, if so: what a webhook would have refused, and what nobody can read.
+pub(super) fn refused(policy: &Value) -> Vec<String> {
+    match model::read::<PropagationPolicy>(policy) {
+        Err(problem) => vec![problem.to_string()],
+        Ok((policy, _)) => admit::problems(&policy).iter().map(ToString::to_string).collect(),
+    }
+}
+
+/// Queues the templates that a policy selects, or has claimed.
+pub(super) fn queue_templates(hub: &Hub, policy: &Value) {
+    let read = model::read::<PropagationPolicy>(policy).ok().map(|(policy, _)| policy);
+    let of_policy = |template: &Value| {
+        let claimed = Claim::of(template)
+            .is_some_and(|claim| claim.namespace == meta::namespace(policy) && claim.name == meta::name(policy));
+        claimed || read.as_ref().is_some_and(|policy| choose::policy_match(policy, template).is_some())
+    };
+    for template in hub.templates_of(|_, _| true) {
+        if of_policy(&template) {
+            hub.queues.templates.add(TemplateKey::of(&template));
+        }
+    }
+}
+
+/// A policy goes: what it has claimed is free, and keeps running where it is.
+async fn end(hub: &Hub, mirror: &Mirror, policy: &Value, finalizer: &str) -> Result<Again, Trouble> {
+    let finalizers = meta::finalizers(policy);
+    if !finalizers.contains(&finalizer) {
+        return Ok(None);
+    }
+    let claimed = |object: &Value| {
+        Claim::of(object)
+            .is_some_and(|claim| claim.namespace == meta::namespace(policy) && claim.name == meta::name(policy))
+    };
+    for template in hub.templates_of(|_, _| true).into_iter().filter(|template| claimed(template)) {
+        if let Some(mirror) = hub.mirror_of(meta::api_version(&template), meta::kind(&template)) {
+            free(hub, &mirror, &template).await?;
+        }
+    }
+    for bindings in [&hub.own.bindings, &hub.own.cluster_bindings] {
+        for binding in bindings.list().into_iter().filter(|binding| claimed(binding)) {
+            free(hub, bindings, &binding).await?;
+        }
+    }
+    let left: Vec<_> = finalizers.into_iter().filter(|known| *known != finalizer).collect();
+    let mut complete = policy.clone();
+    complete["metadata"]["finalizers"] = json!(left);
+    match hub.change(mirror, policy, &complete).await {
+        Err(error) if !error.is_not_found() => Err(error.into()),
+        _ => Ok(None),
+    }
+}
+
+async fn free(hub: &Hub, mirror: &Mirror, object: &Value) -> Result<(), Trouble> {
+    let mut free = object.clone();
+    strip(&mut free);
+    match hub.change(mirror, object, &free).await {
+        Err(error) if !error.is_not_found() => Err(error.into()),
+        _ => Ok(()),
+    }
+}

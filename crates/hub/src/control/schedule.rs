@@ -1,0 +1,113 @@
+//! Which clusters a binding goes to: the decision is [`crate::place`]'s, the writing is here.
+
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+use stolos_k8s::meta;
+
+use super::Hub;
+use super::clusters::{condition, set_condition};
+use super::template::TemplateKey;
+use crate::mirror::{Key, Mirror};
+use crate::model::{self, Binding, Cluster};
+use crate::place::{self, Outcome, Trigger};
+use crate::queue::{Again, Trouble};
+use crate::{estimate, label};
+
+/// Who says it.
+const FROM: &str = "default-scheduler";
+
+/// Looks at one binding.
+pub(super) async fn look(hub: Arc<Hub>, key: Key) -> Result<Again, Trouble> {
+    let Some((mirror, object)) = hub.binding(&key) else { return Ok(None) };
+    if meta::deletion_timestamp(&object).is_some() {
+        return Ok(None);
+    }
+    let (binding, _) = model::read::<Binding>(&object)?;
+    let all = hub.own.clusters.list();
+    let going = |name: &str| {
+        all.iter().find(|cluster| meta::name(cluster) == name).is_none_or(|c| meta::deletion_timestamp(c).is_some())
+    };
+    let Some(trigger) = place::due(&binding, &going) else { return observe(&hub, &mirror, &object, &binding).await };
+    let clusters: Vec<Cluster> = all
+        .iter()
+        .filter(|cluster| meta::deletion_timestamp(cluster).is_none())
+        .filter_map(|cluster| model::read::<Cluster>(cluster).ok().map(|(cluster, _)| cluster))
+        .collect();
+    let requirements = binding.spec.replica_requirements.as_ref();
+    let room = |cluster: &Cluster| estimate::available(cluster, requirements);
+    let decision = place::place(&binding, &clusters, &room, place::Settings::default());
+    tracing::debug!(binding = ?key, ?trigger, outcome = ?decision.outcome, "scheduled");
+
+    let mut placed = Value::clone(&object);
+    let mut status = object["status"].clone();
+    if status.is_null() {
+        status = json!({});
+    }
+    let fine = match &decision.outcome {
+        Outcome::Placed { clusters, group } => {
+            placed["spec"]["clusters"] = serde_json::to_value(clusters)?;
+            let applied = serde_json::to_string(&binding.spec.placement)?;
+            meta::set_annotation(&mut placed, label::APPLIED_PLACEMENT, &applied);
+            match group {
+                Some(group) => status["schedulerObservingAffinityName"] = group.as_str().into(),
+                None => {
+                    if let Some(fields) = status.as_object_mut() {
+                        fields.remove("schedulerObservingAffinityName");
+                    }
+                }
+            }
+            true
+        }
+        // Karmada empties the result where nothing fits. Here what runs is kept until it fits somewhere else: a copy is
+        // never deleted because there is no place for it.
+        _ => false,
+    };
+    let changed = placed != *object;
+    let before = condition(&object["status"], "Scheduled").cloned();
+    let now = if changed { hub.change(&mirror, &object, &placed).await? } else { Value::clone(&object) };
+    let value = if fine { "True" } else { "False" };
+    set_condition(&mut status, "Scheduled", value, decision.outcome.reason(), decision.outcome.message());
+    let observed = status["schedulerObservedGeneration"] == meta::generation(&now);
+    if fine && (changed || !observed || trigger == Trigger::Reschedule) {
+        status["schedulerObservedGeneration"] = meta::generation(&now).into();
+        status["lastScheduledTime"] = super::now().into();
+    }
+    let news = changed || before.as_ref() != condition(&status, "Scheduled");
+    if news {
+        let template = hub.template(&TemplateKey::of_binding(&object));
+        for about in [Some(&now), template.as_ref().map(|(_, template)| &**template)].into_iter().flatten() {
+            match fine {
+                true => hub.events.normal(about, FROM, "ScheduleBindingSucceed", decision.outcome.event()),
+                false => hub.events.warning(about, FROM, "ScheduleBindingFailed", decision.outcome.event()),
+            }
+        }
+    }
+    // Somebody else may be faster; what is decided is said by then, and `observe` writes it with the next look.
+    hub.put_status(&mirror, &now, &status).await?;
+    match fine {
+        true => Ok(None),
+        // Room comes and goes without anybody saying so.
+        false => Err(decision.outcome.event().into()),
+    }
+}
+
+/// Nothing is to be decided, but what was decided is not said yet: somebody was faster, or the hub ended in between.
+async fn observe(hub: &Hub, mirror: &Mirror, object: &Value, binding: &Binding) -> Result<Again, Trouble> {
+    let scheduled = binding.metadata.annotations.contains_key(label::APPLIED_PLACEMENT);
+    if !scheduled || binding.status.scheduler_observed_generation == binding.metadata.generation {
+        return Ok(None);
+    }
+    let mut status = object["status"].clone();
+    if status.is_null() {
+        status = json!({});
+    }
+    let text = "Binding has been scheduled successfully.";
+    set_condition(&mut status, "Scheduled", "True", "Success", text);
+    status["schedulerObservedGeneration"] = binding.metadata.generation.into();
+    if binding.status.last_scheduled_time.is_none() {
+        status["lastScheduledTime"] = super::now().into();
+    }
+    hub.put_status(mirror, object, &status).await?;
+    Ok(None)
+}

@@ -1,0 +1,188 @@
+//! What a member says of itself: whether it is well, its version, its kinds, its nodes, what is left of them.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kube::discovery::{Discovery, Scope};
+use serde_json::{Value, json};
+use stolos_cluster::objects::Resource;
+use stolos_k8s::quantity::Quantity;
+
+/// How long one question to a member may take.
+const ANSWER: Duration = Duration::from_secs(5);
+
+/// Whether a member is well, as the `Ready` condition says it (Karmada v1.18.2, `clusterStatus`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Health {
+    pub(crate) ready: bool,
+    pub(crate) reason: &'static str,
+    pub(crate) message: &'static str,
+}
+
+const READY: Health =
+    Health { ready: true, reason: "ClusterReady", message: "cluster is healthy and ready to accept workloads" };
+const NOT_READY: Health = Health {
+    ready: false,
+    reason: "ClusterNotReady",
+    message: "cluster is reachable but health endpoint responded without ok",
+};
+const NOT_REACHABLE: Health =
+    Health { ready: false, reason: "ClusterNotReachable", message: "cluster is not reachable" };
+
+/// What was seen of a member.
+pub(crate) struct Observed {
+    pub(crate) health: Health,
+    /// Its version, where it said it.
+    pub(crate) version: Option<String>,
+}
+
+/// Asks whether a member is well, and for its version.
+pub(crate) async fn observe(client: &kube::Client) -> Observed {
+    let health = match ask(client, "/readyz").await {
+        Some(200) => READY,
+        Some(404) => match ask(client, "/healthz").await {
+            Some(200) => READY,
+            Some(_) => NOT_READY,
+            None => NOT_REACHABLE,
+        },
+        Some(_) => NOT_READY,
+        None => NOT_REACHABLE,
+    };
+    let version = if health.ready {
+        let asked = tokio::time::timeout(ANSWER, client.apiserver_version()).await;
+        asked.ok().and_then(Result::ok).map(|info| info.git_version)
+    } else {
+        None
+    };
+    Observed { health, version }
+}
+
+/// The code that a page is answered with; `None` where nobody answers.
+async fn ask(client: &kube::Client, page: &str) -> Option<u16> {
+    let request = http::Request::get(page).body(Vec::new()).ok()?;
+    match tokio::time::timeout(ANSWER, client.request_text(request)).await {
+        Ok(Ok(_)) => Some(200),
+        Ok(Err(kube::Error::Api(status))) => Some(status.code),
+        _ => None,
+    }
+}
+
+/// A kind that an API server serves, in the version that it prefers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Kind {
+    pub(crate) resource: Resource,
+    /// Whether its objects can be listed, watched and deleted: what a template must.
+    pub(crate) is_kept: bool,
+}
+
+/// The kinds that an API server serves, each in the preferred version of its group.
+pub(crate) async fn kinds(client: &kube::Client) -> Result<Vec<Kind>, kube::Error> {
+    let discovery = discover(client).await?;
+    let mut kinds = Vec::new();
+    for group in discovery.groups_alphabetical() {
+        for (resource, can) in group.recommended_resources() {
+            let is_kept = ["list", "watch", "delete"].iter().all(|verb| can.supports_operation(verb));
+            let resource = Resource {
+                api_version: resource.api_version,
+                kind: resource.kind,
+                plural: resource.plural,
+                namespaced: can.scope == Scope::Namespaced,
+            };
+            kinds.push(Kind { resource, is_kept });
+        }
+    }
+    Ok(kinds)
+}
+
+/// Two requests where the API server knows aggregated discovery (Kubernetes 1.26), one for each version where not.
+async fn discover(client: &kube::Client) -> Result<Discovery, kube::Error> {
+    match Discovery::new(client.clone()).run_aggregated().await {
+        Ok(discovery) => Ok(discovery),
+        Err(_) => Discovery::new(client.clone()).run().await,
+    }
+}
+
+/// Every version of every kind that a member serves, as `status.apiEnablements`.
+pub(crate) async fn enablements(client: &kube::Client) -> Option<Vec<Value>> {
+    let discovery = tokio::time::timeout(4 * ANSWER, discover(client)).await.ok()?.ok()?;
+    let mut all: BTreeMap<String, Vec<Value>> = BTreeMap::new();
+    for group in discovery.groups() {
+        for version in group.versions() {
+            let mut resources = group.versioned_resources(version);
+            resources.sort_by(|a, b| a.0.plural.cmp(&b.0.plural));
+            let key = if group.name().is_empty() { version.to_owned() } else { format!("{}/{version}", group.name()) };
+            let named = resources.iter().map(|(r, _)| json!({"kind": r.kind, "name": r.plural}));
+            all.entry(key).or_default().extend(named);
+        }
+    }
+    Some(all.into_iter().map(|(version, resources)| json!({"groupVersion": version, "resources": resources})).collect())
+}
+
+/// `status.nodeSummary` and `status.resourceSummary`, from a member's nodes and pods.
+pub(crate) fn summary(nodes: &[Arc<Value>], pods: &[Arc<Value>]) -> (Value, Value) {
+    let ready = |node: &Value| {
+        let mut conditions = node["status"]["conditions"].as_array().into_iter().flatten();
+        conditions.any(|c| c["type"] == "Ready" && c["status"] == "True")
+    };
+    let counted = json!({"totalNum": nodes.len(), "readyNum": nodes.iter().filter(|node| ready(node)).count()});
+    let (mut allocatable, mut allocating, mut allocated) = (Sum::default(), Sum::default(), Sum::default());
+    for node in nodes.iter().filter(|node| ready(node) && node["spec"]["unschedulable"] != true) {
+        allocatable.add(&node["status"]["allocatable"]);
+    }
+    for pod in pods {
+        let phase = pod["status"]["phase"].as_str().unwrap_or_default();
+        if matches!(phase, "Succeeded" | "Failed") {
+            continue;
+        }
+        let scheduled = pod["spec"]["nodeName"].as_str().is_some_and(|node| !node.is_empty());
+        let sum = if scheduled { &mut allocated } else { &mut allocating };
+        for container in pod["spec"]["containers"].as_array().into_iter().flatten() {
+            sum.add(&container["resources"]["requests"]);
+        }
+        sum.add(&json!({"pods": "1"}));
+    }
+    (counted, json!({"allocatable": allocatable.0, "allocating": allocating.0, "allocated": allocated.0}))
+}
+
+/// Amounts of resources, as Kubernetes writes them.
+#[derive(Default)]
+struct Sum(BTreeMap<String, String>);
+
+impl Sum {
+    fn add(&mut self, amounts: &Value) {
+        for (name, amount) in amounts.as_object().into_iter().flatten() {
+            let text = amount.as_str().map_or_else(|| amount.to_string(), str::to_owned);
+            let Ok(amount) = Quantity::parse(&text) else { continue };
+            let sum = self.0.get(name).and_then(|known| Quantity::parse(known).ok());
+            self.0.insert(name.clone(), sum.map_or(amount, |sum| sum.plus(amount)).to_string());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_summary_counts_what_is_there_taken_and_waiting() {
+        let node = |ready: &str, off: bool| {
+            Arc::new(json!({"spec": {"unschedulable": off}, "status": {
+                "conditions": [{"type": "Ready", "status": ready}],
+                "allocatable": {"cpu": "2", "memory": "4Gi", "pods": "110"}}}))
+        };
+        let pod = |phase: &str, node: &str| {
+            Arc::new(json!({"spec": {"nodeName": node, "containers": [{"resources": {"requests": {"cpu": "500m"}}}]},
+                "status": {"phase": phase}}))
+        };
+        let nodes = [node("True", false), node("True", true), node("False", false)];
+        let pods = [pod("Running", "n"), pod("Running", "n"), pod("Pending", ""), pod("Succeeded", "n")];
+        let (nodes, resources) = summary(&nodes, &pods);
+        assert_eq!(nodes, json!({"totalNum": 3, "readyNum": 2}));
+        assert_eq!(
+            resources,
+            json!({"allocatable": {"cpu": "2", "memory": "4Gi", "pods": "110"},
+                "allocating": {"cpu": "500m", "pods": "1"}, "allocated": {"cpu": "1", "pods": "2"}})
+        );
+    }
+}

@@ -1,0 +1,171 @@
+//! What is to be looked at: each thing once, never twice at the same time, later and later while it fails.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::fmt::Debug;
+use std::hash::Hash;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
+use rand::RngExt as _;
+use stolos_serve::Stop;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+/// Why something could not be finished. It is tried again a little later.
+pub(crate) type Trouble = Box<dyn std::error::Error + Send + Sync>;
+
+/// When a thing is to be looked at again though nothing has changed; `None` for never.
+pub(crate) type Again = Option<Duration>;
+
+const FIRST: Duration = Duration::from_millis(50);
+const LAST: Duration = Duration::from_secs(30);
+
+/// A queue holds as many keys as there are things, and no more.
+pub(crate) struct Queue<K> {
+    name: &'static str,
+    waiting: Mutex<Waiting<K>>,
+    wake: Notify,
+}
+
+struct Waiting<K> {
+    ready: VecDeque<K>,
+    /// What is in `ready`.
+    queued: HashSet<K>,
+    later: HashMap<K, Instant>,
+    failures: HashMap<K, u32>,
+}
+
+impl<K: Clone + Eq + Hash + Debug + Send + 'static> Queue<K> {
+    pub(crate) fn new(name: &'static str) -> Arc<Self> {
+        let waiting =
+            Waiting { ready: VecDeque::new(), queued: HashSet::new(), later: HashMap::new(), failures: HashMap::new() };
+        Arc::new(Self { name, waiting: Mutex::new(waiting), wake: Notify::new() })
+    }
+
+    fn waiting(&self) -> std::sync::MutexGuard<'_, Waiting<K>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Looks at a thing as soon as it may be.
+    pub(crate) fn add(&self, key: K) {
+        let mut waiting = self.waiting();
+        waiting.later.remove(&key);
+        if waiting.queued.insert(key.clone()) {
+            waiting.ready.push_back(key);
+        }
+        drop(waiting);
+        self.wake.notify_one();
+    }
+
+    fn add_after(&self, key: K, delay: Duration) {
+        let at = Instant::now() + delay;
+        let mut waiting = self.waiting();
+        if !waiting.queued.contains(&key) {
+            let known = waiting.later.entry(key).or_insert(at);
+            *known = at.min(*known);
+        }
+    }
+
+    /// Looks at everything that is added until `stop`, so many at once.
+    pub(crate) async fn run<F>(self: Arc<Self>, at_once: usize, stop: Stop, look: impl Fn(K) -> F + Send)
+    where
+        F: Future<Output = Result<Again, Trouble>> + Send,
+    {
+        let mut running = FuturesUnordered::new();
+        let mut under_way: HashSet<K> = HashSet::new();
+        loop {
+            let due = self.due();
+            while running.len() < at_once
+                && let Some(key) = self.next(&under_way)
+            {
+                under_way.insert(key.clone());
+                let looking = look(key.clone());
+                running.push(async move { (key, looking.await) });
+            }
+            tokio::select! {
+                () = stop.asked() => return,
+                () = self.wake.notified() => {}
+                () = tokio::time::sleep_until(due.unwrap_or_else(|| Instant::now() + LAST)) => {}
+                Some((key, result)) = running.next() => {
+                    under_way.remove(&key);
+                    self.looked(key, result);
+                }
+            }
+        }
+    }
+
+    fn looked(&self, key: K, result: Result<Again, Trouble>) {
+        match result {
+            Ok(again) => {
+                self.waiting().failures.remove(&key);
+                if let Some(again) = again {
+                    self.add_after(key, again);
+                }
+            }
+            Err(error) => {
+                let mut waiting = self.waiting();
+                let failures = waiting.failures.entry(key.clone()).or_default();
+                *failures += 1;
+                let delay = FIRST.saturating_mul(1 << (*failures - 1).min(16)).min(LAST);
+                drop(waiting);
+                tracing::debug!(queue = self.name, ?key, %error, "trying again");
+                self.add_after(key, delay.mul_f64(rand::rng().random_range(0.7..1.3)));
+            }
+        }
+    }
+
+    /// Moves what is due to the ready ones, and says when the next will be.
+    fn due(&self) -> Option<Instant> {
+        let now = Instant::now();
+        let mut waiting = self.waiting();
+        let due: Vec<K> = waiting.later.iter().filter(|(_, at)| **at <= now).map(|(key, _)| key.clone()).collect();
+        for key in due {
+            waiting.later.remove(&key);
+            if waiting.queued.insert(key.clone()) {
+                waiting.ready.push_back(key);
+            }
+        }
+        waiting.later.values().min().copied()
+    }
+
+    /// The first that is not being looked at.
+    fn next(&self, under_way: &HashSet<K>) -> Option<K> {
+        let mut waiting = self.waiting();
+        let index = waiting.ready.iter().position(|key| !under_way.contains(key))?;
+        let key = waiting.ready.remove(index)?;
+        waiting.queued.remove(&key);
+        Some(key)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn each_thing_is_looked_at_once_and_again_while_it_fails() {
+        let (queue, stop) = (Queue::new("test"), Stop::new());
+        for key in ["a", "b", "a"] {
+            queue.add(key);
+        }
+        let looks = Arc::new(AtomicUsize::new(0));
+        let (counted, asked) = (Arc::clone(&looks), stop.clone());
+        let look = move |key: &'static str| {
+            let (looks, stop) = (Arc::clone(&counted), asked.clone());
+            async move {
+                let count = looks.fetch_add(1, Ordering::AcqRel) + 1;
+                if count == 5 {
+                    stop.ask();
+                }
+                if key == "b" { Err("not yet".into()) } else { Ok(None) }
+            }
+        };
+        Arc::clone(&queue).run(1, stop, look).await;
+        // `a` once, `b` four times.
+        assert_eq!(looks.load(Ordering::Acquire), 5);
+    }
+}
