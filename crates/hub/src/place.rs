@@ -313,7 +313,7 @@ impl World<'_> {
     /// Selects among the candidates and divides.
     fn assign(&self, fits: &[Fit], verdicts: &mut [Verdict], attempt: &mut Attempt) -> Outcome {
         let Self { spec, placement, strategy, settings, fresh, .. } = *self;
-        let selected = match select(fits, placement, strategy, settings.algorithm, spec.replicas) {
+        let selected = match select(fits, placement, settings.algorithm, spec.replicas) {
             Ok(selected) => selected,
             Err(message) => return Outcome::Failed { message },
         };
@@ -356,5 +356,7 @@ impl World<'_> {
     }
 }
 
+#[cfg(test)]
+mod laws;
 #[cfg(test)]
 mod tests;

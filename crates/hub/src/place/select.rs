@@ -2,8 +2,8 @@
 
 mod region;
 
-use crate::divide::{Algorithm, Strategy};
-use crate::model::{Placement, SpreadConstraint, SpreadField};
+use crate::divide::Algorithm;
+use crate::model::{Division, Placement, SchedulingType, SpreadConstraint, SpreadField, Weights};
 
 /// A cluster that passed the filters.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,24 +21,27 @@ pub(super) struct Fit {
 pub(super) fn select(
     fits: &[Fit],
     placement: &Placement,
-    strategy: Strategy,
     algorithm: Algorithm,
     replicas: i64,
 ) -> Result<Vec<Fit>, String> {
     let constraint = |field| placement.spread_constraints.iter().find(|found| found.spread_by_field == Some(field));
+    // Both are asked of the placement, whatever the template is.
+    let scheduling = placement.replica_scheduling.as_ref();
+    let divided = scheduling.filter(|scheduling| scheduling.scheduling == SchedulingType::Divided);
+    let fixed = |weights: &Weights| !weights.fixed.is_empty();
     let weighted = match algorithm {
-        Algorithm::Newest => strategy == Strategy::StaticWeight,
-        Algorithm::V1_2 => {
-            let weights = placement.replica_scheduling.as_ref().and_then(|scheduling| scheduling.weights.as_ref());
-            weights.is_some_and(|weights| !weights.fixed.is_empty())
-        }
+        Algorithm::Newest => divided.is_some_and(|scheduling| {
+            let weights = scheduling.weights.as_ref();
+            scheduling.division != Some(Division::Aggregated)
+                && weights.is_none_or(|weights| fixed(weights) && weights.dynamic.is_none())
+        }),
+        Algorithm::V1_2 => scheduling.and_then(|scheduling| scheduling.weights.as_ref()).is_some_and(fixed),
     };
     if placement.spread_constraints.is_empty() || weighted {
         return Ok(fits.to_vec());
     }
     // How much room the selection needs, where room matters.
-    let need =
-        matches!(strategy, Strategy::DynamicWeight | Strategy::Aggregated | Strategy::StaticWeight).then_some(replicas);
+    let need = divided.map(|_| replicas);
     let by_cluster = constraint(SpreadField::Cluster);
     match (constraint(SpreadField::Region), by_cluster) {
         (Some(by_region), _) => region::select(fits, by_region, by_cluster, algorithm, replicas, need),
