@@ -8,7 +8,7 @@ use stolos_k8s::quantity::Quantity;
 use crate::model::{Cluster, ReplicaRequirements, ResourceModel, ResourceSummary};
 
 /// An amount as Kubernetes writes it, in billionths; 0 where it is none.
-fn amount(value: Option<&Value>) -> i128 {
+pub(crate) fn amount(value: Option<&Value>) -> i128 {
     let text = match value {
         Some(Value::String(text)) => text.clone(),
         Some(Value::Number(number)) => number.to_string(),
