@@ -6,7 +6,6 @@
 mod adopted;
 mod remote;
 
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -172,11 +171,7 @@ async fn three_clusters_by_helm_from_nothing_to_nothing() {
         ];
         assert_eq!(releases(&world, &helm, context).await, expected, "{context}");
     }
-    let mut golden = String::new();
-    for cluster in &clusters {
-        golden += &contract(cluster).await;
-    }
-    insta::assert_snapshot!("objects", golden);
+    crate::golden::compare("istio-multi-primary-mixed", &clusters).await;
     world.proven(&file, 9).await;
     nothing_is_written_again(&world, &file, &clusters).await;
 
@@ -216,57 +211,6 @@ async fn three_clusters_by_helm_from_nothing_to_nothing() {
     world.good(&["teardown", "-f", text(&file), "--yes"]).await;
     let theirs = by_hand(&world, &helm, "east-1", &["list", "--namespace", "default", "--short"]).await;
     assert_eq!(theirs.trim(), "theirs");
-}
-
-/// What the contract says of the objects that make several clusters one mesh, as they are: B.1 to B.6.
-async fn contract(cluster: &Cluster) -> String {
-    let all = everything(&cluster.client).await.unwrap();
-    let mut shown: BTreeMap<&str, Value> = BTreeMap::new();
-    for (key, object) in &all {
-        let labels = &object["metadata"]["labels"];
-        let part = match key.as_str() {
-            "Namespace. -/istio-system" => labels.clone(),
-            "PeerAuthentication.security.istio.io istio-system/default" => object["spec"].clone(),
-            "Gateway.networking.istio.io istio-system/cross-network-gateway" => object["spec"].clone(),
-            "Service. istio-system/istio-eastwestgateway" => {
-                let field = |port: &Value| format!("{} {}", port["name"].as_str().unwrap_or_default(), port["port"]);
-                let ports: Vec<_> = object["spec"]["ports"].as_array().unwrap().iter().map(field).collect();
-                serde_json::json!({"labels": labels, "type": object["spec"]["type"], "ports": ports,
-                    "selector": object["spec"]["selector"]})
-            }
-            "Deployment.apps istio-system/istio-eastwestgateway" => {
-                let template = &object["spec"]["template"];
-                let container = &template["spec"]["containers"][0];
-                serde_json::json!({"labels": template["metadata"]["labels"],
-                    "annotations": template["metadata"]["annotations"], "image": container["image"],
-                    "env": container["env"]})
-            }
-            "Deployment.apps istio-system/istiod" => {
-                let env = object["spec"]["template"]["spec"]["containers"][0]["env"].as_array().unwrap().iter();
-                let env = env.filter(|e| e["value"].is_string());
-                env.map(|e| (e["name"].as_str().unwrap().to_owned(), e["value"].clone()))
-                    .collect::<serde_json::Map<_, _>>()
-                    .into()
-            }
-            "ConfigMap. istio-system/istio" => object["data"]["mesh"].clone(),
-            "Secret. istio-system/cacerts" => keys(object),
-            key if key.starts_with("Secret. istio-system/istio-remote-secret-") => {
-                serde_json::json!({"labels": labels, "annotations": object["metadata"]["annotations"],
-                    "type": object["type"], "keys": keys(object)})
-            }
-            _ => continue,
-        };
-        shown.insert(key, part);
-    }
-    let mut text = format!("== {}\n", cluster.name);
-    for (key, part) in shown {
-        let _ = writeln!(text, "{key}\n  {}", serde_json::to_string_pretty(&part).unwrap().replace('\n', "\n  "));
-    }
-    text
-}
-
-fn keys(secret: &Value) -> Value {
-    secret["data"].as_object().map(|data| data.keys().cloned().collect::<Vec<_>>()).into()
 }
 
 /// From 1.27 to 1.28 by revision: the new control plane beside the old one, then everything moved to it.

@@ -22,6 +22,7 @@ mod envoy;
 mod export;
 mod fault_corpus;
 mod faults;
+mod golden;
 mod helm;
 mod hub;
 mod ingress;

@@ -57,6 +57,7 @@ async fn a_remote_on_its_primarys_network() {
         before.push(identities(&at_rest(&cluster.client).await));
     }
     world.good(&["apply", "-f", text(&file), "--yes"]).await;
+    crate::golden::compare("primary-remote-one-network", &clusters).await;
     let report = world.proven(&file, 4).await;
     let gateways: BTreeSet<_> =
         report["pairs"].as_array().unwrap().iter().map(|pair| pair["gateway"].to_string()).collect();
@@ -99,6 +100,7 @@ async fn remotes_on_other_networks_and_a_primary_that_is_replaced() {
         before.push(identities(&at_rest(&cluster.client).await));
     }
     world.good(&["apply", "-f", text(&file), "--yes"]).await;
+    crate::golden::compare("primary-remote", &clusters).await;
     world.proven(&file, 16).await;
     nothing_is_written_again(&world, &file, &clusters).await;
     world.good(&["check", "-f", text(&file)]).await;

@@ -35,6 +35,8 @@ async fn from_file_to_proof_and_back() {
     world.good(&["apply", "-f", text(&file), "--samples", "--yes"]).await;
     world.good(&plan).await;
 
+    crate::golden::compare("multi-primary-mixed", &clusters).await;
+
     let report = world.proven(&file, 9).await;
     for pair in report["pairs"].as_array().unwrap() {
         let is_west = |end: &str| pair[end].as_str().unwrap().contains("west");

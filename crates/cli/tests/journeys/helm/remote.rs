@@ -1,13 +1,7 @@
 //! A primary and a remote by the real Helm (contract B.7, C.3): on different networks, then with another primary.
 
-use std::collections::BTreeMap;
-use std::fmt::Write as _;
-
-use serde_json::{Value, json};
-use stolos_cluster::Cluster;
-
-use super::{charts, contract, helm, nothing_is_written_again, releases};
-use crate::lists::{at_rest, everything, identities};
+use super::{charts, helm, nothing_is_written_again, releases};
+use crate::lists::{at_rest, identities};
 use crate::setup_mesh::equal_lists;
 use crate::world::{World, text};
 
@@ -24,44 +18,6 @@ fn mesh(clusters: &[(&str, &str, &str)], control: &str) -> String {
         }
     };
     clusters.iter().map(line).fold(head, |text, line| text + &line)
-}
-
-/// What makes the one a primary and the other its remote, as it is: B.7. Addresses are the lab's and another each time.
-async fn exposure(cluster: &Cluster) -> String {
-    let all = everything(&cluster.client).await.unwrap();
-    let mut shown: BTreeMap<&str, Value> = BTreeMap::new();
-    for (key, object) in &all {
-        let part = match key.as_str() {
-            "Namespace. -/istio-system" => object["metadata"]["annotations"].clone(),
-            "Gateway.networking.istio.io istio-system/istiod-gateway"
-            | "VirtualService.networking.istio.io istio-system/istiod-vs" => object["spec"].clone(),
-            "Service. istio-system/istiod" => {
-                let port = |port: &Value| {
-                    format!("{} {} to {}", port["name"].as_str().unwrap_or_default(), port["port"], port["targetPort"])
-                };
-                let ports: Vec<_> = object["spec"]["ports"].as_array().unwrap().iter().map(port).collect();
-                json!({"selector": object["spec"]["selector"], "ports": ports})
-            }
-            "EndpointSlice.discovery.k8s.io istio-system/istiod" => {
-                json!({"service": object["metadata"]["labels"]["kubernetes.io/service-name"],
-                    "addresses": object["endpoints"][0]["addresses"].as_array().map(Vec::len), "ports": object["ports"]})
-            }
-            "MutatingWebhookConfiguration.admissionregistration.k8s.io -/istio-sidecar-injector" => {
-                let hook = |hook: &Value| {
-                    let config = &hook["clientConfig"];
-                    json!({"service": config["service"], "trusted": config["caBundle"].is_string()})
-                };
-                object["webhooks"].as_array().unwrap().iter().map(hook).collect()
-            }
-            _ => continue,
-        };
-        shown.insert(key, part);
-    }
-    let mut text = format!("== {}\n", cluster.name);
-    for (key, part) in shown {
-        let _ = writeln!(text, "{key}\n  {}", serde_json::to_string_pretty(&part).unwrap().replace('\n', "\n  "));
-    }
-    text
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -92,12 +48,8 @@ async fn a_primary_and_its_remote_by_helm() {
     for context in ["one", "far"] {
         assert_eq!(releases(&world, &helm, context).await, expected, "{context}");
     }
-    let mut golden = String::new();
-    for cluster in [&clusters[0], &clusters[2]] {
-        golden += &contract(cluster).await;
-        golden += &exposure(cluster).await;
-    }
-    insta::assert_snapshot!("remote_objects", golden);
+    let built = [clusters[0].clone(), clusters[2].clone()];
+    crate::golden::compare("istio-primary-remote", &built).await;
     world.proven(&file, 4).await;
     nothing_is_written_again(&world, &file, &[clusters[0].clone(), clusters[2].clone()]).await;
     world.good(&["check", "-f", text(&file)]).await;
