@@ -250,3 +250,173 @@ async fn karmadas_files_run_as_they_are() {
     hub.world.good(&["hub", "down", "--data", "hub"]).await;
     assert!(hub.process.wait().await.unwrap().success());
 }
+
+/// A workload that needs a ConfigMap, where it goes, and what is different in `eu`.
+const SHOP: &str = "
+apiVersion: v1
+kind: Namespace
+metadata: {name: shop}
+---
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: web-cfg, namespace: shop}
+data: {greeting: hello}
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: web, namespace: shop}
+spec:
+  replicas: 2
+  selector: {matchLabels: {app: web}}
+  template:
+    metadata: {labels: {app: web}}
+    spec:
+      containers:
+      - {name: web, image: stefanprodan/podinfo, envFrom: [{configMapRef: {name: web-cfg}}]}
+---
+apiVersion: policy.karmada.io/v1alpha1
+kind: PropagationPolicy
+metadata: {name: web, namespace: shop}
+spec:
+  propagateDeps: true
+  dependentOverrides: [web]
+  resourceSelectors: [{apiVersion: apps/v1, kind: Deployment, name: web}]
+  placement: {clusterAffinity: {clusterNames: [eu, ap]}}
+";
+const OVERRIDE: &str = "
+apiVersion: policy.karmada.io/v1alpha1
+kind: OverridePolicy
+metadata: {name: web, namespace: shop}
+spec:
+  resourceSelectors: [{apiVersion: apps/v1, kind: Deployment, name: web}]
+  overrideRules:
+  - targetCluster: {clusterNames: [eu]}
+    overriders:
+      labelsOverrider: [{operator: add, value: {region: europe}}]
+      plaintext: [{path: /spec/replicas, operator: replace, value: 1}]
+";
+
+/// A ConfigMap and its policy, with something more in the policy.
+fn config(name: &str, more: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: {name}}}\ndata: {{from: hub}}\n---\n\
+         apiVersion: policy.karmada.io/v1alpha1\nkind: PropagationPolicy\nmetadata: {{name: {name}}}\nspec:\n  \
+         resourceSelectors: [{{apiVersion: v1, kind: ConfigMap, name: {name}}}]\n  \
+         placement: {{clusterAffinity: {{clusterNames: [eu]}}}}\n{more}"
+    )
+}
+
+impl Hub {
+    /// Applies a text to the hub.
+    async fn apply(&self, name: &str, yaml: &str) {
+        let path = self.world.write(name, yaml);
+        self.kubectl(&["apply", "-f", text(&path)]).await.ends_with(0);
+    }
+
+    /// Waits until what kubectl prints of a member's object is this.
+    async fn prints(&self, member: &str, object: &[&str], path: &str, wanted: &str) {
+        let path = format!("jsonpath={{{path}}}");
+        let args = [&["get"], object, &["-o", &path]].concat();
+        eventually(wanted, PATIENCE, async || {
+            let run = self.in_member(member, &args).await;
+            if run.code == Some(0) && run.out == wanted { Ok(()) } else { Err(format!("{}{}", run.out, run.err)) }
+        })
+        .await;
+    }
+
+    /// Waits until a condition of the Work that brings a ConfigMap to `eu` is like this.
+    async fn work_says(&self, name: &str, condition: &str, wanted: &str) {
+        eventually(name, PATIENCE, async || {
+            let works = self.kubectl(&["get", "works", "-n", "karmada-es-eu", "-o", "json"]).await.document();
+            let mut works = works["items"].as_array().unwrap().iter();
+            let work = works.find(|work| work["spec"]["workload"]["manifests"][0]["metadata"]["name"] == name);
+            let conditions = work.map(|work| work["status"]["conditions"].clone()).unwrap_or_default();
+            let mut conditions = conditions.as_array().into_iter().flatten();
+            let found =
+                conditions.find(|c| c["type"] == condition).map(|c| format!("{} {}", c["status"], c["message"]));
+            match found {
+                Some(found) if found.contains(wanted) => Ok(()),
+                found => Err(format!("{found:?}, not {wanted}")),
+            }
+        })
+        .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn policies_do_what_they_say() {
+    let Some(mut hub) = Hub::start().await else { return };
+    for member in ["eu", "ap"] {
+        hub.world.good(&["hub", "join", member, "--data", "hub"]).await;
+    }
+
+    // It waits for its overrides, then takes along what it needs; overrides come after the division.
+    hub.apply("shop.yaml", SHOP).await;
+    let events = ["get", "events", "-n", "shop", "--field-selector", "reason=ApplyPolicyFailed"];
+    eventually("the override policy is waited for", PATIENCE, async || {
+        let events = hub.kubectl(&events).await.out;
+        if events.contains("it waits for the override policy web") { Ok(()) } else { Err(events) }
+    })
+    .await;
+    hub.apply("override.yaml", OVERRIDE).await;
+    let web = ["deployment", "web", "-n", "shop"];
+    hub.prints("eu", &web, ".metadata.labels.region", "europe").await;
+    hub.prints("eu", &web, ".status.readyReplicas", "1").await;
+    hub.prints("ap", &web, ".status.readyReplicas", "2").await;
+    hub.prints("ap", &web, ".metadata.labels.region", "").await;
+    for member in ["eu", "ap"] {
+        hub.prints(member, &["configmap", "web-cfg", "-n", "shop"], ".data.greeting", "hello").await;
+    }
+    // What it needs stays as the hub has it, and goes when it is needed no more.
+    let edit =
+        ["patch", "configmap", "web-cfg", "-n", "shop", "--type=merge", "-p", r#"{"data":{"greeting":"again"}}"#];
+    hub.kubectl(&edit).await.ends_with(0);
+    hub.prints("ap", &["configmap", "web-cfg", "-n", "shop"], ".data.greeting", "again").await;
+    let without = r#"[{"op": "remove", "path": "/spec/template/spec/containers/0/envFrom"}]"#;
+    hub.kubectl(&["patch", "deployment", "web", "-n", "shop", "--type=json", "-p", without]).await.ends_with(0);
+    eventually("web-cfg has gone", PATIENCE, async || {
+        let run = hub.in_member("ap", &["get", "configmap", "web-cfg", "-n", "shop"]).await;
+        if run.err.contains("NotFound") { Ok(()) } else { Err(run.out) }
+    })
+    .await;
+
+    // What is somebody else's is left alone, unless the policy says otherwise.
+    hub.in_member("eu", &["create", "configmap", "taken", "--from-literal=from=member"]).await.ends_with(0);
+    hub.apply("taken.yaml", &config("taken", "")).await;
+    hub.work_says("taken", "Applied", "already exists in the cluster eu and is not managed").await;
+    hub.prints("eu", &["configmap", "taken"], ".data.from", "member").await;
+    hub.apply("taken.yaml", &config("taken", "  conflictResolution: Overwrite\n")).await;
+    hub.prints("eu", &["configmap", "taken"], ".data.from", "hub").await;
+
+    // Held back, then let go.
+    hub.apply("held.yaml", &config("held", "  suspension: {dispatching: true}\n")).await;
+    hub.work_says("held", "Dispatching", "\"False\"").await;
+    hub.in_member("eu", &["get", "configmap", "held"]).await.ends_with(1);
+    hub.apply("held.yaml", &config("held", "")).await;
+    hub.prints("eu", &["configmap", "held"], ".data.from", "hub").await;
+
+    // A lazy policy's edits wait for the template.
+    hub.apply("lazy.yaml", &config("lazy", "  activationPreference: Lazy\n")).await;
+    hub.prints("eu", &["configmap", "lazy"], ".data.from", "hub").await;
+    let edited = config("lazy", "  activationPreference: Lazy\n").replace("[eu]", "[ap]");
+    hub.apply("lazy.yaml", &edited).await;
+    hub.in_member("eu", &["get", "configmap", "lazy"]).await.ends_with(0);
+    hub.kubectl(&["label", "configmap", "lazy", "now=yes"]).await.ends_with(0);
+    hub.prints("ap", &["configmap", "lazy"], ".metadata.labels.now", "yes").await;
+
+    // Kept when the template goes, without anything of the hub's on it.
+    hub.apply("kept.yaml", &config("kept", "  preserveResourcesOnDeletion: true\n")).await;
+    hub.prints("eu", &["configmap", "kept"], ".data.from", "hub").await;
+    hub.kubectl(&["delete", "configmap", "kept"]).await.ends_with(0);
+    hub.prints("eu", &["configmap", "kept"], r".metadata.labels.karmada\.io/managed", "").await;
+    hub.prints("eu", &["configmap", "kept"], ".data.from", "hub").await;
+
+    // A dead member leaves, what is left in it is said, and the others do not notice.
+    hub.world.good(&["lab", "fault", "kill", "ap", "-f", "policy-1-even.yaml"]).await;
+    let left = hub.world.run(&["hub", "unjoin", "ap", "--data", "hub"]).await.ends_with(2);
+    assert!(left.out.contains("apps/v1 Deployment shop/web") && left.out.contains("account in ap"), "{}", left.out);
+    hub.prints("eu", &web, ".status.readyReplicas", "1").await;
+    hub.world.good(&["lab", "fault", "start", "ap", "-f", "policy-1-even.yaml"]).await;
+    hub.prints("ap", &web, ".spec.replicas", "2").await;
+    hub.process.kill().await.unwrap();
+}

@@ -29,6 +29,12 @@ pub(super) async fn look(hub: Arc<Hub>, name: String) -> Result<Again, Trouble> 
     let secret = hub.own.secrets.get(CREDENTIALS, &name);
     hub.keep_connected(&name, &cluster, secret.as_deref())?;
     if meta::deletion_timestamp(&cluster).is_some() {
+        // Whether it can still be reached decides what becomes of its Works.
+        if let Some(member) = hub.member(&name) {
+            let status = observed(&hub, &name, &cluster, &member).await;
+            hub.put_status(&hub.own.clusters, &cluster, &status).await?;
+        }
+        let cluster = hub.own.clusters.get("", &name).unwrap_or(cluster);
         return end(&hub, &name, &cluster).await;
     }
     if !meta::finalizers(&cluster).contains(&label::CLUSTER_FINALIZER) {

@@ -1,6 +1,6 @@
 //! Detector: which policy a template follows, and the binding that says so.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -10,7 +10,8 @@ use super::Hub;
 use super::template::{TemplateKey, is_of_every_server, is_template};
 use crate::choose::{self, Claim};
 use crate::divide::Algorithm;
-use crate::model::PropagationPolicy;
+use crate::mirror::{Key, Mirror};
+use crate::model::{Activation, PropagationPolicy};
 use crate::queue::{Again, Trouble};
 use crate::{interpret, label, name};
 
@@ -21,6 +22,7 @@ const SECOND_LOOK: Duration = Duration::from_millis(500);
 
 /// Looks at one template.
 pub(super) async fn look(hub: Arc<Hub>, key: TemplateKey) -> Result<Again, Trouble> {
+    let touched = hub.touched.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
     let Some((mirror, template)) = hub.template(&key) else {
         hub.waiting().remove(&key);
         return Ok(None);
@@ -55,6 +57,11 @@ pub(super) async fn look(hub: Arc<Hub>, key: TemplateKey) -> Result<Again, Troub
     };
     if claim.id.is_empty() {
         // It has not got its id yet; that it does brings us here again.
+        return Ok(None);
+    }
+    // A lazy policy's edits wait for the template (karmada.md 10.2).
+    let lazy = choice.policy.spec.activation_preference == Activation::Lazy && choice.claimed;
+    if lazy && !touched && hub.binding(&binding_key(&template)).is_some() {
         return Ok(None);
     }
     if let Some(missing) = hub.missing_override(choice.policy) {
@@ -137,16 +144,21 @@ pub(super) fn strip(object: &mut Value) {
     remove("annotations", &CLAIM_ANNOTATIONS);
 }
 
+/// The binding of a template.
+fn binding_key(template: &Value) -> Key {
+    (meta::namespace(template).to_owned(), name::binding(meta::kind(template), meta::name(template)))
+}
+
 /// Takes the claim of a policy that is gone, or selects it no longer, from a template and its binding. The binding and
 /// its Works stay: workloads keep running (karmada.md 10.3).
-async fn release(hub: &Hub, mirror: &crate::mirror::Mirror, template: &Value) -> Result<(), Trouble> {
+async fn release(hub: &Hub, mirror: &Mirror, template: &Value) -> Result<(), Trouble> {
     if Claim::of(template).is_none() {
         return Ok(());
     }
     let mut free = template.clone();
     strip(&mut free);
     hub.change(mirror, template, &free).await?;
-    let key = (meta::namespace(template).to_owned(), name::binding(meta::kind(template), meta::name(template)));
+    let key = binding_key(template);
     if let Some((mirror, binding)) = hub.binding(&key) {
         let mut free = Value::clone(&binding);
         strip(&mut free);
@@ -158,7 +170,7 @@ async fn release(hub: &Hub, mirror: &crate::mirror::Mirror, template: &Value) ->
 /// Claims a template and writes its binding; whether the binding is another one now.
 async fn apply(
     hub: &Hub,
-    mirror: &crate::mirror::Mirror,
+    mirror: &Mirror,
     template: &Value,
     policy: &PropagationPolicy,
     claim: &Claimed,
@@ -166,7 +178,7 @@ async fn apply(
     let mut claimed = template.clone();
     claim.put(&mut claimed);
     let template = if claimed == *template { template.clone() } else { hub.change(mirror, template, &claimed).await? };
-    let key = (meta::namespace(&template).to_owned(), name::binding(meta::kind(&template), meta::name(&template)));
+    let key = binding_key(&template);
     let bindings = hub.bindings_of(&key.0);
     let before = bindings.get(&key.0, &key.1);
     if before.as_ref().is_some_and(|before| meta::deletion_timestamp(before).is_some()) {

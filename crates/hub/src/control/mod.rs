@@ -34,6 +34,8 @@ use template::{TemplateKey, Templates};
 
 /// How many things of one queue are looked at at once.
 const AT_ONCE: usize = 16;
+/// The same of Works: one that waits for a member that is silent must not hold up the others'.
+const WORKS_AT_ONCE: usize = 128;
 /// Of so many templates at most it is remembered that no policy selects them.
 const MOST_UNMATCHED: usize = 100_000;
 /// How long the first look at everything may take.
@@ -149,7 +151,9 @@ pub(crate) struct Hub {
     read_overrides: Typed<OverridePolicy>,
     /// Templates that no policy selects.
     waiting: Mutex<HashSet<TemplateKey>>,
-    /// Those of them, by UID, of which that was said.
+    /// Templates that have changed since they were looked at: what a lazy policy waits for.
+    touched: Arc<Mutex<HashSet<TemplateKey>>>,
+    /// Those of `waiting`, by UID, of which that was said.
     unmatched: Mutex<HashSet<String>>,
     /// Members whose namespace of Works is there.
     prepared: Mutex<HashSet<String>>,
@@ -329,6 +333,7 @@ impl Hub {
                 read_policies: RwLock::default(),
                 read_overrides: RwLock::default(),
                 waiting: Mutex::default(),
+                touched: Arc::default(),
                 unmatched: Mutex::default(),
                 prepared: Mutex::default(),
                 doubts: Mutex::default(),
@@ -356,26 +361,30 @@ impl Hub {
     fn start(self: &Arc<Self>) {
         self.tasks.spawn(template::follow(Arc::clone(self)));
         let queues = &self.queues;
-        self.answer(&queues.clusters, clusters::look);
-        self.answer(&queues.namespaces, namespaces::look);
-        self.answer(&queues.policies, policies::look);
-        self.answer(&queues.templates, detect::look);
-        self.answer(&queues.schedule, schedule::look);
-        self.answer(&queues.bind, bind::look);
-        self.answer(&queues.depend, depend::look);
-        self.answer(&queues.works, execute::look);
-        self.answer(&queues.aggregate, aggregate::look);
+        self.answer(&queues.clusters, AT_ONCE, clusters::look);
+        self.answer(&queues.namespaces, AT_ONCE, namespaces::look);
+        self.answer(&queues.policies, AT_ONCE, policies::look);
+        self.answer(&queues.templates, AT_ONCE, detect::look);
+        self.answer(&queues.schedule, AT_ONCE, schedule::look);
+        self.answer(&queues.bind, AT_ONCE, bind::look);
+        self.answer(&queues.depend, AT_ONCE, depend::look);
+        self.answer(&queues.works, WORKS_AT_ONCE, execute::look);
+        self.answer(&queues.aggregate, AT_ONCE, aggregate::look);
     }
 
     /// Answers the question of a queue until the hub stops.
-    fn answer<K, F>(self: &Arc<Self>, queue: &Arc<Queue<K>>, look: impl Fn(Arc<Self>, K) -> F + Send + 'static)
-    where
+    fn answer<K, F>(
+        self: &Arc<Self>,
+        queue: &Arc<Queue<K>>,
+        at_once: usize,
+        look: impl Fn(Arc<Self>, K) -> F + Send + 'static,
+    ) where
         K: Clone + Eq + std::hash::Hash + std::fmt::Debug + Send + 'static,
         F: Future<Output = Result<Again, Trouble>> + Send + 'static,
     {
         let hub = Arc::clone(self);
         let look = move |key| look(Arc::clone(&hub), key);
-        self.tasks.spawn(Arc::clone(queue).run(AT_ONCE, self.stop.clone(), look));
+        self.tasks.spawn(Arc::clone(queue).run(at_once, self.stop.clone(), look));
     }
 
     /// A member has changed: itself, and all that depends on what it is and whether it is ready.

@@ -71,14 +71,16 @@ pub(super) async fn look(hub: &Arc<Hub>) {
         if templates.contains_key(&key) {
             continue;
         }
-        let queues = Arc::clone(&hub.queues);
+        let (queues, touched) = (Arc::clone(&hub.queues), Arc::clone(&hub.touched));
         let mirror = Mirror::new(kind.resource, None, None, move |before, now| {
             let Some(object) = now.or(before) else { return };
             if meta::kind(object) == "Namespace" && meta::api_version(object) == "v1" {
                 queues.namespaces.add(meta::name(object).to_owned());
             }
             if before.zip(now).is_none_or(|(before, now)| has_changed(before, now)) {
-                queues.templates.add(TemplateKey::of(object));
+                let key = TemplateKey::of(object);
+                touched.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone());
+                queues.templates.add(key);
             }
         });
         hub.tasks.spawn(Arc::clone(&mirror).run(hub.client.clone(), hub.stop.clone()));
