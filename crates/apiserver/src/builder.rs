@@ -68,6 +68,7 @@ pub struct Builder {
     settings: Settings,
     runtime: Option<Arc<dyn PodRuntime>>,
     resolver: Option<Arc<dyn ServiceResolver>>,
+    controllers: bool,
     stop: Stop,
 }
 
@@ -102,6 +103,7 @@ impl Builder {
             },
             runtime: None,
             resolver: None,
+            controllers: true,
             stop: Stop::new(),
         }
     }
@@ -151,6 +153,13 @@ impl Builder {
     /// `gitTreeState` of `/version`, such as `stolos-lab`.
     pub fn version_suffix(mut self, suffix: impl Into<String>) -> Self {
         self.settings.version_suffix = suffix.into();
+        self
+    }
+
+    /// Whether the server's own controllers run: collection of garbage, ends of namespaces and of old events, tokens and
+    /// accounts. Without them what is kept stays as it is until somebody changes it.
+    pub fn controllers(mut self, run: bool) -> Self {
+        self.controllers = run;
         self
     }
 
@@ -263,10 +272,11 @@ impl Builder {
             let (api, caller) = (Arc::clone(&for_connections), Arc::new(Caller::outside(&peer)));
             hyper::service::service_fn(move |request| route::handle(Arc::clone(&api), Arc::clone(&caller), request))
         }));
-        let controlling = tokio::spawn(controllers::run(Arc::clone(&api)));
+        let controlling = self.controllers.then(|| tokio::spawn(controllers::run(Arc::clone(&api))));
         let gathering = tokio::spawn(auth::aggregate::run(Arc::clone(&api)));
         let forgetting = tokio::spawn(forget(Arc::clone(&api)));
-        Ok(Server { api, address, stop, tasks: vec![serving, controlling, gathering, forgetting] })
+        let tasks = [serving, gathering, forgetting].into_iter().chain(controlling).collect();
+        Ok(Server { api, address, stop, tasks })
     }
 }
 

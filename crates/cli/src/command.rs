@@ -109,7 +109,7 @@ pub(crate) enum Command {
     Credential(credential::CredentialCommand),
     /// Write what apply would do as files of a Git repository
     Export(export::ExportArgs),
-    /// Shift traffic away from one cluster, and back
+    /// Add a cluster, remove one, shift traffic away from one and back
     #[command(subcommand)]
     Cluster(cluster::ClusterCommand),
     /// Place workloads on clusters by Karmada's policies

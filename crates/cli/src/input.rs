@@ -191,6 +191,12 @@ impl MeshArgs {
     }
 
     fn reading(&self, screen: &Screen) -> Result<Reading, Failure> {
+        let (files, base) = self.sources(screen)?;
+        self.understood(&files, base.as_ref())
+    }
+
+    /// The texts of the mesh's files, and of the base that is laid over them.
+    pub(crate) fn sources(&self, screen: &Screen) -> Result<(Vec<SourceText>, Option<SourceText>), Failure> {
         let path = self.path()?;
         let files = if self.file.is_empty() { std::slice::from_ref(&path) } else { &self.file[..] };
         let files = files.iter().map(|path| source(path)).collect::<Result<Vec<_>, _>>()?;
@@ -206,7 +212,12 @@ impl MeshArgs {
             },
             None => None,
         };
-        let mut reading = stolos_spec::read_all(&files, base.as_ref(), &self.told.told())?;
+        Ok((files, base))
+    }
+
+    /// The mesh that these texts are.
+    pub(crate) fn understood(&self, files: &[SourceText], base: Option<&SourceText>) -> Result<Reading, Failure> {
+        let mut reading = stolos_spec::read_all(files, base, &self.told.told())?;
         let mesh = &mut reading.mesh;
         // setup-mesh.sh took the organization from the environment; a topology.yaml has no place for it.
         if mesh.origin == Origin::Topology

@@ -207,6 +207,15 @@ impl std::io::Write for Hashing<'_> {
     }
 }
 
+/// How a cluster is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Manner {
+    /// Added to every API call.
+    pub(crate) slow: Duration,
+    /// It holds what was recorded elsewhere: nothing runs in it, and nothing acts.
+    pub(crate) recorded: bool,
+}
+
 /// A running cluster.
 pub(crate) struct Cluster {
     pub(crate) shared: Arc<Shared>,
@@ -230,8 +239,9 @@ impl Cluster {
         folder: &Path,
         world: &Arc<World>,
         catalogue: &Catalogue,
-        slow: Duration,
+        manner: Manner,
     ) -> Result<Self, Error> {
+        let Manner { slow, recorded } = manner;
         let failed = |part: &'static str, reason: String| Error::Cluster { cluster: spec.name.clone(), part, reason };
         let stop = Stop::new();
         let tasks = TaskTracker::new();
@@ -255,6 +265,7 @@ impl Cluster {
             .service_cidr(services)
             .allow_loopback_endpoints(true)
             .version_suffix("stolos-lab")
+            .controllers(!recorded)
             .stop(&stop)
             .start()
             .await
@@ -294,8 +305,10 @@ impl Cluster {
         server.set_pod_runtime(Arc::new(Door(Arc::clone(&kubelet))));
         server.set_service_resolver(Arc::new(Resolver(Arc::clone(&shared))));
         tasks.spawn(keep_directory(Arc::clone(&shared)));
-        tasks.spawn(Arc::clone(&kubelet).run());
-        workload::start(&shared, &tasks);
+        if !recorded {
+            tasks.spawn(Arc::clone(&kubelet).run());
+            workload::start(&shared, &tasks);
+        }
         let ends = AskOnDrop(stop);
         Ok(Self { shared, kubelet, server, tasks, _ends: ends })
     }

@@ -4,6 +4,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use stolos_spec::mesh::Mesh;
 
+use crate::Recorded;
 use crate::catalogue::Catalogue;
 
 /// What a lab is to be.
@@ -24,6 +25,8 @@ pub struct LabConfig {
     pub api_delay: Duration,
     /// Take new addresses when another lab holds the old ones.
     pub renumber: bool,
+    /// Objects of clusters that were somewhere else: nothing runs in these.
+    pub recorded: Option<Recorded>,
 }
 
 /// Which pods of a lab run an Envoy instead of our own proxy, where they do not say it themselves
@@ -71,6 +74,7 @@ impl LabConfig {
             catalogue: Catalogue::default(),
             api_delay: Duration::ZERO,
             renumber: false,
+            recorded: None,
         }
     }
 

@@ -12,7 +12,7 @@ use tokio::sync::Mutex;
 
 use crate::address::{CLUSTERS_PER_BLOCK, Claim, Subnet};
 use crate::catalogue::Catalogue;
-use crate::cluster::{Cluster, LoadBalancer};
+use crate::cluster::{Cluster, LoadBalancer, Manner};
 use crate::network::{Refusal, World};
 use crate::state::{Folder, Placed, Record};
 use crate::{Error, Fault, LabCluster, LabConfig, kubeconfig, socket};
@@ -28,7 +28,7 @@ pub(crate) struct Inner {
     folder: Folder,
     world: Arc<World>,
     catalogue: Catalogue,
-    delay: Duration,
+    manner: Manner,
     clusters: Mutex<Vec<Slot>>,
     /// Asked when somebody wants the lab to end.
     down: Stop,
@@ -119,13 +119,23 @@ impl Lab {
             let index = world.add(&placed.cluster.name, &placed.cluster.network, placed.subnet);
             slots.push(Slot { spec: placed.cluster.clone(), index, subnet: placed.subnet, running: None });
         }
+        if let Some(recorded) = &config.recorded {
+            for slot in &slots {
+                let objects = recorded.get(&slot.spec.name).map(Vec::as_slice).unwrap_or_default();
+                crate::record::put(
+                    &slot.spec.name,
+                    &cluster_folder(folder.path(), &slot.spec.name).join("api"),
+                    objects,
+                )?;
+            }
+        }
+        let manner = Manner { slow: config.api_delay, recorded: record.recorded };
         let starting = slots.iter().map(|slot| {
             let folder = cluster_folder(folder.path(), &slot.spec.name);
             let (spec, index, subnet, world) = (slot.spec.clone(), slot.index, slot.subnet, Arc::clone(&world));
             let catalogue = config.catalogue.clone();
-            let delay = config.api_delay;
             // A task each, so that clusters start on all cores.
-            tokio::spawn(async move { Cluster::start(&spec, index, subnet, &folder, &world, &catalogue, delay).await })
+            tokio::spawn(async move { Cluster::start(&spec, index, subnet, &folder, &world, &catalogue, manner).await })
         });
         let started = futures::future::join_all(starting).await;
         let mut failure = None;
@@ -145,7 +155,7 @@ impl Lab {
             folder,
             world,
             catalogue: config.catalogue,
-            delay: config.api_delay,
+            manner,
             clusters: Mutex::new(slots),
             down: Stop::new(),
             started: Instant::now(),
@@ -310,7 +320,7 @@ impl Inner {
                     let folder = cluster_folder(self.folder.path(), &slot.spec.name);
                     let (spec, world) = (&slot.spec, &self.world);
                     let starting =
-                        Cluster::start(spec, slot.index, slot.subnet, &folder, world, &self.catalogue, self.delay);
+                        Cluster::start(spec, slot.index, slot.subnet, &folder, world, &self.catalogue, self.manner);
                     slot.running = Some(starting.await?);
                 }
             }
@@ -369,7 +379,23 @@ async fn place(config: &LabConfig, before: Record, folder: &Folder) -> Result<(R
     if config.clusters.is_empty() && before.clusters.is_empty() {
         return Err(Error::Config("a lab needs at least one cluster".to_owned()));
     }
-    let mut record = Record { version: 1, name: config.name.clone(), blocks: Vec::new(), clusters: before.clusters };
+    if before.recorded != config.recorded.is_some() && !before.clusters.is_empty() {
+        let (is, other) = match before.recorded {
+            true => ("what was recorded elsewhere", "a lab that runs something"),
+            false => ("a lab that runs something", "what was recorded elsewhere"),
+        };
+        return Err(Error::Config(format!(
+            "{} holds {is}; {other} needs a folder of its own",
+            folder.path().display()
+        )));
+    }
+    let mut record = Record {
+        version: 1,
+        name: config.name.clone(),
+        blocks: Vec::new(),
+        clusters: before.clusters,
+        recorded: config.recorded.is_some(),
+    };
     for cluster in &config.clusters {
         match record.clusters.iter_mut().find(|p| p.cluster.name == cluster.name) {
             Some(placed) => placed.cluster = cluster.clone(),

@@ -19,6 +19,9 @@ pub(crate) struct Record {
     /// Address blocks, as claimed.
     pub(crate) blocks: Vec<u8>,
     pub(crate) clusters: Vec<Placed>,
+    /// Whether its clusters hold what was recorded elsewhere, and run nothing.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) recorded: bool,
 }
 
 /// A cluster and its addresses.
@@ -114,7 +117,7 @@ mod tests {
         assert_eq!(held.record().unwrap(), None);
         let second = Folder::hold(&path).err().unwrap().to_string();
         assert!(second.contains("is running already") && second.contains(&std::process::id().to_string()), "{second}");
-        let record = Record { version: 1, name: "x".into(), blocks: vec![9], clusters: Vec::new() };
+        let record = Record { version: 1, name: "x".into(), blocks: vec![9], clusters: Vec::new(), recorded: false };
         held.set_record(&record).unwrap();
         drop(held);
         assert_eq!(Folder::hold(&path).unwrap().record().unwrap(), Some(record));

@@ -9,6 +9,7 @@
 mod base;
 mod draft;
 mod eastwest;
+mod edit;
 mod file;
 mod fleet;
 mod gateway;
@@ -24,6 +25,7 @@ mod write;
 mod yaml;
 
 pub use draft::{DEFAULT_NETWORK, DEFAULT_TRUST_DOMAIN};
+pub use edit::{EditError, Edited, NewCluster, with_cluster, without_cluster};
 pub use file::{Reading, Told, read, read_all, recognise};
 pub use fleet::{FleetMember, from_fleet};
 pub use gateway::{ClusterGateway, GATEWAY_PORT};

@@ -193,7 +193,7 @@ pub fn suggest_name(text: &str) -> Option<String> {
 }
 
 /// A text as a YAML scalar: bare where nothing can be misread, else quoted.
-fn scalar(text: &str) -> String {
+pub(crate) fn scalar(text: &str) -> String {
     let inner = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '/' | '@');
     let word = text.starts_with(|c: char| c.is_ascii_alphabetic()) && text.chars().all(inner);
     let reserved = ["true", "false", "yes", "no", "on", "off", "null", "y", "n"];

@@ -96,7 +96,7 @@ pub fn write(contents: Contents<'_>, to: impl Write) -> Result<Manifest, BundleE
             }
             other => {
                 let why = other.and_then(Datum::why).unwrap_or("nobody looked");
-                said.unreachable = Some(why.to_owned());
+                said.unreachable = Some(packing.redactor.text(why));
                 packing.missing("everything", name, why, None);
             }
         }
@@ -158,7 +158,7 @@ fn archive<'a>(
 impl Packing {
     fn put(&mut self, path: &str, what: &str, cluster: Option<&str>, at: Option<SystemTime>, text: String) {
         let file = ManifestFile {
-            path: path.to_owned(),
+            path: safe(path),
             what: what.to_owned(),
             cluster: cluster.map(str::to_owned),
             at: at.map(rfc3339),
@@ -256,6 +256,16 @@ impl Packing {
             }
         }
     }
+}
+
+/// A path that stays below the archive's folder, whatever a cluster calls its pods.
+fn safe(path: &str) -> String {
+    let plain = |c: char| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '_' };
+    let part = |part: &str| match part.trim_matches('.') {
+        "" => "_".to_owned(),
+        _ => part.chars().map(plain).collect::<String>(),
+    };
+    path.split('/').map(part).collect::<Vec<_>>().join("/")
 }
 
 fn pretty(value: &Value) -> String {

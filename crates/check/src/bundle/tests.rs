@@ -270,6 +270,15 @@ fn what_does_not_fit_is_named() {
     assert_eq!((seen.unread("Service"), seen.unread("Node")), (None, Some("it was not asked for")));
 }
 
+/// A cluster may be called by whoever runs it: nothing leaves the folder that the archive unpacks to.
+#[test]
+fn no_name_leads_out_of_the_folder() {
+    let files =
+        unpacked(&packed(&[], &[("proxies/../../etc/passwd", "x".to_owned()), ("proxies//a b", "y".to_owned())], ""));
+    assert_eq!(files["clusters/east/proxies/_/_/etc/passwd"], "x");
+    assert_eq!(files["clusters/east/proxies/_/a_b"], "y");
+}
+
 #[test]
 fn other_archives_are_refused() {
     let refused = |bytes: &[u8]| Bundle::open(bytes).err().unwrap().to_string();

@@ -6,7 +6,7 @@ use stolos_apply::{Goal, Report};
 use stolos_plan::{Action, Plan};
 use stolos_serve::Stop;
 
-use crate::command::plan::{SceneArgs, carried_out, planned, show};
+use crate::command::plan::{Scene, SceneArgs, carried_out, planned, show};
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::input::{OutputArgs, SampleArgs};
@@ -77,8 +77,21 @@ async fn reach(
     screen: &Screen,
     stop: &Stop,
 ) -> Result<Exit, Failure> {
-    let output = output.output;
     let scene = scene.open(samples, screen).await?;
+    carry_out(goal, &scene, how, output, || Ok(()), screen, stop).await
+}
+
+/// Plans, shows, asks where something would go, and does it; `ready` is what is to be done before, once all is agreed.
+pub(crate) async fn carry_out(
+    goal: Goal,
+    scene: &Scene,
+    how: &CarryOutArgs,
+    output: OutputArgs,
+    ready: impl FnOnce() -> Result<(), Failure>,
+    screen: &Screen,
+    stop: &Stop,
+) -> Result<Exit, Failure> {
+    let output = output.output;
     let plan = scene.plan(goal, screen, stop).await?;
     if how.dry_run {
         show(&plan, output, screen)?;
@@ -90,6 +103,7 @@ async fn reach(
     if plan.destroys() && !how.yes {
         consent(&plan, screen)?;
     }
+    ready()?;
     let report = scene.carry_out(goal, &plan, how.patience(), screen, stop).await?;
     if output.is_document() {
         let document = json!({"apiVersion": "stolos.dev/v1alpha1", "kind": "ApplyReport", "mesh": plan.mesh,

@@ -1,5 +1,7 @@
 //! `stolos cluster`: one cluster of a mesh that runs.
 
+mod member;
+
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
@@ -16,6 +18,10 @@ use crate::screen::{Screen, Tone, elapsed};
 /// `stolos cluster`
 #[derive(Debug, Subcommand)]
 pub(crate) enum ClusterCommand {
+    /// Write a cluster into the mesh file, and make it part of the mesh
+    Add(member::AddArgs),
+    /// Take a cluster out of the mesh file and out of the mesh, also one that is dead
+    Remove(member::RemoveArgs),
     /// Shift the mesh's traffic away from a cluster: the others forget its endpoints, and that is confirmed
     Drain(DrainArgs),
     /// Give a drained cluster its share of the traffic again
@@ -68,6 +74,8 @@ pub(crate) struct UndrainArgs {
 
 pub(crate) async fn run(command: ClusterCommand, screen: &Screen, stop: &Stop) -> Result<Exit, Failure> {
     match command {
+        ClusterCommand::Add(args) => member::add(args, screen, stop).await,
+        ClusterCommand::Remove(args) => member::remove(args, screen, stop).await,
         ClusterCommand::Drain(args) => draining(args, screen, stop).await,
         ClusterCommand::Undrain(args) => undraining(args, screen, stop).await,
     }

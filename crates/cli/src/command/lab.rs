@@ -1,9 +1,11 @@
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::{Args, Subcommand};
 use stolos_lab::catalogue::Envoy;
-use stolos_lab::{EnvoyFor, Fault, Lab, LabConfig, socket};
+use stolos_lab::{EnvoyFor, Fault, Lab, LabCluster, LabConfig, socket};
 use stolos_serve::Stop;
 use stolos_spec::{MeshName, from_contexts, mesh_yaml};
 
@@ -18,6 +20,8 @@ use crate::screen::{Screen, Tone, count, elapsed};
 pub(crate) enum LabCommand {
     /// Start clusters in one process: those a mesh file names, or so many
     Up(UpArgs),
+    /// Open an archive of `stolos bundle` as clusters to look around in; nothing runs in them
+    Load(LoadArgs),
     /// End a lab; what is in its folder stays for the next time
     Down(DownArgs),
     /// Say what is in a lab
@@ -70,6 +74,33 @@ pub(crate) struct UpArgs {
     /// Which other pods it is the proxy of
     #[arg(long, value_name = "PODS", default_value = "annotated", requires = "envoy")]
     envoy_for: EnvoyPods,
+}
+
+/// `stolos lab load`
+#[derive(Args, Debug)]
+pub(crate) struct LoadArgs {
+    /// The archive
+    #[arg(value_name = "BUNDLE")]
+    bundle: PathBuf,
+
+    #[command(flatten)]
+    state: StateArgs,
+
+    /// Let it go on in the background once it is up
+    #[arg(long)]
+    detach: bool,
+
+    /// This is the process in the background
+    #[arg(long, hide = true)]
+    detached: bool,
+
+    /// A kubeconfig to write besides the lab's own; never one that is somebody else's
+    #[arg(long, value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+
+    /// Take new addresses where another lab holds the old ones
+    #[arg(long)]
+    renumber: bool,
 }
 
 /// Which pods run an Envoy: those that ask for it, or these as well.
@@ -269,8 +300,13 @@ pub(crate) struct HealArgs {
 
 pub(crate) async fn run(command: LabCommand, screen: &Screen, stop: &Stop) -> Result<Exit, Failure> {
     match command {
-        LabCommand::Up(args) if args.detach => detach(args, screen, stop).await,
+        LabCommand::Up(args) if args.detach => {
+            let config = args.config(screen)?;
+            let mesh_file = args.clusters.map(|_| config.state.join("mesh.yaml"));
+            detach(config, mesh_file, screen, stop).await
+        }
         LabCommand::Up(args) => up(args, screen, stop).await,
+        LabCommand::Load(args) => load(args, screen, stop).await,
         LabCommand::Down(args) => down(args, screen).await,
         LabCommand::Status(args) => status(args, screen).await,
         LabCommand::Env(args) => env(&args, screen),
@@ -324,6 +360,54 @@ async fn up(args: UpArgs, screen: &Screen, stop: &Stop) -> Result<Exit, Failure>
     }
     let config = args.config(screen)?;
     let mesh_file = args.clusters.map(|_| mesh_file(&config)).transpose()?;
+    hold(config, args.detached, mesh_file, screen, stop).await
+}
+
+/// A lab of what is in an archive.
+async fn load(args: LoadArgs, screen: &Screen, stop: &Stop) -> Result<Exit, Failure> {
+    if args.detached {
+        let _ = rustix::process::setsid();
+    }
+    crate::lab::supported()?;
+    let bundle = crate::command::bundle::open(&args.bundle)?;
+    let name = format!("{}-loaded", bundle.mesh.name);
+    let mut config = LabConfig::new(name.clone(), args.state.folder(&name)?);
+    let mut recorded = BTreeMap::new();
+    for cluster in bundle.clusters {
+        if let (Some(why), None) = (&cluster.said.unreachable, &cluster.seen) {
+            screen.line(format!("  - {} is not in it: {why}", cluster.said.name));
+            continue;
+        }
+        config.clusters.push(LabCluster {
+            name: cluster.said.name.clone(),
+            context: cluster.said.context,
+            network: cluster.said.network,
+            region: cluster.said.region,
+            zone: cluster.said.zone,
+        });
+        recorded.insert(cluster.said.name, cluster.objects);
+    }
+    if config.clusters.is_empty() {
+        return Err(Failure::new(format!("no cluster is in {}", args.bundle.display())));
+    }
+    config.recorded = Some(Arc::new(recorded));
+    config.kubeconfigs.extend(args.kubeconfig.or_else(one_of_the_environment));
+    config.renumber = args.renumber;
+    screen.line(format!("What was there at {}; nothing runs in it", bundle.manifest.made_at));
+    if args.detach {
+        return detach(config, None, screen, stop).await;
+    }
+    hold(config, args.detached, None, screen, stop).await
+}
+
+/// Starts a lab and keeps it until somebody ends it.
+async fn hold(
+    config: LabConfig,
+    detached: bool,
+    mesh_file: Option<PathBuf>,
+    screen: &Screen,
+    stop: &Stop,
+) -> Result<Exit, Failure> {
     let kubeconfigs = config.kubeconfigs.clone();
     let began = Instant::now();
     screen.heading(format!("Starting {}", count(config.clusters.len(), "cluster")));
@@ -332,7 +416,7 @@ async fn up(args: UpArgs, screen: &Screen, stop: &Stop) -> Result<Exit, Failure>
         () = stop.asked() => return Err(Failure::interrupted()),
     };
     screen.line(format!("  {} up after {}", screen.progress_tone(Tone::Good, "✓"), elapsed(began.elapsed())));
-    if args.detached {
+    if detached {
         screen.data(background::READY);
     } else {
         let status = serde_json::to_value(lab.status().await).map_err(|e| Failure::caused(&e))?;
@@ -396,16 +480,14 @@ fn mesh_file(config: &LabConfig) -> Result<PathBuf, Failure> {
 const UP: Duration = Duration::from_secs(120);
 
 /// Starts the same command again in the background, and waits until it is up.
-async fn detach(args: UpArgs, screen: &Screen, stop: &Stop) -> Result<Exit, Failure> {
-    let config = args.config(screen)?;
+async fn detach(config: LabConfig, mesh_file: Option<PathBuf>, screen: &Screen, stop: &Stop) -> Result<Exit, Failure> {
     screen.line(format!("Starting {} in the background", count(config.clusters.len(), "cluster")));
     let process = background::start("lab", &config.state, UP, stop).await?;
     let kubeconfig = config.state.join("kubeconfig");
     screen.line(format!("  {} up, with process {}", screen.progress_tone(Tone::Good, "✓"), process));
     screen.line(format!("  `stolos lab down --state {}` ends it", config.state.display()));
-    if args.clusters.is_some() {
-        screen
-            .line(format!("  a mesh of these clusters: stolos apply -f {}", config.state.join("mesh.yaml").display()));
+    if let Some(file) = mesh_file {
+        screen.line(format!("  a mesh of these clusters: stolos apply -f {}", file.display()));
     }
     say_left_alone(&config.kubeconfigs, screen);
     screen.data(&export(&kubeconfig));

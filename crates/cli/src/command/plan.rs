@@ -46,7 +46,11 @@ pub(crate) struct Scene {
 impl SceneArgs {
     /// Reads the mesh and connects its clusters; nothing is asked of them yet.
     pub(crate) async fn open(&self, samples: &SampleArgs, screen: &Screen) -> Result<Scene, Failure> {
-        let mut mesh = self.mesh.read(screen)?;
+        self.of(self.mesh.read(screen)?, samples).await
+    }
+
+    /// The same for a mesh that is read already.
+    pub(crate) async fn of(&self, mut mesh: Mesh, samples: &SampleArgs) -> Result<Scene, Failure> {
         mesh.samples.extend(samples.samples.iter().copied().map(Sample::from));
         let folder = self.mesh.state(&mesh)?;
         // A topology.yaml has no place for the organization: the root that `init` made remembers it.

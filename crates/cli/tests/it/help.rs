@@ -27,7 +27,7 @@ fn help_names_every_command_that_is_built() {
       cert          Look at certificates, and replace them
       credential    Hand out credentials that read a cluster and end, and take them back
       export        Write what apply would do as files of a Git repository
-      cluster       Shift traffic away from one cluster, and back
+      cluster       Add a cluster, remove one, shift traffic away from one and back
       hub           Place workloads on clusters by Karmada's policies
       operator      Keep the clusters as the mesh file says, for ever
       explain       Explain a finding or a cause by its id

@@ -106,6 +106,9 @@ async fn a_mesh_is_packed_without_its_secrets_and_checked_elsewhere() {
     }
     assert!(manifest["redacted"]["private-key"].as_u64() > Some(2), "{:#}", manifest["redacted"]);
 
+    let full = world.path("full.tar.gz");
+    std::fs::copy(&archive, &full).unwrap();
+
     // One that is there is nobody's to lose.
     let again = world.run(&pack).await.ends_with(1);
     assert!(again.err.contains("is there already") && again.err.contains("--force"), "{}", again.err);
@@ -117,6 +120,8 @@ async fn a_mesh_is_packed_without_its_secrets_and_checked_elsewhere() {
     let report = world.good(&from).await.document();
     assert_eq!(report["findings"], json!([]), "{report:#}");
     assert_eq!(report["clusters"].as_array().map(Vec::len), Some(3));
+
+    opened(&world, &full, &files).await;
 
     // A cluster that is gone is named, and takes nothing else with it.
     world.good(&["lab", "fault", "kill", CONTEXTS[2], "-f", text(&file)]).await;
@@ -132,4 +137,50 @@ async fn a_mesh_is_packed_without_its_secrets_and_checked_elsewhere() {
     let only = world.path("b.tar.gz");
     world.run(&["bundle", "-f", text(&file), "-o", text(&only), "--context", CONTEXTS[0]]).await.ends_with(4);
     assert!(unpacked(&only).keys().all(|path| !path.contains(CONTEXTS[1])));
+}
+
+/// The archive as a lab: what was there is there again, and stays as it was, since nothing runs.
+async fn opened(world: &World, archive: &Path, files: &BTreeMap<String, String>) {
+    let kubeconfig = world.path("loaded.yaml");
+    let load = ["lab", "load", text(archive), "--detach", "--kubeconfig", text(&kubeconfig)];
+    let run = world.good(&load).await;
+    assert!(run.out.starts_with("export KUBECONFIG="), "{}", run.out);
+    let found = stolos_cluster::Kubeconfig::find(Some(&kubeconfig), None).unwrap();
+    for context in CONTEXTS {
+        let cluster = stolos_cluster::connect(&found, context, context).await.unwrap();
+        for (api_version, kind) in [
+            ("v1", "Pod"),
+            ("apps/v1", "Deployment"),
+            ("v1", "Secret"),
+            ("networking.istio.io/v1", "Gateway"),
+            ("v1", "Node"),
+        ] {
+            let recorded: Value =
+                serde_json::from_str(&files[&format!("clusters/{context}/objects/{kind}.json")]).unwrap();
+            let recorded = recorded["items"].as_array().unwrap();
+            assert!(!recorded.is_empty() || kind == "Gateway", "{kind} of {context}");
+            let there =
+                objects::list(&cluster.client, &Resource::named(api_version, kind).unwrap(), None, None).await.unwrap();
+            let one = |o: &Value| {
+                let metadata = &o["metadata"];
+                let place = format!(
+                    "{}/{}",
+                    metadata["namespace"].as_str().unwrap_or_default(),
+                    metadata["name"].as_str().unwrap()
+                );
+                (place, json!([metadata["uid"], metadata["creationTimestamp"], o["spec"], o["status"], o["data"]]))
+            };
+            let recorded: BTreeMap<_, _> = recorded.iter().map(one).collect();
+            let there: BTreeMap<_, _> = there.iter().map(one).collect();
+            assert_eq!(there, recorded, "{kind} of {context}");
+        }
+    }
+    let state = world.state("mymeshname-loaded");
+    let status = world.good(&["lab", "status", "--state", text(&state), "-o", "json"]).await.document();
+    assert!(status["clusters"].as_array().unwrap().iter().all(|c| c["pods"] == 0), "{status:#}");
+    let wrong = world.run(&["lab", "up", "--clusters", "1", "--state", text(&state)]).await.ends_with(1);
+    assert!(wrong.err.contains("is running already"), "{}", wrong.err);
+    world.good(&["lab", "down", "--state", text(&state)]).await;
+    let wrong = world.run(&["lab", "up", "--clusters", "1", "--state", text(&state)]).await.ends_with(1);
+    assert!(wrong.err.contains("holds what was recorded elsewhere"), "{}", wrong.err);
 }

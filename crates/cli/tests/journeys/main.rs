@@ -30,6 +30,7 @@ mod istio_remote;
 mod join_and_leave;
 mod karmada;
 mod lists;
+mod members;
 mod operator;
 mod primary_remote;
 mod ristioctl;

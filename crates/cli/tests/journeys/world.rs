@@ -159,6 +159,8 @@ impl Drop for World {
                 kill_holders(&self.path("state").join("stolos"));
             }
         }
+        // Labs without a file of their own.
+        kill_holders(&self.path("state").join("stolos"));
     }
 }
 
