@@ -454,6 +454,14 @@ impl Redactor {
     /// A private key, by its public half where that can be told: it fits the same certificates.
     pub(super) fn private_key(&mut self, pem: &str) -> String {
         let public = PrivateKey::from_pem(pem).ok().map(|key| key.public_der());
+        // A key holds its public half as well (RFC 5958): lines of that stand in certificates, and are no secret.
+        if let Some(public) = &public {
+            let is_public = |line: &&str| {
+                let bytes = STANDARD_NO_PAD.decode(line.trim_end_matches('=')).unwrap_or_default();
+                !bytes.is_empty() && public.windows(bytes.len()).any(|part| part == bytes)
+            };
+            self.public.extend(pem.lines().map(str::trim).filter(is_public).map(str::to_owned));
+        }
         let mark = match pem.contains("ENCRYPTED") {
             true => format!("{}-encrypted", self.mark_here(Kind::PrivateKey, pem)),
             false => self.mark_here(Kind::PrivateKey, pem),

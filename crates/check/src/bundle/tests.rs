@@ -270,6 +270,18 @@ fn what_does_not_fit_is_named() {
     assert_eq!((seen.unread("Service"), seen.unread("Node")), (None, Some("it was not asked for")));
 }
 
+/// A key's last line is its public half, which stands in its certificate: at any place of it.
+#[test]
+fn certificates_stay_whatever_their_keys_look_like() {
+    for before in 0..3_usize {
+        let key = stolos_pki::PrivateKey::generate().unwrap();
+        let shown = STANDARD.encode([&vec![7; before][..], &key.public_der()].concat());
+        let secret = secret("cacerts", "Opaque", &[("ca-key.pem", key.to_pem().expose())]);
+        let files = unpacked(&packed(&[("Secret", vec![secret])], &[("shown", shown.clone())], ""));
+        assert_eq!(files["clusters/east/shown"], shown);
+    }
+}
+
 /// A cluster may be called by whoever runs it: nothing leaves the folder that the archive unpacks to.
 #[test]
 fn no_name_leads_out_of_the_folder() {
