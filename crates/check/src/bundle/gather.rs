@@ -126,6 +126,9 @@ pub async fn gather(
     Ok(Gathered { snapshot, report, pages })
 }
 
+/// When something was answered, and with what.
+type Answer = (SystemTime, Result<String, String>);
+
 /// One thing to ask of a pod.
 struct Question {
     namespace: String,
@@ -171,7 +174,7 @@ async fn pages(cluster: &Cluster, seen: &Seen, options: GatherOptions) -> Vec<Pa
             *slot = Some((at, body));
         }
     }
-    let page = |(question, answer): (Question, Option<(SystemTime, Result<String, String>)>)| {
+    let page = |(question, answer): (Question, Option<Answer>)| {
         let (at, body) = answer.unwrap_or_else(late);
         let Question { what, path, .. } = question;
         Page { cluster: cluster.name.clone(), what, path, at, body: body.map(cut) }
