@@ -313,6 +313,19 @@ impl Hub {
         self.kubectl(&["apply", "-f", text(&path)]).await.ends_with(0);
     }
 
+    /// The Services called `web-…` of each member, with their UIDs.
+    async fn services(&self) -> Vec<Vec<String>> {
+        let mut found = Vec::new();
+        for member in MEMBERS {
+            let list = ["get", "services", "-o", "jsonpath={range .items[*]}{.metadata.name}={.metadata.uid} {end}"];
+            let list = self.in_member(member, &list).await.out;
+            let mut of: Vec<_> = list.split_whitespace().filter(|s| s.starts_with("web-")).map(str::to_owned).collect();
+            of.sort();
+            found.push(of);
+        }
+        found
+    }
+
     /// Waits until what kubectl prints of a member's object is this.
     async fn prints(&self, member: &str, object: &[&str], path: &str, wanted: &str) {
         let path = format!("jsonpath={{{path}}}");
@@ -418,5 +431,68 @@ async fn policies_do_what_they_say() {
     hub.prints("eu", &web, ".status.readyReplicas", "1").await;
     hub.world.good(&["lab", "fault", "start", "ap", "-f", "policy-1-even.yaml"]).await;
     hub.prints("ap", &web, ".spec.replicas", "2").await;
+    hub.process.kill().await.unwrap();
+}
+
+/// The hub is killed at any moment while it has much to do: nothing is lost, nothing is there twice, and all is as wanted
+/// in the end. `STOLOS_HUB_KILLS` says how often.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hub_may_be_killed_at_any_moment() {
+    const WORKLOADS: usize = 12;
+    let Some(mut hub) = Hub::start().await else { return };
+    for member in MEMBERS {
+        hub.world.good(&["hub", "join", member, "--data", "hub"]).await;
+    }
+    let all = |round: usize| -> String {
+        let one = |index: usize| {
+            let replicas = 1 + (round * 5 + index) % 7;
+            format!(
+                "apiVersion: apps/v1\nkind: Deployment\nmetadata: {{name: web-{index}}}\nspec:\n  replicas: {replicas}\n  \
+                 selector: {{matchLabels: {{app: web-{index}}}}}\n  template:\n    \
+                 metadata: {{labels: {{app: web-{index}}}}}\n    spec: {{containers: [{{name: web, image: sleep}}]}}\n---\n\
+                 apiVersion: v1\nkind: Service\nmetadata: {{name: web-{index}}}\nspec: {{ports: [{{port: 80}}]}}\n---\n"
+            )
+        };
+        (0..WORKLOADS).map(one).collect()
+    };
+    let divided = "    replicaScheduling: {replicaSchedulingType: Divided, replicaDivisionPreference: Weighted}\n";
+    let policy = format!(
+        "apiVersion: policy.karmada.io/v1alpha1\nkind: PropagationPolicy\nmetadata: {{name: all}}\nspec:\n  \
+         resourceSelectors: [{{apiVersion: apps/v1, kind: Deployment}}, {{apiVersion: v1, kind: Service}}]\n  \
+         placement:\n    clusterAffinity: {{clusterNames: [eu, ap, us]}}\n{divided}"
+    );
+    hub.apply("policy.yaml", &policy).await;
+    hub.apply("all.yaml", &all(0)).await;
+    let before = eventually("every Service everywhere", PATIENCE, async || {
+        let found = hub.services().await;
+        if found.iter().all(|of| of.len() == WORKLOADS) { Ok(found) } else { Err(format!("{found:?}")) }
+    })
+    .await;
+
+    let rounds: usize = std::env::var("STOLOS_HUB_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(4);
+    for round in 1..=rounds {
+        let file = hub.world.write("all.yaml", &all(round));
+        // Killed while it still applies, or soon after: a different moment each time.
+        let mut command = Command::new(&hub.kubectl);
+        command.args(["--kubeconfig", text(&hub.world.path("hub/kubeconfig")), "apply", "-f", text(&file)]).env_clear();
+        command.env("HOME", hub.world.path("")).stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
+        let mut applying = command.spawn().unwrap();
+        tokio::time::sleep(Duration::from_millis((round as u64 * 379) % 1500)).await;
+        hub.process.kill().await.unwrap();
+        let _ = applying.wait().await;
+        hub.process = up(&hub.world).await;
+    }
+    hub.apply("all.yaml", &all(rounds)).await;
+    for index in 0..WORKLOADS {
+        let (name, wanted) = (format!("web-{index}"), (1 + (rounds * 5 + index) % 7) as i64);
+        eventually(&name, PATIENCE, async || {
+            let found = hub.replicas(&name).await;
+            let sum: i64 = found.values().map(|(wanted, _)| wanted).sum();
+            if sum == wanted { Ok(()) } else { Err(format!("{found:?}, not {wanted} in all")) }
+        })
+        .await;
+    }
+    let after = hub.services().await;
+    assert_eq!(before, after, "the same Services as before");
     hub.process.kill().await.unwrap();
 }

@@ -5,6 +5,7 @@
 //! `STOLOS_SWEEP=all` lets the crash sweep die at every single point instead of a sample of them;
 //! `STOLOS_CORPUS=all` lets the fault corpus seed every cause instead of a sample of them;
 //! `STOLOS_ROTATION=all` replaces the root under 100,000 requests, killed and taken back everywhere;
+//! `STOLOS_HUB_KILLS=200` kills a hub so often while it works, instead of a few times;
 //! `STOLOS_JOURNEYS_TRACE=1` with `--nocapture` shows every command with its end and its time.
 
 mod addresses;

@@ -161,7 +161,7 @@ async fn taint(hub: &Hub, name: &str) -> Result<(), Trouble> {
     let mut after: Vec<Value> =
         before.iter().filter(|taint| !ours(taint) || wanted.is_some_and(|key| taint["key"] == key)).cloned().collect();
     if let Some(key) = wanted
-        && !after.iter().any(|taint| ours(taint))
+        && !after.iter().any(ours)
     {
         after.push(json!({"key": key, "effect": "NoSchedule", "timeAdded": super::now()}));
     }

@@ -13,12 +13,15 @@ use super::execute::Applied;
 use crate::mirror::{Changed, Mirror};
 use crate::{Error, member};
 
+/// Mirrors by kind, and by the labels that their objects have.
+type Mirrors = HashMap<(Resource, Option<&'static str>), Arc<Mirror>>;
+
 /// A member that the hub talks to. It is made anew when its address or credential changes.
 pub(crate) struct Member {
     pub(crate) client: kube::Client,
     /// What it was made of.
     made_of: (Value, Option<Value>),
-    mirrors: Mutex<HashMap<(Resource, Option<&'static str>), Arc<Mirror>>>,
+    mirrors: Mutex<Mirrors>,
     /// What was written to it, so that what is as it should be is not written again.
     books: Mutex<Applied>,
     stop: Stop,
@@ -72,7 +75,7 @@ impl Member {
                 Some(mirror) => Arc::clone(mirror),
                 None => {
                     let changed = changed();
-                    let mirror = Mirror::new(resource.clone(), None, labels, move |before, now| changed(before, now));
+                    let mirror = Mirror::new(resource.clone(), None, labels, changed);
                     self.tasks.spawn(Arc::clone(&mirror).run(self.client.clone(), self.stop.clone()));
                     mirrors.insert((resource.clone(), labels), Arc::clone(&mirror));
                     mirror
