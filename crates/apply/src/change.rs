@@ -146,6 +146,10 @@ pub(crate) async fn make(hands: &Hands<'_>, step: &Step, hear: &Ears<'_>) -> Res
             }
             Ok(())
         }
+        Change::Rollback { release, .. } => {
+            let arguments = release.arguments(&cluster.context, hands.patience.as_secs());
+            call(hands, &hands.programs.helm, &cluster, arguments, hear).await
+        }
         Change::Operate { operator, .. } => operate(hands, &cluster, operator, hear).await,
         Change::Withdraw { operators, .. } => {
             for operator in operators {
@@ -488,7 +492,7 @@ async fn tried(cluster: &Cluster, mut pod: Value) -> Result<Value, Error> {
 }
 
 /// Why pods that were waited for do not run, as far as they say so.
-async fn what_pods_say(cluster: &Cluster, conditions: &[Condition]) -> String {
+pub(crate) async fn what_pods_say(cluster: &Cluster, conditions: &[Condition]) -> String {
     let mut said = Vec::new();
     for condition in conditions {
         let Condition::Available { namespace, deployment } = condition else { continue };

@@ -5,7 +5,7 @@
 //! and every step may be done twice.
 //!
 //! [`rotate()`] replaces the root of a running mesh, phase by phase; [`reissue()`] replaces signing certificates,
-//! [`drain()`] shifts traffic away from a cluster.
+//! [`drain()`] shifts traffic away from a cluster, [`upgrade()`] replaces control planes by revision.
 //!
 //! Start at [`run()`], then read [`execute()`] and `change.rs`. [`State`] is the folder with the root and the journal.
 
@@ -24,6 +24,7 @@ mod rotate;
 mod run;
 mod state;
 mod trust;
+mod upgrade;
 
 pub use clusters::{Clusters, because};
 pub use drain::{DrainNews, DrainReport, drain, returned, undrain};
@@ -34,6 +35,7 @@ pub use reissue::{ReissueNews, ReissueReport, reissue};
 pub use rotate::{ClusterProgress, Direction, RotationNews, RotationReport, rotate, rotation_status};
 pub use run::{Goal, run};
 pub use state::{State, passphrase};
+pub use upgrade::{Reason, Stopped, UpgradeNews, UpgradeOptions, UpgradeReport, upgrade, upgrade_status};
 
 /// Why a run did not start, or could not go on at all.
 #[derive(Debug, thiserror::Error)]
@@ -58,6 +60,9 @@ pub enum Error {
     /// The root cannot be replaced, or not like this.
     #[error("{0}")]
     Rotation(String),
+    /// An upgrade cannot go on.
+    #[error("{0}")]
+    Upgrade(String),
     /// A cluster cannot be drained.
     #[error("{0}")]
     Drain(String),

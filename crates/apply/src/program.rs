@@ -50,7 +50,9 @@ pub(crate) struct Programs {
 pub(crate) async fn needed(plan: &Plan) -> Result<Programs, Error> {
     let mut programs = Programs::default();
     let changes = || plan.steps.iter().map(|step| step.change.inner());
-    if changes().any(|change| matches!(change, Change::Install { .. } | Change::Uninstall { .. })) {
+    if changes()
+        .any(|change| matches!(change, Change::Install { .. } | Change::Uninstall { .. } | Change::Rollback { .. }))
+    {
         programs.helm = Some(helm().await?);
     }
     // Any can take away what another installed; to install Istio takes the one of its version.
@@ -138,7 +140,7 @@ impl Program {
         let what = format!("{} {}", self.name, arguments.iter().take(2).cloned().collect::<Vec<_>>().join(" "));
         // Istio's control plane writes into the webhooks that its chart makes. Helm 4 would apply on the server's side
         // and then argue with it about those fields; the three-way merge that Helm 3 knows leaves them alone.
-        if helm && self.major >= 4 && arguments.first().is_some_and(|verb| verb == "upgrade") {
+        if helm && self.major >= 4 && arguments.first().is_some_and(|verb| ["upgrade", "rollback"].contains(&&**verb)) {
             arguments.push("--server-side=false".to_owned());
         }
         let mut command = Command::new(&self.path);

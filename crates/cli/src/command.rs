@@ -21,6 +21,7 @@ pub(crate) mod plan;
 pub(crate) mod proxy_status;
 pub(crate) mod role;
 pub(crate) mod status;
+pub(crate) mod upgrade;
 pub(crate) mod verify;
 
 use clap::{Parser, Subcommand};
@@ -115,6 +116,8 @@ pub(crate) enum Command {
     /// Place workloads on clusters by Karmada's policies
     #[command(subcommand)]
     Hub(hub::HubCommand),
+    /// Replace the control planes of a running mesh by revision, step by step, and back
+    Upgrade(upgrade::UpgradeArgs),
     /// Keep the clusters as the mesh file says, for ever
     Operator(operator::OperatorArgs),
     /// Explain a finding or a cause by its id
@@ -165,6 +168,7 @@ impl Command {
             Self::Export(args) => export::run(&args, screen),
             Self::Cluster(command) => cluster::run(command, screen, stop).await,
             Self::Hub(command) => hub::run(command, screen, stop).await,
+            Self::Upgrade(args) => upgrade::run(args, screen, stop).await,
             Self::Operator(args) => operator::run(args, screen, stop).await,
             Self::Credential(command) => credential::run(command, screen).await,
             Self::Explain(args) => explain::run(&args, screen),

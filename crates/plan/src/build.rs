@@ -10,6 +10,7 @@ mod links;
 mod remote;
 mod samples;
 mod trust;
+pub(crate) mod upgrade;
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,7 +22,7 @@ use stolos_spec::{Cluster, Engine, Mesh, Origin};
 
 use crate::compare::differences;
 use crate::graph::{Draft, Work, ordered};
-use crate::object::{MANAGED_BY_LABEL, MEMBERSHIP, MESH_LABEL, SYSTEM_NAMESPACE, is_touched, mesh_of};
+use crate::object::{MANAGED_BY_LABEL, MEMBERSHIP, MESH_LABEL, SYSTEM_NAMESPACE, is_touched, mesh_of, upgrading};
 use crate::{
     Action, Blast, Change, ClusterState, Condition, FieldDiff, Leftover, Member, Note, ObjectDiff, ObjectKey, Observed,
     Plan, Purpose, Sight, VERSION,
@@ -81,6 +82,11 @@ pub fn teardown(mesh: &Mesh, observed: &Observed) -> Result<Plan, Blocked> {
         }
     }
     sketch.finish(&scene, Purpose::Teardown)
+}
+
+/// Whether the engine is the small one: decision 18.
+pub(crate) fn is_small(mesh: &Mesh, observed: &Observed) -> bool {
+    !Scene::new(mesh, observed).istio
 }
 
 /// What is in a namespace that is being deleted goes with it, so to a plan it is not there.
@@ -192,6 +198,22 @@ struct Scene<'a> {
     former: BTreeMap<String, Remembered>,
     /// Whether the engine is real Istio: decision 18.
     istio: bool,
+    reach: Reach,
+}
+
+/// How much of a mesh a plan is about: an upgrade by revision goes one part after the other (contract C.10).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reach {
+    /// All that the file says.
+    Everything,
+    /// The same while an upgrade to the file's revision is under way: it moves gateways and namespaces, when it is their turn.
+    Held,
+    /// The definitions, and the control planes of the file's revision beside those that are there.
+    Beside,
+    /// The same, and the gateways.
+    Gateways,
+    /// All that the file says, and control planes of other revisions go.
+    Retirement,
 }
 
 impl<'a> Scene<'a> {
@@ -208,7 +230,10 @@ impl<'a> Scene<'a> {
             Engine::Stolos => false,
             Engine::Auto => !live.is_empty() && live.iter().all(|(_, state)| !state.is_lab),
         };
-        Self { mesh, observed, live, former, istio }
+        let to = mesh.control_plane.revision.as_deref().filter(|_| istio);
+        let held = to.is_some() && live.iter().any(|(_, state)| upgrading(state) == to);
+        let reach = if held { Reach::Held } else { Reach::Everything };
+        Self { mesh, observed, live, former, istio, reach }
     }
 
     /// The kubeconfig context of a cluster of the mesh, or of one that left it.
@@ -258,6 +283,14 @@ impl<'a> Scene<'a> {
             }
         }
         self.engine(sketch);
+        if self.reach == Reach::Held {
+            let to = self.mesh.control_plane.revision.as_deref().unwrap_or_default();
+            let text = format!(
+                "an upgrade to revision {to} is under way, which moves gateways and namespaces: `stolos upgrade` goes on \
+                 with it, `stolos upgrade --rollback` takes it back"
+            );
+            sketch.note(None, text);
+        }
         addresses::check(self, sketch);
         let mut seen: BTreeMap<&str, &Cluster> = BTreeMap::new();
         for (cluster, state) in &self.live {

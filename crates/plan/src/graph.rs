@@ -67,6 +67,15 @@ impl Plan {
         self
     }
 
+    /// The part that concerns one cluster.
+    #[must_use]
+    pub fn only(mut self, cluster: &str) -> Self {
+        self.steps.retain(|step| step.cluster.as_deref() == Some(cluster));
+        let kept: BTreeSet<StepId> = self.steps.iter().map(|step| step.id.clone()).collect();
+        self.steps.iter_mut().for_each(|step| step.after.retain(|before| kept.contains(before)));
+        self
+    }
+
     /// The document that `plan -o json` prints.
     #[must_use]
     pub fn document(&self) -> Value {

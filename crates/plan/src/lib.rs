@@ -5,7 +5,8 @@
 //! clock or knows a secret: two equal inputs give equal plans, on any machine, at any time.
 //!
 //! Start at [`plan()`], then read `build/trust.rs`, which is a typical part. `compare.rs` decides whether a live object
-//! is as wanted; `step.rs` says what a step is; [`rotation`] decides how a root is replaced.
+//! is as wanted; `step.rs` says what a step is; [`rotation`] decides how a root is replaced, [`upgrade`] how a
+//! control plane is.
 
 mod adopt;
 mod build;
@@ -29,6 +30,7 @@ mod show;
 mod step;
 #[cfg(test)]
 mod tests;
+pub mod upgrade;
 mod values;
 
 pub use adopt::{Adopted, adopt};
@@ -37,12 +39,12 @@ pub use export::{Export, ExportOptions, Format, Secrets, export};
 pub use graph::{Blast, Leftover, Member, Note, Plan, Purpose, Summary};
 pub use object::{
     CACERTS_SECRET, CREDENTIAL_LABEL, DRAINED, DRAINER, MANAGED_BY_LABEL, MANAGER, MEMBERSHIP, MESH_LABEL,
-    READER_SERVICE_ACCOUNT, ROOT_CONFIG_MAP, SAMPLE_NAMESPACE, SYSTEM_NAMESPACE, drained, is_owned, link_kubeconfig,
-    ours, peer_secret, remote_secret_name, secret_text, token_life,
+    READER_SERVICE_ACCOUNT, ROOT_CONFIG_MAP, SAMPLE_NAMESPACE, SYSTEM_NAMESPACE, UPGRADING, drained, is_owned,
+    link_kubeconfig, ours, peer_secret, remote_secret_name, secret_text, token_life, upgrading,
 };
 pub use observed::{ClusterState, LocalChart, Objects, Observed, RootFacts, Sight, StateFacts, Unreadable};
 pub use operator::Operator;
-pub use release::{Chart, RELEASE_SECRET, Release, Uninstall, is_pending, quoted};
+pub use release::{Chart, RELEASE_SECRET, Release, Rollback, Uninstall, is_pending, quoted};
 pub use show::Show;
 pub use step::{ADDRESS, Action, Change, Condition, FieldDiff, ObjectDiff, ObjectKey, Step, StepId, external_address};
 

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use stolos_k8s::istio::RemoteSecret;
 pub use stolos_k8s::istio::{
     CACERTS_SECRET, DRAINED_ANNOTATION as DRAINED, MANAGED_BY_LABEL, MESH_LABEL, READER_SERVICE_ACCOUNT,
-    ROOT_CONFIG_MAP, SYSTEM_NAMESPACE,
+    ROOT_CONFIG_MAP, SYSTEM_NAMESPACE, UPGRADING_ANNOTATION as UPGRADING,
 };
 
 /// The field manager of every server-side apply.
@@ -41,6 +41,13 @@ pub fn is_owned(mesh: &str, object: &Value) -> bool {
 pub fn drained(state: &crate::ClusterState) -> Option<&str> {
     let namespace = state.objects.get(&crate::ObjectKey::new("v1", "Namespace", None, SYSTEM_NAMESPACE))?;
     namespace["metadata"]["annotations"][DRAINED].as_str()
+}
+
+/// The revision that an upgrade under way leads to, if one is.
+#[must_use]
+pub fn upgrading(state: &crate::ClusterState) -> Option<&str> {
+    let namespace = state.objects.get(&crate::ObjectKey::new("v1", "Namespace", None, SYSTEM_NAMESPACE))?;
+    namespace["metadata"]["annotations"][UPGRADING].as_str()
 }
 
 /// The mesh that `object` was made for, if Stolos made it.

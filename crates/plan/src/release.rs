@@ -111,6 +111,37 @@ impl Uninstall {
     }
 }
 
+/// A release that goes back to what it was.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Rollback {
+    /// Its name.
+    pub name: String,
+    /// Its namespace.
+    pub namespace: String,
+    /// What Helm calls a revision: how often it had been installed or upgraded then.
+    pub revision: u64,
+}
+
+impl Rollback {
+    /// What `helm` is called with, after its own name.
+    #[must_use]
+    pub fn arguments(&self, context: &str, seconds: u64) -> Vec<String> {
+        let (revision, seconds) = (self.revision.to_string(), format!("{seconds}s"));
+        ["rollback", &self.name, &revision, "--namespace", &self.namespace, "--history-max", "5", "--timeout", &seconds]
+            .into_iter()
+            .chain(["--kube-context", context])
+            .map(str::to_owned)
+            .collect()
+    }
+
+    /// The whole command in one line, as a plan shows it.
+    #[must_use]
+    pub fn command(&self, context: &str) -> String {
+        shell("helm", &self.arguments(context, 120))
+    }
+}
+
 /// A command as a shell would take it.
 pub(crate) fn shell(program: &str, arguments: &[String]) -> String {
     arguments.iter().fold(program.to_owned(), |line, argument| format!("{line} {}", quoted(argument)))
@@ -203,6 +234,21 @@ pub(crate) fn deployed(objects: &Objects) -> BTreeMap<(String, String), Deployed
         }
     }
     newest.into_iter().map(|(place, (revision, _, secret))| (place.clone(), read(place, revision, secret))).collect()
+}
+
+/// All revisions of the release called `name` that Helm still remembers, the newest first.
+pub(crate) fn history(objects: &Objects, namespace: &str, name: &str) -> Vec<Deployed> {
+    let secrets = objects
+        .kind("Secret")
+        .filter(|(key, secret)| secret["type"] == RELEASE_SECRET && key.namespace.as_deref() == Some(namespace));
+    let mut found: Vec<Deployed> = secrets
+        .filter_map(|(key, secret)| {
+            let (release, revision) = named(&key.name).filter(|(release, _)| *release == name)?;
+            Some(read((namespace.to_owned(), release.to_owned()), revision, secret))
+        })
+        .collect();
+    found.sort_by_key(|release| std::cmp::Reverse(release.revision));
+    found
 }
 
 /// `sh.helm.release.v1.<name>.v<revision>`; a name may have dots in it.

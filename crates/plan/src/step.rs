@@ -8,7 +8,7 @@ use stolos_pki::Certificate;
 use crate::Objects;
 use crate::object::{self, secret_text};
 use crate::operator::Operator;
-use crate::release::{Release, Uninstall};
+use crate::release::{Release, Rollback, Uninstall};
 
 /// A readable name that is the same in every plan of a mesh, such as `trust/cluster-east-1/cacerts`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize)]
@@ -145,6 +145,14 @@ pub enum Change {
         /// The releases.
         releases: Vec<Uninstall>,
     },
+    /// Lead a release back to what it was, with `helm`.
+    #[serde(rename_all = "camelCase")]
+    Rollback {
+        /// The kubeconfig context of the cluster.
+        context: String,
+        /// The release, and to what.
+        release: Rollback,
+    },
     /// Install what a document says with `istioctl`, and write down that it was done.
     #[serde(rename_all = "camelCase")]
     Operate {
@@ -196,6 +204,7 @@ impl Change {
         match self {
             Self::Install { context, release } => vec![release.command(context)],
             Self::Uninstall { context, releases } => releases.iter().map(|release| release.command(context)).collect(),
+            Self::Rollback { context, release } => vec![release.command(context)],
             Self::Operate { context, operator } => vec![operator.command(context, true)],
             Self::Withdraw { context, operators } => operators.iter().map(|o| o.command(context, false)).collect(),
             Self::WithAddress { change, .. } => change.commands(),

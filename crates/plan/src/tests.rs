@@ -160,6 +160,7 @@ impl World {
             Change::Uninstall { releases, .. } => {
                 releases.iter().for_each(|gone| self.helm_uninstall(&cluster, gone));
             }
+            Change::Rollback { release, .. } => self.helm_rollback(&cluster, release, &uid),
             Change::Release { object } => {
                 let state = self.state(&cluster);
                 let live = state.objects.get(object).unwrap();
@@ -195,6 +196,22 @@ impl World {
             state.objects.kind("Secret").filter(|(key, _)| key.name.contains(&format!(".{}.v", release.name))).count();
         let revision = before as u64 + 1;
         state.objects.put(crate::release::tests::secret(release, revision, "deployed", &version));
+    }
+
+    /// The chart and the values of that revision, as a new one.
+    fn helm_rollback(&mut self, cluster: &str, back: &Rollback, uid: &str) {
+        let known = crate::release::history(&self.state(cluster).objects, &back.namespace, &back.name);
+        let then = known.iter().find(|release| release.revision == back.revision).expect("Helm remembers it");
+        let (chart, version) = then.chart.clone().unwrap();
+        let release = Release {
+            name: back.name.clone(),
+            namespace: back.namespace.clone(),
+            chart: Chart { reference: chart, repository: None, version: Some(version) },
+            values: then.values.clone(),
+            mesh: then.mesh.clone().unwrap(),
+            stuck: false,
+        };
+        self.helm_install(cluster, &release, uid);
     }
 
     /// As `istioctl` does it.

@@ -5,6 +5,7 @@
 
 mod adopted;
 mod remote;
+mod upgrade;
 
 use std::fmt::Write as _;
 use std::io::Write as _;

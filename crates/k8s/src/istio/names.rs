@@ -34,6 +34,8 @@ pub const GLOBAL_LABEL: &str = "istio.io/global";
 
 /// Annotation of the system namespace, Stolos' own: since when its cluster is drained, so that no other reads it.
 pub const DRAINED_ANNOTATION: &str = "stolos.dev/drained";
+/// Annotation of the system namespace: the revision that an upgrade under way leads to.
+pub const UPGRADING_ANNOTATION: &str = "stolos.dev/upgrading";
 /// Label on a remote secret, value [`TRUE`]: the only selector istiod uses.
 pub const MULTI_CLUSTER_LABEL: &str = "istio/multiCluster";
 /// Annotation on a remote secret: the cluster, for people; istiod does not read it.

@@ -279,9 +279,9 @@ pub(crate) async fn run(kubelet: Arc<Kubelet>, run: Arc<PodRun>, pod: Arc<Pod>) 
             shared.events.normal(pod.as_ref(), "Killing", format!("Stopping container {name}"));
         }
         // A moment in which everybody learns that the pod is going, before it stops listening: what people write
-        // `preStop: sleep` for.
+        // `preStop: sleep` for, which is as long as they say.
         tokio::select! {
-            () = tokio::time::sleep(grace.min(GOING)) => {}
+            () = tokio::time::sleep(grace.min(GOING.max(pre_stop(&pod)))) => {}
             () = stop.asked() => {}
         }
     }
@@ -302,6 +302,15 @@ pub(crate) async fn run(kubelet: Arc<Kubelet>, run: Arc<PodRun>, pod: Arc<Pod>) 
     }
     run.sockets.close();
     kubelet.forget(&run);
+}
+
+/// How long the pod's containers sleep before they are asked to end (`lifecycle.preStop.sleep`, KEP-3960): here the whole
+/// pod for as long as the one that sleeps longest.
+fn pre_stop(pod: &Pod) -> Duration {
+    let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
+    let sleeps = containers.filter_map(|container| container.lifecycle.as_ref()?.pre_stop.as_ref()?.sleep.as_ref());
+    let seconds = sleeps.map(|sleep| u64::try_from(sleep.seconds).unwrap_or_default()).max();
+    Duration::from_secs(seconds.unwrap_or_default())
 }
 
 /// The last words: every container has ended, and the pod may go.

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use stolos_spec::{Charts, Cluster, ClusterName, Installer, Origin};
 
 use super::addresses::{self, Way};
-use super::{Scene, Sketch, control, gateways, id, reason, remote};
+use super::{Reach, Scene, Sketch, control, gateways, id, reason, remote, upgrade};
 use crate::graph::Work;
 use crate::object::{SYSTEM_NAMESPACE, mesh_of, ours};
 use crate::operator::{self, Operator, recorded};
@@ -20,7 +20,7 @@ use crate::values::{EASTWEST, INGRESS, Layers, Minor, Place};
 use crate::{Action, Change, Chart, ClusterState, Condition, FieldDiff, ObjectDiff, ObjectKey, Release, Uninstall};
 
 /// The release of the definitions.
-const BASE: &str = "istio-base";
+pub(crate) const BASE: &str = "istio-base";
 
 /// The document of the control plane, before its revision, and that of the east-west gateway.
 const CONTROL: &str = "stolos-control";
@@ -137,7 +137,7 @@ fn here(
     if by_helm {
         // A second control plane beside the first is not the default one yet (C.10).
         let mut base = place.base();
-        if let Some(live) = installed(releases, BASE) {
+        if let Some(live) = installed(releases, BASE).filter(|_| scene.reach != Reach::Retirement) {
             let revision = live.values.get("defaultRevision").cloned();
             base.suggested = revision.map_or_else(|| json!({}), |revision| json!({"defaultRevision": revision}));
         }
@@ -209,6 +209,16 @@ fn here(
         }
     }
 
+    if scene.reach == Reach::Beside {
+        return;
+    }
+    if scene.reach == Reach::Held {
+        for release in [EASTWEST, INGRESS].into_iter().filter(|name| installed(releases, name).is_some()) {
+            helm.sketch.want(name, key(release));
+        }
+        unwanted(scene, sketch, name, state, releases);
+        return control::membership(scene, sketch, name, state);
+    }
     if place.needs_eastwest() {
         // Before the injector answers, a gateway's pod has the image `auto`, which nobody can pull (C.2).
         if by_helm {
@@ -233,6 +243,9 @@ fn here(
             vec![Condition::Available { namespace: SYSTEM_NAMESPACE.to_owned(), deployment: INGRESS.to_owned() }];
         helm.sketch.wait(name, state, gateway("ingress-ready"), vec![gateway("ingress")], until);
     }
+    if scene.reach == Reach::Gateways {
+        return;
+    }
     unwanted(scene, sketch, name, state, releases);
     control::membership(scene, sketch, name, state);
 }
@@ -253,13 +266,13 @@ fn keep(scene: &Scene<'_>, sketch: &mut Sketch, cluster: &str, state: &ClusterSt
     control::membership(scene, sketch, cluster, state);
 }
 
-type Releases = BTreeMap<(String, String), Deployed>;
+pub(super) type Releases = BTreeMap<(String, String), Deployed>;
 
-fn installed<'r>(releases: &'r Releases, name: &str) -> Option<&'r Deployed> {
+pub(super) fn installed<'r>(releases: &'r Releases, name: &str) -> Option<&'r Deployed> {
     releases.get(&(SYSTEM_NAMESPACE.to_owned(), name.to_owned()))
 }
 
-fn key(name: &str) -> ObjectKey {
+pub(super) fn key(name: &str) -> ObjectKey {
     ObjectKey::new(crate::RELEASE_SECRET, "Release", Some(SYSTEM_NAMESPACE), name)
 }
 
@@ -542,6 +555,12 @@ fn unwanted(scene: &Scene<'_>, sketch: &mut Sketch, cluster: &str, state: &Clust
             let because = format!("{key} is no longer wanted");
             let step = id("leftovers", cluster, &format!("release-{}", release.name));
             uninstall(scene, sketch, cluster, step, last(scene, cluster), &[release], &because);
+        } else if scene.reach == Reach::Retirement {
+            let because = format!("{key} serves nobody any more");
+            let mut after = last(scene, cluster);
+            after.push(id("control", cluster, "base"));
+            after.extend(upgrade::before_primary(scene, cluster, &release.name));
+            uninstall(scene, sketch, cluster, upgrade::retire(cluster, &release.name), after, &[release], &because);
         } else {
             let text = format!(
                 "{key} ({}) is not what the mesh file asks for, and stays: workloads may still be injected by it",

@@ -1,9 +1,10 @@
 //! Workloads that a mesh file asks for.
 
 use serde_json::{Value, json};
+use stolos_k8s::istio::{INJECTION_LABEL, REVISION_LABEL};
 use stolos_spec::{Cluster, Role, Sample};
 
-use super::{Scene, Sketch, id};
+use super::{Reach, Scene, Sketch, id};
 use crate::object::{SAMPLE_NAMESPACE, namespace, ours};
 use crate::values::Minor;
 use crate::{ClusterState, Condition, ObjectKey};
@@ -78,6 +79,12 @@ impl Place<'_, '_> {
             // A control plane that has a revision answers to its name only (B.8).
             Some(revision) => wanted["metadata"]["labels"]["istio.io/rev"] = revision.as_str().into(),
             None => wanted["metadata"]["labels"]["istio-injection"] = "enabled".into(),
+        }
+        if let Some(live) = live.filter(|_| self.scene.reach == Reach::Held) {
+            for label in [INJECTION_LABEL, REVISION_LABEL] {
+                wanted["metadata"]["labels"][label] = live["metadata"]["labels"][label].clone();
+            }
+            stolos_k8s::meta::remove_nulls(&mut wanted);
         }
         match live {
             Some(live) if live["metadata"]["deletionTimestamp"].is_string() => {

@@ -6,7 +6,7 @@ use crate::setup_mesh::equal_lists;
 use crate::world::{World, text};
 
 /// Clusters by name, network and primary.
-fn mesh(clusters: &[(&str, &str, &str)], control: &str) -> String {
+pub(super) fn mesh(clusters: &[(&str, &str, &str)], control: &str) -> String {
     let head = format!(
         "apiVersion: stolos.dev/v1alpha1\nkind: Mesh\nmetadata: {{name: charted}}\nspec:\n  samples: [helloworld, sleep]\n  \
          controlPlane: {{engine: istio, charts: charts, {control}}}\n  clusters:\n"
