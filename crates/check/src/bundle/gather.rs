@@ -138,9 +138,6 @@ struct Question {
     of: Of,
 }
 
-/// When, and what was said or why nothing.
-type Answer = (SystemTime, Result<String, String>);
-
 enum Of {
     Page { port: u16, page: &'static str },
     Log { container: &'static str, lines: i64, previous: bool },
