@@ -1,5 +1,6 @@
 //! The commands, one file each.
 
+pub(crate) mod agent;
 pub(crate) mod apply;
 pub(crate) mod bundle;
 pub(crate) mod cert;
@@ -118,6 +119,8 @@ pub(crate) enum Command {
     Hub(hub::HubCommand),
     /// Replace the control planes of a running mesh by revision, step by step, and back
     Upgrade(upgrade::UpgradeArgs),
+    /// Connect a cluster that cannot be dialled to a hub, for ever
+    Agent(agent::AgentArgs),
     /// Keep the clusters as the mesh file says, for ever
     Operator(operator::OperatorArgs),
     /// Explain a finding or a cause by its id
@@ -137,7 +140,7 @@ pub(crate) enum Command {
 impl Command {
     /// Whether this is a container's role, whose log is all that people see of it.
     pub(crate) fn is_role(&self) -> bool {
-        matches!(self, Self::Control(_) | Self::Operator(_) | Self::Proxy(_))
+        matches!(self, Self::Agent(_) | Self::Control(_) | Self::Operator(_) | Self::Proxy(_))
     }
 
     /// How many threads it is to have; `None` for one per core.
@@ -169,6 +172,7 @@ impl Command {
             Self::Cluster(command) => cluster::run(command, screen, stop).await,
             Self::Hub(command) => hub::run(command, screen, stop).await,
             Self::Upgrade(args) => upgrade::run(args, screen, stop).await,
+            Self::Agent(args) => agent::run(args, screen, stop).await,
             Self::Operator(args) => operator::run(args, screen, stop).await,
             Self::Credential(command) => credential::run(command, screen).await,
             Self::Explain(args) => explain::run(&args, screen),

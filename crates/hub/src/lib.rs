@@ -18,6 +18,7 @@ mod control;
 pub mod divide;
 pub mod estimate;
 mod event;
+pub mod gate;
 mod install;
 pub mod interpret;
 pub mod label;
@@ -33,7 +34,7 @@ pub mod why;
 
 use std::time::Duration;
 
-pub use control::{Running, Settings, start};
+pub use control::{Door, Running, Settings, start};
 pub use install::{definitions, install};
 
 /// Who the hub's writes are by.
@@ -73,6 +74,12 @@ pub enum Error {
     /// The hub has no such cluster.
     #[error("the hub has no cluster `{0}`")]
     NoCluster(String),
+    /// Something between the hub and an agent went wrong.
+    #[error("{0}")]
+    Agents(String),
+    /// A token lets nobody in.
+    #[error("{0}")]
+    Token(String),
     /// Something did not end in time.
     #[error("could not {what} within {} s: {left}", after.as_secs())]
     NotYet {

@@ -64,6 +64,21 @@ pub struct Target {
     pub port: u16,
 }
 
+impl Target {
+    /// The host and port of a URL of http or https.
+    #[must_use]
+    pub fn of_url(url: &str) -> Option<Self> {
+        let uri: http::Uri = url.parse().ok()?;
+        let default = match uri.scheme_str()? {
+            "https" => 443,
+            "http" => 80,
+            _ => return None,
+        };
+        let host = uri.host()?.trim_start_matches('[').trim_end_matches(']');
+        Some(Self { host: host.to_owned(), port: uri.port_u16().unwrap_or(default) })
+    }
+}
+
 /// What an agent has to say.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum News {
@@ -232,4 +247,24 @@ fn refused(status: StatusCode, why: &str) -> Response<Empty<Bytes>> {
         response.headers_mut().insert(WHY, value);
     }
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_target_is_where_a_url_leads() {
+        for (url, expected) in [
+            ("https://api.example.com", Some(("api.example.com", 443))),
+            ("https://[::1]:6443/prefix", Some(("::1", 6443))),
+            ("http://127.0.0.1", Some(("127.0.0.1", 80))),
+            ("ftp://example.com", None),
+            ("api.example.com:443", None),
+            ("", None),
+        ] {
+            let expected = expected.map(|(host, port): (&str, u16)| Target { host: host.to_owned(), port });
+            assert_eq!(Target::of_url(url), expected, "{url}");
+        }
+    }
 }

@@ -9,6 +9,7 @@ use clap::{Args, Subcommand};
 use stolos_apiserver::Server;
 use stolos_cluster::{Kubeconfig, connect};
 use stolos_hub::member::{self, Joining};
+use stolos_hub::{Door, gate};
 use stolos_serve::{HostNet, Listener, Stop};
 
 use crate::background;
@@ -29,6 +30,27 @@ pub(crate) enum HubCommand {
     Join(JoinArgs),
     /// Take a member out of the hub, also one that is dead
     Unjoin(UnjoinArgs),
+    /// Let in agents of clusters that cannot be dialled
+    #[command(subcommand)]
+    Token(TokenCommand),
+}
+
+/// `stolos hub token`
+#[derive(Debug, Subcommand)]
+pub(crate) enum TokenCommand {
+    /// Make a token that lets one agent in, once, and print the command that uses it
+    Create(TokenArgs),
+}
+
+/// `stolos hub token create`
+#[derive(Args, Debug)]
+pub(crate) struct TokenArgs {
+    /// For how many hours it is good
+    #[arg(long, value_name = "HOURS", default_value_t = 24, value_parser = clap::value_parser!(u64).range(1..=8760))]
+    ttl: u64,
+
+    #[command(flatten)]
+    which: WhichArgs,
 }
 
 /// Where a hub keeps what it has.
@@ -49,8 +71,13 @@ pub(crate) struct UpArgs {
     #[arg(long, value_name = "ADDRESS", conflicts_with = "kubeconfig")]
     listen: Option<SocketAddr>,
 
-    /// Another name or address that clients use: goes into the server's certificate
-    #[arg(long, value_name = "NAME|IP", conflicts_with = "kubeconfig")]
+    /// Where agents come in of members that cannot be dialled [default: where they did before, else a free port beside
+    /// the API; with `--kubeconfig`: nowhere]
+    #[arg(long, value_name = "ADDRESS")]
+    agents: Option<SocketAddr>,
+
+    /// Another name or address that clients and agents use: goes into the certificates
+    #[arg(long, value_name = "NAME|IP")]
     san: Vec<String>,
 
     /// A kubeconfig to write besides the hub's own; never one that is somebody else's
@@ -152,7 +179,8 @@ pub(crate) struct UnjoinArgs {
     which: WhichArgs,
 }
 
-fn label(text: &str) -> Result<(String, String), String> {
+/// A label, as flags have it.
+pub(crate) fn label(text: &str) -> Result<(String, String), String> {
     let (key, value) = text.split_once('=').ok_or("write `key=value`")?;
     Ok((key.to_owned(), value.to_owned()))
 }
@@ -164,6 +192,7 @@ pub(crate) async fn run(command: HubCommand, screen: &Screen, stop: &Stop) -> Re
         HubCommand::Down(args) => down(&args, screen).await,
         HubCommand::Join(args) => join(args, screen).await,
         HubCommand::Unjoin(args) => unjoin(&args, screen).await,
+        HubCommand::Token(TokenCommand::Create(args)) => token(&args, screen).await,
     }
 }
 
@@ -185,6 +214,8 @@ const LOCK: &str = "hub.lock";
 const KUBECONFIG: &str = "kubeconfig";
 /// Where the hub listened last.
 const LISTEN: &str = "listen";
+/// Where it last took agents in.
+const AGENTS: &str = "agents";
 /// The first line of a kubeconfig that is a hub's.
 const WRITTEN: &str = "# Written by stolos hub up";
 /// How long a hub may take to come up.
@@ -218,19 +249,21 @@ impl Held {
         Ok(Self { folder, _lock: lock })
     }
 
-    /// A socket where the hub is to listen, which it will find again.
-    async fn listen(&self, wanted: Option<SocketAddr>) -> Result<Listener, Failure> {
-        let remembered =
-            std::fs::read_to_string(self.folder.join(LISTEN)).ok().and_then(|text| text.trim().parse().ok());
-        let address = wanted.or(remembered).unwrap_or(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
+    /// Where a socket was the last time.
+    fn remembered(&self, file: &str) -> Option<SocketAddr> {
+        std::fs::read_to_string(self.folder.join(file)).ok()?.trim().parse().ok()
+    }
+
+    /// A socket where the hub is to listen, which it will find again in `file`.
+    async fn listen(&self, file: &str, flag: &str, address: SocketAddr) -> Result<Listener, Failure> {
         let failed = |error: std::io::Error| {
             Failure::caused(&error)
                 .while_doing(format!("could not listen on {address}"))
-                .hint("name another address with `--listen ADDRESS`; kubeconfigs of the old one then need it, too")
+                .hint(format!("name another address with `{flag} ADDRESS`; who uses the old one then needs it, too"))
         };
         let socket = tokio::net::TcpListener::bind(address).await.map_err(failed)?;
         let bound = socket.local_addr().map_err(failed)?;
-        file::replace(&self.folder.join(LISTEN), &format!("{bound}\n"), Eyes::Owner)?;
+        file::replace(&self.folder.join(file), &format!("{bound}\n"), Eyes::Owner)?;
         Ok(Listener::from(socket))
     }
 }
@@ -267,7 +300,8 @@ async fn up(args: &UpArgs, screen: &Screen, stop: &Stop) -> Result<Exit, Failure
         (None, file) => existing(file.as_deref(), args.context.as_deref()).await?,
     };
     let net = Arc::new(HostNet::default());
-    let hub = stolos_hub::start(stolos_hub::Settings { client, net }, stop).await;
+    let door = door(args, &held).await?;
+    let hub = stolos_hub::start(stolos_hub::Settings { client, net, door }, stop).await;
     let hub = hub.map_err(|error| Failure::caused(&error).while_doing("could not start the hub"))?;
     if args.detached {
         screen.data(background::READY);
@@ -286,9 +320,25 @@ async fn up(args: &UpArgs, screen: &Screen, stop: &Stop) -> Result<Exit, Failure
     Ok(Exit::Good)
 }
 
+/// Where agents come in: beside the API where nothing is said, and nowhere beside somebody else's.
+async fn door(args: &UpArgs, held: &Held) -> Result<Option<Door>, Failure> {
+    let wanted = args.agents.or_else(|| held.remembered(AGENTS));
+    let beside = || args.kubeconfig.is_none().then(|| held.remembered(LISTEN)).flatten();
+    let Some(address) = wanted.or_else(|| Some((beside()?.ip(), 0).into())) else { return Ok(None) };
+    let listener = held.listen(AGENTS, "--agents", address).await?;
+    // What people say it is called comes first: that is what agents are told.
+    let mut names = args.san.clone();
+    if !address.ip().is_unspecified() {
+        names.push(address.ip().to_string());
+    }
+    names.push("localhost".to_owned());
+    Ok(Some(Door { listener, names }))
+}
+
 /// The hub's own API server, and the kubeconfigs for it.
 async fn serve(args: &UpArgs, held: &Held) -> Result<Server, Failure> {
-    let listener = held.listen(args.listen).await?;
+    let address = args.listen.or_else(|| held.remembered(LISTEN)).unwrap_or((Ipv4Addr::LOCALHOST, 0).into());
+    let listener = held.listen(LISTEN, "--listen", address).await?;
     let mut builder = Server::builder().data_dir(&held.folder).listener(listener).version_suffix("stolos-hub");
     for name in &args.san {
         builder = match name.parse::<IpAddr>() {
@@ -407,4 +457,23 @@ async fn unjoin(args: &UnjoinArgs, screen: &Screen) -> Result<Exit, Failure> {
         ));
     }
     Ok(if left == member::Left::default() { Exit::Good } else { Exit::Findings })
+}
+
+async fn token(args: &TokenArgs, screen: &Screen) -> Result<Exit, Failure> {
+    let hub = args.which.client().await?;
+    let Some(notice) = gate::notice(&hub).await? else {
+        return Err(Failure::new("this hub takes no agents in").hint("`stolos hub up --agents ADDRESS` does"));
+    };
+    let token = gate::token::create(&hub, Duration::from_secs(args.ttl * 3600)).await?;
+    screen.line(format!(
+        "In the cluster that is to join, within {} and once:",
+        count(usize::try_from(args.ttl).unwrap_or(usize::MAX), "hour")
+    ));
+    screen.data(&format!(
+        "stolos agent NAME --hub {} --authority {} --token {}",
+        notice.address,
+        notice.authority,
+        token.expose()
+    ));
+    Ok(Exit::Good)
 }

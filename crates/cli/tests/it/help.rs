@@ -30,6 +30,7 @@ fn help_names_every_command_that_is_built() {
       cluster       Add a cluster, remove one, shift traffic away from one and back
       hub           Place workloads on clusters by Karmada's policies
       upgrade       Replace the control planes of a running mesh by revision, step by step, and back
+      agent         Connect a cluster that cannot be dialled to a hub, for ever
       operator      Keep the clusters as the mesh file says, for ever
       explain       Explain a finding or a cause by its id
       completions   Print completions for a shell

@@ -432,6 +432,96 @@ async fn policies_do_what_they_say() {
     hub.world.good(&["lab", "fault", "start", "ap", "-f", "policy-1-even.yaml"]).await;
     hub.prints("ap", &web, ".spec.replicas", "2").await;
     hub.process.kill().await.unwrap();
+impl Hub {
+    /// Starts an agent, which ends with its handle, and waits until it says that it is connected.
+    async fn agent(&self, name: &str, more: &[&str], address: &str) -> Child {
+        let mut command = self.world.stolos(["agent", name, "--hub", address, "--data"]);
+        command.arg(self.world.path(&format!("agent-{name}"))).args(more);
+        let mut process = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(process.stderr.take().unwrap()).lines();
+        let said = async {
+            let mut all = Vec::new();
+            while let Ok(Some(line)) = lines.next_line().await {
+                all.push(line);
+                if all.last().is_some_and(|line| line.contains("✓ connected to")) {
+                    return Ok(());
+                }
+            }
+            Err(all)
+        };
+        tokio::time::timeout(PATIENCE, said).await.expect("it does not connect").expect("it ended");
+        // What it says later goes nowhere, but must not stop it.
+        tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
+        process
+    }
+}
+
+/// A cluster that the hub does not dial: its agent does, with a token that works once and a certificate ever after.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_dials_out() {
+    let Some(mut hub) = Hub::start().await else { return };
+    let said = hub.world.good(&["hub", "token", "create", "--data", "hub"]).await.out;
+    let words: Vec<&str> = said.split_whitespace().collect();
+    assert_eq!(words[..4], ["stolos", "agent", "NAME", "--hub"], "{said}");
+    let address = words[4].to_owned();
+    let credentials = [&words[5..], &["--context", "eu", "--region", "eu-west"]].concat();
+
+    // Another hub's authority, then another token: nobody is let in, and the good token is as good as before.
+    let wrong = "sha256:0000000000000000000000000000000000000000000000000000000000000000";
+    let flags = ["agent", "eu", "--hub", &address, "--data", "agent-eu", "--authority", wrong, "--token", words[8]];
+    let refused = hub.world.run(&flags).await.ends_with(1);
+    assert!(refused.err.contains("it is another hub, or somebody between"), "{}", refused.err);
+    let flags = ["agent", "eu", "--hub", &address, "--data", "agent-eu", "--authority", words[6], "--token"];
+    let refused = hub.world.run(&[&flags[..], &["aaaaaa.0123456789abcdef"]].concat()).await.ends_with(1);
+    assert!(refused.err.contains("the hub does not know this token"), "{}", refused.err);
+    let agent = hub.agent("eu", &credentials, &address).await;
+    let again = ["agent", "ap", "--hub", &address, "--data", "agent-ap"];
+    let refused = hub.world.run(&[&again[..], &words[5..]].concat()).await.ends_with(1);
+    assert!(refused.err.contains("the hub does not know this token; it was used already"), "{}", refused.err);
+    let none = hub.world.run(&again).await.ends_with(1);
+    assert!(none.err.contains("stolos hub token create"), "{}", none.err);
+
+    eventually("eu is ready", PATIENCE, async || {
+        let clusters = hub.kubectl(&["get", "clusters"]).await.out;
+        let line = clusters.lines().find(|line| line.starts_with("eu")).unwrap_or_default().to_owned();
+        let words: Vec<_> = line.split_whitespace().collect();
+        if words.get(2..4) == Some(&["Pull", "True"]) { Ok(()) } else { Err(clusters) }
+    })
+    .await;
+    hub.kubectl(&["apply", "-f", "hello.yaml", "-f", "policy-1-even.yaml"]).await.ends_with(0);
+    hub.runs("hello", &[("eu", 1)]).await;
+
+    // Without its agent nothing reaches it, and that is said; with it again, what was missed is made up for. It needs
+    // no token any more.
+    drop(agent);
+    hub.kubectl(&["scale", "deployment", "hello", "--replicas=2"]).await.ends_with(0);
+    eventually("what is wrong with the Work", PATIENCE, async || {
+        let works = hub.kubectl(&["get", "works", "-n", "karmada-es-eu", "-o", "json"]).await.out;
+        let events = hub.kubectl(&["get", "events", "-A"]).await.out;
+        match works.contains("no agent of `eu`") || events.contains("no agent of `eu`") {
+            true => Ok(()),
+            false => Err(format!("{works}\n{events}")),
+        }
+    })
+    .await;
+    assert_eq!(hub.replicas("hello").await.get("eu"), Some(&(1, 1)));
+    let _agent = hub.agent("eu", &["--context", "eu"], &address).await;
+    hub.runs("hello", &[("eu", 2)]).await;
+
+    // A hub that is killed is dialled again.
+    hub.process.kill().await.unwrap();
+    hub.process = up(&hub.world).await;
+    hub.kubectl(&["scale", "deployment", "hello", "--replicas=3"]).await.ends_with(0);
+    hub.runs("hello", &[("eu", 3)]).await;
+
+    // An expired or stolen token's kind: nothing of what was secret is in what the agent keeps for others to read.
+    use std::os::unix::fs::PermissionsExt as _;
+    for file in ["agent.pem", "hub-ca.crt"] {
+        let mode = std::fs::metadata(hub.world.path("agent-eu").join(file)).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode, 0o600, "{file}");
+    }
+    hub.world.good(&["hub", "down", "--data", "hub"]).await;
+    assert!(hub.process.wait().await.unwrap().success());
 }
 
 /// The hub is killed at any moment while it has much to do: nothing is lost, nothing is there twice, and all is as wanted

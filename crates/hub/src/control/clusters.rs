@@ -200,11 +200,11 @@ impl Hub {
         if self.member(name).is_some_and(|member| member.is_of(cluster, secret)) {
             return Ok(());
         }
-        let Some(secret) = secret.filter(|_| cluster["spec"]["syncMode"] == "Push") else {
+        let Some(secret) = secret else {
             self.forget_member(name);
             return Ok(());
         };
-        let member = Member::connect(cluster, secret, &self.net, &self.stop, &self.tasks)?;
+        let member = Member::connect(cluster, secret, &self.ways, &self.stop, &self.tasks)?;
         self.put_member(name, member);
         Ok(())
     }

@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use serde_json::Value;
 use stolos_cluster::objects::Resource;
-use stolos_serve::{Net, Stop};
+use stolos_serve::Stop;
 use tokio_util::task::TaskTracker;
 
 use super::execute::Applied;
+use crate::member::Ways;
 use crate::mirror::{Changed, Mirror};
 use crate::{Error, member};
 
@@ -36,11 +37,11 @@ impl Member {
     pub(crate) fn connect(
         cluster: &Value,
         secret: &Value,
-        net: &Arc<dyn Net>,
+        ways: &Ways,
         stop: &Stop,
         tasks: &TaskTracker,
     ) -> Result<Self, Error> {
-        let client = member::client(cluster, secret, Arc::clone(net))?;
+        let client = member::client(cluster, secret, ways)?;
         Ok(Self {
             client,
             made_of: (address(cluster), Some(secret["data"].clone())),
@@ -95,5 +96,5 @@ impl Drop for Member {
 /// What of a Cluster says how it is reached.
 fn address(cluster: &Value) -> Value {
     let spec = &cluster["spec"];
-    serde_json::json!([spec["apiEndpoint"], spec["insecureSkipTLSVerification"], spec["secretRef"]])
+    serde_json::json!([spec["apiEndpoint"], spec["insecureSkipTLSVerification"], spec["secretRef"], spec["syncMode"]])
 }

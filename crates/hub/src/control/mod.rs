@@ -19,12 +19,12 @@ use std::time::Duration;
 use serde_json::Value;
 use stolos_cluster::objects::{self, Resource};
 use stolos_k8s::meta;
-use stolos_serve::{Net, Stop};
+use stolos_serve::{Listener, Net, Stop};
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
 use crate::event::{self, Recorder};
-use crate::member::{self, CREDENTIALS};
+use crate::member::{self, CREDENTIALS, Ways};
 use crate::mirror::{self, Key, Mirror};
 use crate::model::{self, Cluster, OverridePolicy, PropagationPolicy};
 use crate::queue::{Again, Queue, Trouble};
@@ -47,6 +47,16 @@ pub struct Settings {
     pub client: kube::Client,
     /// Where its sockets to members come from.
     pub net: Arc<dyn Net>,
+    /// Where agents of members come in that cannot be dialled, if they may.
+    pub door: Option<Door>,
+}
+
+/// Where agents come in.
+pub struct Door {
+    /// The socket.
+    pub listener: Listener,
+    /// Names and addresses that agents dial, for its certificate; the first is the one that is told.
+    pub names: Vec<String>,
 }
 
 /// A hub at work.
@@ -78,12 +88,17 @@ impl Running {
 ///
 /// When the API server cannot be made ready. Later trouble is tried again instead.
 pub async fn start(settings: Settings, stop: &Stop) -> Result<Running, Error> {
-    let Settings { client, net } = settings;
+    let Settings { client, net, door } = settings;
     crate::install::install(&client).await?;
     let tasks = TaskTracker::new();
     let (events, entries) = Recorder::new();
     tasks.spawn(event::write(entries, client.clone(), stop.clone()));
-    let hub = Hub::new(client, net, events, stop.clone(), tasks.clone());
+    let relay = match door {
+        Some(door) => Some(crate::gate::open(&client, door, &tasks, stop).await?),
+        None => None,
+    };
+    let ways = Ways { net, relay };
+    let hub = Hub::new(client, ways, events, stop.clone(), tasks.clone());
     if !hub.first_look().await {
         stop.ask();
         return Err(Error::NotServed(FIRST_LOOK));
@@ -140,7 +155,7 @@ fn difference(before: &Value, after: &Value) -> Value {
 /// What all its parts share.
 pub(crate) struct Hub {
     client: kube::Client,
-    net: Arc<dyn Net>,
+    ways: Ways,
     own: Own,
     queues: Arc<Queues>,
     members: RwLock<BTreeMap<String, Arc<Member>>>,
@@ -265,7 +280,7 @@ impl Queues {
 }
 
 impl Hub {
-    fn new(client: kube::Client, net: Arc<dyn Net>, events: Recorder, stop: Stop, tasks: TaskTracker) -> Arc<Self> {
+    fn new(client: kube::Client, ways: Ways, events: Recorder, stop: Stop, tasks: TaskTracker) -> Arc<Self> {
         let queues = Arc::new(Queues::new());
         let of = |api_version: &str, kind: &str, plural: &str, namespaced| Resource {
             api_version: api_version.to_owned(),
@@ -325,7 +340,7 @@ impl Hub {
             };
             Self {
                 client,
-                net,
+                ways,
                 own,
                 queues: Arc::clone(&queues),
                 members: RwLock::default(),

@@ -1,10 +1,11 @@
-//! How a cluster becomes a member that the hub talks to (push).
+//! How a cluster becomes a member.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use stolos_cluster::Cluster;
 use stolos_cluster::objects::{self, Resource};
@@ -20,7 +21,8 @@ const TOKEN: Duration = Duration::from_secs(30);
 const LONGEST: usize = 48;
 
 /// What is said of a cluster that joins.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Joining {
     /// Its name in the hub.
     pub name: String,
@@ -34,6 +36,31 @@ pub struct Joining {
     pub labels: BTreeMap<String, String>,
 }
 
+/// How the hub gets into a member.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Credential {
+    /// UID of the member's namespace `kube-system`: what the cluster is, whatever it is called.
+    pub id: String,
+    /// The API server's URL; of one that is reached through a tunnel, what its certificate is for.
+    pub server: String,
+    /// The authorities of that address, as PEM; nothing for the system's.
+    pub authority: String,
+    /// The token of the hub's account.
+    pub token: String,
+}
+
+impl std::fmt::Debug for Credential {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Credential").field("id", &self.id).field("server", &self.server).finish_non_exhaustive()
+    }
+}
+
+/// `syncMode` of a member that the hub dials.
+pub const PUSH: &str = "Push";
+/// `syncMode` of a member whose agent dials the hub.
+pub const PULL: &str = "Pull";
+
 /// Makes an account in the member and a Cluster with its credential in the hub. The same again renews both.
 ///
 /// # Flow
@@ -46,11 +73,31 @@ pub struct Joining {
 ///
 /// When the name cannot be, either is taken, or a cluster refuses or does not answer.
 pub async fn join(hub: &kube::Client, member: &Cluster, joining: &Joining) -> Result<(), Error> {
-    let name = joining.name.as_str();
+    may_join(hub, &joining.name, &identity(&member.client).await?).await?;
+    enter(hub, joining, &credential(member, &joining.name).await?, PUSH).await
+}
+
+/// Makes an account for the hub in a member, and says how the hub gets in with it.
+///
+/// # Errors
+///
+/// When the name cannot be, or the member refuses or does not answer.
+pub async fn credential(member: &Cluster, name: &str) -> Result<Credential, Error> {
     check_name(name)?;
+    let id = identity(&member.client).await?;
+    let token = account(&member.client, name).await?;
+    Ok(Credential { id, server: member.server.clone(), authority: authority(member), token })
+}
+
+async fn identity(member: &kube::Client) -> Result<String, Error> {
     let namespaces = Resource::named("v1", "Namespace")?;
-    let system = objects::get(&member.client, &namespaces, None, "kube-system").await?;
-    let id = system.as_ref().map(|system| meta::uid(system).to_owned()).unwrap_or_default();
+    let system = objects::get(member, &namespaces, None, "kube-system").await?;
+    Ok(system.as_ref().map(|system| meta::uid(system).to_owned()).unwrap_or_default())
+}
+
+/// Whether the cluster with this `id` may have this name in the hub.
+pub(crate) async fn may_join(hub: &kube::Client, name: &str, id: &str) -> Result<(), Error> {
+    check_name(name)?;
     let known = objects::list(hub, &clusters(), None, None).await?;
     for cluster in &known {
         let (of, other) = (meta::name(cluster), cluster["spec"]["id"].as_str().unwrap_or_default());
@@ -66,13 +113,22 @@ pub async fn join(hub: &kube::Client, member: &Cluster, joining: &Joining) -> Re
             return Err(Error::Joined(format!("`{name}` is leaving the hub; wait until it is gone")));
         }
     }
-    let token = account(&member.client, name).await?;
+    Ok(())
+}
 
+/// Makes the Cluster and its Secret in the hub, or renews them.
+pub(crate) async fn enter(
+    hub: &kube::Client,
+    joining: &Joining,
+    credential: &Credential,
+    mode: &str,
+) -> Result<(), Error> {
+    let name = joining.name.as_str();
     let mut labels = json!({});
     for (key, value) in &joining.labels {
         labels[key] = value.as_str().into();
     }
-    let mut spec = json!({"id": id, "syncMode": "Push", "apiEndpoint": member.server,
+    let mut spec = json!({"id": credential.id, "syncMode": mode, "apiEndpoint": credential.server,
         "secretRef": {"namespace": CREDENTIALS, "name": name}});
     for (field, value) in [("provider", &joining.provider), ("region", &joining.region)] {
         if let Some(value) = value {
@@ -87,10 +143,11 @@ pub async fn join(hub: &kube::Client, member: &Cluster, joining: &Joining) -> Re
         "metadata": {"name": name, "labels": labels}, "spec": spec});
     // As the user's own, so that what the controllers say of it (taints, finalizers) stays.
     let cluster = objects::apply(hub, &clusters(), &cluster, "stolos-hub-join", true).await?;
+    let data = |text: &str| BASE64_STANDARD.encode(text);
     let secret = json!({"apiVersion": "v1", "kind": "Secret", "type": "Opaque",
         "metadata": {"name": name, "namespace": CREDENTIALS, "labels": {label::SYSTEM: "true"},
             "ownerReferences": [owner("cluster.karmada.io/v1alpha1", "Cluster", &cluster)]},
-        "data": {"token": BASE64_STANDARD.encode(token), "caBundle": BASE64_STANDARD.encode(authority(member))}});
+        "data": {"token": data(&credential.token), "caBundle": data(&credential.authority)}});
     objects::apply(hub, &Resource::named("v1", "Secret")?, &secret, "stolos-hub-join", true).await?;
     Ok(())
 }

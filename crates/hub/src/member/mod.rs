@@ -4,20 +4,25 @@ mod join;
 mod status;
 mod unjoin;
 
+use std::io;
 use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
+use futures::future::BoxFuture;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
 use serde_json::Value;
 use stolos_cluster::objects::Resource;
+use stolos_cluster::{Carried, Way};
 use stolos_k8s::meta;
 use stolos_serve::Net;
+use stolos_tunnel::Relay;
 
-pub use join::{Joining, join, ready, role};
+pub use join::{Credential, Joining, PULL, PUSH, credential, join, ready, role};
 pub use unjoin::{Left, unjoin};
 
+pub(crate) use join::{enter, may_join};
 pub(crate) use status::{Kind, enablements, kinds, observe, summary};
 
 use crate::Error;
@@ -45,8 +50,32 @@ pub(crate) fn works() -> Resource {
     }
 }
 
+/// How the hub reaches its members.
+#[derive(Clone)]
+pub struct Ways {
+    /// Where sockets to those come from that it dials.
+    pub net: Arc<dyn Net>,
+    /// The ends of the tunnels of those that dial it.
+    pub relay: Option<Arc<Relay>>,
+}
+
+/// A stream to a member's API server through its tunnel, for each connection.
+struct Tunnel {
+    relay: Arc<Relay>,
+    member: String,
+}
+
+impl Way for Tunnel {
+    fn open(&self) -> BoxFuture<'_, io::Result<Carried>> {
+        Box::pin(async move {
+            let stream = self.relay.open(&self.member, crate::gate::API).await.map_err(io::Error::other)?;
+            Ok(Box::pin(stream) as Carried)
+        })
+    }
+}
+
 /// A client of the member that a Cluster and its Secret describe. Nothing is sent yet.
-pub(crate) fn client(cluster: &Value, secret: &Value, net: Arc<dyn Net>) -> Result<kube::Client, Error> {
+pub(crate) fn client(cluster: &Value, secret: &Value, ways: &Ways) -> Result<kube::Client, Error> {
     let failed = |why: String| Error::Credential { cluster: meta::name(cluster).to_owned(), why };
     let endpoint = cluster["spec"]["apiEndpoint"].as_str().unwrap_or_default();
     let url = if endpoint.contains("://") { endpoint.to_owned() } else { format!("https://{endpoint}") };
@@ -65,5 +94,12 @@ pub(crate) fn client(cluster: &Value, secret: &Value, net: Arc<dyn Net>) -> Resu
     config.accept_invalid_certs = cluster["spec"]["insecureSkipTLSVerification"] == true;
     let token = data("token")?.ok_or_else(|| failed("it has no `token`".into()))?;
     config.auth_info.token = Some(token.into());
-    Ok(stolos_cluster::client(config, net)?)
+    if cluster["spec"]["syncMode"] != PULL {
+        return Ok(stolos_cluster::client(config, Arc::clone(&ways.net))?);
+    }
+    let member = meta::name(cluster).to_owned();
+    match &ways.relay {
+        Some(relay) => Ok(stolos_cluster::client_over(&config, Arc::new(Tunnel { relay: Arc::clone(relay), member }))?),
+        None => Err(failed("its agent dials a hub, and this is not the process that it dials".into())),
+    }
 }

@@ -32,7 +32,8 @@ pub async fn unjoin(hub: &kube::Client, name: &str, net: Arc<dyn Net>, patience:
     let cluster = cluster.ok_or_else(|| Error::NoCluster(name.to_owned()))?;
     let secrets = Resource::named("v1", "Secret")?;
     let secret = objects::get(hub, &secrets, Some(CREDENTIALS), name).await?;
-    let client = secret.as_ref().map(|secret| super::client(&cluster, secret, net));
+    let ways = super::Ways { net, relay: None };
+    let client = secret.as_ref().map(|secret| super::client(&cluster, secret, &ways));
     let brought = brought(hub, name).await?;
     objects::delete(hub, &clusters(), None, name, None).await?;
     let gone = async {

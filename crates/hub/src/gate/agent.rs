@@ -1,0 +1,283 @@
+//! The agent in a member that cannot be dialled: gets a certificate of the hub's, keeps it fresh, and keeps the tunnel.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, SystemTime};
+
+use http::{Request, StatusCode, header};
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::body::Bytes;
+use hyper_util::rt::TokioIo;
+use rustls::ClientConfig;
+use rustls_pki_types::ServerName;
+use serde::Serialize;
+use stolos_pki::{Certificate, Credentials, Roots, WorkloadRequest};
+use stolos_serve::{Net, Stop, handshake};
+use stolos_tunnel::PROTOCOL;
+use stolos_tunnel::agent::Config;
+pub use stolos_tunnel::agent::{News, Target};
+use tokio_rustls::TlsConnector;
+
+use super::{API, Certified, LARGEST, Registration, Renewal, TRUST_DOMAIN};
+use crate::Error;
+use crate::member::{Credential, Joining};
+
+/// How long asking the hub for something may take.
+const ASKING: Duration = Duration::from_secs(30);
+/// How often the age of the certificate is looked at, and how long until a renewal that failed is tried again.
+const LOOKED: Duration = Duration::from_secs(60);
+/// How many streams the hub may have open at once.
+const STREAMS: u32 = 1024;
+/// Key and certificates in one file, so that they are of one piece at any moment.
+const OWN: &str = "agent.pem";
+const ROOT: &str = "hub-ca.crt";
+
+/// Where the hub's door is.
+#[derive(Clone)]
+pub struct Hub {
+    /// Where sockets come from.
+    pub net: Arc<dyn Net>,
+    /// A name or an address.
+    pub host: String,
+    /// The port.
+    pub port: u16,
+}
+
+/// Who an agent is to the hub: what [`Identity::load`] finds or [`register`] gets.
+#[derive(Clone)]
+pub struct Identity {
+    folder: PathBuf,
+    root: String,
+    own: Arc<RwLock<Arc<Credentials>>>,
+}
+
+/// What is said when an agent registers.
+pub struct Registering {
+    /// The one-time token.
+    pub token: stolos_pki::Secret,
+    /// SHA-256 of the hub's authority, as `hub token create` prints it (`sha256:…` or the hex alone).
+    pub fingerprint: String,
+    /// What is said of the cluster.
+    pub joining: Joining,
+    /// How the hub gets in.
+    pub credential: Credential,
+}
+
+impl Identity {
+    /// What was kept in `folder` by an earlier run, if its certificate is still good.
+    ///
+    /// # Errors
+    ///
+    /// When files are there that cannot be read or used.
+    pub fn load(folder: &Path, now: SystemTime) -> Result<Option<Self>, Error> {
+        let read = |name: &str| match std::fs::read_to_string(folder.join(name)) {
+            Ok(text) => Ok(Some(stolos_pki::Secret::new(text))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(kept(folder, error)),
+        };
+        let (Some(own), Some(root)) = (read(OWN)?, read(ROOT)?) else { return Ok(None) };
+        let own = Credentials::from_pem(own.expose(), own.expose()).map_err(|error| kept(folder, error))?;
+        if own.leaf().not_after() <= now {
+            return Ok(None);
+        }
+        let own = Arc::new(RwLock::new(Arc::new(own)));
+        Ok(Some(Self { folder: folder.to_owned(), root: root.expose().to_owned(), own }))
+    }
+
+    fn own(&self) -> Arc<Credentials> {
+        Arc::clone(&self.own.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Takes over a certificate, on disk first: whoever starts again finds the newest, or the one before.
+    fn take(&self, key: &stolos_pki::Secret, chain: &str) -> Result<(), Error> {
+        let fresh = Credentials::from_pem(chain, key.expose()).map_err(|error| kept(&self.folder, error))?;
+        let own = stolos_pki::Secret::new(format!("{}{chain}", key.expose()));
+        for (name, text) in [(ROOT, self.root.as_str()), (OWN, own.expose())] {
+            write(&self.folder.join(name), text).map_err(|error| kept(&self.folder, error))?;
+        }
+        *self.own.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(fresh);
+        Ok(())
+    }
+
+    fn tls(&self, protocol: &[u8]) -> Result<Arc<ClientConfig>, Error> {
+        let roots = Roots::from_pem(&self.root).map_err(|error| kept(&self.folder, error))?;
+        stolos_pki::tls::client_by_name(Some(&self.own()), &roots, &[protocol]).map_err(|e| kept(&self.folder, e))
+    }
+
+    /// Whether two thirds of the certificate's life are over.
+    fn is_old(&self, now: SystemTime) -> bool {
+        let own = self.own();
+        let (from, until) = (own.leaf().not_before(), own.leaf().not_after());
+        let life = until.duration_since(from).unwrap_or_default();
+        now >= from + life * 2 / 3
+    }
+}
+
+fn kept(folder: &Path, why: impl ToString) -> Error {
+    Error::Agents(format!("could not use what is kept in {}: {}", folder.display(), why.to_string()))
+}
+
+fn write(path: &Path, text: &str) -> io::Result<()> {
+    use std::io::Write as _;
+    use std::os::unix::fs::OpenOptionsExt as _;
+    let fresh = path.with_extension("new");
+    let _ = std::fs::remove_file(&fresh);
+    let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&fresh)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()?;
+    std::fs::rename(&fresh, path)
+}
+
+/// Gets a certificate for a token, and keeps it in `folder` (0700, files 0600).
+///
+/// The hub is known by its authority's fingerprint alone: the chain that it shows must have that certificate in it, and
+/// the connection that carries the token is made anew with it as the only root.
+///
+/// # Errors
+///
+/// When the hub is not reached, is another one, or does not let it in.
+pub async fn register(hub: &Hub, registering: Registering, folder: &Path) -> Result<Identity, Error> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(|error| kept(folder, error))?;
+    let root = root(hub, &registering.fingerprint).await?;
+    let request = request(&registering.joining.name)?;
+    let body = Registration {
+        token: registering.token.expose().to_owned(),
+        request: request.csr_pem.clone(),
+        joining: registering.joining,
+        credential: registering.credential,
+    };
+    let roots = Roots::from_pem(&root).map_err(|error| unreached(hub, error))?;
+    let tls = stolos_pki::tls::client_by_name(None, &roots, &[b"http/1.1"]).map_err(|error| unreached(hub, error))?;
+    let certified = ask(hub, tls, "/register", &body).await?;
+    let key = request.key.to_pem();
+    let own = Credentials::from_pem(&certified.chain, key.expose()).map_err(|error| unreached(hub, error))?;
+    let identity = Identity { folder: folder.to_owned(), root, own: Arc::new(RwLock::new(Arc::new(own))) };
+    identity.take(&key, &certified.chain)?;
+    Ok(identity)
+}
+
+fn request(member: &str) -> Result<WorkloadRequest, Error> {
+    let id = stolos_pki::SpiffeId::new(TRUST_DOMAIN, crate::member::CREDENTIALS, member);
+    WorkloadRequest::new(&id).map_err(|error| Error::Agents(format!("could not make a key: {error}")))
+}
+
+fn unreached(hub: &Hub, why: impl ToString) -> Error {
+    Error::Agents(format!("could not ask the hub at {}:{}: {}", hub.host, hub.port, why.to_string()))
+}
+
+/// The hub's authority, which it must show.
+async fn root(hub: &Hub, fingerprint: &str) -> Result<String, Error> {
+    let wanted = fingerprint.strip_prefix("sha256:").unwrap_or(fingerprint).to_lowercase();
+    let looking = async {
+        let stream = reach(hub).await.map_err(|error| error.to_string())?;
+        handshake::shown(stream, &hub.host, &["http/1.1"]).await
+    };
+    let shown = tokio::time::timeout(ASKING, looking).await.unwrap_or_else(|_| Err("it does not answer".to_owned()));
+    let shown = shown.map_err(|why| unreached(hub, why))?;
+    let certificates = shown.into_iter().filter_map(|der| Certificate::from_der(der.into()).ok());
+    let root = certificates.into_iter().find(|certificate| certificate.fingerprint() == wanted);
+    root.map(|root| root.pem()).ok_or_else(|| {
+        unreached(hub, format!("it is another hub, or somebody between: it shows no authority with sha256:{wanted}"))
+    })
+}
+
+async fn reach(hub: &Hub) -> io::Result<stolos_serve::Stream> {
+    let mut last = io::Error::new(io::ErrorKind::NotFound, format!("no address for `{}`", hub.host));
+    for address in hub.net.resolve(&hub.host).await? {
+        match hub.net.dial(SocketAddr::new(address, hub.port)).await {
+            Ok(stream) => return Ok(stream),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+async fn ask(hub: &Hub, tls: Arc<ClientConfig>, path: &str, body: &impl Serialize) -> Result<Certified, Error> {
+    let body = serde_json::to_vec(body).map_err(|error| unreached(hub, error))?;
+    let name = server_name(hub)?;
+    let asking = async {
+        let stream = TlsConnector::from(tls).connect(name, reach(hub).await?).await?;
+        let (mut send, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
+        let request = Request::post(path)
+            .header(header::HOST, &hub.host)
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(Full::<Bytes>::from(body))
+            .map_err(io::Error::other)?;
+        let talking = async {
+            let response = send.send_request(request).await.map_err(io::Error::other)?;
+            let status = response.status();
+            let body = Limited::new(response.into_body(), LARGEST).collect().await.map_err(io::Error::other)?;
+            Ok::<_, io::Error>((status, body.to_bytes()))
+        };
+        let (answer, _) = tokio::join!(talking, connection);
+        answer
+    };
+    let answer = tokio::time::timeout(ASKING, asking).await;
+    let (status, body) = answer.map_err(|_| unreached(hub, "no answer"))?.map_err(|error| unreached(hub, error))?;
+    if status != StatusCode::OK {
+        return Err(unreached(hub, format!("it said {status}: {}", String::from_utf8_lossy(&body))));
+    }
+    serde_json::from_slice(&body).map_err(|error| unreached(hub, error))
+}
+
+fn server_name(hub: &Hub) -> Result<ServerName<'static>, Error> {
+    ServerName::try_from(hub.host.clone()).map_err(|error| unreached(hub, error))
+}
+
+/// Keeps the tunnel, and the certificate that opens it, until `stop`. Streams lead to `api` (host and port of the
+/// member's API server) and nowhere else.
+///
+/// # Errors
+///
+/// When what is kept cannot be used.
+pub async fn run(
+    hub: Hub,
+    identity: Identity,
+    member: &str,
+    api: Target,
+    stop: Stop,
+    news: impl Fn(News) + Send,
+) -> Result<(), Error> {
+    let tls = RwLock::new(identity.tls(PROTOCOL)?);
+    let tls = Arc::new(tls);
+    let current = Arc::clone(&tls);
+    let config = Config {
+        net: Arc::clone(&hub.net),
+        host: hub.host.clone(),
+        port: hub.port,
+        name: server_name(&hub)?,
+        tls: Arc::new(move || Arc::clone(&current.read().unwrap_or_else(PoisonError::into_inner))),
+        targets: BTreeMap::from([(API.to_owned(), api)]),
+        streams: STREAMS,
+    };
+    let renewing = async {
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(LOOKED) => {}
+                () = stop.asked() => return,
+            }
+            if !identity.is_old(SystemTime::now()) {
+                continue;
+            }
+            match renew(&hub, &identity, member).await {
+                Ok(fresh) => *tls.write().unwrap_or_else(PoisonError::into_inner) = fresh,
+                Err(error) => tracing::warn!(%error, "the certificate could not be renewed; trying again"),
+            }
+        }
+    };
+    tokio::join!(stolos_tunnel::agent::run(config, stop.clone(), news), renewing);
+    Ok(())
+}
+
+async fn renew(hub: &Hub, identity: &Identity, member: &str) -> Result<Arc<ClientConfig>, Error> {
+    let request = request(member)?;
+    let asked = Renewal { request: request.csr_pem.clone() };
+    let certified = ask(hub, identity.tls(b"http/1.1")?, "/renew", &asked).await?;
+    identity.take(&request.key.to_pem(), &certified.chain)?;
+    identity.tls(PROTOCOL)
+}

@@ -1,0 +1,111 @@
+//! The hub's door for agents: members that cannot be dialled come here, with a one-time token first and with their own
+//! certificate ever after, and stay connected.
+//!
+//! One port, told apart by TLS' ALPN: [`stolos_tunnel::PROTOCOL`] is a tunnel, `http/1.1` asks for a certificate.
+//!
+//! | asked for | with | answer |
+//! |---|---|---|
+//! | `POST /register` | a token ([`token`]) and a request to certify a key | the member's certificate, for a day; the token is used up |
+//! | `POST /renew` | the certificate | a new one, as long as the hub has the member |
+
+pub mod agent;
+pub mod token;
+
+mod authority;
+mod serve;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use stolos_cluster::objects::{self, Resource};
+use stolos_serve::Stop;
+use stolos_tunnel::Relay;
+use tokio_util::task::TaskTracker;
+
+use crate::control::Door;
+use crate::member::{Credential, Joining};
+use crate::{Error, MANAGER, label};
+
+/// The ConfigMap that says where the door is.
+const NOTICE: &str = "stolos-agents";
+
+/// The trust domain of members' identities.
+const TRUST_DOMAIN: &str = "hub.stolos.dev";
+/// How long an agent's certificate is good for.
+const CERTIFICATE: Duration = Duration::from_secs(86_400);
+/// What an agent calls its cluster's API server.
+pub(crate) const API: &str = "api";
+/// The largest body of a request or an answer, in bytes.
+const LARGEST: usize = 256 << 10;
+
+/// What an agent that registers says.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Registration {
+    /// The one-time token.
+    token: String,
+    /// The request to certify the agent's key (PKCS#10, PEM).
+    request: String,
+    /// What is said of the cluster.
+    joining: Joining,
+    /// How the hub gets in.
+    credential: Credential,
+}
+
+/// What an agent that renews says.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Renewal {
+    request: String,
+}
+
+/// What both get.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Certified {
+    /// Certificates (PEM), leaf first.
+    chain: String,
+}
+
+/// What the hub's API says of the door, for `hub token create`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Notice {
+    /// `host:port`, as agents dial it.
+    pub address: String,
+    /// `sha256:` and the fingerprint of the authority that the door must show.
+    pub authority: String,
+}
+
+/// Opens the door. What it begins ends with `stop`; `tasks` own it.
+pub(crate) async fn open(
+    client: &kube::Client,
+    door: Door,
+    tasks: &TaskTracker,
+    stop: &Stop,
+) -> Result<Arc<Relay>, Error> {
+    let authority = Arc::new(authority::of(client).await?);
+    let port = door.listener.local_addr().map_err(|error| Error::Agents(error.to_string()))?.port();
+    let name = door.names.first().map_or("localhost", String::as_str);
+    let address = if name.contains(':') { format!("[{name}]:{port}") } else { format!("{name}:{port}") };
+    let notice = json!({"apiVersion": "v1", "kind": "ConfigMap",
+        "metadata": {"name": NOTICE, "namespace": "karmada-system", "labels": {label::SYSTEM: "true"}},
+        "data": {"address": address, "authority": format!("sha256:{}", authority.certificate().fingerprint())}});
+    objects::apply(client, &Resource::named("v1", "ConfigMap")?, &notice, MANAGER, true).await?;
+    let relay = Relay::new(stolos_tunnel::Limits::default());
+    serve::begin(client.clone(), door, authority, &relay, tasks, stop)?;
+    Ok(relay)
+}
+
+/// Where the door of a hub is, if it has one.
+///
+/// # Errors
+///
+/// When the hub's API refuses or does not answer.
+pub async fn notice(hub: &kube::Client) -> Result<Option<Notice>, Error> {
+    let found = objects::get(hub, &Resource::named("v1", "ConfigMap")?, Some("karmada-system"), NOTICE).await?;
+    let text = |found: &Value, key: &str| found["data"][key].as_str().map(str::to_owned);
+    Ok(found
+        .and_then(|found| Some(Notice { address: text(&found, "address")?, authority: text(&found, "authority")? })))
+}

@@ -1,0 +1,187 @@
+//! What agents are answered at the door.
+
+use std::convert::Infallible;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use futures::FutureExt as _;
+use http::{Method, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::body::{Bytes, Incoming};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use rustls::ServerConfig;
+use rustls_pki_types::CertificateDer;
+use serde::de::DeserializeOwned;
+use stolos_cluster::objects;
+use stolos_pki::tls::{ClientAuth, Peers, peer_uri};
+use stolos_pki::{Authority, Credentials, Roots, SpiffeId};
+use stolos_serve::Stop;
+use stolos_tunnel::{Others, PROTOCOL, Relay, Who};
+use tokio_rustls::server::TlsStream;
+use tokio_util::task::TaskTracker;
+
+use super::{CERTIFICATE, Certified, LARGEST, Registration, Renewal, TRUST_DOMAIN, token};
+use crate::Error;
+use crate::member::{self, CREDENTIALS};
+
+/// How long the door's own certificate is used before it is made anew; it is good for twice as long.
+const RENEWED: Duration = Duration::from_secs(86_400);
+/// How long one that asks for a certificate may take for everything.
+const ASKING: Duration = Duration::from_secs(30);
+
+/// Serves agents, in a task of `tasks`, until `stop`.
+pub(super) fn begin(
+    client: kube::Client,
+    door: crate::control::Door,
+    authority: Arc<Authority>,
+    relay: &Arc<Relay>,
+    tasks: &TaskTracker,
+    stop: &Stop,
+) -> Result<(), Error> {
+    let now = SystemTime::now();
+    let made = Mutex::new((now, face(&authority, &door.names, now)?));
+    let face = Face { authority: Arc::clone(&authority), names: door.names, made };
+    let tls = Arc::new(move || face.current());
+    let who: Arc<Who> = Arc::new(|certificates: &[CertificateDer<'_>]| named(certificates));
+    let desk = Arc::new(Desk { client, authority });
+    let others: Arc<Others> = Arc::new(move |stream, from| attend(Arc::clone(&desk), stream, from).boxed());
+    tasks.spawn(Arc::clone(relay).serve(door.listener, tls, who, Some(others), stop.child()));
+    Ok(())
+}
+
+/// The member that a certificate of ours is for.
+fn named(certificates: &[CertificateDer<'_>]) -> Result<String, String> {
+    let uri = peer_uri(certificates).ok_or("it shows no certificate of a member")?;
+    let id = SpiffeId::parse(&uri).map_err(|error| error.to_string())?;
+    let ours = id.trust_domain == TRUST_DOMAIN && id.namespace == CREDENTIALS;
+    if ours { Ok(id.service_account) } else { Err(format!("`{uri}` is no member of this hub")) }
+}
+
+fn identity(member: &str) -> SpiffeId {
+    SpiffeId::new(TRUST_DOMAIN, CREDENTIALS, member)
+}
+
+/// What the door shows of itself.
+struct Face {
+    authority: Arc<Authority>,
+    names: Vec<String>,
+    made: Mutex<(SystemTime, Arc<ServerConfig>)>,
+}
+
+impl Face {
+    fn current(&self) -> Arc<ServerConfig> {
+        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = SystemTime::now();
+        if now.duration_since(made.0).is_ok_and(|age| age >= RENEWED) {
+            match face(&self.authority, &self.names, now) {
+                Ok(fresh) => *made = (now, fresh),
+                Err(error) => tracing::warn!(%error, "the door keeps its old certificate"),
+            }
+        }
+        Arc::clone(&made.1)
+    }
+}
+
+fn face(authority: &Authority, names: &[String], now: SystemTime) -> Result<Arc<ServerConfig>, Error> {
+    let failed = |error: stolos_pki::Error| Error::Agents(format!("could not make the door's certificate: {error}"));
+    let addresses: Vec<IpAddr> = names.iter().filter_map(|name| name.parse().ok()).collect();
+    let names: Vec<String> = names.iter().filter(|name| name.parse::<IpAddr>().is_err()).cloned().collect();
+    let own = authority.sign_server(&names, &addresses, None, RENEWED * 2, now).map_err(failed)?;
+    // With the authority itself, which an agent that has only its fingerprint looks for.
+    let chain = own.chain_pem() + authority.roots_pem();
+    let own = Credentials::from_pem(&chain, own.key_pem().map_err(failed)?.expose()).map_err(failed)?;
+    let roots = Roots::from_pem(authority.roots_pem()).map_err(failed)?;
+    let clients = ClientAuth::Optional(roots, Peers::TrustDomains([TRUST_DOMAIN.to_owned()].into()));
+    stolos_pki::tls::server(&own, clients, &[PROTOCOL, b"http/1.1"]).map_err(failed)
+}
+
+/// Who hands out certificates.
+struct Desk {
+    client: kube::Client,
+    authority: Arc<Authority>,
+}
+
+/// One connection of an agent that asks for something.
+async fn attend(desk: Arc<Desk>, stream: TlsStream<stolos_serve::Stream>, from: SocketAddr) {
+    let member = named(stream.get_ref().1.peer_certificates().unwrap_or_default()).ok();
+    let service = service_fn(move |request| {
+        let (desk, member) = (Arc::clone(&desk), member.clone());
+        async move { Ok::<_, Infallible>(desk.answer(request, member.as_deref()).await) }
+    });
+    let mut builder = hyper::server::conn::http1::Builder::new();
+    builder.timer(TokioTimer::new()).keep_alive(false);
+    let serving = builder.serve_connection(TokioIo::new(stream), service);
+    match tokio::time::timeout(ASKING, serving).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!(%from, %error, "an agent's request broke off"),
+        Err(_) => tracing::debug!(%from, "an agent's request took too long"),
+    }
+}
+
+impl Desk {
+    async fn answer(&self, request: Request<Incoming>, member: Option<&str>) -> Response<Full<Bytes>> {
+        let answer = match (request.method(), request.uri().path()) {
+            (&Method::POST, "/register") => self.register(request).await,
+            (&Method::POST, "/renew") => self.renew(request, member).await,
+            _ => Err((StatusCode::NOT_FOUND, "POST /register or /renew".to_owned())),
+        };
+        let (status, body) = match answer {
+            Ok(certified) => (StatusCode::OK, serde_json::to_string(&certified).unwrap_or_default()),
+            Err((status, why)) => (status, why),
+        };
+        let mut response = Response::new(Full::from(body));
+        *response.status_mut() = status;
+        response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/json"));
+        response
+    }
+
+    async fn register(&self, request: Request<Incoming>) -> Result<Certified, (StatusCode, String)> {
+        let asked: Registration = read(request).await?;
+        let name = asked.joining.name.clone();
+        // What is wrong with the name costs no token.
+        member::may_join(&self.client, &name, &asked.credential.id).await.map_err(refused)?;
+        token::redeem(&self.client, &asked.token).await.map_err(refused)?;
+        let certified = self.certify(&name, &asked.request)?;
+        member::enter(&self.client, &asked.joining, &asked.credential, member::PULL).await.map_err(refused)?;
+        tracing::info!(member = name, "an agent was let in");
+        Ok(certified)
+    }
+
+    async fn renew(&self, request: Request<Incoming>, member: Option<&str>) -> Result<Certified, (StatusCode, String)> {
+        let member = member.ok_or((StatusCode::UNAUTHORIZED, "it takes the certificate of a member".to_owned()))?;
+        let asked: Renewal = read(request).await?;
+        let known = objects::get(&self.client, &member::clusters(), None, member).await;
+        if known.map_err(|error| refused(error.into()))?.is_none() {
+            return Err((StatusCode::FORBIDDEN, format!("the hub has no cluster `{member}` any more")));
+        }
+        self.certify(member, &asked.request)
+    }
+
+    fn certify(&self, member: &str, request: &str) -> Result<Certified, (StatusCode, String)> {
+        let signed = self.authority.sign_workload(request, &identity(member), CERTIFICATE, SystemTime::now());
+        let signed = signed.map_err(|error| (StatusCode::BAD_REQUEST, error.to_string()))?;
+        // The authority, which is last, has the agent already.
+        let chain = signed.split_last().map(|(_, chain)| chain.concat()).unwrap_or_default();
+        Ok(Certified { chain })
+    }
+}
+
+/// What is said of an error to one that is not let in yet: the hub's own troubles stay in its log.
+fn refused(error: Error) -> (StatusCode, String) {
+    match error {
+        Error::Token(_) => (StatusCode::UNAUTHORIZED, error.to_string()),
+        Error::Name { .. } | Error::Joined(_) => (StatusCode::CONFLICT, error.to_string()),
+        error => {
+            tracing::warn!(%error, "an agent could not be let in");
+            (StatusCode::SERVICE_UNAVAILABLE, "the hub cannot do it now".to_owned())
+        }
+    }
+}
+
+async fn read<T: DeserializeOwned>(request: Request<Incoming>) -> Result<T, (StatusCode, String)> {
+    let unreadable = |why: String| (StatusCode::BAD_REQUEST, why);
+    let body = Limited::new(request.into_body(), LARGEST).collect().await.map_err(|e| unreadable(e.to_string()))?;
+    serde_json::from_slice(&body.to_bytes()).map_err(|e| unreadable(e.to_string()))
+}
