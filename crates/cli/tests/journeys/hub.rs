@@ -432,6 +432,8 @@ async fn policies_do_what_they_say() {
     hub.world.good(&["lab", "fault", "start", "ap", "-f", "policy-1-even.yaml"]).await;
     hub.prints("ap", &web, ".spec.replicas", "2").await;
     hub.process.kill().await.unwrap();
+}
+
 impl Hub {
     /// Starts an agent, which ends with its handle, and waits until it says that it is connected.
     async fn agent(&self, name: &str, more: &[&str], address: &str) -> Child {
