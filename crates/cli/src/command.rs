@@ -24,6 +24,7 @@ pub(crate) mod role;
 pub(crate) mod status;
 pub(crate) mod upgrade;
 pub(crate) mod verify;
+pub(crate) mod why;
 
 use clap::{Parser, Subcommand};
 use stolos_serve::Stop;
@@ -117,6 +118,8 @@ pub(crate) enum Command {
     /// Place workloads on clusters by Karmada's policies
     #[command(subcommand)]
     Hub(hub::HubCommand),
+    /// Say why a workload of the hub is where it is, and what would change it
+    Why(why::WhyArgs),
     /// Replace the control planes of a running mesh by revision, step by step, and back
     Upgrade(upgrade::UpgradeArgs),
     /// Connect a cluster that cannot be dialled to a hub, for ever
@@ -171,6 +174,7 @@ impl Command {
             Self::Export(args) => export::run(&args, screen),
             Self::Cluster(command) => cluster::run(command, screen, stop).await,
             Self::Hub(command) => hub::run(command, screen, stop).await,
+            Self::Why(args) => why::run(&args, screen).await,
             Self::Upgrade(args) => upgrade::run(args, screen, stop).await,
             Self::Agent(args) => agent::run(args, screen, stop).await,
             Self::Operator(args) => operator::run(args, screen, stop).await,

@@ -5,11 +5,15 @@
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use stolos_k8s::meta;
 
-use crate::choose::{Choice, Match, Other, called};
+use crate::choose::{Choice, Match, Other, called, choose};
 use crate::divide::{Candidate, Division, Movement, NameOrder, Strategy};
-use crate::model::{ObjectReference, TargetCluster};
-use crate::place::{Attempt, Decision, Outcome, Verdict};
+use crate::estimate::available;
+use crate::interpret::replicas;
+use crate::model::{Binding, Cluster, ObjectReference, PropagationPolicy, TargetCluster};
+use crate::place::{Attempt, Decision, Outcome, Settings, Verdict, place};
 
 /// The explanation of one template's place.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -65,6 +69,54 @@ pub fn why(template: &ObjectReference, choice: Option<&Choice<'_>>, decision: Op
         decision: decision.cloned(),
         changes,
     }
+}
+
+/// Explains the place of a template of a hub by what there is in it: its binding, or one as it would be; all policies; all
+/// members. It is decided anew, now; for what is settled that is where it is.
+#[must_use]
+pub fn explain(
+    template: &Value,
+    binding: Option<&Binding>,
+    policies: &[PropagationPolicy],
+    clusters: &[Cluster],
+    settings: Settings,
+) -> Why {
+    let choice = choose(template, policies, settings.algorithm, true);
+    let made = choice.as_ref().map(|choice| unbound(template, choice.policy));
+    let binding = binding.or(made.as_ref());
+    let decision = binding.filter(|binding| binding.spec.placement.is_some()).map(|binding| {
+        let requirements = binding.spec.replica_requirements.as_ref();
+        place(binding, clusters, &|cluster| available(cluster, requirements), settings)
+    });
+    let resource = reference(template);
+    let mut why = why(&resource, choice.as_ref(), decision.as_ref());
+    for by in binding.iter().flat_map(|binding| &binding.spec.required_by) {
+        let clusters: Vec<&str> = by.clusters.iter().map(|cluster| cluster.name.as_str()).collect();
+        why.changes.push(format!("where {} goes, which needs it: {}", by.name, clusters.join(", ")));
+    }
+    why
+}
+
+fn reference(template: &Value) -> ObjectReference {
+    ObjectReference {
+        api_version: meta::api_version(template).to_owned(),
+        kind: meta::kind(template).to_owned(),
+        namespace: meta::namespace(template).to_owned(),
+        name: meta::name(template).to_owned(),
+        uid: meta::uid(template).to_owned(),
+        resource_version: String::new(),
+    }
+}
+
+/// The binding that a template would have by a policy.
+fn unbound(template: &Value, policy: &PropagationPolicy) -> Binding {
+    let needs = replicas(template);
+    let mut binding = Binding::default();
+    binding.spec.resource = reference(template);
+    binding.spec.replicas = needs.as_ref().map_or(0, |needs| needs.count);
+    binding.spec.replica_requirements = needs.and_then(|needs| needs.requirements);
+    binding.spec.placement = Some(policy.spec.placement.clone());
+    binding
 }
 
 /// So many clusters that are left out are told how to come in.

@@ -13,6 +13,7 @@ use stolos_hub::{Door, gate};
 use stolos_serve::{HostNet, Listener, Stop};
 
 use crate::background;
+use crate::command::why::{self, SimulateArgs};
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::file::{self, Eyes};
@@ -30,6 +31,8 @@ pub(crate) enum HubCommand {
     Join(JoinArgs),
     /// Take a member out of the hub, also one that is dead
     Unjoin(UnjoinArgs),
+    /// Say what the loss of members would do, without touching anything
+    Simulate(SimulateArgs),
     /// Let in agents of clusters that cannot be dialled
     #[command(subcommand)]
     Token(TokenCommand),
@@ -193,6 +196,7 @@ pub(crate) async fn run(command: HubCommand, screen: &Screen, stop: &Stop) -> Re
         HubCommand::Join(args) => join(args, screen).await,
         HubCommand::Unjoin(args) => unjoin(&args, screen).await,
         HubCommand::Token(TokenCommand::Create(args)) => token(&args, screen).await,
+        HubCommand::Simulate(args) => why::simulate(&args, screen).await,
     }
 }
 
@@ -404,7 +408,7 @@ async fn down(args: &DownArgs, screen: &Screen) -> Result<Exit, Failure> {
 }
 
 impl WhichArgs {
-    async fn client(&self) -> Result<kube::Client, Failure> {
+    pub(crate) async fn client(&self) -> Result<kube::Client, Failure> {
         if let Some(file) = &self.hub_kubeconfig {
             return existing(Some(file), self.hub_context.as_deref()).await;
         }

@@ -29,6 +29,7 @@ fn help_names_every_command_that_is_built() {
       export        Write what apply would do as files of a Git repository
       cluster       Add a cluster, remove one, shift traffic away from one and back
       hub           Place workloads on clusters by Karmada's policies
+      why           Say why a workload of the hub is where it is, and what would change it
       upgrade       Replace the control planes of a running mesh by revision, step by step, and back
       agent         Connect a cluster that cannot be dialled to a hub, for ever
       operator      Keep the clusters as the mesh file says, for ever

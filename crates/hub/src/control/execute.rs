@@ -38,7 +38,7 @@ pub(super) async fn look(hub: Arc<Hub>, key: Key) -> Result<Again, Trouble> {
         hub.put_status(&hub.own.works, &work, &status).await?;
         return Ok(None);
     }
-    if cluster.as_deref().is_none_or(|cluster| cluster["spec"]["syncMode"] != "Push") {
+    if cluster.is_none() {
         return Ok(None);
     }
     let member = hub.member(name);

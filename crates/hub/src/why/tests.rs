@@ -145,6 +145,35 @@ fn room_and_overflow_are_explained() {
 }
 
 #[test]
+fn a_template_without_a_binding_is_explained_by_the_policy_it_would_follow() {
+    let template = json!({"apiVersion": "apps/v1", "kind": "Deployment",
+        "metadata": {"name": "web", "namespace": "shop"}, "spec": {"replicas": 2}});
+    let policy = json!({"metadata": {"name": "all"}, "spec": {
+        "resourceSelectors": [{"apiVersion": "apps/v1", "kind": "Deployment"}]}});
+    let policies = [read::<PropagationPolicy>(&policy).unwrap().0];
+    let cluster = json!({"metadata": {"name": "eu"}, "spec": {}, "status": {"apiEnablements": [
+        {"groupVersion": "apps/v1", "resources": [{"name": "deployments", "kind": "Deployment"}]}]}});
+    let clusters = [read::<Cluster>(&cluster).unwrap().0];
+    let why = explain(&template, None, &policies, &clusters, Settings::default());
+    insta::assert_snapshot!(why, @"
+        Deployment shop/web: 2 replicas, each cluster gets all
+
+        policy: ClusterPropagationPolicy all, which selects it with all of its kind
+
+        clusters:
+          eu  2 replicas
+        ");
+    assert!(explain(&template, None, &[], &clusters, Settings::default()).decision.is_none());
+    // What a workload brings along has a binding without a placement.
+    let brought = json!({"metadata": {"name": "c-configmap"}, "spec": {
+        "resource": {"apiVersion": "v1", "kind": "ConfigMap", "namespace": "shop", "name": "c"},
+        "requiredBy": [{"namespace": "shop", "name": "web-deployment", "clusters": [{"name": "eu", "replicas": 2}]}]}});
+    let config = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "c", "namespace": "shop"}});
+    let why = explain(&config, Some(&read(&brought).unwrap().0), &[], &clusters, Settings::default());
+    assert_eq!(why.changes.last().unwrap(), "where web-deployment goes, which needs it: eu");
+}
+
+#[test]
 fn spread_and_what_has_no_policy_are_explained() {
     let placement = json!({"spreadConstraints": [{"spreadByField": "cluster", "minGroups": 1, "maxGroups": 2}]});
     insta::assert_snapshot!(explained(2, json!([]), placement), @"
