@@ -491,12 +491,12 @@ async fn a_member_that_dials_out() {
     })
     .await;
     hub.kubectl(&["apply", "-f", "hello.yaml", "-f", "policy-1-even.yaml"]).await.ends_with(0);
-    hub.runs("hello", &[("eu", 1)]).await;
+    hub.runs("hello", &[("eu", 3)]).await;
 
     // Without its agent nothing reaches it, and that is said; with it again, what was missed is made up for. It needs
     // no token any more.
     drop(agent);
-    hub.kubectl(&["scale", "deployment", "hello", "--replicas=2"]).await.ends_with(0);
+    hub.kubectl(&["scale", "deployment", "hello", "--replicas=4"]).await.ends_with(0);
     eventually("what is wrong with the Work", PATIENCE, async || {
         let works = hub.kubectl(&["get", "works", "-n", "karmada-es-eu", "-o", "json"]).await.out;
         let events = hub.kubectl(&["get", "events", "-A"]).await.out;
@@ -506,15 +506,15 @@ async fn a_member_that_dials_out() {
         }
     })
     .await;
-    assert_eq!(hub.replicas("hello").await.get("eu"), Some(&(1, 1)));
+    assert_eq!(hub.replicas("hello").await.get("eu"), Some(&(3, 3)));
     let _agent = hub.agent("eu", &["--context", "eu"], &address).await;
-    hub.runs("hello", &[("eu", 2)]).await;
+    hub.runs("hello", &[("eu", 4)]).await;
 
     // A hub that is killed is dialled again.
     hub.process.kill().await.unwrap();
     hub.process = up(&hub.world).await;
-    hub.kubectl(&["scale", "deployment", "hello", "--replicas=3"]).await.ends_with(0);
-    hub.runs("hello", &[("eu", 3)]).await;
+    hub.kubectl(&["scale", "deployment", "hello", "--replicas=5"]).await.ends_with(0);
+    hub.runs("hello", &[("eu", 5)]).await;
 
     // An expired or stolen token's kind: nothing of what was secret is in what the agent keeps for others to read.
     use std::os::unix::fs::PermissionsExt as _;
