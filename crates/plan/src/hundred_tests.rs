@@ -14,7 +14,6 @@ const OBJECTS: usize = 1000;
 
 #[test]
 #[ignore = "a benchmark: cargo xtask bench plan"]
-#[expect(clippy::print_stdout, reason = "a benchmark says what it measured")]
 fn plan_of_a_hundred_clusters_in_memory() {
     let names: Vec<String> = (1..=CLUSTERS).map(|n| format!("c{n}")).collect();
     let networks: Vec<String> = (1..=CLUSTERS).map(|n| format!("n{}", n % 10)).collect();
