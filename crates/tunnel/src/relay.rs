@@ -35,13 +35,15 @@ pub struct Limits {
     pub streams: usize,
     /// Connections at once of one member; when another comes, the oldest is closed.
     pub connections: usize,
+    /// Connections at once of whom nobody knows yet: in their handshake, or with [`Others`].
+    pub strangers: usize,
     /// How long a stream may wait: for an agent to come back, for a place, and for the agent's answer.
     pub patience: Duration,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { streams: 1024, connections: 4, patience: Duration::from_secs(10) }
+        Self { streams: 1024, connections: 4, strangers: 256, patience: Duration::from_secs(10) }
     }
 }
 
@@ -153,9 +155,15 @@ impl Relay {
         stop: Stop,
     ) {
         let tasks = TaskTracker::new();
+        let strangers = Arc::new(Semaphore::new(self.limits.strangers));
         loop {
-            let (stream, from) = tokio::select! {
-                accepted = listener.accept() => match accepted {
+            // Who comes when there are too many waits in the kernel's queue, which is limited, too.
+            let accepting = async {
+                let place = Arc::clone(&strangers).acquire_owned().await;
+                listener.accept().await.map(|(stream, from)| (stream, from, place))
+            };
+            let (stream, from, place) = tokio::select! {
+                accepted = accepting => match accepted {
                     Ok(accepted) => accepted,
                     Err(error) => {
                         tracing::error!(%error, "cannot accept any more");
@@ -168,7 +176,7 @@ impl Relay {
             let (who, others) = (Arc::clone(&who), others.clone());
             tasks.spawn(async move {
                 tokio::select! {
-                    ended = relay.take_in(stream, from, tls, &*who, others.as_deref()) => if let Err(why) = ended {
+                    ended = relay.take_in(stream, from, tls, &*who, others.as_deref(), place) => if let Err(why) = ended {
                         tracing::info!(%from, why, "an agent was not let in, or left");
                     },
                     () = stop.asked() => {}
@@ -187,6 +195,7 @@ impl Relay {
         tls: Arc<ServerConfig>,
         who: &Who,
         others: Option<&Others>,
+        place: impl Send,
     ) -> Result<(), String> {
         let accepted = tokio::time::timeout(HANDSHAKE, TlsAcceptor::from(tls).accept(stream)).await;
         let stream = accepted.map_err(|_| "its handshake took too long".to_owned())?.map_err(|e| e.to_string())?;
@@ -220,6 +229,7 @@ impl Relay {
             broken: AtomicBool::new(false),
             close,
         });
+        drop(place);
         let _listed = Listed::enter(self, &member, Arc::clone(&link));
         tracing::info!(member, %from, "an agent is connected");
         // Also when the relay itself is stopped: then this future is dropped.
