@@ -21,8 +21,10 @@ pub(crate) fn run(arguments: &[&str]) -> Result<()> {
     ensure!(done.success(), "{arguments:?} ended with {done}");
     // The half of this section that needs more clusters than one machine can keep going: over clusters in memory.
     if arguments.get(1..).is_some_and(|sections| sections.is_empty() || sections.contains(&"plan")) {
+        // Beside those two so that nothing is built with other features than they were.
+        let of = ["-p", "stolos-plan", "-p", "stolos-cli", "-p", "stolos-bench"];
         let test = ["--lib", "hundred_tests", "--", "--ignored", "--nocapture"];
-        let done = Command::new(env!("CARGO")).args(["test", "--release", "-p", "stolos-plan"]).args(test).status()?;
+        let done = Command::new(env!("CARGO")).args(["test", "--release"]).args(of).args(test).status()?;
         ensure!(done.success(), "the plan of clusters in memory ended with {done}");
     }
     Ok(())
