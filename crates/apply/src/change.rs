@@ -19,10 +19,10 @@ use stolos_spec::Mesh;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
-use crate::clusters::because;
 use crate::observe::resource;
 use crate::program::{Program, Programs};
 use crate::{Clusters, State, crash};
+use stolos_serve::because;
 
 /// How often a request is sent again when the API server was busy or the connection broke.
 const TRIES: u32 = 4;

@@ -4,6 +4,7 @@ use std::sync::{Mutex, PoisonError};
 
 use stolos_cluster::{Cluster, Kubeconfig};
 use stolos_plan::Remembered;
+use stolos_serve::because;
 use stolos_spec::Mesh;
 
 /// The connected clusters of a mesh, and of those that left it once they are asked for.
@@ -59,21 +60,4 @@ impl Clusters {
         self.known.lock().unwrap_or_else(PoisonError::into_inner).insert(member.name.clone(), found.clone());
         found
     }
-}
-
-/// An error with its causes, in one line.
-#[must_use]
-pub fn because(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        let cause_text = cause.to_string();
-        // Wrappers often repeat what they wrap.
-        if !text.contains(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
-        }
-        next = cause.source();
-    }
-    text
 }

@@ -15,11 +15,11 @@ use stolos_plan::{DRAINED, DRAINER, SYSTEM_NAMESPACE, is_owned, remote_secret_na
 use stolos_spec::{Mesh, Role};
 use tokio::time::Instant;
 
-use crate::clusters::because;
 use crate::observe::resource;
 use crate::rotate::connected;
 use crate::trust::debug_pages;
 use crate::{Clusters, Error, Lock, State, crash};
+use stolos_serve::because;
 
 /// Between two looks at what the control planes say.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));

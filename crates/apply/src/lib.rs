@@ -26,7 +26,7 @@ mod state;
 mod trust;
 mod upgrade;
 
-pub use clusters::{Clusters, because};
+pub use clusters::Clusters;
 pub use drain::{DrainNews, DrainReport, drain, returned, undrain};
 pub use execute::{Failure, News, Options, Progress, Report, Silent, Timing, Verdict, execute};
 pub use lock::{Leader, Lock};
@@ -35,6 +35,7 @@ pub use reissue::{ReissueNews, ReissueReport, reissue};
 pub use rotate::{ClusterProgress, Direction, RotationNews, RotationReport, rotate, rotation_status};
 pub use run::{Goal, run};
 pub use state::{State, passphrase};
+pub use stolos_serve::because;
 pub use upgrade::{Reason, Stopped, UpgradeNews, UpgradeOptions, UpgradeReport, upgrade, upgrade_status};
 
 /// Why a run did not start, or could not go on at all.

@@ -9,8 +9,8 @@ use stolos_plan::ours;
 use stolos_spec::Mesh;
 use tokio_util::sync::CancellationToken;
 
-use crate::clusters::because;
 use crate::{Clusters, Error, State, crash};
+use stolos_serve::because;
 
 /// How long a holder counts as alive after its last sign of life.
 const LIFE: Duration = Duration::from_secs(30);

@@ -11,8 +11,8 @@ use stolos_plan::{
 };
 use stolos_spec::{Charts, Mesh};
 
-use crate::clusters::because;
 use crate::{Clusters, State};
+use stolos_serve::because;
 
 /// How long one cluster may take to be looked at. One that is slower counts as unreachable.
 const PATIENCE: Duration = Duration::from_secs(10);

@@ -20,10 +20,10 @@ use stolos_spec::{Mesh, Role, Root};
 use tokio::time::Instant;
 
 use crate::change::may_pass;
-use crate::clusters::because;
 use crate::observe::resource;
 use crate::trust::{Look, Seen, look};
 use crate::{Clusters, Error, Lock, State, crash};
+use stolos_serve::because;
 
 const KEYS: [&str; 4] = ["ca-cert.pem", "ca-key.pem", "cert-chain.pem", "root-cert.pem"];
 /// How often a write is sent again when the API server was busy or the connection broke.

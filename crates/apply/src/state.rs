@@ -87,7 +87,7 @@ impl State {
             Ok(path) if !path.exists() && !matches!(mesh.trust.root, Root::Files { .. }) => {
                 return StateFacts { folder, ..StateFacts::default() };
             }
-            Ok(path) => read(&path).map_err(|e| crate::clusters::because(&e)),
+            Ok(path) => read(&path).map_err(|e| stolos_serve::because(&e)),
             Err(_) => return StateFacts { folder, ..StateFacts::default() },
         };
         let parsed = certificate.and_then(|pem| Certificate::from_pem(&pem).map_err(|e| e.to_string()));
@@ -96,7 +96,7 @@ impl State {
             |why: String| StateFacts { folder: folder.clone(), root_refused: Some(why), ..StateFacts::default() };
         let rotation = match self.rotation() {
             Ok(rotation) => rotation,
-            Err(error) => return refused(crate::clusters::because(&error)),
+            Err(error) => return refused(stolos_serve::because(&error)),
         };
         let certificate = match parsed {
             Ok(certificate) if certificate.is_ca() => certificate,
@@ -125,7 +125,7 @@ impl State {
     ///
     /// [`Error::Root`] when there is none, or it cannot be used.
     pub fn authority(&self, mesh: &Mesh, now: SystemTime) -> Result<Arc<Authority>, Error> {
-        let said = |error: &dyn std::error::Error| crate::clusters::because(error);
+        let said = |error: &dyn std::error::Error| stolos_serve::because(error);
         let roots = self.trusted(mesh)?;
         let certificate =
             read(&self.certificate_path(mesh).map_err(Error::Root)?).map_err(|e| Error::Root(said(&e)))?;
@@ -168,7 +168,7 @@ impl State {
 
     /// A key as PEM, opened.
     pub(crate) fn key_at(&self, path: &Path) -> Result<Secret, String> {
-        let said = |error: &dyn std::error::Error| crate::clusters::because(error);
+        let said = |error: &dyn std::error::Error| stolos_serve::because(error);
         let text = read(path).map_err(|e| said(&e))?;
         if !stolos_pki::is_encrypted(&text) {
             return Ok(Secret::new(text));

@@ -13,8 +13,8 @@ use stolos_pki::Certificate;
 use stolos_plan::rotation::{ClusterTrust, Held};
 use stolos_plan::secret_text;
 
-use crate::clusters::because;
 use crate::observe::resource;
+use stolos_serve::because;
 
 /// How many pods of one cluster are looked into at a time.
 const AT_ONCE: usize = 16;

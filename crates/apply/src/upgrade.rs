@@ -22,10 +22,10 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::change::{may_pass, what_pods_say};
-use crate::clusters::because;
 use crate::observe::resource;
 use crate::trust::debug_pages;
 use crate::{Clusters, Error, Lock, News, Options, State, Verdict, crash, execute, observe};
+use stolos_serve::because;
 
 /// The field manager of what an upgrade changes in objects that are not Stolos' own.
 const UPGRADER: &str = "stolos-upgrade";

@@ -99,7 +99,7 @@ async fn of_cluster(cluster: &Cluster) -> Result<Vec<ProxyStatus>, String> {
     let listing = async {
         objects::list(&cluster.client, &Resource::named("v1", "Pod")?, Some(istio::SYSTEM_NAMESPACE), None).await
     };
-    let pods = listing.await.map_err(|error: stolos_cluster::Error| crate::status::chain(&error))?;
+    let pods = listing.await.map_err(|error: stolos_cluster::Error| stolos_serve::because(&error))?;
     let is_running = |pod: &&Value| pod.pointer("/status/phase").and_then(Value::as_str) == Some("Running");
     let istiods =
         pods.iter().filter(|pod| meta::label(pod, istio::APP_LABEL) == Some(istio::ISTIOD)).filter(is_running);

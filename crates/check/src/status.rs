@@ -160,7 +160,7 @@ pub async fn status(mesh: &Mesh, clusters: &[Cluster]) -> StatusReport {
         let seen = tokio::time::timeout(PATIENCE, Seen::read(cluster)).await;
         let seen = match seen {
             Ok(Ok(seen)) => Ok(seen),
-            Ok(Err(error)) => Err(chain(&error)),
+            Ok(Err(error)) => Err(stolos_serve::because(&error)),
             Err(_) => Err(format!("no answer in {} s", PATIENCE.as_secs())),
         };
         (cluster, seen, SystemTime::now())
@@ -509,14 +509,4 @@ fn days_between(now: SystemTime, end: SystemTime) -> i64 {
 fn rfc3339(at: SystemTime) -> String {
     jiff::Timestamp::try_from(at)
         .map_or_else(|_| "unknown".to_owned(), |t| t.strftime("%Y-%m-%dT%H:%M:%SZ").to_string())
-}
-
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }

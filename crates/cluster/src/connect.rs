@@ -1,5 +1,4 @@
 use std::io;
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -258,7 +257,7 @@ impl Dialer {
         let tls = TlsConnector::from(Arc::clone(&self.tls));
         Ok(TokioIo::new(match &self.reach {
             Reach::Net(net) => {
-                let stream = dial(&**net, host, port).await?;
+                let stream = stolos_serve::net::reach(&**net, host, port).await?;
                 if plain { Dialled::Plain(stream) } else { Dialled::Tls(Box::new(tls.connect(name()?, stream).await?)) }
             }
             Reach::Way(way) => {
@@ -271,17 +270,6 @@ impl Dialer {
             }
         }))
     }
-}
-
-async fn dial(net: &dyn Net, host: &str, port: u16) -> io::Result<Stream> {
-    let mut last = io::Error::new(io::ErrorKind::NotFound, format!("no address for `{host}`"));
-    for address in net.resolve(host).await? {
-        match net.dial(SocketAddr::new(address, port)).await {
-            Ok(stream) => return Ok(stream),
-            Err(error) => last = error,
-        }
-    }
-    Err(last)
 }
 
 /// A stream, as hyper wants a connection to be.

@@ -391,14 +391,18 @@ impl<'a> Find<'a> {
 /// Keys under which other clusters hold this one or could, each with the server that it leads to.
 fn held(state: &ClusterState, all: &BTreeMap<String, ClusterState>) -> Vec<(String, String)> {
     let others = all.values().filter(|other| other.uid != state.uid);
-    others.flat_map(remote_entries).map(|(key, _, text)| (key, server_in(&text).unwrap_or_default())).collect()
+    others
+        .flat_map(|state| remote_entries(state, |_| true))
+        .map(|(key, _, text)| (key, server_in(&text).unwrap_or_default()))
+        .collect()
 }
 
-/// Every cluster that the remote secrets of a cluster hold: its id, the Secret, the kubeconfig.
-pub(crate) fn remote_entries(state: &ClusterState) -> Vec<(String, &Value, String)> {
+/// Every cluster that those remote secrets of a cluster hold that are `wanted`: its id, the Secret, the kubeconfig.
+pub(crate) fn remote_entries(state: &ClusterState, wanted: impl Fn(&Value) -> bool) -> Vec<(String, &Value, String)> {
     let secrets = state.objects.kind("Secret").filter(|(key, secret)| {
         key.namespace.as_deref() == Some(SYSTEM_NAMESPACE)
             && secret["metadata"]["labels"]["istio/multiCluster"] == "true"
+            && wanted(secret)
     });
     let entries = secrets.flat_map(|(_, secret)| {
         let keys = secret["data"].as_object().into_iter().flatten().map(|(key, _)| key.clone());

@@ -8,6 +8,7 @@
 //!
 //! Start at [`net`], then [`listen::http`].
 
+mod because;
 mod container;
 pub mod exposition;
 pub mod handshake;
@@ -18,6 +19,7 @@ mod output;
 pub mod program;
 mod stop;
 
+pub use because::because;
 pub use container::Container;
 pub use net::{Admission, Door, Gate, HostNet, Link, Listener, Net, Stream, Weather};
 pub use output::{Gathered, Output};

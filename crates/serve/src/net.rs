@@ -85,6 +85,22 @@ impl Net for HostNet {
     }
 }
 
+/// Connects to the first address of `host` that answers.
+///
+/// # Errors
+///
+/// When there is no address, or why the last of them did not answer.
+pub async fn reach(net: &dyn Net, host: &str, port: u16) -> io::Result<Stream> {
+    let mut last = io::Error::new(io::ErrorKind::NotFound, format!("no address for `{host}`"));
+    for address in net.resolve(host).await? {
+        match net.dial(SocketAddr::new(address, port)).await {
+            Ok(stream) => return Ok(stream),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
 /// What bytes meet on their way in one direction of a link.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Weather {

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -16,7 +15,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
-use stolos_serve::{Net, Stop};
+use stolos_serve::{Net, Stop, because, net};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_util::task::TaskTracker;
@@ -128,7 +127,7 @@ pub async fn run(config: Config, stop: Stop, news: impl Fn(News) + Send) {
 
 async fn dial(config: &Config) -> io::Result<TlsStream<stolos_serve::Stream>> {
     let dialling = async {
-        let stream = reach(&*config.net, &config.host, config.port).await?;
+        let stream = net::reach(&*config.net, &config.host, config.port).await?;
         let stream = TlsConnector::from((config.tls)()).connect(config.name.clone(), stream).await?;
         if stream.get_ref().1.alpn_protocol() != Some(PROTOCOL) {
             return Err(io::Error::other("the other end speaks another protocol, or another version of it"));
@@ -140,17 +139,6 @@ async fn dial(config: &Config) -> io::Result<TlsStream<stolos_serve::Stream>> {
 
 fn late(what: &str, after: Duration) -> io::Error {
     io::Error::new(io::ErrorKind::TimedOut, format!("{what} in {} s", after.as_secs()))
-}
-
-async fn reach(net: &dyn Net, host: &str, port: u16) -> io::Result<stolos_serve::Stream> {
-    let mut last = io::Error::new(io::ErrorKind::NotFound, format!("no address for `{host}`"));
-    for address in net.resolve(host).await? {
-        match net.dial(SocketAddr::new(address, port)).await {
-            Ok(stream) => return Ok(stream),
-            Err(error) => last = error,
-        }
-    }
-    Err(last)
 }
 
 /// Serves streams on a connection until it ends, and says why it did.
@@ -194,19 +182,8 @@ async fn serve(
     tasks.wait().await;
     match ended {
         Ok(()) => "the relay closed the connection".to_owned(),
-        Err(error) => words(&error),
+        Err(error) => because(&error),
     }
-}
-
-/// An error with what caused it.
-pub(crate) fn words(error: &dyn std::error::Error) -> String {
-    let mut words = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        words = format!("{words}: {error}");
-        cause = error.source();
-    }
-    words
 }
 
 async fn answer(config: &Config, request: Request<Incoming>, tasks: &TaskTracker, cut: Stop) -> Response<Empty<Bytes>> {
@@ -217,7 +194,7 @@ async fn answer(config: &Config, request: Request<Incoming>, tasks: &TaskTracker
     let Some(target) = config.targets.get(name).cloned() else {
         return refused(StatusCode::NOT_FOUND, &format!("the agent offers no `{name}`"));
     };
-    let reached = tokio::time::timeout(CONNECT, reach(&*config.net, &target.host, target.port)).await;
+    let reached = tokio::time::timeout(CONNECT, net::reach(&*config.net, &target.host, target.port)).await;
     let mut there = match reached.unwrap_or_else(|_| Err(late("no connection", CONNECT))) {
         Ok(there) => there,
         Err(error) => {

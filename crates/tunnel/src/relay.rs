@@ -12,13 +12,12 @@ use hyper::client::conn::http2::SendRequest;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls::ServerConfig;
 use rustls_pki_types::CertificateDer;
-use stolos_serve::{Listener, Stop};
+use stolos_serve::{Listener, Stop, because};
 use tokio::sync::{Notify, Semaphore};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::task::TaskTracker;
 
-use crate::agent::words;
 use crate::stream::{Cuttable, Stream, Traffic};
 use crate::{CONNECTION_WINDOW, FRAME, HANDSHAKE, PING, PONG, PROTOCOL, STREAM_WINDOW, WHY};
 
@@ -219,7 +218,7 @@ impl Relay {
         let stream = TokioIo::new(Cuttable::new(stream, &close));
         let shaking = tokio::time::timeout(HANDSHAKE, builder.handshake(stream)).await;
         let shaken = shaking.map_err(|_| "it did not begin to serve".to_owned())?;
-        let (send, connection) = shaken.map_err(|error| words(&error))?;
+        let (send, connection) = shaken.map_err(|error| because(&error))?;
         let link = Arc::new(Link {
             number: self.numbers.fetch_add(1, Ordering::Relaxed),
             from,
@@ -235,7 +234,7 @@ impl Relay {
         // Also when the relay itself is stopped: then this future is dropped.
         let _closed = Closing(&link.close);
         tokio::select! {
-            ended = connection => ended.map_err(|error| format!("{member}: {}", words(&error))),
+            ended = connection => ended.map_err(|error| format!("{member}: {}", because(&error))),
             () = link.close.asked() => Ok(()),
         }
     }
@@ -338,13 +337,13 @@ async fn ask(link: &Link, member: &str, target: &str) -> Result<hyper::upgrade::
         |why: &str| Error::Refused { member: member.to_owned(), target: target.to_owned(), why: why.to_owned() };
     let request = Request::connect(target).body(Empty::new()).map_err(|_| refused("this is no name of a target"))?;
     let mut send = link.send.clone();
-    send.ready().await.map_err(|error| broken(words(&error)))?;
-    let response = send.send_request(request).await.map_err(|error| broken(words(&error)))?;
+    send.ready().await.map_err(|error| broken(because(&error)))?;
+    let response = send.send_request(request).await.map_err(|error| broken(because(&error)))?;
     if response.status() != StatusCode::OK {
         let why = response.headers().get(WHY).and_then(|why| why.to_str().ok());
         return Err(refused(why.unwrap_or(response.status().as_str())));
     }
-    hyper::upgrade::on(response).await.map_err(|error| broken(words(&error)))
+    hyper::upgrade::on(response).await.map_err(|error| broken(because(&error)))
 }
 
 /// Closes a connection when it goes.

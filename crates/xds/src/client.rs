@@ -15,7 +15,7 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 use hyper_util::rt::TokioIo;
 use rustls_pki_types::ServerName;
-use stolos_serve::{Net, Stop};
+use stolos_serve::{Net, Stop, because, net};
 use tokio::sync::{mpsc, watch};
 use tokio_rustls::TlsConnector;
 use tokio_util::task::TaskTracker;
@@ -122,19 +122,11 @@ impl Target {
 
     /// A byte stream to the first address that answers.
     async fn dial(&self) -> io::Result<Box<dyn Bytes>> {
-        let mut last = io::Error::new(io::ErrorKind::NotFound, format!("no address for `{}`", self.host));
-        for address in self.net.resolve(&self.host).await? {
-            match self.net.dial((address, self.port).into()).await {
-                Ok(stream) => {
-                    let Some(tls) = &self.tls else { return Ok(Box::new(stream)) };
-                    let name = ServerName::try_from(self.host.clone())
-                        .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
-                    return Ok(Box::new(TlsConnector::from(tls()?).connect(name, stream).await?));
-                }
-                Err(error) => last = error,
-            }
-        }
-        Err(last)
+        let stream = net::reach(&*self.net, &self.host, self.port).await?;
+        let Some(tls) = &self.tls else { return Ok(Box::new(stream)) };
+        let name = ServerName::try_from(self.host.clone())
+            .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
+        Ok(Box::new(TlsConnector::from(tls()?).connect(name, stream).await?))
     }
 }
 
@@ -307,7 +299,7 @@ impl Running {
     /// One stream, to its end.
     async fn stream(&mut self) -> Result<(), String> {
         let metadata = (self.client.metadata)().await.map_err(|error| format!("cannot prepare a stream: {error}"))?;
-        let channel = self.client.target.connect().await.map_err(|error| with_causes(&error))?;
+        let channel = self.client.target.connect().await.map_err(|error| because(&error))?;
         let mut discovery = AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(RESPONSE_LIMIT);
 
         let (requests, queue) = mpsc::channel(QUEUE);
@@ -373,21 +365,6 @@ pub fn pause(attempts: u32, (first, longest): (Duration, Duration), random: f64)
 
 fn say(status: &tonic::Status) -> String {
     format!("{:?}: {}", status.code(), status.message())
-}
-
-/// An error and what caused it, in one line.
-#[must_use]
-pub fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        let cause = error.to_string();
-        if !text.ends_with(&cause) {
-            text = format!("{text}: {cause}");
-        }
-        source = error.source();
-    }
-    text
 }
 
 #[cfg(test)]

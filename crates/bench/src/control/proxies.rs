@@ -14,8 +14,9 @@ use prost::encoding::{DecodeContext, WireType, skip_field};
 use prost::{DecodeError, Message};
 use stolos_k8s::istio;
 use stolos_pki::Roots;
+use stolos_serve::because;
 use stolos_serve::{HostNet, Listener, Net, Stop, Stream};
-use stolos_xds::client::{Client, Target, with_causes};
+use stolos_xds::client::{Client, Target};
 use stolos_xds::envoy::config::cluster::v3::Cluster;
 use stolos_xds::envoy::config::core::v3::Node;
 use stolos_xds::envoy::service::discovery::v3 as discovery;
@@ -149,7 +150,7 @@ async fn whole(target: Target, node: Node, metadata: MetadataMap, ready: mpsc::S
 
 async fn whole_stream(target: &Target, node: &Node, metadata: &MetadataMap, ready: &mpsc::Sender<()>) -> Result<()> {
     let mut lacking = BTreeSet::from([ENDPOINT, ROUTE]);
-    let channel = target.connect().await.map_err(|error| anyhow::anyhow!(with_causes(&error)))?;
+    let channel = target.connect().await.map_err(|error| anyhow::anyhow!(because(&error)))?;
     let mut client = tonic::client::Grpc::new(channel).max_decoding_message_size(256 << 20);
     let (requests, queue) = mpsc::channel(16);
     let queue = futures::stream::unfold(queue, |mut queue| async move { Some((queue.recv().await?, queue)) });

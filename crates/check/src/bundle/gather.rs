@@ -15,7 +15,7 @@ use stolos_spec::Mesh;
 use crate::diagnose::scene::{Engine, engine};
 use crate::diagnose::snapshot::{Datum, Seen, Snapshot, is_over, is_ready, proxy};
 use crate::diagnose::{CheckOptions, CheckReport, observed};
-use crate::status::chain;
+use stolos_serve::because;
 
 /// How long the pages of one cluster may take together.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -155,7 +155,7 @@ async fn pages(cluster: &Cluster, seen: &Seen, options: GatherOptions) -> Vec<Pa
         async move {
             let body = match of {
                 Ok((port, page)) => {
-                    forward::page(&cluster.client, &namespace, &pod, port, page).await.map_err(|e| chain(&e))
+                    forward::page(&cluster.client, &namespace, &pod, port, page).await.map_err(|e| because(&e))
                 }
                 Err((container, lines, previous)) => {
                     log(&cluster.client, &namespace, &pod, container, lines, previous).await
@@ -270,7 +270,7 @@ async fn log(
     };
     match tokio::time::timeout(LOG_PATIENCE, pods.logs(pod, &params)).await {
         Ok(Ok(text)) => Ok(text),
-        Ok(Err(error)) => Err(chain(&error)),
+        Ok(Err(error)) => Err(because(&error)),
         Err(_) => Err(format!("no answer in {} s", LOG_PATIENCE.as_secs())),
     }
 }

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use stolos_cluster::Cluster;
 use stolos_cluster::objects::{self, Resource};
 use stolos_k8s::{istio, meta};
+use stolos_serve::because;
 use stolos_spec::{Mesh, Role};
 
 use super::snapshot::{
@@ -18,7 +19,7 @@ use super::snapshot::{
     PathProbe, Seen, Snapshot, is_over, is_ready, proxy,
 };
 use super::try_out;
-use crate::status::{chain, page};
+use crate::status::page;
 use crate::verify::gateway_addresses;
 
 /// A cluster whose objects have not been read by then counts as unreachable.
@@ -103,7 +104,7 @@ async fn objects_of(cluster: &Cluster, beside: &[Listed]) -> Result<Seen, String
     }
     let ask = |Question { key, resource, namespace, labels }: Question| async move {
         let listed = match resource {
-            Ok(resource) => objects::list(&cluster.client, &resource, namespace, labels).await.map_err(|e| chain(&e)),
+            Ok(resource) => objects::list(&cluster.client, &resource, namespace, labels).await.map_err(|e| because(&e)),
             Err(why) => Err(why),
         };
         (key, Datum::of(listed))
@@ -130,7 +131,7 @@ async fn version(cluster: &Cluster) -> Result<(Value, Option<Clock>), String> {
     let get = || async {
         let request = http::Request::get("/version").body(Body::empty()).map_err(|e| e.to_string())?;
         let sent = SystemTime::now();
-        let answer = cluster.client.send(request).await.map_err(|e| chain(&e))?;
+        let answer = cluster.client.send(request).await.map_err(|e| because(&e))?;
         let took = sent.elapsed().unwrap_or_default();
         let date = answer.headers().get(http::header::DATE).and_then(|d| d.to_str().ok()).and_then(http_date);
         Ok::<_, String>((answer, date.map(|api| Clock { api, local: sent + took / 2 })))
@@ -138,7 +139,7 @@ async fn version(cluster: &Cluster) -> Result<(Value, Option<Clock>), String> {
     let (_, _) = get().await?;
     let (answer, clock) = get().await?;
     let status = answer.status();
-    let body = answer.into_body().collect_bytes().await.map_err(|e| chain(&e))?;
+    let body = answer.into_body().collect_bytes().await.map_err(|e| because(&e))?;
     if !status.is_success() {
         return Err(format!("the API server says {status}"));
     }
@@ -398,8 +399,8 @@ async fn injection(member: &stolos_spec::Cluster, cluster: &Cluster, seen: &Seen
         Err(why) => Datum::Unread { why },
         Ok(pod) => match tokio::time::timeout(Duration::from_secs(15), pods.create(&params, &pod)).await {
             Err(_) => Datum::now(Err("no answer in 15 s".to_owned())),
-            Ok(Err(error)) if crate::diagnose::is_forbidden(&error) => Datum::Unread { why: chain(&error) },
-            Ok(Err(error)) => Datum::now(Err(chain(&error))),
+            Ok(Err(error)) if crate::diagnose::is_forbidden(&error) => Datum::Unread { why: because(&error) },
+            Ok(Err(error)) => Datum::now(Err(because(&error))),
             Ok(Ok(made)) => {
                 let value = serde_json::to_value(made).unwrap_or_default();
                 Datum::now(if proxy(&value).is_some() {

@@ -9,13 +9,12 @@ use kube::api::Api;
 use serde_json::{Value, json};
 use stolos_k8s::istio;
 use stolos_serve::handshake::shown;
-use stolos_serve::{HostNet, Net};
+use stolos_serve::{HostNet, Net, because};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::scene::Engine;
 use super::snapshot::{CredentialAnswer, Datum, Handshake, Touch};
 use crate::exec;
-use crate::status::chain;
 
 /// How long one connection may take. A busy machine is no fault of the mesh.
 const PATIENCE: Duration = Duration::from_secs(8);
@@ -37,7 +36,7 @@ pub(crate) async fn touch_from(client: &kube::Client, pod: &str, url: &str) -> D
             }
             _ => Datum::Unread { why: format!("pod {pod} has no shell to dial from") },
         },
-        Err(error) => Datum::Unread { why: format!("pod {pod}: {}", chain(&error)) },
+        Err(error) => Datum::Unread { why: format!("pod {pod}: {}", because(&error)) },
     }
 }
 
@@ -123,7 +122,7 @@ async fn judged(kubeconfig: &str, engine: Engine) -> Datum<CredentialAnswer> {
     };
     let client = match client.await {
         Ok(client) => client,
-        Err(error) => return unread(chain(&error)),
+        Err(error) => return unread(because(&error)),
     };
     let may = |verb: &'static str, group: &'static str, resource: &'static str| {
         let client = client.clone();
@@ -160,7 +159,7 @@ async fn judged(kubeconfig: &str, engine: Engine) -> Datum<CredentialAnswer> {
 }
 
 fn refused(error: &kube::Error) -> Datum<CredentialAnswer> {
-    let why = chain(error);
+    let why = because(error);
     match error {
         kube::Error::Api(status) if status.code == 401 => {
             Datum::now(CredentialAnswer::Unauthorized(status.message.clone()))
@@ -178,7 +177,7 @@ pub(crate) async fn page(client: &kube::Client, pod: &str, name: &str) -> Datum<
     let ask = async {
         let pods: Api<Pod> = Api::namespaced(client.clone(), istio::SYSTEM_NAMESPACE);
         let port = istio::DEBUG_PORT;
-        let mut forward = pods.portforward(pod, &[port]).await.map_err(|e| chain(&e))?;
+        let mut forward = pods.portforward(pod, &[port]).await.map_err(|e| because(&e))?;
         let mut stream = forward.take_stream(port).ok_or("the port was not forwarded")?;
         let request = format!("GET /debug/{name} HTTP/1.0\r\nHost: localhost\r\n\r\n");
         stream.write_all(request.as_bytes()).await.map_err(|e| e.to_string())?;

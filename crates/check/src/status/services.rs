@@ -12,7 +12,7 @@ use stolos_cluster::objects::{self, Resource};
 use stolos_k8s::{istio, meta};
 use stolos_spec::Mesh;
 
-use super::{PATIENCE, chain, page, rfc3339};
+use super::{PATIENCE, page, rfc3339};
 
 /// The services of a mesh. Fields are only ever added.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -104,7 +104,7 @@ pub async fn services(mesh: &Mesh, clusters: &[Cluster]) -> ServicesReport {
     let looked = join_all(clusters.iter().map(|cluster| async move {
         let seen = match tokio::time::timeout(PATIENCE, read(cluster)).await {
             Ok(Ok(seen)) => Ok(seen),
-            Ok(Err(error)) => Err(chain(&error)),
+            Ok(Err(error)) => Err(stolos_serve::because(&error)),
             Err(_) => Err(format!("no answer in {} s", PATIENCE.as_secs())),
         };
         (cluster.name.as_str(), seen)

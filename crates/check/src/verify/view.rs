@@ -17,7 +17,7 @@ pub(super) const AGAIN: Duration = Duration::from_millis(100);
 /// The endpoints that the proxy of `pod` has of the shared service.
 pub(super) async fn of(cluster: &Cluster, namespace: &str, pod: &str) -> View {
     let text = forward::page(&cluster.client, namespace, pod, istio::ADMIN_PORT, PAGE).await;
-    let text = text.map_err(|error| crate::status::chain(&error))?;
+    let text = text.map_err(|error| stolos_serve::because(&error))?;
     let page = serde_json::from_str(&text).map_err(|error| format!("what {PAGE} shows is no JSON: {error}"))?;
     read(&page, &format!("outbound|{PORT}||{}", istio::host(SERVER, namespace, istio::DEFAULT_DOMAIN)))
 }

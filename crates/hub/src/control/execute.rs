@@ -364,16 +364,7 @@ fn said(error: &(dyn std::error::Error + 'static)) -> String {
     {
         return format!("{error}: {}", status.message);
     }
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        let more = error.to_string();
-        if !text.contains(&more) {
-            text = format!("{text}: {more}");
-        }
-        source = error.source();
-    }
-    text
+    stolos_serve::because(error)
 }
 
 #[cfg(test)]

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
@@ -15,7 +14,7 @@ use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
 use serde::Serialize;
 use stolos_pki::{Certificate, Credentials, Roots, WorkloadRequest};
-use stolos_serve::{Net, Stop, handshake};
+use stolos_serve::{Net, Stop, handshake, net};
 use stolos_tunnel::PROTOCOL;
 use stolos_tunnel::agent::Config;
 pub use stolos_tunnel::agent::{News, Target};
@@ -186,14 +185,7 @@ async fn root(hub: &Hub, fingerprint: &str) -> Result<String, Error> {
 }
 
 async fn reach(hub: &Hub) -> io::Result<stolos_serve::Stream> {
-    let mut last = io::Error::new(io::ErrorKind::NotFound, format!("no address for `{}`", hub.host));
-    for address in hub.net.resolve(&hub.host).await? {
-        match hub.net.dial(SocketAddr::new(address, hub.port)).await {
-            Ok(stream) => return Ok(stream),
-            Err(error) => last = error,
-        }
-    }
-    Err(last)
+    net::reach(&*hub.net, &hub.host, hub.port).await
 }
 
 async fn ask(hub: &Hub, tls: Arc<ClientConfig>, path: &str, body: &impl Serialize) -> Result<Certified, Error> {

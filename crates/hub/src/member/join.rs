@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use stolos_cluster::Cluster;
 use stolos_cluster::objects::{self, Resource};
 use stolos_k8s::meta;
+use stolos_pki::Certificate;
 
 use super::{CREDENTIALS, clusters};
 use crate::{Error, MANAGER, label};
@@ -264,12 +265,8 @@ async fn account(client: &kube::Client, name: &str) -> Result<String, Error> {
 
 /// The authorities of the address that the member is reached by, as PEM; nothing for the system's.
 fn authority(member: &Cluster) -> String {
-    let pem = |der: &Vec<u8>| {
-        let text = BASE64_STANDARD.encode(der);
-        let lines: String = text.as_bytes().chunks(64).map(|line| String::from_utf8_lossy(line) + "\n").collect();
-        format!("-----BEGIN CERTIFICATE-----\n{lines}-----END CERTIFICATE-----\n")
-    };
-    member.authorities.iter().map(pem).collect()
+    let certificates = member.authorities.iter().map(|der| Certificate::from_der(der.clone().into()));
+    certificates.flatten().map(|certificate| certificate.pem()).collect()
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::Value;
 use stolos_cluster::objects::{self, Resource};
 use stolos_k8s::meta;
-use stolos_serve::Net;
+use stolos_serve::{Net, because};
 
 use super::join::role;
 use super::{CREDENTIALS, clusters, works};
@@ -70,20 +70,10 @@ pub async fn unjoin(hub: &kube::Client, name: &str, net: Arc<dyn Net>, patience:
     let deleted = objects::delete(&client, &roles, None, &role, None);
     left.account = match tokio::time::timeout(Duration::from_secs(10), deleted).await {
         Ok(Ok(_)) => None,
-        Ok(Err(error)) => Some(said(&error)),
+        Ok(Err(error)) => Some(because(&error)),
         Err(_) => Some("it does not answer".to_owned()),
     };
     Ok(left)
-}
-
-fn said(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text = format!("{text}: {error}");
-        source = error.source();
-    }
-    text
 }
 
 /// What the Works of a member bring there, as `Kind namespace/name` with its `apiVersion` before it.

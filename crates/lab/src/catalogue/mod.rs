@@ -174,13 +174,7 @@ async fn proxy(launch: Launch) -> i32 {
 /// The exit code of one of Stolos' own roles; why it failed goes to its log, cause by cause.
 fn ended<E: std::error::Error>(result: Result<(), E>, output: &stolos_serve::Output) -> i32 {
     let Err(error) = result else { return 0 };
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(next) = cause {
-        text += &format!(": {next}");
-        cause = next.source();
-    }
-    output.line(format!("error: {text}"));
+    output.line(format!("error: {}", stolos_serve::because(&error)));
     1
 }
 

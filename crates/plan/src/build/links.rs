@@ -1,5 +1,7 @@
 //! Who may read whom: a reader in each cluster, a revocable credential for each peer, and the remote secrets.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Value, json};
 use stolos_spec::{Api, Cluster};
 
@@ -27,9 +29,32 @@ const SHORTEST_LIFE: i64 = 24 * 3600;
 const READS_SECRETS: &str =
     "the reader of Istio's charts may read every Secret of its cluster: whoever holds a remote secret can, too";
 
+/// What the objects of one cluster say of whom it reads. Every pair of clusters asks, so it is looked for once: a mesh of
+/// a hundred has 9,900 pairs, and each cluster a hundred secrets.
+struct Holder<'a> {
+    /// Remote secrets that were not made for this mesh, and the kubeconfigs in them, by the clusters they are for.
+    foreign: BTreeMap<String, (&'a Value, String)>,
+    /// Whether any control plane runs there, of whatever revision.
+    running: bool,
+}
+
+type Holders<'a> = BTreeMap<&'a str, Holder<'a>>;
+
+impl<'a> Holder<'a> {
+    fn of(scene: &Scene<'_>, state: &'a ClusterState) -> Self {
+        let mut foreign = BTreeMap::new();
+        for (read, secret, kubeconfig) in remote_entries(state, |secret| mesh_of(secret) != Some(scene.mesh_name())) {
+            foreign.entry(read).or_insert((secret, kubeconfig));
+        }
+        Self { foreign, running: is_running(state) }
+    }
+}
+
 pub(super) fn steps(scene: &Scene<'_>, sketch: &mut Sketch) {
+    let holders: Holders<'_> =
+        scene.live.iter().map(|(cluster, state)| (cluster.name.as_str(), Holder::of(scene, state))).collect();
     for (read, state) in &scene.live {
-        reader(scene, sketch, read, state);
+        reader(scene, sketch, &holders, (read, state));
         if let Some(since) = drained(state) {
             let text = format!(
                 "drained since {since}, so the others do not send to it: `stolos cluster undrain {}`",
@@ -52,8 +77,9 @@ pub(super) fn steps(scene: &Scene<'_>, sketch: &mut Sketch) {
                 sketch.remove(into.name.as_str(), step, vec![], owned.into_iter().collect(), because);
                 continue;
             }
+            let holder = &holders[into.name.as_str()];
             if let Some(read_state) = scene.observed.cluster(read.name.as_str()) {
-                changed.extend(link(scene, sketch, (into, state), (read, read_state), &before));
+                changed.extend(link(scene, sketch, (into, state, holder), (read, read_state), &before));
             }
         }
         // Real Istio drops and takes up a cluster anew when its secret changes: one holder at a time (contract C.7).
@@ -71,7 +97,7 @@ fn is_drained(scene: &Scene<'_>, into: &Cluster, read: &Cluster) -> bool {
 }
 
 /// The least that a peer's control plane needs. No Secret is among it.
-fn reader(scene: &Scene<'_>, sketch: &mut Sketch, read: &Cluster, state: &ClusterState) {
+fn reader(scene: &Scene<'_>, sketch: &mut Sketch, holders: &Holders<'_>, (read, state): (&Cluster, &ClusterState)) {
     let name = read.name.as_str();
     let after = || vec![id("trust", name, "namespace")];
     let own = |object| ours(scene.mesh_name(), object);
@@ -82,7 +108,7 @@ fn reader(scene: &Scene<'_>, sketch: &mut Sketch, read: &Cluster, state: &Cluste
         sketch.note(None, READS_SECRETS);
         let after = vec![id("control", name, "istiod")];
         sketch.draft(id("links", name, "reader"), Some(name), after, Work::Nothing);
-        return peers(scene, sketch, read, state);
+        return peers(scene, sketch, holders, (read, state));
     }
     let mut rules = vec![
         json!({"apiGroups": [""], "resources": ["namespaces", "services", "pods", "nodes"], "verbs": READ}),
@@ -102,7 +128,7 @@ fn reader(scene: &Scene<'_>, sketch: &mut Sketch, read: &Cluster, state: &Cluste
             "subjects": [{"kind": "ServiceAccount", "name": READER_SERVICE_ACCOUNT, "namespace": SYSTEM_NAMESPACE}]})),
     ];
     sketch.write(name, state, id("links", name, "reader"), after(), objects);
-    peers(scene, sketch, read, state);
+    peers(scene, sketch, holders, (read, state));
 }
 
 /// What a primary needs besides in a remote (B.5, B.7): to ask whose a token is, to publish the root, and to have the
@@ -120,7 +146,7 @@ fn leads() -> [Value; 5] {
     ]
 }
 
-fn peers(scene: &Scene<'_>, sketch: &mut Sketch, read: &Cluster, state: &ClusterState) {
+fn peers(scene: &Scene<'_>, sketch: &mut Sketch, holders: &Holders<'_>, (read, state): (&Cluster, &ClusterState)) {
     let name = read.name.as_str();
     let after = vec![id("trust", name, "namespace")];
     let own = |object| ours(scene.mesh_name(), object);
@@ -129,7 +155,7 @@ fn peers(scene: &Scene<'_>, sketch: &mut Sketch, read: &Cluster, state: &Cluster
         scene.mesh.clusters.iter().filter(|peer| peer.name != read.name && peer.primary().is_none()).filter(|peer| {
             // Whoever holds a credential of somebody else's needs none of ours.
             let key = ObjectKey::new("v1", "Secret", Some(SYSTEM_NAMESPACE), &peer_secret(peer.name.as_str()));
-            let holder = scene.observed.cluster(peer.name.as_str());
+            let holder = holders.get(peer.name.as_str());
             let served = holder.is_some_and(|holder| matches!(held_by_others(scene, holder, read), Some(Ok(_))));
             !served || state.objects.get(&key).is_some()
         });
@@ -146,7 +172,7 @@ fn peers(scene: &Scene<'_>, sketch: &mut Sketch, read: &Cluster, state: &Cluster
 fn link(
     scene: &Scene<'_>,
     sketch: &mut Sketch,
-    (into, state): (&Cluster, &ClusterState),
+    (into, state, holder): (&Cluster, &ClusterState, &Holder<'_>),
     (read, read_state): (&Cluster, &ClusterState),
     others: &[String],
 ) -> Option<String> {
@@ -167,7 +193,7 @@ fn link(
                 "annotations": {"networking.istio.io/cluster": read.name.as_str()}}}),
     );
     let live = state.objects.get(&key);
-    match held_by_others(scene, state, read) {
+    match held_by_others(scene, holder, read) {
         Some(Ok(secret)) => {
             let text = format!(
                 "{secret} with the credential for {} is somebody else's: it is used as it is, and nobody renews it",
@@ -227,7 +253,7 @@ fn link(
         // The primary is what makes its remote ready; it comes when the webhook leads to it and not before.
         after.extend(["istiod", "injector"].map(|what| id("control", read.name.as_str(), what)));
         after.push(id("gateways", read.name.as_str(), "addressed"));
-    } else if is_running(state) {
+    } else if holder.running {
         let ready = if scene.mesh.needs_gateways() { "gateways" } else { "control" };
         after.push(id(ready, read.name.as_str(), "ready"));
     }
@@ -256,11 +282,8 @@ fn link(
 
 /// A remote secret that somebody else wrote for `read`, whatever it is called: two for one cluster would be one too many,
 /// since istiod takes the first and ignores the other (contract B.5). Whether it can be used, as far as it says.
-fn held_by_others(scene: &Scene<'_>, state: &ClusterState, read: &Cluster) -> Option<Result<ObjectKey, String>> {
-    let entries = remote_entries(state);
-    let (_, secret, kubeconfig) = entries
-        .iter()
-        .find(|(key, secret, _)| key == read.name.as_str() && mesh_of(secret) != Some(scene.mesh_name()))?;
+fn held_by_others(scene: &Scene<'_>, holder: &Holder<'_>, read: &Cluster) -> Option<Result<ObjectKey, String>> {
+    let (secret, kubeconfig) = holder.foreign.get(read.name.as_str())?;
     let key = ObjectKey::of(secret);
     if server_in(kubeconfig).is_none() {
         return Some(Err(format!("{key} was not made for this mesh, and leads nowhere")));

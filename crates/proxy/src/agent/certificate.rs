@@ -6,7 +6,8 @@ use std::time::{Duration, SystemTime};
 
 use stolos_pki::{Credentials, Roots, SpiffeId, WorkloadRequest};
 use stolos_serve::Container;
-use stolos_xds::client::{pause, with_causes};
+use stolos_serve::because;
+use stolos_xds::client::pause;
 use stolos_xds::istio::v1::auth::IstioCertificateRequest;
 use stolos_xds::istio::v1::auth::istio_certificate_service_client::IstioCertificateServiceClient;
 use tokio::sync::watch;
@@ -31,7 +32,7 @@ enum NotObtained {
     Request(#[from] stolos_pki::Error),
     #[error("{0}")]
     Read(#[from] io::Error),
-    #[error("{}", with_causes(.0))]
+    #[error("{}", because(.0))]
     Connect(#[from] stolos_xds::client::Unreachable),
     #[error("the authority refuses: {:?}: {}", .0.code(), .0.message())]
     Refused(#[from] Box<tonic::Status>),

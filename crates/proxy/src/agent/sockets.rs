@@ -15,8 +15,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::{Stream, StreamExt};
 use stolos_pki::Error;
+use stolos_serve::because;
 use stolos_serve::{Container, Programs, Stop};
-use stolos_xds::client::with_causes;
 use stolos_xds::envoy::config::core::v3::{DataSource, data_source::Specifier};
 use stolos_xds::envoy::config::listener::v3::Listener;
 use stolos_xds::envoy::extensions::transport_sockets::tls::v3 as tls;
@@ -72,7 +72,7 @@ pub(super) async fn secrets(listener: UnixListener, secrets: Secrets, stop: Stop
     let server = tonic::transport::Server::builder().add_service(SecretDiscoveryServiceServer::new(secrets));
     let serving = server.serve_with_incoming_shutdown(incoming(listener), async move { asked.asked().await });
     if let Err(error) = serving.await {
-        tracing::error!(error = %with_causes(&error), "the socket for secrets has ended");
+        tracing::error!(error = %because(&error), "the socket for secrets has ended");
     }
 }
 
@@ -83,7 +83,7 @@ pub(super) async fn discovery(listener: UnixListener, relay: Relay, stop: Stop) 
     let server = tonic::transport::Server::builder().http2_adaptive_window(Some(true)).add_service(service);
     let serving = server.serve_with_incoming_shutdown(incoming(listener), async move { asked.asked().await });
     if let Err(error) = serving.await {
-        tracing::error!(error = %with_causes(&error), "the socket for discovery has ended");
+        tracing::error!(error = %because(&error), "the socket for discovery has ended");
     }
 }
 
@@ -215,7 +215,7 @@ impl Relay {
         let metadata = credentials_of_call(&self.container, &self.settings).await;
         let metadata = metadata.map_err(|error| unavailable(error.to_string()))?;
         let channel = target(&self.container, &self.settings.discovery).connect().await;
-        let channel = channel.map_err(|error| unavailable(with_causes(&error)))?;
+        let channel = channel.map_err(|error| unavailable(because(&error)))?;
         let client = AggregatedDiscoveryServiceClient::new(channel)
             .max_decoding_message_size(ANSWER_LIMIT)
             .max_encoding_message_size(REQUEST_LIMIT);
