@@ -19,18 +19,18 @@ const FILES: [(&str, &str); 5] = [
     ("hello.yaml", include_str!("../../../spec/tests/inputs/karmada/hello.yaml")),
     ("sleep.yaml", include_str!("../../../spec/tests/inputs/karmada/sleep.yaml")),
 ];
-const MEMBERS: [&str; 3] = ["eu", "ap", "us"];
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const MEMBERS: [&str; 3] = ["eu", "ap", "us"];
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A lab of three clusters, and a hub beside it.
-struct Hub {
-    world: World,
-    kubectl: PathBuf,
-    process: Child,
+pub(crate) struct Hub {
+    pub(crate) world: World,
+    pub(crate) kubectl: PathBuf,
+    pub(crate) process: Child,
 }
 
 impl Hub {
-    async fn start() -> Option<Self> {
+    pub(crate) async fn start() -> Option<Self> {
         let kubectl = programs::program("STOLOS_KUBECTL")?;
         let mut world = World::new();
         let paths: Vec<_> = FILES.iter().map(|(name, text)| world.write(name, text)).collect();
@@ -40,12 +40,12 @@ impl Hub {
     }
 
     /// Runs kubectl against the hub.
-    async fn kubectl(&self, args: &[&str]) -> Run {
+    pub(crate) async fn kubectl(&self, args: &[&str]) -> Run {
         self.run_kubectl(&["--kubeconfig", text(&self.world.path("hub/kubeconfig"))], args).await
     }
 
     /// Runs kubectl against a member.
-    async fn in_member(&self, member: &str, args: &[&str]) -> Run {
+    pub(crate) async fn in_member(&self, member: &str, args: &[&str]) -> Run {
         self.run_kubectl(&["--kubeconfig", text(&self.world.path("kubeconfig")), "--context", member], args).await
     }
 
@@ -56,7 +56,7 @@ impl Hub {
     }
 
     /// Replicas that are wanted and that are ready, in each member that has the Deployment.
-    async fn replicas(&self, deployment: &str) -> BTreeMap<&'static str, (i64, i64)> {
+    pub(crate) async fn replicas(&self, deployment: &str) -> BTreeMap<&'static str, (i64, i64)> {
         let mut found = BTreeMap::new();
         for member in MEMBERS {
             let run = self.in_member(member, &["get", "deployment", deployment, "-o", "json"]).await;
@@ -70,7 +70,7 @@ impl Hub {
     }
 
     /// Waits until a Deployment is wanted and ready in the members as said.
-    async fn runs(&self, deployment: &str, wanted: &[(&'static str, i64)]) {
+    pub(crate) async fn runs(&self, deployment: &str, wanted: &[(&'static str, i64)]) {
         let wanted: BTreeMap<_, _> = wanted.iter().map(|(member, count)| (*member, (*count, *count))).collect();
         eventually(deployment, PATIENCE, async || {
             let found = self.replicas(deployment).await;
@@ -80,7 +80,7 @@ impl Hub {
     }
 
     /// Waits until so many replicas of `hello` are ready, and returns how they are divided.
-    async fn divided(&self, all: i64) -> BTreeMap<&'static str, i64> {
+    pub(crate) async fn divided(&self, all: i64) -> BTreeMap<&'static str, i64> {
         eventually("division", PATIENCE, async || {
             let found = self.replicas("hello").await;
             let (wanted, ready) = found.values().fold((0, 0), |sum, count| (sum.0 + count.0, sum.1 + count.1));
@@ -93,7 +93,7 @@ impl Hub {
     }
 
     /// Waits until an event says this about an object of the hub.
-    async fn says(&self, kind: &str, name: &str, reason: &str, message: &str) {
+    pub(crate) async fn says(&self, kind: &str, name: &str, reason: &str, message: &str) {
         let of = format!("involvedObject.kind={kind},involvedObject.name={name},reason={reason}");
         eventually(reason, PATIENCE, async || {
             let events = self.kubectl(&["get", "events", "--field-selector", &of]).await.out;
@@ -117,7 +117,7 @@ impl Hub {
 }
 
 /// Starts a hub, which ends with its handle.
-async fn up(world: &World) -> Child {
+pub(crate) async fn up(world: &World) -> Child {
     let mut command = world.stolos(["hub", "up", "--data", "hub"]);
     let mut process = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
     let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
@@ -308,7 +308,7 @@ fn config(name: &str, more: &str) -> String {
 
 impl Hub {
     /// Applies a text to the hub.
-    async fn apply(&self, name: &str, yaml: &str) {
+    pub(crate) async fn apply(&self, name: &str, yaml: &str) {
         let path = self.world.write(name, yaml);
         self.kubectl(&["apply", "-f", text(&path)]).await.ends_with(0);
     }
@@ -327,7 +327,7 @@ impl Hub {
     }
 
     /// Waits until what kubectl prints of a member's object is this.
-    async fn prints(&self, member: &str, object: &[&str], path: &str, wanted: &str) {
+    pub(crate) async fn prints(&self, member: &str, object: &[&str], path: &str, wanted: &str) {
         let path = format!("jsonpath={{{path}}}");
         let args = [&["get"], object, &["-o", &path]].concat();
         eventually(wanted, PATIENCE, async || {
@@ -338,7 +338,7 @@ impl Hub {
     }
 
     /// Waits until a condition of the Work that brings a ConfigMap to `eu` is like this.
-    async fn work_says(&self, name: &str, condition: &str, wanted: &str) {
+    pub(crate) async fn work_says(&self, name: &str, condition: &str, wanted: &str) {
         eventually(name, PATIENCE, async || {
             let works = self.kubectl(&["get", "works", "-n", "karmada-es-eu", "-o", "json"]).await.document();
             let mut works = works["items"].as_array().unwrap().iter();
@@ -436,7 +436,7 @@ async fn policies_do_what_they_say() {
 
 impl Hub {
     /// Starts an agent, which ends with its handle, and waits until it says that it is connected.
-    async fn agent(&self, name: &str, more: &[&str], address: &str) -> Child {
+    pub(crate) async fn agent(&self, name: &str, more: &[&str], address: &str) -> Child {
         let mut command = self.world.stolos(["agent", name, "--hub", address, "--data"]);
         command.arg(self.world.path(&format!("agent-{name}"))).args(more);
         let mut process = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();

@@ -26,6 +26,7 @@ mod faults;
 mod golden;
 mod helm;
 mod hub;
+mod hub_scene;
 mod ingress;
 mod istio_remote;
 mod join_and_leave;

@@ -164,10 +164,10 @@ impl Drop for World {
     }
 }
 
-/// Kills every lab whose folder is below `folder`.
+/// Kills every lab and hub whose folder is below `folder`.
 fn kill_holders(folder: &Path) {
-    for state in std::fs::read_dir(folder).into_iter().flatten().flatten() {
-        let lock = state.path().join("lab.lock");
+    let states: Vec<_> = std::fs::read_dir(folder).into_iter().flatten().flatten().collect();
+    for lock in states.iter().flat_map(|state| ["lab.lock", "hub.lock"].map(|lock| state.path().join(lock))) {
         let held = |lock: &Path| {
             let file = std::fs::File::open(lock).ok()?;
             matches!(file.try_lock_shared(), Err(std::fs::TryLockError::WouldBlock)).then_some(())
