@@ -9,7 +9,7 @@ use crate::label;
 use crate::{Error, MANAGER};
 
 /// The definitions of Karmada's kinds that the hub works with (fields of Karmada v1.18.2).
-const DEFINITIONS: [&str; 8] = [
+const DEFINITIONS: [&str; 9] = [
     include_str!("../crds/cluster.yaml"),
     include_str!("../crds/propagationpolicy.yaml"),
     include_str!("../crds/clusterpropagationpolicy.yaml"),
@@ -18,6 +18,7 @@ const DEFINITIONS: [&str; 8] = [
     include_str!("../crds/resourcebinding.yaml"),
     include_str!("../crds/clusterresourcebinding.yaml"),
     include_str!("../crds/work.yaml"),
+    include_str!("../crds/resourceinterpretercustomization.yaml"),
 ];
 
 /// How long definitions may take until their kinds are served.
@@ -87,6 +88,7 @@ mod tests {
         overridepolicies.policy.karmada.io
         propagationpolicies.policy.karmada.io
         resourcebindings.work.karmada.io
+        resourceinterpretercustomizations.config.karmada.io
         works.work.karmada.io
         ");
     }

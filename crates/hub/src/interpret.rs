@@ -1,21 +1,26 @@
 //! What the hub knows of the native kinds (Karmada v1.18.2's default interpreters): how many replicas they have and what
 //! one needs, what a member may keep, how they are, and what else they need. All are plain functions on JSON.
+//! [`Interpreters`] knows other kinds too, by scripts.
 
 mod aggregate;
+mod custom;
 mod dependencies;
 mod prune;
 mod replicas;
 mod retain;
+mod script;
 mod status;
 
 use serde_json::Value;
 use stolos_k8s::meta;
 
 pub use aggregate::aggregate;
+pub use custom::{Interpreters, Operation};
 pub use dependencies::{Dependency, dependencies};
 pub use prune::manifest;
 pub use replicas::{Replicas, completions, replicas, revise};
 pub use retain::{merge, retain};
+pub use script::{ScriptError, check};
 pub use status::{health, reflect};
 
 /// The native kinds that are not like all others.

@@ -5,6 +5,7 @@
 
 mod binding;
 mod cluster;
+mod customization;
 mod overriding;
 mod placement;
 mod policy;
@@ -18,6 +19,7 @@ use serde_json::{Map, Value};
 
 pub use binding::*;
 pub use cluster::*;
+pub use customization::*;
 pub use overriding::*;
 pub use placement::*;
 pub use policy::*;
@@ -32,6 +34,8 @@ pub type OverridePolicy = Object<OverrideSpec>;
 pub type Binding = Object<BindingSpec, BindingStatus>;
 /// What one member cluster is to hold.
 pub type Work = Object<WorkSpec, WorkStatus>;
+/// What the hub is told of a kind that it does not know.
+pub type Customization = Object<CustomizationSpec>;
 /// A member cluster.
 pub type Cluster = Object<ClusterSpec, ClusterStatus>;
 

@@ -8,11 +8,12 @@ use stolos_k8s::meta;
 use super::Hub;
 use super::bind::targets;
 use super::clusters::{condition, set_condition};
+use super::interpret::unanswered;
 use super::template::TemplateKey;
 use crate::mirror::Key;
 use crate::model::AggregatedStatusItem;
+use crate::name;
 use crate::queue::{Again, Trouble};
-use crate::{interpret, name};
 
 /// Who says it.
 const FROM: &str = "resource-binding-status-controller";
@@ -64,7 +65,16 @@ pub(super) async fn look(hub: Arc<Hub>, key: Key) -> Result<Again, Trouble> {
     }
     if let Some((mirror, object)) = object {
         let said = serde_json::from_value::<Vec<AggregatedStatusItem>>(items.into())?;
-        if let Some(status) = interpret::aggregate(&object, &said) {
+        let status = match hub.interpret(&object, |known| known.aggregate(&object, &said)).await {
+            Ok(status) => status,
+            Err(error) => {
+                let text = unanswered("Aggregate status of", &object, &error);
+                hub.events.warning(&binding, from, "AggregateStatusFailed", text.as_str());
+                hub.events.warning(&object, from, "AggregateStatusFailed", text);
+                return Err(error.into());
+            }
+        };
+        if let Some(status) = status {
             hub.put_status(&mirror, &object, &status).await?;
         }
     }

@@ -98,7 +98,7 @@ async fn works(hub: &Hub, binding: &Value, template: &Value, work_name: &str) ->
         };
         let mut manifest = interpret::manifest(template);
         if scheduled.contains(&cluster.as_str()) {
-            interpret::revise(&mut manifest, *replicas);
+            hub.interpret(template, |known| known.revise(&mut manifest, *replicas)).await?;
         }
         if let Some(share) = completions.iter().flatten().zip(&scheduled).find(|(_, of)| *of == cluster) {
             manifest["spec"]["completions"] = (*share.0).into();

@@ -7,11 +7,15 @@ use stolos_cluster::objects;
 use stolos_k8s::meta;
 
 use super::Hub;
+use super::interpret::unanswered;
 use super::template::TemplateKey;
-use crate::interpret::{self, Dependency};
+use crate::interpret::Dependency;
 use crate::mirror::Key;
 use crate::queue::{Again, Trouble};
 use crate::{label, name};
+
+/// Who says it.
+const FROM: &str = "dependencies-distributor";
 
 /// Looks at one binding: what its workload needs has a binding too, which says for whom.
 pub(super) async fn look(hub: Arc<Hub>, key: Key) -> Result<Again, Trouble> {
@@ -25,7 +29,14 @@ pub(super) async fn look(hub: Arc<Hub>, key: Key) -> Result<Again, Trouble> {
     }
     let template = TemplateKey::of_binding(&binding);
     let needs = match hub.template(&template).filter(|_| brings) {
-        Some((_, object)) => interpret::dependencies(&object),
+        Some((_, object)) => match hub.interpret(&object, |known| known.dependencies(&object)).await {
+            Ok(needs) => needs,
+            Err(error) => {
+                let text = unanswered("Get dependencies of", &object, &error);
+                hub.events.warning(&object, FROM, "GetDependenciesFailed", text);
+                return Err(error.into());
+            }
+        },
         // Until its template is seen nothing is taken away.
         None if brings => return Ok(None),
         None => Vec::new(),
@@ -157,7 +168,7 @@ impl Hub {
         let namespace = meta::namespace(template);
         let may_be_needed =
             ["ConfigMap", "Secret", "ServiceAccount", "PersistentVolumeClaim", "Service", "EndpointSlice"];
-        if !may_be_needed.contains(&meta::kind(template)) {
+        if !may_be_needed.contains(&meta::kind(template)) && !self.scripts_name_dependencies() {
             return false;
         }
         let bindings = self.bindings_of(namespace);

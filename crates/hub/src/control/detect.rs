@@ -7,13 +7,15 @@ use serde_json::{Value, json};
 use stolos_k8s::meta;
 
 use super::Hub;
+use super::interpret::unanswered;
 use super::template::{TemplateKey, is_of_every_server, is_template};
 use crate::choose::{self, Claim};
 use crate::divide::Algorithm;
+use crate::interpret::Replicas;
 use crate::mirror::{Key, Mirror};
-use crate::model::{Activation, PropagationPolicy};
+use crate::model::{Activation, Component, PropagationPolicy};
 use crate::queue::{Again, Trouble};
-use crate::{interpret, label, name};
+use crate::{label, name};
 
 /// Who says it.
 const FROM: &str = "resource-detector";
@@ -184,7 +186,8 @@ async fn apply(
     if before.as_ref().is_some_and(|before| meta::deletion_timestamp(before).is_some()) {
         return Err("the binding of a template of this name is still on its way out".into());
     }
-    let wanted = binding(&template, policy, claim, before.as_deref())?;
+    let needs = needs(hub, &template).await?;
+    let wanted = binding(&template, policy, claim, needs, before.as_deref())?;
     match before {
         None => hub.create(bindings, &wanted).await?,
         Some(before) if essence(&before) == essence(&wanted) => return Ok(false),
@@ -204,11 +207,36 @@ fn essence(binding: &Value) -> Value {
     ])
 }
 
+/// What a template needs in a cluster.
+#[derive(Default)]
+struct Needs {
+    replicas: Option<Replicas>,
+    components: Vec<Component>,
+}
+
+async fn needs(hub: &Hub, template: &Value) -> Result<Needs, Trouble> {
+    let answer = hub.interpret(template, |known| {
+        let failed = |what, reason| move |error| (what, reason, error);
+        if let Some(components) =
+            known.components(template).map_err(failed("Get components of", "GetComponentsFailed"))?
+        {
+            return Ok(Needs { replicas: None, components });
+        }
+        let replicas = known.replicas(template).map_err(failed("Get replicas of", "GetReplicasFailed"))?;
+        Ok(Needs { replicas, components: Vec::new() })
+    });
+    answer.await.map_err(|(what, reason, error)| {
+        hub.events.warning(template, FROM, reason, unanswered(what, template, &error));
+        error.into()
+    })
+}
+
 /// The binding of a template: what the policy says, what the template needs, and what others have written before.
 fn binding(
     template: &Value,
     policy: &PropagationPolicy,
     claim: &Claimed,
+    needs: Needs,
     before: Option<&Value>,
 ) -> Result<Value, Trouble> {
     let (namespace, kind) = (meta::namespace(template), meta::kind(template));
@@ -242,9 +270,8 @@ fn binding(
     if !namespace.is_empty() {
         from["resource"]["namespace"] = namespace.into();
     }
-    let needs = interpret::replicas(template);
-    let replicas = needs.as_ref().map_or(0, |needs| needs.count);
-    let requirements = needs.and_then(|needs| needs.requirements);
+    let Needs { replicas, components } = needs;
+    let (replicas, requirements) = replicas.map_or((0, None), |needs| (needs.count, needs.requirements));
     let mut put = |field: &str, value: Option<Value>| match value {
         Some(value) => from[field] = value,
         None => {
@@ -256,6 +283,7 @@ fn binding(
     let yes = |value: bool| value.then_some(Value::Bool(true));
     put("replicas", (replicas > 0).then(|| replicas.into()));
     put("replicaRequirements", requirements.map(serde_json::to_value).transpose()?);
+    put("components", (!components.is_empty()).then(|| serde_json::to_value(components)).transpose()?);
     put("propagateDeps", yes(spec.propagate_deps || spec.association));
     put("conflictResolution", Some(serde_json::to_value(spec.conflict_resolution)?));
     put("placement", Some(serde_json::to_value(&spec.placement)?));

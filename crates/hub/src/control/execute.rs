@@ -9,14 +9,19 @@ use stolos_cluster::objects::{self, Resource};
 use stolos_k8s::meta;
 
 use super::clusters::{condition, is_ready, set_condition};
+use super::interpret::unanswered;
 use super::members::Member;
 use super::{Hub, difference};
+use crate::interpret::ScriptError;
 use crate::mirror::{Changed, Key, Mirror};
+use crate::model::Health;
 use crate::queue::{Again, Queue, Trouble};
-use crate::{MANAGER, interpret, label};
+use crate::{MANAGER, label};
 
 /// Who says it.
 const FROM: &str = "execution-controller";
+/// Who says how things are in members.
+const FROM_STATUS: &str = "work-status-controller";
 /// How often a write is tried where the member's own controllers are faster.
 const ATTEMPTS: usize = 5;
 /// What the hub brought is found by this label.
@@ -61,7 +66,7 @@ pub(super) async fn look(hub: Arc<Hub>, key: Key) -> Result<Again, Trouble> {
         );
     }
     let (mut failures, mut created_again, mut changed) = (Vec::new(), false, false);
-    let mut statuses = Vec::new();
+    let (mut statuses, mut unread) = (Vec::new(), Vec::new());
     let was_applied = condition(&status, "Applied").is_some_and(|applied| applied["status"] == "True");
     for (ordinal, manifest) in manifests.iter().enumerate() {
         let outcome = apply(&hub, name, &member, manifest).await;
@@ -75,7 +80,12 @@ pub(super) async fn look(hub: Arc<Hub>, key: Key) -> Result<Again, Trouble> {
                     let text = format!("Successfully applied resource({place}) to cluster {name}");
                     hub.events.normal(&about, FROM, "SyncSucceed", text);
                 }
-                statuses.push(reflected(ordinal, manifest, &object, &mirror));
+                let mut now = identified(ordinal, manifest, &mirror);
+                let before = &work["status"]["manifestStatuses"][ordinal];
+                if let Err(error) = reflect(&hub, &work, &object, before, &mut now).await {
+                    unread.push(error.to_string());
+                }
+                statuses.push(now);
             }
             Err(error) => {
                 let text = said(&*error);
@@ -108,14 +118,44 @@ pub(super) async fn look(hub: Arc<Hub>, key: Key) -> Result<Again, Trouble> {
     }
     status["manifestStatuses"] = statuses.into();
     hub.put_status(&hub.own.works, &work, &status).await?;
+    failures.extend(unread);
     match failures.is_empty() {
         true => Ok(None),
         false => Err(failures.join(", ").into()),
     }
 }
 
-/// How one manifest is in the member.
-fn reflected(ordinal: usize, manifest: &Value, object: &Value, mirror: &Mirror) -> Value {
+/// How one manifest is in the member. A status that no script can read stays as it was said before.
+async fn reflect(hub: &Hub, work: &Value, object: &Value, before: &Value, now: &mut Value) -> Result<(), ScriptError> {
+    let (health, status) = hub.interpret(object, |known| (known.health(object), known.reflect(object))).await;
+    let health = match health {
+        Ok(health) => health,
+        Err(error) => {
+            let text = unanswered("Interpret health of", object, &error);
+            hub.events.warning(work, FROM_STATUS, "InterpretHealthFailed", text);
+            Health::Unknown
+        }
+    };
+    now["health"] = json!(health);
+    match status {
+        Ok(None) => Ok(()),
+        Ok(Some(status)) => {
+            now["status"] = status;
+            Ok(())
+        }
+        Err(error) => {
+            let text = unanswered("Reflect status for", object, &error);
+            hub.events.warning(work, FROM_STATUS, "ReflectStatusFailed", text);
+            if !before["status"].is_null() {
+                now["status"] = before["status"].clone();
+            }
+            Err(error)
+        }
+    }
+}
+
+/// Which manifest it is.
+fn identified(ordinal: usize, manifest: &Value, mirror: &Mirror) -> Value {
     let (group, version) = mirror.resource.api_version.split_once('/').unwrap_or(("", &mirror.resource.api_version));
     let mut identifier = json!({"ordinal": ordinal, "version": version, "kind": mirror.resource.kind,
         "resource": mirror.resource.plural, "name": meta::name(manifest)});
@@ -124,11 +164,7 @@ fn reflected(ordinal: usize, manifest: &Value, object: &Value, mirror: &Mirror) 
             identifier[field] = value.into();
         }
     }
-    let mut status = json!({"identifier": identifier, "health": interpret::health(object)});
-    if let Some(reflected) = interpret::reflect(object) {
-        status["status"] = reflected;
-    }
-    status
+    json!({"identifier": identifier})
 }
 
 /// What was done to one object.
@@ -188,7 +224,7 @@ async fn apply(hub: &Arc<Hub>, cluster: &str, member: &Arc<Member>, manifest: &V
         if member.is_as_applied(&mirror.resource, manifest, &live) {
             return outcome(live, Did::Nothing);
         }
-        let wanted = interpret::merge(manifest, &live);
+        let wanted = hub.interpret(manifest, |known| known.merge(manifest, &live)).await?;
         let object = match objects::replace(&member.client, &mirror.resource, &wanted, MANAGER).await {
             Ok(object) => object,
             // The member's own controllers write, too.

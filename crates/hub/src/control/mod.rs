@@ -6,6 +6,7 @@ mod clusters;
 mod depend;
 mod detect;
 mod execute;
+mod interpret;
 mod members;
 mod namespaces;
 mod policies;
@@ -20,10 +21,12 @@ use serde_json::Value;
 use stolos_cluster::objects::{self, Resource};
 use stolos_k8s::meta;
 use stolos_serve::{Listener, Net, Stop};
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
 use crate::event::{self, Recorder};
+use crate::interpret::Interpreters;
 use crate::member::{self, CREDENTIALS, Ways};
 use crate::mirror::{self, Key, Mirror};
 use crate::model::{self, Cluster, OverridePolicy, PropagationPolicy};
@@ -118,13 +121,23 @@ struct Own {
     bindings: Arc<Mirror>,
     cluster_bindings: Arc<Mirror>,
     works: Arc<Mirror>,
+    customizations: Arc<Mirror>,
 }
 
 impl Own {
-    fn all(&self) -> [&Arc<Mirror>; 9] {
-        let Self { clusters, secrets, policies, cluster_policies, overrides, cluster_overrides, bindings, .. } = self;
-        let Self { cluster_bindings, works, .. } = self;
-        [clusters, secrets, policies, cluster_policies, overrides, cluster_overrides, bindings, cluster_bindings, works]
+    fn all(&self) -> [&Arc<Mirror>; 10] {
+        [
+            &self.clusters,
+            &self.secrets,
+            &self.policies,
+            &self.cluster_policies,
+            &self.overrides,
+            &self.cluster_overrides,
+            &self.bindings,
+            &self.cluster_bindings,
+            &self.works,
+            &self.customizations,
+        ]
     }
 }
 
@@ -164,6 +177,10 @@ pub(crate) struct Hub {
     read_policies: Typed<PropagationPolicy>,
     /// The same of override policies.
     read_overrides: Typed<OverridePolicy>,
+    /// What is known of kinds, as of the last change of a customization.
+    interpreters: RwLock<Arc<Interpreters>>,
+    /// Turns of scripts.
+    scripts: Semaphore,
     /// Templates that no policy selects.
     waiting: Mutex<HashSet<TemplateKey>>,
     /// Templates that have changed since they were looked at: what a lazy policy waits for.
@@ -327,6 +344,18 @@ impl Hub {
             };
             let poke = Arc::clone(&queues);
             let works = Mirror::new(member::works(), None, None, move |before, now| poke.add_work(before, now));
+            let of_hub = hub.clone();
+            let customizations = of(
+                "config.karmada.io/v1alpha1",
+                "ResourceInterpreterCustomization",
+                "resourceinterpretercustomizations",
+                false,
+            );
+            let customizations = Mirror::new(customizations, None, None, move |before, now| {
+                if let Some(hub) = of_hub.upgrade() {
+                    hub.customization_changed(before, now);
+                }
+            });
             let own = Own {
                 clusters,
                 secrets,
@@ -337,6 +366,7 @@ impl Hub {
                 bindings: binding("ResourceBinding", "resourcebindings", true),
                 cluster_bindings: binding("ClusterResourceBinding", "clusterresourcebindings", false),
                 works,
+                customizations,
             };
             Self {
                 client,
@@ -347,6 +377,8 @@ impl Hub {
                 templates: RwLock::default(),
                 read_policies: RwLock::default(),
                 read_overrides: RwLock::default(),
+                interpreters: RwLock::new(Interpreters::well_known()),
+                scripts: Semaphore::new(interpret::SCRIPTS_AT_ONCE),
                 waiting: Mutex::default(),
                 touched: Arc::default(),
                 unmatched: Mutex::default(),

@@ -18,6 +18,7 @@ pub struct Dependency {
     /// The kind.
     pub kind: String,
     /// The namespace: always the workload's own.
+    #[serde(default)]
     pub namespace: String,
     /// The name; empty with labels.
     #[serde(default, skip_serializing_if = "String::is_empty")]
@@ -49,6 +50,19 @@ pub fn dependencies(template: &Value) -> Vec<Dependency> {
             needed.remove(&("PersistentVolumeClaim", meta::name(claim)));
         }
     }
+    named(needed, namespace)
+}
+
+/// What the pods of a template need.
+pub(super) fn of_template(template: &Value, namespace: &str) -> Vec<Dependency> {
+    let mut needed = BTreeSet::new();
+    if let Some(spec) = template.get("spec") {
+        of_pod(spec, &mut needed);
+    }
+    named(needed, namespace)
+}
+
+fn named(needed: BTreeSet<(&str, &str)>, namespace: &str) -> Vec<Dependency> {
     let needed = needed.into_iter().filter(|(_, name)| !name.is_empty());
     needed.map(|(kind, name)| of("v1", kind, namespace, name)).collect()
 }

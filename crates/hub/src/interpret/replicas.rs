@@ -57,8 +57,8 @@ pub fn completions(template: &Value, clusters: &[&str]) -> Option<Vec<i64>> {
     Some(seats(completions, &votes, NameOrder::of(meta::uid(template))).shares)
 }
 
-/// What one pod needs.
-fn requirements(template: &Value) -> Option<ReplicaRequirements> {
+/// What one pod needs, by its template.
+pub(super) fn requirements(template: &Value) -> Option<ReplicaRequirements> {
     let spec = template.get("spec")?;
     let claim = NodeClaim {
         hard_node_affinity: spec

@@ -12,6 +12,13 @@ use crate::label::{MANAGED_ANNOTATIONS, MANAGED_LABELS, RETAIN_REPLICAS};
 /// annotations that others have put there, and with what [`retain`] keeps.
 #[must_use]
 pub fn merge(wanted: &Value, observed: &Value) -> Value {
+    let mut merged = books(wanted, observed);
+    retain(&mut merged, observed);
+    merged
+}
+
+/// The part of [`merge`] that is the same for all kinds.
+pub(super) fn books(wanted: &Value, observed: &Value) -> Value {
     let mut merged = wanted.clone();
     for field in ["resourceVersion", "finalizers", "ownerReferences"] {
         if let Some(value) = observed.get("metadata").and_then(|metadata| metadata.get(field)) {
@@ -32,7 +39,6 @@ pub fn merge(wanted: &Value, observed: &Value) -> Value {
             meta::metadata_mut(&mut merged).insert(field.to_owned(), all.into());
         }
     }
-    retain(&mut merged, observed);
     merged
 }
 

@@ -1,0 +1,277 @@
+use serde_json::{Value, json};
+
+use super::*;
+
+fn customization(name: &str, api_version: &str, kind: &str, rules: Value) -> Customization {
+    let object = json!({"apiVersion": "config.karmada.io/v1alpha1", "kind": "ResourceInterpreterCustomization",
+        "metadata": {"name": name},
+        "spec": {"target": {"apiVersion": api_version, "kind": kind}, "customizations": rules}});
+    let (read, unknown) = read(&object).unwrap();
+    assert_eq!(unknown, []);
+    read
+}
+
+/// A kind that has its replicas at `spec.size` and says how many are ready.
+fn cache() -> Customization {
+    customization(
+        "cache",
+        "shop.example/v1",
+        "Cache",
+        json!({
+            "replicaResource": {"luaScript": "function GetReplicas(desiredObj)
+                requirement = {}
+                requirement.nodeClaim = {}
+                requirement.resourceRequest = {memory = desiredObj.spec.memory}
+                return desiredObj.spec.size, requirement
+            end"},
+            "replicaRevision": {"luaScript": "function ReviseReplica(desiredObj, desiredReplica)
+                desiredObj.spec.size = desiredReplica
+                return desiredObj
+            end"},
+            "retention": {"luaScript": "function Retain(desiredObj, observedObj)
+                desiredObj.spec.password = observedObj.spec.password
+                return desiredObj
+            end"},
+            "statusReflection": {"luaScript": "function ReflectStatus (observedObj)
+                return {ready = observedObj.status.ready}
+            end"},
+            "statusAggregation": {"luaScript": "function AggregateStatus(desiredObj, statusItems)
+                if desiredObj.status == nil then desiredObj.status = {} end
+                local ready = 0
+                for i = 1, #statusItems do ready = ready + statusItems[i].status.ready end
+                desiredObj.status.ready = ready
+                return desiredObj
+            end"},
+            "healthInterpretation": {"luaScript": "function InterpretHealth(observedObj)
+                return observedObj.status.ready == observedObj.spec.size
+            end"},
+            "dependencyInterpretation": {"luaScript": "function GetDependencies(desiredObj)
+                local dependencies = {}
+                dependencies[1] = {apiVersion = 'v1', kind = 'Secret', name = desiredObj.spec.secret,
+                  namespace = desiredObj.metadata.namespace}
+                dependencies[2] = {apiVersion = 'v1', kind = 'Secret', name = 'x', namespace = 'elsewhere'}
+                dependencies[3] = {apiVersion = 'v1', kind = 'ConfigMap', namespace = desiredObj.metadata.namespace,
+                  labelSelector = {matchLabels = {cache = desiredObj.metadata.name}}}
+                return dependencies
+            end"},
+        }),
+    )
+}
+
+fn template() -> Value {
+    json!({"apiVersion": "shop.example/v1", "kind": "Cache",
+        "metadata": {"name": "fast", "namespace": "shop", "labels": {}, "generation": 4},
+        "spec": {"size": 5, "memory": "64Mi", "secret": "key", "zones": [], "extra": {}}})
+}
+
+#[test]
+fn a_kind_is_what_its_scripts_say() {
+    let known = Interpreters::new(&[cache()]);
+    let template = template();
+    assert!(Operation::ALL.iter().filter(|operation| known.has(&template, **operation)).count() == 7);
+    let needs = known.replicas(&template).unwrap().unwrap();
+    assert_eq!(needs.count, 5);
+    let requirements = serde_json::to_value(needs.requirements).unwrap();
+    assert_eq!(requirements, json!({"resourceRequest": {"memory": "64Mi"}}));
+    assert_eq!(known.components(&template), Ok(None));
+
+    let mut share = template.clone();
+    known.revise(&mut share, 2).unwrap();
+    let mut wanted = template.clone();
+    wanted["spec"]["size"] = json!(2);
+    assert_eq!(share, wanted);
+
+    let observed = json!({"apiVersion": "shop.example/v1", "kind": "Cache",
+        "metadata": {"name": "fast", "namespace": "shop", "resourceVersion": "7", "finalizers": ["theirs"], "labels": {"mine": "1"}},
+        "spec": {"size": 9, "password": "abc"}, "status": {"ready": 2, "noise": 1}});
+    let merged = known.merge(&share, &observed).unwrap();
+    assert_eq!(
+        merged["spec"],
+        json!({"size": 2, "memory": "64Mi", "secret": "key", "zones": [], "extra": {}, "password": "abc"})
+    );
+    assert_eq!(merged["metadata"]["resourceVersion"], "7");
+    assert_eq!(merged["metadata"]["finalizers"], json!(["theirs"]));
+
+    assert_eq!(known.reflect(&observed), Ok(Some(json!({"ready": 2}))));
+    assert_eq!(known.health(&observed), Ok(Health::Unhealthy));
+    let item = |cluster: &str, status: Option<Value>| AggregatedStatusItem {
+        cluster_name: cluster.to_owned(),
+        status,
+        applied: true,
+        applied_message: String::new(),
+        health: None,
+    };
+    let items = [item("eu", Some(json!({"ready": 2}))), item("us", None), item("ap", Some(json!({"ready": 3})))];
+    assert_eq!(known.aggregate(&template, &items), Ok(Some(json!({"ready": 5}))));
+    let needed = serde_json::to_value(known.dependencies(&template).unwrap()).unwrap();
+    assert_eq!(
+        needed,
+        json!([{"apiVersion": "v1", "kind": "ConfigMap", "namespace": "shop", "labelSelector": {"matchLabels": {"cache": "fast"}}},
+            {"apiVersion": "v1", "kind": "Secret", "namespace": "shop", "name": "key"}])
+    );
+}
+
+#[test]
+fn the_first_who_knows_answers() {
+    let says = |name: &str, count: u32, kind: (&str, &str)| {
+        let script = format!("function GetReplicas() return {count} end");
+        let depends = format!(
+            "function GetDependencies(o) return {{{{apiVersion = 'v1', kind = 'Secret', name = '{name}', namespace = o.metadata.namespace}}}} end"
+        );
+        let rules =
+            json!({"replicaResource": {"luaScript": script}, "dependencyInterpretation": {"luaScript": depends}});
+        customization(name, kind.0, kind.1, rules)
+    };
+    let count = |known: &Interpreters, object: &Value| known.replicas(object).unwrap().map(|needs| needs.count);
+    let clone = json!({"apiVersion": "apps.kruise.io/v1alpha1", "kind": "CloneSet", "metadata": {"name": "c", "namespace": "shop"},
+        "spec": {"replicas": 3, "template": {"spec": {"serviceAccountName": "robot"}}}});
+    let deployment = json!({"apiVersion": "apps/v1", "kind": "Deployment", "spec": {"replicas": 4}});
+    let other = json!({"apiVersion": "shop.example/v1", "kind": "Other", "spec": {"replicas": 4}});
+
+    let known = Interpreters::well_known();
+    assert_eq!([count(&known, &clone), count(&known, &deployment), count(&known, &other)], [Some(3), Some(4), None]);
+    let (of_clone, of_deployment) = (("apps.kruise.io/v1alpha1", "CloneSet"), ("apps/v1", "Deployment"));
+    let known = Interpreters::new(&[says("b", 8, of_clone), says("a", 7, of_clone), says("c", 9, of_deployment)]);
+    assert_eq!([count(&known, &clone), count(&known, &deployment)], [Some(7), Some(9)]);
+    // Dependencies are from all customizations, and then not from what comes with the hub.
+    let names: Vec<String> = known.dependencies(&clone).unwrap().into_iter().map(|needed| needed.name).collect();
+    assert_eq!(names, ["a", "b"]);
+    // What they say nothing of is known as before.
+    assert_eq!(known.health(&deployment), Ok(Health::Unhealthy));
+    let mut share = clone.clone();
+    known.revise(&mut share, 1).unwrap();
+    assert_eq!(share["spec"]["replicas"], 1);
+    // Another version is another kind.
+    let newer = json!({"apiVersion": "apps.kruise.io/v1beta1", "kind": "CloneSet", "spec": {"replicas": 3}});
+    assert_eq!(count(&known, &newer), None);
+}
+
+#[test]
+fn answers_of_another_kind_are_refused() {
+    let object = json!({"apiVersion": "a/v1", "kind": "A", "metadata": {"name": "x", "namespace": "shop"}});
+    let ask = |field: &str, script: &str, ask: &dyn Fn(&Interpreters) -> Option<ScriptError>| {
+        let known = Interpreters::new(&[customization("a", "a/v1", "A", json!({field: {"luaScript": script}}))]);
+        ask(&known).map_or_else(|| "no trouble".to_owned(), |error| error.to_string())
+    };
+    let replicas = |known: &Interpreters| known.replicas(&object).err();
+    let dependencies = |known: &Interpreters| known.dependencies(&object).err();
+    let lines = [
+        ask("replicaResource", "function GetReplicas() return 'three' end", &replicas),
+        ask("replicaResource", "function GetReplicas() return 3, 'much' end", &replicas),
+        ask("replicaResource", "function GetReplicas() return 3, {nodeClaim = 'x'} end", &replicas),
+        ask("replicaResource", "function GetReplicas() return 3, {unknown = 'x'} end", &replicas),
+        ask("replicaResource", "function ReviseReplica() return 3 end", &replicas),
+        ask("replicaRevision", "function ReviseReplica() end", &|known| known.revise(&mut object.clone(), 1).err()),
+        ask("retention", "function Retain(d) return 1 end", &|known| known.merge(&object, &object).err()),
+        ask("statusReflection", "function ReflectStatus() return nil end", &|known| known.reflect(&object).err()),
+        ask("healthInterpretation", "function InterpretHealth() end", &|known| known.health(&object).err()),
+        ask("statusAggregation", "function AggregateStatus(o, i) return i.x.y end", &|known| {
+            known.aggregate(&object, &[]).err()
+        }),
+        ask("componentResource", "function GetComponents() return {name = 'x'} end", &|known| {
+            known.components(&object).err()
+        }),
+        ask("componentResource", "function GetComponents() return {{replicas = 1}} end", &|known| {
+            known.components(&object).err()
+        }),
+        ask("dependencyInterpretation", "function GetDependencies() return {{kind = 'Secret'}} end", &dependencies),
+        ask(
+            "dependencyInterpretation",
+            "function GetDependencies() return {{apiVersion = 'v1', kind = 'Secret'}} end",
+            &dependencies,
+        ),
+        ask("dependencyInterpretation", "function GetDependencies() return {} end", &dependencies),
+    ];
+    insta::assert_snapshot!(lines.join("\n"), @r#"
+    result type string is not number
+    expect the returned requires type is table but got string
+    the returned requires cannot be read: nodeClaim: invalid type: string "x", expected struct NodeClaim
+    no trouble
+    not found function GetReplicas
+    expect the returned requires type is table but got nil
+    expect the returned requires type is table but got number
+    expect the returned status type is table but got nil
+    result type nil is not bool
+    luaScript:1: attempt to index nil with 'y'
+    expect the returned components type is a list but got an object
+    the returned component cannot be read: the object: missing field `name`
+    the returned dependency cannot be read: the object: missing field `apiVersion`
+    dependencies[0]: dependency can not leave name and labelSelector all empty
+    no trouble
+    "#);
+}
+
+#[test]
+fn every_script_that_comes_with_the_hub_can_be_read() {
+    assert_eq!(well_known().count(), WELL_KNOWN.len());
+    for customization in well_known() {
+        for operation in Operation::ALL {
+            if let Some(text) = operation.script(&customization.spec.customizations) {
+                assert_eq!(script::check(text), Ok(()), "{} {}", customization.metadata.name, operation.name());
+            }
+        }
+    }
+}
+
+#[test]
+fn a_clone_set_is_like_a_deployment() {
+    let known = Interpreters::well_known();
+    let template = json!({"apiVersion": "apps.kruise.io/v1alpha1", "kind": "CloneSet",
+        "metadata": {"name": "web", "namespace": "shop", "generation": 3, "labels": {"resourcetemplate.karmada.io/retain-replicas": "true"}},
+        "spec": {"replicas": 4, "template": {"spec": {"containers": [{"name": "a", "image": "i",
+            "resources": {"requests": {"cpu": "100m"}}}], "volumes": [{"name": "c", "configMap": {"name": "cfg"}}]}}}});
+    let needs = known.replicas(&template).unwrap().unwrap();
+    assert_eq!((needs.count, needs.requirements.unwrap().resource_request["cpu"].clone()), (4, json!("100m")));
+    let names: Vec<String> = known.dependencies(&template).unwrap().into_iter().map(|needed| needed.name).collect();
+    assert_eq!(names, ["cfg"]);
+    let member = |ready: i64| {
+        let mut member = template.clone();
+        member["metadata"]["generation"] = json!(1);
+        member["metadata"]["annotations"] = json!({"resourcetemplate.karmada.io/generation": "3"});
+        member["spec"]["replicas"] = json!(2);
+        member["status"] = json!({"replicas": 2, "readyReplicas": ready, "updatedReplicas": 2, "availableReplicas": ready,
+            "observedGeneration": 1, "collisionCount": 9, "updateRevision": "r1"});
+        member
+    };
+    assert_eq!(known.health(&member(1)), Ok(Health::Unhealthy));
+    assert_eq!(known.health(&member(2)), Ok(Health::Healthy));
+    let item = |cluster: &str, ready: i64| AggregatedStatusItem {
+        cluster_name: cluster.to_owned(),
+        status: known.reflect(&member(ready)).unwrap(),
+        applied: true,
+        applied_message: String::new(),
+        health: None,
+    };
+    let status = known.aggregate(&template, &[item("ap", 2), item("eu", 1)]).unwrap().unwrap();
+    assert_eq!(
+        status,
+        json!({"replicas": 4, "readyReplicas": 3, "updatedReplicas": 4, "availableReplicas": 3, "updatedReadyReplicas": 0,
+            "expectedUpdatedReplicas": 0, "observedGeneration": 3, "updateRevision": "r1"})
+    );
+    let mut wanted = template.clone();
+    wanted["spec"]["replicas"] = json!(9);
+    assert_eq!(known.merge(&wanted, &member(2)).unwrap()["spec"]["replicas"], 2);
+}
+
+#[test]
+fn a_flink_deployment_has_two_components() {
+    let template = json!({"apiVersion": "flink.apache.org/v1beta1", "kind": "FlinkDeployment", "metadata": {"name": "f", "namespace": "shop"},
+        "spec": {"flinkConfiguration": {"taskmanager.numberOfTaskSlots": "2"}, "job": {"parallelism": 5},
+            "jobManager": {"resource": {"cpu": 1, "memory": "2048m"}},
+            "taskManager": {"resource": {"cpu": 0.5, "memory": "1g"},
+                "podTemplate": {"spec": {"nodeSelector": {"disk": "ssd"}, "containers": [{"name": "main"}]}}}}});
+    let known = Interpreters::well_known();
+    let components = known.components(&template).unwrap().unwrap();
+    assert_eq!(
+        serde_json::to_value(components).unwrap(),
+        json!([{"name": "jobmanager", "replicas": 1, "replicaRequirements": {"resourceRequest": {"cpu": "1", "memory": "2048Mi"}}},
+            {"name": "taskmanager", "replicas": 3, "replicaRequirements": {"nodeClaim": {"nodeSelector": {"disk": "ssd"}},
+                "resourceRequest": {"cpu": "0.5", "memory": "1Gi"}}}])
+    );
+    let mut member = template.clone();
+    for (state, health) in [("RUNNING", Health::Healthy), ("FAILED", Health::Unhealthy), ("CREATED", Health::Unhealthy)]
+    {
+        member["status"] = json!({"jobStatus": {"state": state}, "jobManagerDeploymentStatus": "DEPLOYING"});
+        assert_eq!(known.health(&member), Ok(health), "{state}");
+    }
+}
