@@ -21,7 +21,9 @@ use tokio::time::Instant;
 
 use crate::observe::resource;
 use crate::program::{Program, Programs};
-use crate::{Clusters, State, crash};
+use crate::trust::runs;
+use crate::{Clusters, State, crash, drain};
+use stolos_k8s::meta;
 use stolos_serve::because;
 
 /// How often a request is sent again when the API server was busy or the connection broke.
@@ -34,6 +36,9 @@ const LONGEST_LOOK: Duration = Duration::from_millis(500);
 const STUCK: Duration = Duration::from_secs(20);
 /// Between two looks at what is watched as well.
 const SAFETY_LOOK: Duration = Duration::from_secs(2);
+/// How long proxies are waited for that could lose a request if what they send to went now. One that never takes its
+/// configuration must not keep a cluster in the mesh.
+const COURTESY: Duration = Duration::from_secs(60);
 
 /// Everything a step may touch.
 pub(crate) struct Hands<'a> {
@@ -381,14 +386,17 @@ async fn wait(
     conditions: &[Condition],
     waiting: &(dyn Fn(&str) + Sync),
 ) -> Result<(), Cause> {
-    let deadline = Instant::now() + hands.patience;
+    let began = Instant::now();
+    let deadline = began + hands.patience;
     let mut pause = SHORTEST_LOOK;
     let mut said = String::new();
     let mut changes: Option<Changes> = None;
     let mut seen: Result<Objects, Error> = look(hands, cluster, conditions).await;
     loop {
+        let given_up = began.elapsed() >= COURTESY;
+        let decides = |condition: &&Condition| !(given_up && matches!(condition, Condition::Forgotten { .. }));
         let missing = match &seen {
-            Ok(objects) => conditions.iter().find_map(|condition| condition.holds(objects).err()),
+            Ok(objects) => conditions.iter().filter(decides).find_map(|condition| condition.holds(objects).err()),
             Err(error) if may_pass(error) => Some(format!("an answer ({})", because(error))),
             Err(_) => return seen.map(drop).map_err(Cause::from),
         };
@@ -466,12 +474,30 @@ async fn look(hands: &Hands<'_>, cluster: &Cluster, conditions: &[Condition]) ->
         found.put(tried(cluster, pod).await?);
     }
     for condition in conditions {
+        if let Condition::Forgotten { cluster: former, remotes } = condition {
+            found.extend(condition.sight(remembers(hands, cluster, former, remotes).await));
+        }
+    }
+    for condition in conditions {
         if let Condition::NoPods { namespace, labels } = condition {
             let pods = resource("v1", "Pod");
             found.extend(objects::list(&cluster.client, &pods, Some(namespace), Some(&selector(labels))).await?);
         }
     }
     Ok(found)
+}
+
+/// What is missing until no proxy that `cluster` leads sends to `former` any more.
+async fn remembers(hands: &Hands<'_>, cluster: &Cluster, former: &str, remotes: &[String]) -> Option<String> {
+    let mut awaited = Vec::new();
+    for remote in remotes {
+        // One that does not answer has proxies that nobody can ask about.
+        let Ok(remote) = hands.clusters.get(remote) else { continue };
+        let pods = objects::list(&remote.client, &resource("v1", "Pod"), None, None).await.unwrap_or_default();
+        let proxies = pods.iter().filter(|pod| runs(pod, "istio-proxy") && meta::deletion_timestamp(pod).is_none());
+        awaited.extend(proxies.map(|pod| format!("{}.{}", meta::name(pod), meta::namespace(pod))));
+    }
+    drain::forgotten(cluster, former, &awaited).await.err()
 }
 
 /// The pod as it would be made, or itself with the reason why it would not: a dry run, which writes nothing.

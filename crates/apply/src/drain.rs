@@ -5,6 +5,7 @@
 //! either. The others then forget the cluster's endpoints, one after the other: their credentials for it go (contract
 //! C.6, 1 and 2), its pods, its gateway and what they themselves send to others stay.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
@@ -215,7 +216,7 @@ async fn confirm(
     let began = Instant::now();
     let (deadline, mut pause, mut said) = (began + patience, PAUSES.0, String::new());
     loop {
-        let missing = match look(cluster, drained).await {
+        let missing = match forgotten(cluster, drained, &[]).await {
             Ok(proxies) => {
                 hear(DrainNews::Confirmed(&cluster.name, proxies, began.elapsed()));
                 return Ok(());
@@ -234,19 +235,28 @@ async fn confirm(
     }
 }
 
-/// How many proxies have taken that the drained cluster is unknown; or what is missing.
-async fn look(cluster: &stolos_cluster::Cluster, drained: &str) -> Result<usize, String> {
+/// How many proxies have taken that a cluster is unknown here; or what is missing. Those of `awaited` have to be among them.
+pub(crate) async fn forgotten(
+    cluster: &stolos_cluster::Cluster,
+    former: &str,
+    awaited: &[String],
+) -> Result<usize, String> {
     let pages = debug_pages(cluster, istio::DEBUG_PORT, &["/debug/clusterz", "/debug/syncz"]).await?;
-    let mut proxies = 0;
+    let (mut proxies, mut connected) = (0, BTreeSet::new());
     for (pod, pages) in pages {
         let pages = pages.map_err(|why| format!("control plane {pod}: not measured ({why})"))?;
         let [clusterz, syncz] = pages.as_slice() else { return Err(format!("control plane {pod} said nothing")) };
-        if knows(clusterz, drained) {
-            return Err(format!("control plane {pod} reads {drained} still"));
+        if knows(clusterz, former) {
+            return Err(format!("control plane {pod} reads {former} still"));
         }
         proxies += settled(syncz).map_err(|proxy| format!("proxy {proxy} has not taken its configuration yet"))?;
+        connected
+            .extend(syncz.as_array().into_iter().flatten().filter_map(|row| row["proxy"].as_str().map(str::to_owned)));
     }
-    Ok(proxies)
+    match awaited.iter().find(|proxy| !connected.contains(*proxy)) {
+        None => Ok(proxies),
+        Some(proxy) => Err(format!("proxy {proxy} is not connected yet")),
+    }
 }
 
 /// Whether a `clusterz` page names a cluster.

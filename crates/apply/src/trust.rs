@@ -174,7 +174,7 @@ async fn control_planes(client: &kube::Client, pods: &[Value]) -> Vec<Shown> {
 }
 
 /// Whether this container of the pod runs now, wherever it stands (native sidecars are init containers).
-fn runs(pod: &Value, container: &str) -> bool {
+pub(crate) fn runs(pod: &Value, container: &str) -> bool {
     let lists = ["containerStatuses", "initContainerStatuses"].into_iter();
     let mut statuses = lists.filter_map(|list| pod["status"][list].as_array()).flatten();
     statuses.any(|status| status["name"] == container && status["state"]["running"].is_object())

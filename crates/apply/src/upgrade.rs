@@ -4,35 +4,33 @@
 //! looked at and done. Nothing of it is remembered in the state folder: every look finds out anew, so a run that is
 //! killed anywhere is gone on with by the next one.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod look;
+mod phases;
+
 use std::time::{Duration, SystemTime};
 
-use futures::future::join_all;
 use serde::Serialize;
 use serde_json::{Value, json};
 use stolos_cluster::{Cluster, objects};
-use stolos_k8s::{istio, meta};
+use stolos_k8s::istio;
 use stolos_plan::upgrade::{
-    Asks, Besides, ClusterSight, Namespace, Phase, Upgrade, WAS_ANNOTATION, Way, decide, holds, plan_of, tags,
-    wanted_label,
+    Asks, ClusterSight, Namespace, Phase, Upgrade, WAS_ANNOTATION, Way, Workload, decide, plan_of,
 };
-use stolos_plan::{Condition, MANAGER, Observed, Plan, SYSTEM_NAMESPACE, UPGRADING, is_owned, ours};
+use stolos_plan::{MANAGER, Observed, Plan, SYSTEM_NAMESPACE, UPGRADING, is_owned, ours};
+use stolos_serve::because;
 use stolos_spec::Mesh;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::change::{may_pass, what_pods_say};
+use crate::change::may_pass;
 use crate::observe::resource;
-use crate::trust::debug_pages;
-use crate::{Clusters, Error, Lock, News, Options, State, Verdict, crash, execute, observe};
-use stolos_serve::because;
+use crate::{Clusters, Error, Lock, News, Options, State, Verdict, crash, execute};
+use look::{look, reads_as_much};
 
 /// The field manager of what an upgrade changes in objects that are not Stolos' own.
 const UPGRADER: &str = "stolos-upgrade";
 /// What `kubectl rollout restart` sets.
 const RESTARTED: &str = "kubectl.kubernetes.io/restartedAt";
-/// What makes pods anew when its template changes.
-const WORKLOADS: [&str; 3] = ["Deployment", "StatefulSet", "DaemonSet"];
 /// How often a write is sent again when the API server was busy or the connection broke.
 const TRIES: u32 = 4;
 /// Between two looks at what is waited for.
@@ -165,61 +163,6 @@ pub async fn upgrade<P: AsyncFn(Asks) -> Result<(), Vec<String>>>(
     };
     lock.release().await;
     result
-}
-
-/// What every plan reads, and what only an upgrade needs to know.
-async fn look(
-    mesh: &Mesh,
-    clusters: &Clusters,
-    state: &State,
-    connections: bool,
-) -> Result<(Observed, Vec<ClusterSight>), Error> {
-    let observed = observe(mesh, clusters, state).await;
-    stolos_plan::upgrade::check(mesh, &observed)?;
-    let looks = mesh.clusters.iter().map(|member| async {
-        let name = member.name.as_str();
-        let cluster = clusters.get(name).map_err(|why| Error::Cluster { cluster: name.to_owned(), why })?;
-        let besides = besides(&cluster, None, connections).await;
-        let state = observed.cluster(name).cloned().unwrap_or_default();
-        Ok(ClusterSight::of(mesh, member, &state, &besides))
-    });
-    let sights = join_all(looks).await.into_iter().collect::<Result<Vec<_>, Error>>()?;
-    Ok((observed, sights))
-}
-
-/// Pods and workloads of a namespace, or of all; and who is connected to the control planes.
-async fn besides(cluster: &Cluster, namespace: Option<&str>, connections: bool) -> Besides {
-    let mut besides = Besides::default();
-    let list = |version: &'static str, kind: &'static str| async move {
-        (kind, objects::list(&cluster.client, &resource(version, kind), namespace, None).await)
-    };
-    let pods = list("v1", "Pod");
-    let workloads = join_all(WORKLOADS.map(|kind| list("apps/v1", kind)));
-    let connected = async {
-        match connections {
-            true => debug_pages(cluster, istio::DEBUG_PORT, &["/debug/syncz"]).await,
-            false => Ok(vec![]),
-        }
-    };
-    let (pods, workloads, connected) = tokio::join!(pods, workloads, connected);
-    for (kind, listed) in [pods].into_iter().chain(workloads) {
-        match listed {
-            Ok(found) if kind == "Pod" => besides.pods = found,
-            Ok(found) => besides.workloads.extend(found),
-            Err(error) => besides.unread.push(format!("{kind}s: not measured ({})", because(&error))),
-        }
-    }
-    match connected {
-        Err(why) => besides.unread.push(format!("control planes: not measured ({why})")),
-        Ok(pods) => besides.connected = pods.into_iter().map(|(pod, pages)| (pod, pages.map(proxies))).collect(),
-    }
-    besides
-}
-
-/// The proxies on a `syncz` page.
-fn proxies(pages: Vec<Value>) -> Vec<String> {
-    let rows = pages.iter().filter_map(Value::as_array).flatten();
-    rows.filter_map(|row| Some(row["proxy"].as_str()?.to_owned())).collect()
 }
 
 struct Run<'a, P> {
@@ -377,119 +320,6 @@ impl<P: AsyncFn(Asks) -> Result<(), Vec<String>>> Run<'_, P> {
         }
     }
 
-    async fn namespaces(
-        &mut self,
-        observed: &Observed,
-        sights: &[ClusterSight],
-        upgrade: &Upgrade,
-    ) -> Result<Result<(), Early>, Error> {
-        let (to, only) = (upgrade.to.0.as_str(), &self.options.namespaces);
-        let mut names: Vec<&str> = Vec::new();
-        for task in upgrade.open(Phase::Namespaces) {
-            if !names.contains(&task.subject.as_str()) {
-                names.push(&task.subject);
-            }
-        }
-        let (now, later): (Vec<&str>, Vec<&str>) =
-            names.into_iter().partition(|name| only.is_empty() || only.iter().any(|only| only == name));
-        let mut left: Vec<String> = later.iter().map(|name| format!("namespace {name}")).collect();
-        for (at, name) in now.iter().enumerate() {
-            // Back, what is wrong may be what is led back from.
-            if upgrade.way == Way::Forward
-                && let Err(early) = self.proof(to).await
-            {
-                return Ok(Err(early));
-            }
-            for sight in sights {
-                let Some(namespace) = sight.namespaces.iter().find(|namespace| namespace.name == *name) else {
-                    continue;
-                };
-                let tags = observed.cluster(&sight.name).map(tags).unwrap_or_default();
-                let cluster = self.clusters.get(&sight.name);
-                let cluster = cluster.map_err(|why| Error::Cluster { cluster: sight.name.clone(), why })?;
-                if let Err(early) = self.namespace(&cluster, namespace, upgrade, &tags).await {
-                    return Ok(Err(early));
-                }
-            }
-            if self.options.one_by_one && (at + 1 < now.len() || !left.is_empty()) {
-                left.extend(now[at + 1..].iter().map(|name| format!("namespace {name}")));
-                left.sort();
-                break;
-            }
-        }
-        if upgrade.way == Way::Forward
-            && let Err(early) = self.proof(to).await
-        {
-            return Ok(Err(early));
-        }
-        Ok(if left.is_empty() { Ok(()) } else { Err((Reason::Asked, left)) })
-    }
-
-    /// Moves one namespace of one cluster, and restarts what has proxies of the other control plane.
-    async fn namespace(
-        &mut self,
-        cluster: &Cluster,
-        namespace: &Namespace,
-        upgrade: &Upgrade,
-        tags: &BTreeMap<String, String>,
-    ) -> Result<(), Early> {
-        let (began, to, name) = (Instant::now(), upgrade.to.0.as_str(), namespace.name.as_str());
-        let leaves = |revision: &str| upgrade.from.iter().any(|(from, _)| from == revision);
-        let failed = |why: String| (Reason::Failed, vec![format!("{}: namespace {name}: {why}", cluster.name)]);
-        if namespace.tag.is_none() && namespace.revision.as_deref().is_some_and(leaves) {
-            let wanted = wanted_label(upgrade.way, namespace, to);
-            self.label(cluster, namespace, &wanted).await.map_err(failed)?;
-            (self.hear)(UpgradeNews::Labelled(&cluster.name, name, &wanted));
-        }
-        let deadline = Instant::now() + self.options.patience;
-        let (mut pause, mut said) = (PAUSES.0, String::new());
-        loop {
-            let now = inside(cluster, name, tags).await.map_err(failed)?;
-            let old = |w: &&stolos_plan::upgrade::Workload| w.by_hand.is_none() && !w.is_at(to);
-            let workloads = now.iter().flat_map(|now| &now.workloads);
-            let mut missing = Vec::new();
-            for workload in workloads {
-                match &workload.rolling {
-                    // It may be rolling out because of us: restarting it again would help nobody.
-                    Some(rolling) if workload.by_hand.is_none() => missing.push((workload, rolling.clone())),
-                    _ if old(&workload) => {
-                        self.restart(cluster, name, workload).await.map_err(failed)?;
-                        (self.hear)(UpgradeNews::Restarted(&cluster.name, name, &workload.to_string()));
-                        missing.push((workload, "it is being restarted".to_owned()));
-                    }
-                    _ => {}
-                }
-            }
-            if missing.is_empty() {
-                (self.hear)(UpgradeNews::Moved(&cluster.name, name, began.elapsed()));
-                return Ok(());
-            }
-            let text =
-                missing.iter().map(|(workload, why)| format!("{workload} ({why})")).collect::<Vec<_>>().join(", ");
-            let text = format!("{}: namespace {name}: {text}", cluster.name);
-            if text != said {
-                (self.hear)(UpgradeNews::Waiting(&text));
-            }
-            if Instant::now() >= deadline {
-                let deployments = missing.iter().filter(|(workload, _)| workload.kind == "Deployment");
-                let conditions: Vec<_> = deployments
-                    .map(|(workload, _)| Condition::Available {
-                        namespace: name.to_owned(),
-                        deployment: workload.name.clone(),
-                    })
-                    .collect();
-                let pods = what_pods_say(cluster, &conditions).await;
-                return Err((Reason::TimedOut, vec![format!("{text}{pods}")]));
-            }
-            said = text;
-            tokio::select! {
-                () = tokio::time::sleep_until(deadline.min(Instant::now() + pause)) => {}
-                () = self.stop.cancelled() => return Err((Reason::Interrupted, vec![said])),
-            }
-            pause = (pause * 3 / 2).min(PAUSES.1);
-        }
-    }
-
     /// Writes how a namespace asks for proxies, and how it did before.
     async fn label(&mut self, cluster: &Cluster, namespace: &Namespace, wanted: &Asks) -> Result<(), String> {
         let namespaces = resource("v1", "Namespace");
@@ -519,12 +349,7 @@ impl<P: AsyncFn(Asks) -> Result<(), Vec<String>>> Run<'_, P> {
     }
 
     /// As `kubectl rollout restart` does it.
-    async fn restart(
-        &mut self,
-        cluster: &Cluster,
-        namespace: &str,
-        workload: &stolos_plan::upgrade::Workload,
-    ) -> Result<(), String> {
+    async fn restart(&mut self, cluster: &Cluster, namespace: &str, workload: &Workload) -> Result<(), String> {
         let now = jiff::Timestamp::try_from(SystemTime::now()).map(|at| format!("{at:.0}")).unwrap_or_default();
         let patch = json!({"spec": {"template": {"metadata": {"annotations": {RESTARTED: now}}}}});
         let kind = resource("apps/v1", &workload.kind);
@@ -558,98 +383,6 @@ impl<P: AsyncFn(Asks) -> Result<(), Vec<String>>> Run<'_, P> {
         Ok(())
     }
 
-    async fn gateways(&mut self, upgrade: &Upgrade) -> Result<Result<(), Early>, Error> {
-        let to = upgrade.to.0.as_str();
-        let mut clusters: Vec<&str> = upgrade.open(Phase::Gateways).map(|task| task.cluster.as_str()).collect();
-        clusters.dedup();
-        for cluster in clusters {
-            if upgrade.way == Way::Forward
-                && let Err(early) = self.proof(to).await
-            {
-                return Ok(Err(early));
-            }
-            let (observed, ..) = self.look(false).await?;
-            let plan = plan_of(Phase::Gateways, upgrade.way, to, self.mesh, &observed)?.only(cluster);
-            if let Err(early) = self.carry_out(&plan).await? {
-                return Ok(Err(early));
-            }
-            let lacks = || async {
-                let (_, sights) = match look(self.mesh, self.clusters, self.state, false).await {
-                    Ok(seen) => seen,
-                    Err(error) => return vec![because(&error)],
-                };
-                let here = sights.iter().filter(|sight| sight.name == cluster).flat_map(|sight| &sight.gateways);
-                let lacks = here.filter_map(|gateway| {
-                    let why = match &gateway.settled {
-                        Err(why) => why.clone(),
-                        Ok(()) if gateway.proxies.keys().any(|by| by != to) => "old pods are not gone yet".to_owned(),
-                        Ok(()) => return None,
-                    };
-                    Some(format!("{cluster}: gateway {} ({why})", gateway.release))
-                });
-                lacks.collect()
-            };
-            if let Err(early) = self.wait(lacks).await {
-                return Ok(Err(early));
-            }
-        }
-        Ok(match upgrade.way {
-            Way::Forward => self.proof(to).await,
-            Way::Back => Ok(()),
-        })
-    }
-
-    async fn retire(&mut self, sights: &[ClusterSight], upgrade: &Upgrade) -> Result<Result<(), Early>, Error> {
-        let to = upgrade.to.0.as_str();
-        // What goes must still be what the file does not want; and what is left must do without it.
-        let by_hand: Vec<String> = upgrade
-            .open(Phase::Namespaces)
-            .flat_map(|task| task.by_hand.iter().map(move |why| (task, why)))
-            .map(|(task, why)| format!("{}: namespace {}: {why}", task.cluster, task.subject))
-            .collect();
-        if !by_hand.is_empty() {
-            return Ok(Err((Reason::ByHand, by_hand)));
-        }
-        if let Err(early) = self.proof(to).await {
-            return Ok(Err(early));
-        }
-        let held = || async {
-            match look(self.mesh, self.clusters, self.state, true).await {
-                Ok((_, sights)) => holds(&upgrade.from, &sights),
-                Err(error) => vec![because(&error)],
-            }
-        };
-        if let Err(early) = self.wait(held).await {
-            return Ok(Err(early));
-        }
-        (self.hear)(UpgradeNews::Released);
-        let (observed, ..) = self.look(false).await?;
-        let going = match upgrade.way {
-            Way::Forward => to,
-            Way::Back => upgrade.from.first().map_or(to, |(revision, _)| revision.as_str()),
-        };
-        let plan = plan_of(Phase::Retire, upgrade.way, going, self.mesh, &observed)?;
-        if let Err(early) = self.carry_out(&plan).await? {
-            return Ok(Err(early));
-        }
-        let namespaces = resource("v1", "Namespace");
-        let patch = json!({"metadata": {"annotations": {WAS_ANNOTATION: null}}});
-        for sight in sights {
-            let cluster = self.clusters.get(&sight.name);
-            let cluster = cluster.map_err(|why| Error::Cluster { cluster: sight.name.clone(), why })?;
-            for namespace in sight.namespaces.iter().filter(|namespace| namespace.was.is_some()) {
-                let name = namespace.name.as_str();
-                let forget = || objects::merge(&cluster.client, &namespaces, (None, name), &patch, false, UPGRADER);
-                if let Err(why) = self.write(forget).await {
-                    return Ok(Err((Reason::Failed, vec![format!("{}: namespace {name}: {why}", sight.name)])));
-                }
-            }
-        }
-        self.mark(sights.iter().filter(|sight| sight.upgrading.is_some()), None).await?;
-        self.proven = false;
-        Ok(self.proof(to).await)
-    }
-
     /// Writes into clusters that an upgrade is under way, and where it leads; or no longer.
     async fn mark(&mut self, sights: impl Iterator<Item = &ClusterSight>, to: Option<&str>) -> Result<(), Error> {
         let namespaces = resource("v1", "Namespace");
@@ -663,50 +396,4 @@ impl<P: AsyncFn(Asks) -> Result<(), Vec<String>>> Run<'_, P> {
         }
         Ok(())
     }
-}
-
-/// What a namespace is now.
-async fn inside(cluster: &Cluster, name: &str, tags: &BTreeMap<String, String>) -> Result<Option<Namespace>, String> {
-    let namespaces = resource("v1", "Namespace");
-    let (live, besides) =
-        tokio::join!(objects::get(&cluster.client, &namespaces, None, name), besides(cluster, Some(name), false));
-    let live = live.map_err(|error| because(&error))?;
-    if let Some(why) = besides.unread.first() {
-        return Err(why.clone());
-    }
-    let pods: Vec<&Value> = besides.pods.iter().collect();
-    Ok(live.and_then(|live| Namespace::of(&live, &pods, &besides.workloads, tags)))
-}
-
-/// Whether every control plane `to` of a cluster reads all clusters that any of the others does.
-async fn reads_as_much(cluster: &Cluster, to: &str) -> Result<(), String> {
-    let labels = format!("{}={}", istio::APP_LABEL, istio::ISTIOD);
-    let pods = objects::list(&cluster.client, &resource("v1", "Pod"), Some(SYSTEM_NAMESPACE), Some(&labels)).await;
-    let pods = pods.map_err(|error| because(&error))?;
-    let is_new = |name: &str| {
-        let pod = pods.iter().find(|pod| meta::name(pod) == name);
-        pod.is_some_and(|pod| meta::label(pod, istio::REVISION_LABEL) == Some(to))
-    };
-    let (mut old, mut new) = (BTreeSet::new(), Vec::new());
-    for (pod, pages) in debug_pages(cluster, istio::DEBUG_PORT, &["/debug/clusterz"]).await? {
-        let pages = match pages {
-            Ok(pages) => pages,
-            Err(why) if is_new(&pod) => return Err(format!("control plane {pod}: not measured ({why})")),
-            // One that goes need not answer.
-            Err(_) => continue,
-        };
-        let rows = pages.iter().filter_map(Value::as_array).flatten();
-        let synced = rows.filter(|row| row["syncStatus"] == "synced").filter_map(|row| row["id"].as_str());
-        let synced: BTreeSet<String> = synced.map(str::to_owned).collect();
-        if is_new(&pod) { new.push((pod, synced)) } else { old.extend(synced) }
-    }
-    if new.is_empty() {
-        return Err(format!("no control plane of revision {to} runs yet"));
-    }
-    for (pod, synced) in &new {
-        if let Some(lacks) = old.difference(synced).next() {
-            return Err(format!("control plane {pod} does not read {lacks} yet"));
-        }
-    }
-    Ok(())
 }

@@ -243,7 +243,7 @@ fn run_demo(stolos: &Path) -> Result<Demonstrated> {
     });
     let (mut largest, mut processor) = (0.0_f64, 0.0_f64);
     let status = loop {
-        largest = largest.max(resident(&demo));
+        largest = largest.max(resident(demo.id()));
         processor = processor.max(cpu(process).unwrap_or(0.0));
         if let Some(status) = demo.try_wait()? {
             break status;

@@ -5,6 +5,7 @@ mod apiserver;
 mod control;
 mod endure;
 mod gateway;
+mod hub;
 mod labs;
 mod load;
 mod peer;
@@ -13,13 +14,15 @@ mod sidecar;
 mod stream;
 mod table;
 mod tls;
+mod tunnel;
 
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 
 /// The sections, in the order in which they run when none is named.
-const SECTIONS: [&str; 9] = ["demo", "apply", "plan", "verify", "lab", "apiserver", "gateway", "sidecar", "control"];
+const SECTIONS: [&str; 11] =
+    ["demo", "apply", "plan", "verify", "lab", "apiserver", "gateway", "sidecar", "control", "hub", "tunnel"];
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -31,6 +34,7 @@ fn main() -> Result<()> {
         ["control", ref arguments @ ..] => return control::once(arguments),
         ["serve-gateway", ref arguments @ ..] => return gateway::serve_gateway(arguments),
         ["serve-relay", ref arguments @ ..] => return gateway::serve_relay(arguments),
+        ["tunnel-agent"] => return tunnel::agent(),
         ["sidecar", ref role @ ..] => return sidecar::role(role),
         _ => {}
     }
@@ -53,6 +57,8 @@ fn main() -> Result<()> {
             "plan" => labs::plan(&stolos, &mut out)?,
             "apiserver" => apiserver::apiserver(&mut out)?,
             "control" => control::control(&mut out)?,
+            "hub" => hub::hub(&stolos, &mut out)?,
+            "tunnel" => tunnel::tunnel(&mut out)?,
             "gateway" => gateway::gateway(&mut out)?,
             "sidecar" => sidecar::bench(&stolos, &mut out)?,
             "verify" => labs::verify(&stolos, &mut out)?,

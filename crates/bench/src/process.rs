@@ -1,7 +1,7 @@
 //! Processes: started quietly, on a core of their own, and what they cost.
 
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result};
 
@@ -24,8 +24,8 @@ pub(crate) fn cpu(process: u32) -> Result<f64> {
 }
 
 /// The most memory a process has had resident so far, in MiB (`VmHWM`, proc(5)).
-pub(crate) fn resident(process: &Child) -> f64 {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", process.id())).unwrap_or_default();
+pub(crate) fn resident(process: u32) -> f64 {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
     let kib = line.and_then(|l| l.trim().trim_end_matches(" kB").trim().parse::<f64>().ok());
     kib.unwrap_or(0.0) / 1024.0
@@ -67,6 +67,13 @@ pub(crate) fn stay_on(core: usize) -> Result<()> {
         .context("cannot run taskset")?;
     anyhow::ensure!(done.success(), "taskset ended with {done}");
     Ok(())
+}
+
+/// A command that ends when the bench does, however that ends.
+pub(crate) fn on_end(program: &Path) -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL"]).arg(program).stdin(Stdio::null());
+    command
 }
 
 /// A command on a core of its own, that ends when the bench does, however that ends (util-linux; each replaces itself,

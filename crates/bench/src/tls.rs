@@ -5,8 +5,9 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Result, anyhow};
 use rustls::{ClientConfig, ServerConfig};
+use serde_json::{Value, json};
 use stolos_pki::tls::{ClientAuth, Peers};
-use stolos_pki::{Authority, Credentials, Roots, SpiffeId, WorkloadRequest};
+use stolos_pki::{Authority, Credentials, Roots, Secret, SpiffeId, WorkloadRequest};
 
 /// A root, one cluster's intermediate, and who was signed by it.
 pub(crate) struct Trust {
@@ -27,6 +28,17 @@ impl Trust {
 
     /// Key and chain of a workload in namespace `sample`.
     pub(crate) fn workload(&self, account: &str) -> Result<Credentials> {
+        let (chain, key) = self.signed(account)?;
+        Ok(Credentials::from_pem(&chain, key.expose())?)
+    }
+
+    /// The same for another process: `chain`, `key` and `roots`, to be told to nobody else.
+    pub(crate) fn told(&self, account: &str) -> Result<Value> {
+        let (chain, key) = self.signed(account)?;
+        Ok(json!({"chain": chain, "key": key.expose(), "roots": self.authority.roots_pem()}))
+    }
+
+    fn signed(&self, account: &str) -> Result<(String, Secret)> {
         let id = SpiffeId::new("cluster.local", "sample", account);
         let request = WorkloadRequest::new(&id)?;
         let day = Duration::from_secs(86_400);
@@ -34,7 +46,7 @@ impl Trust {
             .authority
             .sign_workload(&request.csr_pem, &id, day, SystemTime::now())
             .map_err(|refused| anyhow!("{refused:?}"))?;
-        Ok(Credentials::from_pem(&chain.concat(), request.key.to_pem().expose())?)
+        Ok((chain.concat(), request.key.to_pem()))
     }
 
     /// TLS of a client with this identity that takes any workload of the mesh for a server.

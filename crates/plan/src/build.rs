@@ -487,10 +487,10 @@ impl Sketch {
         self.draft(id, Some(cluster), after, work);
     }
 
-    /// Waits here when something before it has work: for what the objects of a cluster do not show.
-    fn wait_after_work(&mut self, cluster: &str, id: String, after: Vec<String>, until: Condition) {
+    /// Waits here for what the objects of a cluster do not show, if that is `needed` or something before it has work.
+    fn wait_unseen(&mut self, cluster: &str, id: String, after: Vec<String>, until: Condition, needed: bool) {
         let because = format!("until {until}");
-        let work = Work::Wait { change: Change::Wait { conditions: vec![until] }, because, needed: false };
+        let work = Work::Wait { change: Change::Wait { conditions: vec![until] }, because, needed };
         self.draft(id, Some(cluster), after, work);
     }
 

@@ -300,6 +300,14 @@ pub enum Condition {
         /// Their labels.
         labels: BTreeMap<String, String>,
     },
+    /// No control plane here reads that cluster any more, and every proxy has taken that; so have all proxies of the
+    /// remotes that are led from here. The control planes tell it, so it is nothing that objects show.
+    Forgotten {
+        /// Which cluster.
+        cluster: String,
+        /// Clusters whose proxies must be connected to a control plane here.
+        remotes: Vec<String>,
+    },
 }
 
 impl Condition {
@@ -318,7 +326,7 @@ impl Condition {
                 vec![ObjectKey::new("apiextensions.k8s.io/v1", "CustomResourceDefinition", None, crd)]
             }
             Self::Gone { object } => vec![object.clone()],
-            Self::NoPods { .. } | Self::Injects { .. } => vec![],
+            Self::NoPods { .. } | Self::Injects { .. } | Self::Forgotten { .. } => vec![],
         }
     }
 
@@ -333,6 +341,15 @@ impl Condition {
         Some(json!({"apiVersion": "v1", "kind": "Pod",
             "metadata": {"name": TRIAL, "namespace": namespace, "labels": labels},
             "spec": {"containers": [{"name": "trial", "image": "trial"}]}}))
+    }
+
+    /// What was seen of [`Condition::Forgotten`], as an object among others: what is missing, if anything is.
+    #[must_use]
+    pub fn sight(&self, missing: Option<String>) -> Option<Value> {
+        let Self::Forgotten { cluster, .. } = self else { return None };
+        let key = sight_key(cluster);
+        Some(json!({"apiVersion": key.api_version, "kind": key.kind, "metadata": {"name": key.name},
+            "status": {"missing": missing}}))
     }
 
     /// Whether it holds among `objects`.
@@ -417,6 +434,14 @@ impl Condition {
                 let labels: Vec<_> = labels.iter().map(|(k, v)| format!("{k}={v}")).collect();
                 Err(format!("{left} pods {} in {namespace} to end", labels.join(",")))
             }
+            Self::Forgotten { cluster, .. } => {
+                let missing = objects.get(&sight_key(cluster)).map(|sight| &sight["status"]["missing"]);
+                match missing {
+                    Some(Value::Null) => Ok(()),
+                    Some(missing) => Err(missing.as_str().unwrap_or_default().to_owned()),
+                    None => Err(format!("proxies to forget {cluster}")),
+                }
+            }
         }
     }
 }
@@ -436,8 +461,13 @@ impl fmt::Display for Condition {
                 let labels: Vec<_> = labels.iter().map(|(k, v)| format!("{k}={v}")).collect();
                 write!(f, "no pod {} is left in {namespace}", labels.join(","))
             }
+            Self::Forgotten { cluster, .. } => write!(f, "no proxy sends to {cluster} any more"),
         }
     }
+}
+
+fn sight_key(cluster: &str) -> ObjectKey {
+    ObjectKey::new("stolos.dev/v1alpha1", "Sight", None, &format!("forgotten-{cluster}"))
 }
 
 /// The first address that a Service has outside its cluster: an IP if there is one, else a name.

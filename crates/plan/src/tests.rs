@@ -364,7 +364,7 @@ impl World {
                 state.objects.remove(key);
                 return;
             }
-            (Condition::NoPods { .. } | Condition::Injects { .. }, _) => return,
+            (Condition::NoPods { .. } | Condition::Injects { .. } | Condition::Forgotten { .. }, _) => return,
             (condition, None) => panic!("{cluster}: nothing to wait for in {condition}"),
         }
         state.objects.extend(object);

@@ -14,11 +14,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
 
-pub(crate) use server::serve;
+pub(crate) use server::{CONTEXT, Server, serve};
 
 use crate::process::{cpu, memory};
 use crate::table::{RUNS, row};
-use server::Server;
 use wire::{Answer, Client};
 
 /// Objects that are made for everything that is measured with some.

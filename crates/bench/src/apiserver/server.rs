@@ -10,6 +10,8 @@ use serde_json::{Value, json};
 
 use super::wire::{Client, Connection};
 
+/// Its context in its kubeconfig.
+pub(crate) const CONTEXT: &str = "bench";
 /// What the child says on its first line, once it listens.
 const TIME_TO_START: Duration = Duration::from_secs(30);
 
@@ -21,7 +23,7 @@ pub(crate) fn serve(dir: &Path) -> Result<()> {
         let server = stolos_apiserver::Server::builder().data_dir(dir).start().await?;
         let admin = server.admin();
         let about = json!({"address": server.address().to_string(), "ca": server.ca(),
-            "certificate": admin.certificate, "key": admin.key});
+            "certificate": admin.certificate, "key": admin.key, "kubeconfig": server.kubeconfig(CONTEXT)});
         writeln!(std::io::stdout(), "{about}")?;
         let end = tokio::task::spawn_blocking(|| std::io::stdin().read_to_end(&mut Vec::new()));
         end.await??;
@@ -38,7 +40,7 @@ pub(crate) fn raise_file_limit() {
 }
 
 /// The server as a child.
-pub(super) struct Server {
+pub(crate) struct Server {
     child: Child,
     /// With all rights, by client certificate.
     pub(super) admin: Client,
@@ -47,7 +49,7 @@ pub(super) struct Server {
 
 impl Server {
     /// Starts it in `dir` and waits until `/readyz` says so; gives the seconds from exec to that answer.
-    pub(super) async fn start(dir: &Path) -> Result<(Self, f64)> {
+    pub(crate) async fn start(dir: &Path) -> Result<(Self, f64)> {
         let began = Instant::now();
         let mut command = Command::new(std::env::current_exe()?);
         command.arg("serve-apiserver").arg(dir).stdin(Stdio::piped()).stdout(Stdio::piped());
@@ -65,6 +67,11 @@ impl Server {
         }
         let took = began.elapsed().as_secs_f64();
         Ok((Self { child, admin, about }, took))
+    }
+
+    /// For clients that are told by a file, with all rights.
+    pub(crate) fn kubeconfig(&self) -> &Value {
+        &self.about["kubeconfig"]
     }
 
     pub(super) fn process(&self) -> u32 {

@@ -126,15 +126,14 @@ async fn remotes_on_other_networks_and_a_primary_that_is_replaced() {
     })
     .await;
 
-    let sent = stream.end().await;
-    let failed: Vec<_> = sent.iter().filter(|sent| sent.failed()).collect();
-    assert!(failed.is_empty(), "{failed:?}");
-
     // The old primary leaves, and its other remote goes along to the one that stays.
     let alone = [("two", "west", ""), ("far", "north", "two"), ("near", "east", "two")];
     world.write("mesh.yaml", &mesh(&alone));
     world.good(&["apply", "-f", text(&file), "--yes"]).await;
     equal_lists(&clusters[0], &before[0]).await;
+    let sent = stream.end().await;
+    let failed: Vec<_> = sent.iter().filter(|sent| sent.failed()).collect();
+    assert!(failed.is_empty(), "{failed:?}");
     world.proven(&file, 9).await;
     world.good(&["plan", "-f", text(&file)]).await;
 

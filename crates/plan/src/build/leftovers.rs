@@ -17,6 +17,7 @@ use crate::object::{
 };
 use crate::operator::{self, recorded};
 use crate::release::{Deployed, deployed};
+use crate::values::EASTWEST;
 use crate::{Action, Change, ClusterState, Condition, ObjectDiff, ObjectKey, Sight};
 
 pub(super) fn steps(scene: &Scene<'_>, sketch: &mut Sketch) {
@@ -33,7 +34,7 @@ pub(super) fn teardown(scene: &Scene<'_>, sketch: &mut Sketch) {
     for cluster in &scene.mesh.clusters {
         let name = cluster.name.as_str();
         match scene.observed.clusters.get(name) {
-            Some(Sight::Seen(state)) => dismantle(scene, sketch, name, state, vec![]),
+            Some(Sight::Seen(state)) => dismantle(scene, sketch, name, state, &Before::default()),
             Some(Sight::Unreachable { why, .. }) => {
                 sketch.leftover(name, None, format!("it cannot be reached, so all of the mesh stays in it: {why}"));
             }
@@ -43,7 +44,7 @@ pub(super) fn teardown(scene: &Scene<'_>, sketch: &mut Sketch) {
     for former in scene.former.keys() {
         match scene.departed(former) {
             _ if scene.renamed(former).is_some() => {}
-            Ok(state) => dismantle(scene, sketch, former, state, vec![]),
+            Ok(state) => dismantle(scene, sketch, former, state, &Before::default()),
             Err(why) => sketch.leftover(former, None, format!("it had left the mesh and cannot be cleaned: {why}")),
         }
     }
@@ -90,7 +91,8 @@ fn departure(scene: &Scene<'_>, sketch: &mut Sketch, former: &str) {
     match departed {
         Ok(state) => {
             lost_endpoints(scene, sketch, former, state);
-            dismantle(scene, sketch, former, state, forgotten);
+            let before = Before::of(scene, sketch, former, state, forgotten);
+            dismantle(scene, sketch, former, state, &before);
             let gone = vec![id("teardown", former, "gone")];
             sketch.draft(id("leftovers", former, "gone"), Some(former), gone, Work::Nothing);
         }
@@ -101,6 +103,49 @@ fn departure(scene: &Scene<'_>, sketch: &mut Sketch, former: &str) {
                  its credentials for the other clusters are revoked"
             ),
         ),
+    }
+}
+
+/// Whether a part of the mesh runs there that others may still send to, or be led by.
+fn runs(state: &ClusterState, app: &str) -> bool {
+    let labelled = |object: &Value| {
+        object["metadata"]["labels"]["app"] == app || object["spec"]["template"]["metadata"]["labels"]["app"] == app
+    };
+    state.objects.kind("Deployment").any(|(_, object)| labelled(object))
+}
+
+/// Steps that come before others when a cluster leaves a mesh that goes on.
+#[derive(Default)]
+struct Before {
+    /// Before anything.
+    all: Vec<String>,
+    /// Before what others may send to: proxies that the leaving control plane leads have another one first, and it is
+    /// only by its end that they take one.
+    serving: Vec<String>,
+}
+
+impl Before {
+    fn of(scene: &Scene<'_>, sketch: &mut Sketch, former: &str, state: &ClusterState, forgotten: Vec<String>) -> Self {
+        let primaries = scene.live.iter().map(|(cluster, _)| cluster).filter(|cluster| cluster.primary().is_none());
+        let leads = runs(state, ISTIOD);
+        let serves = leads || [GATEWAY, EASTWEST].iter().any(|app| runs(state, app));
+        let (mut all, mut serving) = (forgotten.clone(), Vec::new());
+        for cluster in primaries {
+            let (name, of) = (cluster.name.as_str(), |what: &str| format!("{what}-{former}"));
+            let forgotten_by = |remotes| Condition::Forgotten { cluster: former.to_owned(), remotes };
+            let step = id("leftovers", name, &of("forgot"));
+            sketch.wait_unseen(name, step.clone(), forgotten.clone(), forgotten_by(vec![]), serves);
+            all.push(step);
+            let remotes = scene.live.iter().filter(|(remote, _)| remote.primary() == Some(&cluster.name));
+            let remotes: Vec<String> = remotes.map(|(remote, _)| remote.name.to_string()).collect();
+            if !remotes.is_empty() {
+                let step = id("leftovers", name, &of("leads-without"));
+                let after = ["istiod", "helm-istiod", "istioctl"].map(|what| id("teardown", former, what)).to_vec();
+                sketch.wait_unseen(name, step.clone(), after, forgotten_by(remotes), serves);
+                serving.push(step);
+            }
+        }
+        Self { all, serving }
     }
 }
 
@@ -172,7 +217,7 @@ fn unwanted(scene: &Scene<'_>, sketch: &mut Sketch, cluster: &str, state: &Clust
 
 /// Takes the mesh out of one cluster, in the order in which nothing breaks on the way: what would refuse pods first,
 /// what serves next, then what it served with, and last what the objects lived in.
-fn dismantle(scene: &Scene<'_>, sketch: &mut Sketch, cluster: &str, state: &ClusterState, first: Vec<String>) {
+fn dismantle(scene: &Scene<'_>, sketch: &mut Sketch, cluster: &str, state: &ClusterState, before: &Before) {
     let mesh = scene.mesh_name();
     let here = |what: &str| id("teardown", cluster, what);
     let because = match scene.former.contains_key(cluster) {
@@ -233,8 +278,14 @@ fn dismantle(scene: &Scene<'_>, sketch: &mut Sketch, cluster: &str, state: &Clus
         helms.entry(stage).or_default().push(release);
     }
     for (name, after) in ORDER {
-        let mut after: Vec<String> = after.iter().map(|a| here(a)).collect();
-        after.extend(first.clone());
+        // Otherwise a control plane is there until the last that it serves is gone.
+        let leads_first = name.ends_with("istiod") && !before.serving.is_empty();
+        let after = after.iter().filter(|before| !(leads_first && before.ends_with("gateways")));
+        let mut after: Vec<String> = after.map(|a| here(a)).collect();
+        after.extend(before.all.clone());
+        if ["samples", "gateways", "helm-gateways"].contains(&name) {
+            after.extend(before.serving.clone());
+        }
         if name.starts_with("helm-") {
             let releases = helms.remove(name).unwrap_or_default();
             // A mesh has its Istio from the one or from the other.

@@ -163,7 +163,7 @@ fn way(address: &str) -> Vec<Value> {
 /// Nothing that the primary has to complete is made before it does (C.3).
 pub(super) fn ready(sketch: &mut Sketch, cluster: &str, revision: Option<&str>) {
     let until = Condition::Injects { namespace: SYSTEM_NAMESPACE.to_owned(), revision: revision.map(str::to_owned) };
-    sketch.wait_after_work(cluster, id("control", cluster, "ready"), vec![id("control", cluster, "trusted")], until);
+    sketch.wait_unseen(cluster, id("control", cluster, "ready"), vec![id("control", cluster, "trusted")], until, false);
 }
 
 /// Whether an EndpointSlice is one that [`way`] makes, and not a controller's.
