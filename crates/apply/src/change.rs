@@ -12,8 +12,8 @@ use serde_json::{Value, json};
 use stolos_cluster::objects::{self, Event};
 use stolos_cluster::{Cluster, Error};
 use stolos_plan::{
-    Change, Condition, MANAGER, ObjectKey, Objects, Operator, READER_SERVICE_ACCOUNT, Release, SYSTEM_NAMESPACE, Step,
-    external_address, is_pending, link_kubeconfig, peer_secret,
+    Account, Change, Condition, MANAGER, ObjectKey, Objects, Operator, READER_SERVICE_ACCOUNT, Release,
+    SYSTEM_NAMESPACE, Step, external_address, is_pending, link_kubeconfig, peer_secret,
 };
 use stolos_spec::Mesh;
 use tokio::sync::Semaphore;
@@ -117,8 +117,15 @@ pub(crate) async fn make(hands: &Hands<'_>, step: &Step, hear: &Ears<'_>) -> Res
             }
             try_join_all(writes).await.map(drop)
         }
-        Change::Link { read, server, authority, token_seconds, secret } => {
-            let token = token(hands, name, read, *token_seconds).await?;
+        Change::Link { read, server, authority, token_seconds, account, secret } => {
+            let of_reader = || Account {
+                place: read.clone(),
+                namespace: SYSTEM_NAMESPACE.to_owned(),
+                name: READER_SERVICE_ACCOUNT.to_owned(),
+                secret: peer_secret(name),
+            };
+            let account = account.clone().unwrap_or_else(of_reader);
+            let token = token(hands, &account, *token_seconds).await?;
             let mut secret = secret.clone();
             let text = link_kubeconfig(read, server, authority, &token);
             secret["data"] = json!({read: BASE64_STANDARD.encode(text)});
@@ -308,21 +315,20 @@ async fn remove(hands: &Hands<'_>, cluster: &Cluster, key: &ObjectKey, uid: &str
     }
 }
 
-/// A token of the reader in `read`, bound to the Secret that stands for `reader` there.
-async fn token(hands: &Hands<'_>, reader: &str, read: &str, seconds: u64) -> Result<String, Cause> {
-    let cluster = hands.clusters.get(read)?;
-    let secret = peer_secret(reader);
+/// A token of an account, bound to its Secret.
+async fn token(hands: &Hands<'_>, account: &Account, seconds: u64) -> Result<String, Cause> {
+    let Account { place, namespace, name, secret } = account;
+    let cluster = hands.clusters.get(place)?;
     let found = {
-        let _room = enter(hands, read).await;
-        objects::get(&cluster.client, &resource("v1", "Secret"), Some(SYSTEM_NAMESPACE), &secret).await?
+        let _room = enter(hands, place).await;
+        objects::get(&cluster.client, &resource("v1", "Secret"), Some(namespace), secret).await?
     };
-    let found = found.ok_or_else(|| format!("Secret {SYSTEM_NAMESPACE}/{secret} is not there in {read}"))?;
+    let found = found.ok_or_else(|| format!("Secret {namespace}/{secret} is not there in {place}"))?;
     let body = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {
         "audiences": [], "expirationSeconds": seconds,
         "boundObjectRef": {"apiVersion": "v1", "kind": "Secret", "name": secret, "uid": found["metadata"]["uid"]}}});
-    let path =
-        stolos_k8s::kind::path("", "v1", "serviceaccounts", Some(SYSTEM_NAMESPACE), Some(READER_SERVICE_ACCOUNT));
-    let what = || format!("request a token of {SYSTEM_NAMESPACE}/{READER_SERVICE_ACCOUNT}");
+    let path = stolos_k8s::kind::path("", "v1", "serviceaccounts", Some(namespace), Some(name));
+    let what = || format!("request a token of {namespace}/{name}");
     let send = || async {
         let failed = |source| Error::Request { what: what(), source: Box::new(source) };
         let request = Request::post(format!("{path}/token")).header("content-type", "application/json");
@@ -331,9 +337,9 @@ async fn token(hands: &Hands<'_>, reader: &str, read: &str, seconds: u64) -> Res
         let answer = tokio::time::timeout(after, cluster.client.request::<Value>(request)).await;
         answer.map_err(|_| Error::NoAnswer { what: what(), after })?.map_err(failed)
     };
-    let answer = write(hands, &cluster, send).await.map_err(|e| format!("{read}: {}", because(&e)))?;
+    let answer = write(hands, &cluster, send).await.map_err(|e| format!("{place}: {}", because(&e)))?;
     let token = answer["status"]["token"].as_str().map(str::to_owned);
-    Ok(token.ok_or_else(|| format!("{read} answered a request for a token without one"))?)
+    Ok(token.ok_or_else(|| format!("{place} answered a request for a token without one"))?)
 }
 
 /// Sends a write, again when the API server was busy or the connection broke: every write may be done twice.

@@ -3,9 +3,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use stolos_cluster::{Cluster, Kubeconfig};
-use stolos_plan::Remembered;
+use stolos_plan::{Remembered, RememberedHub};
 use stolos_serve::because;
-use stolos_spec::Mesh;
+use stolos_spec::{HUB, Mesh};
 
 /// The connected clusters of a mesh, and of those that left it once they are asked for.
 pub struct Clusters {
@@ -26,7 +26,39 @@ impl Clusters {
             let name = cluster.name.as_str();
             known.insert(name.to_owned(), Ok(stolos_cluster::connect(&kubeconfig, &cluster.context, name).await?));
         }
-        Ok(Self { known: Mutex::new(known), flag: flag.map(Path::to_owned) })
+        let clusters = Self { known: Mutex::new(known), flag: flag.map(Path::to_owned) };
+        // A hub that cannot be connected stops nobody who does not need it: it counts as one that does not answer.
+        if let Some(hub) = mesh.hub.as_ref().filter(|_| mesh.uses_tunnel()) {
+            clusters.connect_hub(&hub.context, hub.kubeconfig.as_deref()).await;
+        }
+        Ok(clusters)
+    }
+
+    /// Connects the hub, if it is not connected yet.
+    async fn connect_hub(&self, context: &str, kubeconfig: Option<&Path>) {
+        if self.known.lock().unwrap_or_else(PoisonError::into_inner).contains_key(HUB) {
+            return;
+        }
+        let connecting = async {
+            let kubeconfig = Kubeconfig::find(self.flag.as_deref(), kubeconfig)?;
+            stolos_cluster::connect(&kubeconfig, context, HUB).await
+        };
+        let found = connecting.await.map_err(|error| because(&error));
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).insert(HUB.to_owned(), found);
+    }
+
+    /// The hub of `mesh`, where clusters are reached through it; else the one that they remember, `former`.
+    pub(crate) async fn hub(&self, mesh: &Mesh, former: Option<RememberedHub>) -> Option<Result<Cluster, String>> {
+        match (&mesh.hub, former) {
+            (Some(hub), _) if mesh.uses_tunnel() => {
+                self.connect_hub(&hub.context, hub.kubeconfig.as_deref()).await;
+            }
+            (_, Some(former)) => {
+                self.connect_hub(&former.context, former.kubeconfig.as_deref().map(Path::new)).await;
+            }
+            (_, None) => return None,
+        }
+        Some(self.get(HUB))
     }
 
     /// Clusters that are connected already.

@@ -6,8 +6,8 @@ use serde_json::Value;
 use stolos_cluster::objects::{self, Resource};
 use stolos_cluster::{Cluster, Error};
 use stolos_plan::{
-    ClusterState, LocalChart, ObjectKey, Objects, Observed, Remembered, SAMPLE_NAMESPACE, SYSTEM_NAMESPACE, Sight,
-    Unreadable,
+    ClusterState, LocalChart, MESH_LABEL, ObjectKey, Objects, Observed, Remembered, SAMPLE_NAMESPACE, SYSTEM_NAMESPACE,
+    Sight, Unreadable, hub_namespace, remembered_hub,
 };
 use stolos_spec::{Charts, Mesh};
 
@@ -71,13 +71,21 @@ pub async fn observe(mesh: &Mesh, clusters: &Clusters, state: &State) -> Observe
             former.extend(remembered.into_iter().map(|member| (member.name.clone(), member)));
         }
     }
+    let former_hub = seen.values().filter_map(Sight::state).find_map(|state| remembered_hub(mesh.name.as_str(), state));
+    let hub = async {
+        match clusters.hub(mesh, former_hub).await? {
+            Ok(hub) => Some(look_at_hub(mesh, hub).await),
+            Err(why) => Some(Sight::Unreachable { server: None, why }),
+        }
+    };
     former.retain(|name, _| !seen.contains_key(name));
     let former = former.into_values().map(|member| async move {
         let sight = look(clusters.former(&member).await).await;
         (member.name, sight)
     });
-    seen.extend(futures::future::join_all(former).await);
-    Observed { now, clusters: seen, state: state.facts(mesh, now), charts: charts(mesh) }
+    let (former, hub) = tokio::join!(futures::future::join_all(former), hub);
+    seen.extend(former);
+    Observed { now, clusters: seen, hub, state: state.facts(mesh, now), charts: charts(mesh) }
 }
 
 /// Where the charts of an Istio release lie below its `manifests/charts`, and below a folder made by hand.
@@ -137,6 +145,60 @@ async fn look(cluster: Result<Cluster, String>) -> Sight {
     }
 }
 
+/// What a mesh has in its hub, and the hub's clusters.
+async fn look_at_hub(mesh: &Mesh, hub: Cluster) -> Sight {
+    let server = Some(hub.server.clone());
+    match tokio::time::timeout(PATIENCE, inspect_hub(mesh, &hub)).await {
+        Ok(Ok(state)) => Sight::Seen(state),
+        Ok(Err(why)) => Sight::Unreachable { server, why },
+        Err(_) => Sight::Unreachable { server, why: format!("no answer in {} s", PATIENCE.as_secs()) },
+    }
+}
+
+/// What is listed in the namespace of a mesh in its hub: its own, and what else a person may have put there.
+const INSIDE_HUB: [(&str, &str); 6] = [
+    ("v1", "Secret"),
+    ("v1", "ConfigMap"),
+    ("v1", "Service"),
+    ("v1", "ServiceAccount"),
+    ("apps/v1", "Deployment"),
+    ("apps/v1", "StatefulSet"),
+];
+
+async fn inspect_hub(mesh: &Mesh, hub: &Cluster) -> Result<ClusterState, String> {
+    let mut state = ClusterState { server: hub.server.clone(), authority: authority(hub), ..ClusterState::default() };
+    let version = version(hub).await?;
+    state.version = version["gitVersion"].as_str().unwrap_or_default().to_owned();
+    let space = hub_namespace(mesh.name.as_str());
+    let own = format!("{MESH_LABEL}={}", mesh.name);
+    let roles = ["ClusterRole", "ClusterRoleBinding"].map(|kind| resource("rbac.authorization.k8s.io/v1", kind));
+    let mut asking = vec![
+        Question::of(resource("v1", "Namespace")),
+        Question::of(Resource {
+            api_version: "cluster.karmada.io/v1alpha1".to_owned(),
+            kind: "Cluster".to_owned(),
+            plural: "clusters".to_owned(),
+            namespaced: false,
+        }),
+    ];
+    asking.extend(roles.map(|role| Question { labels: Some(own.as_str()), ..Question::of(role) }));
+    asking.extend(
+        INSIDE_HUB.iter().map(|(version, kind)| Question {
+            namespace: Some(space.as_str()),
+            ..Question::of(resource(version, kind))
+        }),
+    );
+    ask(hub, asking, &mut state).await;
+    let system = state.objects.get(&ObjectKey::new("v1", "Namespace", None, "kube-system"));
+    state.uid = system.and_then(|system| system["metadata"]["uid"].as_str()).unwrap_or_default().to_owned();
+    Ok(state)
+}
+
+async fn version(cluster: &Cluster) -> Result<Value, String> {
+    let version = http::Request::get("/version").body(vec![]).map_err(|e| e.to_string())?;
+    cluster.client.request::<Value>(version).await.map_err(|e| because(&e))
+}
+
 /// Two round trips: the namespaces, on the first of which the connection is made, then everything else at once.
 async fn inspect(cluster: &Cluster) -> Result<ClusterState, String> {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
@@ -159,11 +221,7 @@ async fn inspect(cluster: &Cluster) -> Result<ClusterState, String> {
             }),
         );
     }
-    let version = async {
-        let version = http::Request::get("/version").body(vec![]).map_err(|e| e.to_string())?;
-        cluster.client.request::<Value>(version).await.map_err(|e| because(&e))
-    };
-    let (version, ()) = tokio::join!(version, ask(cluster, asking, &mut state));
+    let (version, ()) = tokio::join!(version(cluster), ask(cluster, asking, &mut state));
     // Istio before 1.22 does not serve v1 of its kinds; the next one down every version has.
     let older: Vec<_> = stolos_k8s::istio::KINDS.iter().filter_map(|kind| older(kind, &state.objects)).collect();
     if !older.is_empty() {
@@ -179,19 +237,19 @@ async fn inspect(cluster: &Cluster) -> Result<ClusterState, String> {
 }
 
 /// One list to ask for.
-struct Question {
+struct Question<'a> {
     resource: Resource,
-    namespace: Option<&'static str>,
-    labels: Option<&'static str>,
+    namespace: Option<&'a str>,
+    labels: Option<&'a str>,
 }
 
-impl Question {
+impl Question<'_> {
     fn of(resource: Resource) -> Self {
         Self { resource, namespace: None, labels: None }
     }
 }
 
-async fn ask(cluster: &Cluster, questions: Vec<Question>, state: &mut ClusterState) {
+async fn ask(cluster: &Cluster, questions: Vec<Question<'_>>, state: &mut ClusterState) {
     let mut answers = Vec::new();
     for question in questions {
         answers.push(async move {
@@ -209,7 +267,7 @@ async fn ask(cluster: &Cluster, questions: Vec<Question>, state: &mut ClusterSta
     }
 }
 
-fn unreadable(question: &Question, error: &Error) -> Unreadable {
+fn unreadable(question: &Question<'_>, error: &Error) -> Unreadable {
     let place = question.namespace.map(|n| format!(" in {n}")).unwrap_or_default();
     Unreadable { what: format!("{}{place}", question.resource.plural), why: because(error) }
 }

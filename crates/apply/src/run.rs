@@ -126,6 +126,7 @@ pub(crate) mod tests {
             clusters: names.iter().enumerate().map(cluster).collect(),
             mtls: Mtls::Strict,
             expose: vec!["*.local".into()],
+            hub: None,
             samples: BTreeSet::from([Sample::Helloworld, Sample::Sleep]),
             origin: Origin::Mesh,
         }

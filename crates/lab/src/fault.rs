@@ -71,7 +71,13 @@ pub enum Fault {
         #[serde(default)]
         one_way: bool,
     },
-    /// Whatever is wrong with links ends: partitions, cuts, delays, losses.
+    /// The API servers of a cluster, or of all clusters of a network, take connections from their own cluster and from
+    /// this machine alone; others' are refused.
+    Private {
+        /// The cluster's or the network's name.
+        what: String,
+    },
+    /// Whatever is wrong with links ends: partitions, cuts, delays, losses, private API servers.
     Heal {
         /// The cluster's or the network's name; everything if not said.
         what: Option<String>,
@@ -82,7 +88,7 @@ impl Fault {
     /// The clusters and networks whose links it concerns.
     pub(crate) fn places(&self) -> impl Iterator<Item = &str> {
         let places = match self {
-            Self::Partition { what } => [Some(what), None],
+            Self::Partition { what } | Self::Private { what } => [Some(what), None],
             Self::Cut { from, to } | Self::Delay { from, to, .. } | Self::Loss { from, to, .. } => {
                 [Some(from), Some(to)]
             }
@@ -115,6 +121,7 @@ impl Fault {
         };
         match self {
             Self::Partition { what } => format!("{what} is cut off"),
+            Self::Private { what } => format!("the API server of {what} is private"),
             Self::Cut { from, to } => format!("{}: cut", way(true, from, to)),
             Self::Delay { from, to, delay_ms, jitter_ms, one_way } => {
                 let jitter = if *jitter_ms > 0 { format!(" ± {jitter_ms} ms") } else { String::new() };

@@ -265,7 +265,11 @@ impl Inner {
 
     pub(crate) async fn fault(&self, fault: &Fault) -> Result<(), Error> {
         match fault {
-            Fault::Partition { .. } | Fault::Cut { .. } | Fault::Delay { .. } | Fault::Loss { .. } => {
+            Fault::Partition { .. }
+            | Fault::Cut { .. }
+            | Fault::Delay { .. }
+            | Fault::Loss { .. }
+            | Fault::Private { .. } => {
                 for place in fault.places() {
                     self.find(place).await?;
                 }

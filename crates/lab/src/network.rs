@@ -20,6 +20,8 @@ use crate::podnet::{self, PodSockets};
 pub enum Who {
     /// The machine itself: 127.0.0.1.
     Host,
+    /// Somebody beside the lab on this machine, in no network of it: 127.0.0.2 and what follows.
+    Outside,
     /// Something of a cluster.
     Of(usize, Role),
     /// Nobody this lab knows.
@@ -30,7 +32,7 @@ pub enum Who {
 ///
 /// # Flow
 ///
-/// 1. Everybody the lab knows may dial API servers and load-balancer addresses.
+/// 1. Everybody the lab knows may dial API servers, load-balancer addresses and what is outside.
 /// 2. Pods dial pods of their own network.
 /// 3. A cluster's own API server and nodes dial its pods (webhooks, probes, port-forward); its nodes reach hidden
 ///    addresses too.
@@ -40,7 +42,7 @@ pub fn may_dial(from: Who, to: Who, same_network: impl Fn(usize, usize) -> bool)
     match (from, to) {
         (Who::Unknown, _) | (_, Who::Unknown | Who::Host) => false,
         (Who::Of(_, Role::Hidden | Role::LoadBalancer), _) => false,
-        (_, Who::Of(_, Role::ApiServer | Role::LoadBalancer)) => true,
+        (_, Who::Of(_, Role::ApiServer | Role::LoadBalancer) | Who::Outside) => true,
         (Who::Of(a, Role::Pod), Who::Of(b, Role::Pod)) => same_network(a, b),
         (Who::Of(a, Role::ApiServer | Role::Node), Who::Of(b, Role::Pod | Role::Node)) => a == b,
         (Who::Of(a, Role::Node), Who::Of(b, Role::Hidden)) => a == b,
@@ -120,6 +122,9 @@ impl World {
         if address == Ipv4Addr::LOCALHOST {
             return Who::Host;
         }
+        if address.octets()[..2] == [127, 0] {
+            return Who::Outside;
+        }
         let Some((subnet, role)) = Subnet::locate(address) else { return Who::Unknown };
         match self.subnets.read().unwrap_or_else(PoisonError::into_inner).get(&subnet) {
             Some(&index) => Who::Of(index, role),
@@ -134,11 +139,18 @@ impl World {
         let allowed = {
             let members = self.members.read().unwrap_or_else(PoisonError::into_inner);
             may_dial(from, to, |a, b| members[a].network == members[b].network)
-        };
+        } && !self.is_private(from, to);
         if !allowed {
             *lock(&self.refusals).entry((self.name(from), self.name(to))).or_default() += 1;
         }
         allowed
+    }
+
+    /// Whether `to` is an API server that lets nobody of another cluster in.
+    fn is_private(&self, from: Who, to: Who) -> bool {
+        let (Who::Of(from, _), Who::Of(to, Role::ApiServer)) = (from, to) else { return false };
+        let private = |fault: &Fault| matches!(fault, Fault::Private { what } if self.find(what).contains(&to));
+        from != to && lock(&self.faults).iter().any(private)
     }
 
     /// The link that `here` and `there` have between them, as `here` sees it; none within one cluster or to and from
@@ -262,6 +274,7 @@ impl World {
     fn name(&self, who: Who) -> String {
         match who {
             Who::Host => "host".to_owned(),
+            Who::Outside => "outside".to_owned(),
             Who::Unknown => "unknown".to_owned(),
             Who::Of(index, _) => self.members.read().unwrap_or_else(PoisonError::into_inner)[index].name.clone(),
         }
@@ -494,6 +507,7 @@ mod tests {
         let same = |a: usize, b: usize| (a < 2) == (b < 2);
         let everyone = [
             Who::Host,
+            Who::Outside,
             Who::Of(0, Pod),
             Who::Of(0, Node),
             Who::Of(0, ApiServer),
@@ -511,6 +525,7 @@ mod tests {
             Who::Of(0, Hidden),
             Who::Of(0, Node),
             Who::Host,
+            Who::Outside,
             Who::Unknown,
         ];
         let mut picture = String::new();
@@ -519,14 +534,33 @@ mod tests {
             picture += &format!("{:<22} {row}\n", format!("{from:?}"));
         }
         insta::assert_snapshot!(picture, @r"
-        Host                   +++.......
-        Of(0, Pod)             +++++.....
-        Of(0, Node)            ++++..++..
-        Of(0, ApiServer)       ++++...+..
-        Of(0, LoadBalancer)    ..........
-        Of(0, Hidden)          ..........
-        Unknown                ..........
+        Host                   +++......+.
+        Outside                +++......+.
+        Of(0, Pod)             +++++....+.
+        Of(0, Node)            ++++..++.+.
+        Of(0, ApiServer)       ++++...+.+.
+        Of(0, LoadBalancer)    ...........
+        Of(0, Hidden)          ...........
+        Unknown                ...........
         ");
+    }
+
+    #[test]
+    fn a_private_api_server_lets_its_own_cluster_and_the_host_in() {
+        let world = World::default();
+        let subnets = [0, 1].map(|slot| Subnet { block: 9, slot });
+        for (name, subnet) in [("a", subnets[0]), ("b", subnets[1])] {
+            world.add(name, "flat", subnet);
+        }
+        let api = IpAddr::V4(*subnets[0].api_server().ip());
+        let of_pods = || subnets.map(|subnet| world.judge(IpAddr::V4(subnet.pod(0).unwrap()), api));
+        assert_eq!(of_pods(), [true, true]);
+        world.afflict(Fault::Private { what: "a".into() });
+        assert_eq!(of_pods(), [true, false]);
+        assert!(world.judge(IpAddr::V4(Ipv4Addr::LOCALHOST), api) && world.judge("127.0.0.2".parse().unwrap(), api));
+        assert_eq!(world.refusals(), [Refusal { from: "b".into(), to: "a".into(), count: 1 }]);
+        world.heal(None);
+        assert_eq!(of_pods(), [true, true]);
     }
 
     #[test]

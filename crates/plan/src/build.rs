@@ -3,6 +3,7 @@
 pub(crate) mod addresses;
 mod control;
 mod gateways;
+mod hub;
 mod ingress;
 mod istio;
 mod leftovers;
@@ -11,6 +12,8 @@ mod remote;
 mod samples;
 mod trust;
 pub(crate) mod upgrade;
+
+pub use hub::{RememberedHub, hub_namespace, remembered_hub};
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -35,6 +38,7 @@ const PARTS: &[fn(&Scene<'_>, &mut Sketch)] = &[
     remote::steps,
     gateways::steps,
     ingress::steps,
+    hub::steps,
     links::steps,
     samples::steps,
     leftovers::steps,
@@ -42,7 +46,7 @@ const PARTS: &[fn(&Scene<'_>, &mut Sketch)] = &[
 
 /// Those of real Istio: trust, links and samples are the same, since Istio is whose objects they are.
 const ISTIO_PARTS: &[fn(&Scene<'_>, &mut Sketch)] =
-    &[trust::steps, istio::steps, links::steps, samples::steps, leftovers::steps];
+    &[trust::steps, istio::steps, hub::steps, links::steps, samples::steps, leftovers::steps];
 
 /// Plans the steps that take `observed` to `mesh`.
 ///
@@ -77,6 +81,7 @@ pub fn teardown(mesh: &Mesh, observed: &Observed) -> Result<Plan, Blocked> {
     scene.preflight(&mut sketch);
     if sketch.problems.is_empty() {
         leftovers::teardown(&scene, &mut sketch);
+        hub::teardown(&scene, &mut sketch);
         if observed.state.root.is_some() {
             sketch.note(None, format!("the root certificate stays in {}", observed.state.folder));
         }
@@ -95,11 +100,12 @@ fn without_what_is_going(observed: &Observed) -> Cow<'_, Observed> {
     let going = |state: &ClusterState| -> BTreeSet<String> {
         state.objects.kind("Namespace").filter(|(_, o)| is_going(o)).map(|(key, _)| key.name.clone()).collect()
     };
-    if observed.seen().all(|(_, state)| going(state).is_empty()) {
+    let hub = observed.hub.as_ref().and_then(Sight::state);
+    if observed.seen().map(|(_, state)| state).chain(hub).all(|state| going(state).is_empty()) {
         return Cow::Borrowed(observed);
     }
     let mut rest = observed.clone();
-    for sight in rest.clusters.values_mut() {
+    for sight in rest.clusters.values_mut().chain(rest.hub.as_mut()) {
         let Sight::Seen(state) = sight else { continue };
         let going = going(state);
         let inside = |key: &&ObjectKey| key.namespace.as_ref().is_some_and(|n| going.contains(n));
@@ -196,6 +202,8 @@ struct Scene<'a> {
     live: Vec<(&'a Cluster, &'a ClusterState)>,
     /// Clusters that are remembered but no longer in the file.
     former: BTreeMap<String, Remembered>,
+    /// What the hub shows, where one is wanted, or was, and answers.
+    hub: Option<&'a ClusterState>,
     /// Whether the engine is real Istio: decision 18.
     istio: bool,
     reach: Reach,
@@ -233,7 +241,8 @@ impl<'a> Scene<'a> {
         let to = mesh.control_plane.revision.as_deref().filter(|_| istio);
         let held = to.is_some() && live.iter().any(|(_, state)| upgrading(state) == to);
         let reach = if held { Reach::Held } else { Reach::Everything };
-        Self { mesh, observed, live, former, istio, reach }
+        let hub = observed.hub.as_ref().and_then(Sight::state);
+        Self { mesh, observed, live, former, hub, istio, reach }
     }
 
     /// The kubeconfig context of a cluster of the mesh, or of one that left it.
@@ -292,6 +301,7 @@ impl<'a> Scene<'a> {
             sketch.note(None, text);
         }
         addresses::check(self, sketch);
+        hub::check(self, sketch);
         let mut seen: BTreeMap<&str, &Cluster> = BTreeMap::new();
         for (cluster, state) in &self.live {
             let name = cluster.name.as_str();
@@ -550,7 +560,8 @@ fn members(scene: &Scene<'_>) -> Vec<Member> {
         };
         Member { name: name.to_owned(), network, server, version, unreachable }
     };
-    current.chain(former).map(member).collect()
+    let hub = scene.observed.hub.iter().map(|sight| hub::place(scene.mesh, sight));
+    current.chain(former).map(member).chain(hub).collect()
 }
 
 fn reason(diff: &[ObjectDiff]) -> String {

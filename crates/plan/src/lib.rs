@@ -16,6 +16,8 @@ mod day_two_tests;
 mod export;
 mod graph;
 #[cfg(test)]
+mod hub_tests;
+#[cfg(test)]
 mod hundred_tests;
 #[cfg(test)]
 mod istio_tests;
@@ -34,7 +36,9 @@ pub mod upgrade;
 mod values;
 
 pub use adopt::{Adopted, adopt};
-pub use build::{Blocked, Problem, Remembered, plan, remembered, teardown};
+pub use build::{
+    Blocked, Problem, Remembered, RememberedHub, hub_namespace, plan, remembered, remembered_hub, teardown,
+};
 pub use export::{Export, ExportOptions, Format, Secrets, export};
 pub use graph::{Blast, Leftover, Member, Note, Plan, Purpose, Summary};
 pub use object::{
@@ -46,7 +50,9 @@ pub use observed::{ClusterState, LocalChart, Objects, Observed, RootFacts, Sight
 pub use operator::Operator;
 pub use release::{Chart, RELEASE_SECRET, Release, Rollback, Uninstall, is_pending, quoted};
 pub use show::Show;
-pub use step::{ADDRESS, Action, Change, Condition, FieldDiff, ObjectDiff, ObjectKey, Step, StepId, external_address};
+pub use step::{
+    ADDRESS, Account, Action, Change, Condition, FieldDiff, ObjectDiff, ObjectKey, Step, StepId, external_address,
+};
 
 /// The version of Stolos' own images: the small engine is exactly as old as the binary that installs it.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

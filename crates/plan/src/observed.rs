@@ -14,6 +14,8 @@ pub struct Observed {
     pub now: SystemTime,
     /// By cluster name: every cluster of the mesh, and every former one that some cluster still remembers.
     pub clusters: BTreeMap<String, Sight>,
+    /// The hub through which clusters are reached, or were: the mesh file's, or the one that some cluster still remembers.
+    pub hub: Option<Sight>,
     /// What the state folder holds.
     pub state: StateFacts,
     /// The charts in the folder that the mesh file names, if it names one.
@@ -43,10 +45,7 @@ impl Observed {
     /// The cluster called `name`, if it answered.
     #[must_use]
     pub fn cluster(&self, name: &str) -> Option<&ClusterState> {
-        match self.clusters.get(name)? {
-            Sight::Seen(state) => Some(state),
-            Sight::Unreachable { .. } => None,
-        }
+        self.clusters.get(name)?.state()
     }
 }
 
@@ -62,6 +61,17 @@ pub enum Sight {
         /// What went wrong.
         why: String,
     },
+}
+
+impl Sight {
+    /// What was seen, if it answered.
+    #[must_use]
+    pub fn state(&self) -> Option<&ClusterState> {
+        match self {
+            Self::Seen(state) => Some(state),
+            Self::Unreachable { .. } => None,
+        }
+    }
 }
 
 /// What was seen of one cluster.

@@ -126,6 +126,9 @@ pub enum Change {
         authority: String,
         /// The life of the token.
         token_seconds: u64,
+        /// Whose token it is, if not the reader's in the cluster that is read.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        account: Option<Account>,
         /// The Secret without its data.
         secret: Value,
     },
@@ -195,6 +198,20 @@ pub enum Change {
         /// What is waited for.
         conditions: Vec<Condition>,
     },
+}
+
+/// A service account, and the Secret that its tokens are bound to: they end when that does.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Account {
+    /// The place that has both, as steps call it.
+    pub place: String,
+    /// The namespace of both.
+    pub namespace: String,
+    /// The account.
+    pub name: String,
+    /// The Secret.
+    pub secret: String,
 }
 
 impl Change {

@@ -44,7 +44,7 @@ impl World {
         let now = UNIX_EPOCH + 20_000 * DAY;
         let state = StateFacts { folder: "/state".into(), ..StateFacts::default() };
         let mut world = Self {
-            observed: Observed { now, clusters: Default::default(), state, charts: vec![] },
+            observed: Observed { now, clusters: Default::default(), hub: None, state, charts: vec![] },
             root: None,
             made: 0,
         };
@@ -52,7 +52,7 @@ impl World {
         world
     }
 
-    fn join(&mut self, name: &str) {
+    pub(crate) fn join(&mut self, name: &str) {
         let mut state = ClusterState {
             server: format!("https://{name}:6443"),
             authority: "the authority\n".into(),
@@ -66,7 +66,8 @@ impl World {
     }
 
     pub(crate) fn state(&mut self, cluster: &str) -> &mut ClusterState {
-        match self.observed.clusters.get_mut(cluster) {
+        let hub = self.observed.hub.as_mut().filter(|_| cluster == stolos_spec::HUB);
+        match hub.or(self.observed.clusters.get_mut(cluster)) {
             Some(Sight::Seen(state)) => state,
             _ => panic!("{cluster} is not there"),
         }
@@ -123,10 +124,16 @@ impl World {
                     state.objects.put(new);
                 }
             }
-            Change::Link { read, server, authority, token_seconds, secret } => {
-                let bound = ObjectKey::new("v1", "Secret", Some(SYSTEM_NAMESPACE), &peer_secret(&cluster));
-                let account = ObjectKey::new("v1", "ServiceAccount", Some(SYSTEM_NAMESPACE), READER_SERVICE_ACCOUNT);
-                let objects = &self.state(read).objects;
+            Change::Link { read, server, authority, token_seconds, account, secret } => {
+                let whose = account.clone().unwrap_or_else(|| Account {
+                    place: read.clone(),
+                    namespace: SYSTEM_NAMESPACE.into(),
+                    name: READER_SERVICE_ACCOUNT.into(),
+                    secret: peer_secret(&cluster),
+                });
+                let bound = ObjectKey::new("v1", "Secret", Some(&whose.namespace), &whose.secret);
+                let account = ObjectKey::new("v1", "ServiceAccount", Some(&whose.namespace), &whose.name);
+                let objects = &self.state(&whose.place).objects;
                 let issued = now.duration_since(UNIX_EPOCH).unwrap().as_secs();
                 let claims = json!({"iat": issued, "exp": issued + token_seconds, "kubernetes.io": {
                     "secret": {"uid": objects.get(&bound).unwrap()["metadata"]["uid"]},

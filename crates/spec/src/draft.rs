@@ -31,6 +31,8 @@ pub(crate) struct Member {
     pub(crate) zone: Option<String>,
     pub(crate) primary: Option<(String, At)>,
     pub(crate) api: Option<Api>,
+    /// Where it says that its API server is reached through the hub.
+    pub(crate) tunnel_at: Option<At>,
     pub(crate) gateway: Option<ClusterGateway>,
 }
 
@@ -48,6 +50,7 @@ impl Member {
             zone: None,
             primary: None,
             api: None,
+            tunnel_at: None,
             gateway: None,
         }
     }
@@ -68,6 +71,7 @@ pub(crate) fn mesh(name: MeshName, origin: Origin) -> Mesh {
         mtls: Mtls::Strict,
         expose: vec!["*.local".to_owned()],
         samples: BTreeSet::<Sample>::new(),
+        hub: None,
         origin,
     }
 }

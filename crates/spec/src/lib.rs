@@ -30,10 +30,10 @@ pub use file::{Reading, Told, read, read_all, recognise};
 pub use fleet::{FleetMember, from_fleet};
 pub use gateway::{ClusterGateway, GATEWAY_PORT};
 pub use mesh::{
-    Api, Charts, Cluster, ControlPlane, Engine, Gateways, ISTIO_CHARTS, Installer, IntermediateTrust, Mesh, Mtls,
+    Api, Charts, Cluster, ControlPlane, Engine, Gateways, Hub, ISTIO_CHARTS, Installer, IntermediateTrust, Mesh, Mtls,
     Origin, Role, Root, Sample, Trust,
 };
-pub use mesh_file::API_VERSION;
+pub use mesh_file::{API_VERSION, HUB};
 pub use name::{ClusterName, MeshName, NameError, NetworkName};
 pub use problem::{Place, Problem, Problems, SourceText, Warning};
 pub use write::{base_yaml, from_contexts, mesh_yaml, suggest_name, topology_yaml};

@@ -30,6 +30,9 @@ pub struct Mesh {
     pub expose: Vec<String>,
     /// Workloads that `apply` installs along.
     pub samples: BTreeSet<Sample>,
+    /// The hub that leads to clusters which cannot be dialled, if one is named.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hub: Option<Hub>,
     /// Which kind of file this came from.
     pub origin: Origin,
 }
@@ -53,6 +56,12 @@ impl Mesh {
         address
             .map(|address| format!("global.caAddress: {address}"))
             .or_else(|| provider.map(|provider| format!("global.pilotCertProvider: {provider}")))
+    }
+
+    /// Whether any cluster's API server is reached through the hub.
+    #[must_use]
+    pub fn uses_tunnel(&self) -> bool {
+        self.clusters.iter().any(|cluster| cluster.api == Some(Api::Tunnel))
     }
 
     /// The networks, each once, in name order.
@@ -86,6 +95,18 @@ impl Mesh {
             .iter()
             .flat_map(move |from| self.clusters.iter().filter(move |to| to.name != from.name).map(move |to| (from, to)))
     }
+}
+
+/// A hub (`stolos hub up`), as a mesh sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Hub {
+    /// The kubeconfig context to reach its API by.
+    pub context: String,
+    /// The kubeconfig file that the context is in, if the mesh file names one (joined with the mesh file's folder).
+    pub kubeconfig: Option<PathBuf>,
+    /// The URL under which control planes reach it, if it is not the kubeconfig's.
+    pub address: Option<String>,
 }
 
 /// A cluster of the mesh.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::draft::{self, DEFAULT_NETWORK, Member};
 use crate::gateway;
-use crate::mesh::{Api, Charts, Engine, Installer, Mesh, Mtls, Origin, Root, Sample};
+use crate::mesh::{Api, Charts, Engine, Hub, Installer, Mesh, Mtls, Origin, Root, Sample};
 use crate::problem::{At, Notes, nearest, one_of, quoted};
 use crate::yaml::{Fields, Node, Unknown, Value};
 use crate::{ClusterName, MeshName, NetworkName};
@@ -15,8 +15,8 @@ pub const API_VERSION: &str = "stolos.dev/v1alpha1";
 
 const DOCUMENT: &[&str] = &["apiVersion", "kind", "metadata", "spec"];
 const METADATA: &[&str] = &["name", "labels", "annotations"];
-const SPEC: &[&str] = &["trust", "controlPlane", "clusters", "mtls", "expose", "samples"];
-const SHORT: &[&str] = &["name", "trust", "controlPlane", "clusters", "mtls", "expose", "samples"];
+const SPEC: &[&str] = &["trust", "controlPlane", "clusters", "mtls", "expose", "samples", "hub"];
+const SHORT: &[&str] = &["name", "trust", "controlPlane", "clusters", "mtls", "expose", "samples", "hub"];
 const TRUST: &[&str] = &["domain", "organization", "root", "intermediates"];
 const ROOT: &[&str] = &["selfSigned", "files", "exec"];
 const INTERMEDIATES: &[&str] = &["validity", "renewBefore"];
@@ -100,10 +100,19 @@ pub(crate) fn read(notes: &mut Notes<'_>, base: Option<&mut Notes<'_>>, node: &N
             Vec::new()
         }
     };
+    let hub = spec.node("hub").and_then(|node| hub(notes, node, &spec.path_of("hub"), &members, name.as_ref()));
+    if spec.node("hub").is_none() {
+        for (member, at) in members.iter().filter_map(|member| Some((member, member.tunnel_at?))) {
+            let what = format!("`{}` is reached through the tunnel of a hub, and the file names none", member.name);
+            let problem = notes.problem(at, what);
+            problem.hint("write `hub: {context: hub}` beside `clusters`, with the kubeconfig context of the hub's API");
+        }
+    }
     let understood = draft::clusters(notes, members);
     // A problem is already noted where the name is none; the rest is read all the same, to tell everything at once.
     let mut mesh = draft::mesh(name.or_else(|| MeshName::parse(DEFAULT_MESH).ok())?, Origin::Mesh);
     mesh.clusters = understood;
+    mesh.hub = hub;
     if let Some(base) = base {
         crate::topology::lay_over(base, &mut mesh);
     }
@@ -239,6 +248,7 @@ fn member(
         fields.text(notes, "primary").map(|(text, at)| (text.to_owned(), at))
     });
     let api = fields.node("api").and_then(|node| api(notes, node, &fields.path_of("api")));
+    let tunnel_at = fields.node("api").filter(|_| api == Some(Api::Tunnel)).map(|node| node.at);
     let gateway = fields.node("gateway").and_then(|node| gateway::read(notes, node, &fields.path_of("gateway")));
     let kubeconfig = fields.text(notes, "kubeconfig").filter(|(text, _)| !text.is_empty());
     let at = written.or(key).map_or(context_at, |(_, at)| at);
@@ -253,6 +263,7 @@ fn member(
         zone,
         primary,
         api,
+        tunnel_at,
         gateway,
     })
 }
@@ -277,19 +288,64 @@ fn api(notes: &mut Notes<'_>, node: &Node, path: &str) -> Option<Api> {
             None
         }
         (Some((server, at)), None) => {
-            if !server.starts_with("https://")
-                || server.len() == "https://".len()
-                || server.contains(char::is_whitespace)
-            {
-                notes
-                    .problem(at, format!("{} is not the address of an API server", quoted(server)))
-                    .expected("a URL such as `https://10.0.0.1:6443`");
-            }
+            check_url(notes, server, at, "an API server");
             Some(Api::Server(server.to_owned()))
         }
         (None, Some((via, at))) => choice(notes, via, at, "way to an API server", &[("tunnel", Api::Tunnel)]),
         (None, None) => None,
     }
+}
+
+fn check_url(notes: &mut Notes<'_>, url: &str, at: At, of: &str) {
+    if !url.starts_with("https://") || url.len() == "https://".len() || url.contains(char::is_whitespace) {
+        notes
+            .problem(at, format!("{} is not the address of {of}", quoted(url)))
+            .expected("a URL such as `https://10.0.0.1:6443`");
+    }
+}
+
+/// What a plan calls the hub: no cluster of such a mesh can be called so.
+pub const HUB: &str = "hub";
+/// The longest name of a mesh that has a hub: its namespace there is called after it.
+const LONGEST_WITH_HUB: usize = 51;
+
+/// `hub`: a kubeconfig context, or a map of fields.
+fn hub(notes: &mut Notes<'_>, node: &Node, path: &str, members: &[Member], mesh: Option<&MeshName>) -> Option<Hub> {
+    let folder = notes.file().path.parent().map(PathBuf::from).unwrap_or_default();
+    let (context, at, kubeconfig, address) = match node.text() {
+        Some(context) => (context.to_owned(), node.at, None, None),
+        None => {
+            let fields = Fields::of(notes, node, path, &["context", "kubeconfig", "address"], Unknown::Refused)?;
+            let kubeconfig = fields.text(notes, "kubeconfig").filter(|(text, _)| !text.is_empty());
+            let address = fields.text(notes, "address").map(|(url, at)| {
+                check_url(notes, url, at, "a hub");
+                url.trim_end_matches('/').to_owned()
+            });
+            let Some((context, at)) = fields.text(notes, "context").filter(|(text, _)| !text.is_empty()) else {
+                notes
+                    .problem(node.at, format!("`{path}` names no context"))
+                    .hint("write `hub: {context: hub}`, with the kubeconfig context of the hub's API");
+                return None;
+            };
+            (context.to_owned(), at, kubeconfig.map(|(path, _)| folder.join(path)), address)
+        }
+    };
+    for member in members {
+        if member.name.as_str() == HUB {
+            notes
+                .problem(member.at, format!("a cluster is called `{HUB}`, which is what a mesh with a hub calls that"))
+                .hint("choose another name for the cluster");
+        }
+        if member.context == context && member.kubeconfig == kubeconfig {
+            let what = format!("the hub is the cluster `{}`: context {}", member.name, quoted(&context));
+            notes.problem(at, what).expected("a context of its own for the hub");
+        }
+    }
+    if let Some(mesh) = mesh.filter(|mesh| mesh.as_str().len() > LONGEST_WITH_HUB) {
+        let what = format!("the name of the mesh, {}, is too long for one with a hub", quoted(mesh.as_str()));
+        notes.problem(at, what).expected(format!("at most {LONGEST_WITH_HUB} characters"));
+    }
+    Some(Hub { context, kubeconfig, address })
 }
 
 fn control_plane(notes: &mut Notes<'_>, node: &Node, path: &str, mesh: &mut Mesh) {

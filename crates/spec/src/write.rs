@@ -128,6 +128,15 @@ pub fn mesh_yaml(mesh: &Mesh) -> String {
             let _ = writeln!(text, "      gateway: {{{}}}", said.join(", "));
         }
     }
+    if let Some(hub) = &mesh.hub {
+        let _ = writeln!(text, "  hub:\n    context: {}", scalar(&hub.context));
+        let files = hub.kubeconfig.as_deref().map(std::path::Path::to_string_lossy);
+        for (key, value) in [("kubeconfig", files.as_deref()), ("address", hub.address.as_deref())] {
+            if let Some(value) = value {
+                let _ = writeln!(text, "    {key}: {}", scalar(value));
+            }
+        }
+    }
     if mesh.mtls == Mtls::Permissive {
         text.push_str("  mtls: permissive\n");
     }

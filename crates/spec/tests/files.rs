@@ -1455,3 +1455,78 @@ fn an_address_that_is_none_says_how_to_write_one() {
         "
     );
 }
+
+#[test]
+fn a_hub_leads_to_clusters_that_cannot_be_dialled() {
+    let text = "apiVersion: stolos.dev/v1alpha1\nkind: Mesh\nmetadata:\n  name: my\nspec:\n  clusters:\n    - name: a\n      network: x\n      \
+                api: {via: tunnel}\n    - name: b\n      network: w\n  hub:\n    context: over-there\n    kubeconfig: hub.yaml\n    \
+                address: \"https://hub.example.com:5443\"\n";
+    let reading = understood(text);
+    assert_eq!(stolos_spec::mesh_yaml(&reading.mesh), text);
+    assert!(reading.mesh.uses_tunnel());
+    let short = understood("hub: over-there\nclusters: [{a: x}]\n").mesh;
+    assert_eq!(
+        short.hub.map(|hub| (hub.context, hub.kubeconfig, hub.address)),
+        Some(("over-there".into(), None, None))
+    );
+    assert!(understood("clusters: [{a: x}]\n").mesh.hub.is_none());
+}
+
+#[test]
+fn a_hub_that_cannot_be_says_why() {
+    let long = "m".repeat(52);
+    insta::assert_snapshot!(
+        [
+            "clusters:\n  - {name: a, api: {via: tunnel}}\n",
+            "hub: {address: https://hub:5443}\nclusters: [{a: x}]\n",
+            "hub: {context: h, address: hub:5443}\nclusters: [{a: x}]\n",
+            "hub: a\nclusters: [{a: x}, {hub: x}]\n",
+            &format!("name: {long}\nhub: h\nclusters: [{{a: x}}]\n"),
+        ]
+        .map(problems)
+        .join("\n\n"),
+        @"
+        error: `a` is reached through the tunnel of a hub, and the file names none
+         --> mesh.yaml:2:20
+          |
+        2 |   - {name: a, api: {via: tunnel}}
+          |                    ^
+        hint: write `hub: {context: hub}` beside `clusters`, with the kubeconfig context of the hub's API
+
+        error: `hub` names no context
+         --> mesh.yaml:1:6
+          |
+        1 | hub: {address: https://hub:5443}
+          |      ^
+        hint: write `hub: {context: hub}`, with the kubeconfig context of the hub's API
+
+        error: `hub:5443` is not the address of a hub
+         --> mesh.yaml:1:28
+          |
+        1 | hub: {context: h, address: hub:5443}
+          |                            ^^^^^^^^
+          = expected: a URL such as `https://10.0.0.1:6443`
+
+        error: the hub is the cluster `a`: context `a`
+         --> mesh.yaml:1:6
+          |
+        1 | hub: a
+          |      ^
+          = expected: a context of its own for the hub
+
+        error: a cluster is called `hub`, which is what a mesh with a hub calls that
+         --> mesh.yaml:2:21
+          |
+        2 | clusters: [{a: x}, {hub: x}]
+          |                     ^^^
+        hint: choose another name for the cluster
+
+        error: the name of the mesh, `mmmmmmmmmmmmmmmmmmmmmmmmmmmmmmmmmmmmmmmmmmmmmmmmmmmm`, is too long for one with a hub
+         --> mesh.yaml:2:6
+          |
+        2 | hub: h
+          |      ^
+          = expected: at most 51 characters
+        "
+    );
+}

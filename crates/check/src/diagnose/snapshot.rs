@@ -254,6 +254,8 @@ pub enum CredentialAnswer {
     Unauthorized(String),
     /// TLS failed: the certificate is not for this name, or not from the authority that the kubeconfig names.
     Untrusted(String),
+    /// A hub answered that it does not reach the cluster now (502 to 504).
+    NotReached(String),
 }
 
 /// Times as people write them, to the microsecond: what a clock is off by must survive.

@@ -137,17 +137,27 @@ async fn judged(kubeconfig: &str, engine: Engine) -> Datum<CredentialAnswer> {
             Ok::<bool, kube::Error>(answer["status"]["allowed"] == true)
         }
     };
+    // A hub passes on what reads, and not the question what may be read.
+    let mut asks = true;
     let anything = match may("*", "*", "*").await {
         Ok(anything) => anything,
-        Err(error) => return refused(&error),
+        Err(kube::Error::Api(status)) if status.code == 403 => {
+            asks = false;
+            false
+        }
+        Err(error) => return refused(&error, kubeconfig),
     };
     let mut missing = Vec::new();
     for (group, resource) in engine.reads() {
-        match may("list", group, resource).await {
+        let allowed = match asks {
+            true => may("list", group, resource).await,
+            false => read(&client, group, resource).await,
+        };
+        match allowed {
             Ok(true) => {}
             Ok(false) if group.is_empty() => missing.push(format!("list {resource}")),
             Ok(false) => missing.push(format!("list {resource}.{group}")),
-            Err(error) => return refused(&error),
+            Err(error) => return refused(&error, kubeconfig),
         }
     }
     let uid = async {
@@ -158,9 +168,28 @@ async fn judged(kubeconfig: &str, engine: Engine) -> Datum<CredentialAnswer> {
     Datum::now(CredentialAnswer::Accepted { missing, anything, uid: uid.await })
 }
 
-fn refused(error: &kube::Error) -> Datum<CredentialAnswer> {
+/// Whether a resource may be listed, by listing it.
+async fn read(client: &kube::Client, group: &str, resource: &str) -> Result<bool, kube::Error> {
+    let version = match group {
+        "" => "/api/v1".to_owned(),
+        group => format!("/apis/{group}/v1"),
+    };
+    let request = http::Request::get(format!("{version}/{resource}?limit=1")).body(vec![]);
+    match client.request::<Value>(request.map_err(kube::Error::HttpError)?).await {
+        Ok(_) => Ok(true),
+        Err(kube::Error::Api(status)) if status.code == 403 => Ok(false),
+        // Who is allowed to ask is told that it is not served.
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(true),
+        Err(error) => Err(error),
+    }
+}
+
+fn refused(error: &kube::Error, kubeconfig: &str) -> Datum<CredentialAnswer> {
     let why = because(error);
     match error {
+        kube::Error::Api(status) if (502..=504).contains(&status.code) && through_hub(kubeconfig) => {
+            Datum::now(CredentialAnswer::NotReached(status.message.clone()))
+        }
         kube::Error::Api(status) if status.code == 401 => {
             Datum::now(CredentialAnswer::Unauthorized(status.message.clone()))
         }
@@ -170,6 +199,12 @@ fn refused(error: &kube::Error) -> Datum<CredentialAnswer> {
         }
         _ => Datum::Unread { why },
     }
+}
+
+/// Whether a kubeconfig leads through a hub (Karmada's `clusters/proxy`).
+fn through_hub(kubeconfig: &str) -> bool {
+    let server = super::kubeconfig::read(kubeconfig).map(|read| read.server).unwrap_or_default();
+    server.contains("/apis/cluster.karmada.io/") && server.trim_end_matches('/').ends_with("/proxy")
 }
 
 /// A debug page through a port-forward, for a control plane whose image has no `curl`.

@@ -118,6 +118,10 @@ async fn create(args: CreateArgs, screen: &Screen) -> Result<Exit, Failure> {
                 .hint("write a URL such as `https://10.0.0.1:6443`"));
         }
         (Some(server), _) | (None, Some(Api::Server(server))) => server.clone(),
+        (None, Some(Api::Tunnel)) => {
+            let why = format!("{} is reached through the hub, and this would lead to its own API server", args.cluster);
+            return Err(Failure::new(why).hint("`--server URL` names an address at which whoever gets it reaches that"));
+        }
         (None, _) => cluster.server.clone(),
     };
     let asked = CredentialRequest { name: name.as_str(), seconds: args.expires, secrets: args.read_secrets };

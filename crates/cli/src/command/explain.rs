@@ -86,6 +86,12 @@ const FINDINGS: &[(&str, &str, &str)] = &[
         "Run from the folder that knows of it (`stolos cert rotate root --status --state DIR`).",
     ),
     (
+        "no-member",
+        "The mesh file says of a cluster that its API server is reached through the hub (`api: {via: tunnel}`), and the hub \
+         does not have it, or has another cluster under its name.",
+        "`stolos hub token create` at the hub prints the line that makes it a member, typed in that cluster.",
+    ),
+    (
         "same-cluster",
         "Two entries of the mesh file lead to one cluster: their `kube-system` namespaces have the same UID.",
         "Give each cluster of the mesh one entry.",

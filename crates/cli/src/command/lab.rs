@@ -172,11 +172,13 @@ pub(crate) enum FaultCommand {
     Start(ClusterOfLab),
     /// Cut a cluster or a network off from the others: connections hang, nothing is refused
     Partition(PartitionArgs),
+    /// Let nobody of another cluster into the API servers of clusters or networks
+    Private(PrivateArgs),
     /// Let everything between two networks or clusters arrive later
     Delay(DelayArgs),
     /// Lose a share of the segments between two networks or clusters: TCP sends them again, later
     Loss(LossArgs),
-    /// End partitions, delays and losses
+    /// End partitions, delays and losses, and open private API servers
     Heal(HealArgs),
 }
 
@@ -217,6 +219,17 @@ pub(crate) struct PartitionArgs {
     /// Only what the first sends to the second gets lost; exactly two are named
     #[arg(long)]
     one_way: bool,
+
+    #[command(flatten)]
+    which: WhichArgs,
+}
+
+/// `stolos lab fault private`
+#[derive(Args, Debug)]
+pub(crate) struct PrivateArgs {
+    /// Clusters or networks
+    #[arg(required = true, value_name = "CLUSTER|NETWORK")]
+    what: Vec<String>,
 
     #[command(flatten)]
     which: WhichArgs,
@@ -626,6 +639,9 @@ async fn fault(command: FaultCommand, screen: &Screen) -> Result<Exit, Failure> 
         FaultCommand::Partition(args) => {
             (args.which, args.what.into_iter().map(|what| Fault::Partition { what }).collect())
         }
+        FaultCommand::Private(args) => {
+            (args.which, args.what.into_iter().map(|what| Fault::Private { what }).collect())
+        }
         FaultCommand::Heal(args) if args.what.is_empty() => (args.which, vec![Fault::Heal { what: None }]),
         FaultCommand::Heal(args) => {
             (args.which, args.what.into_iter().map(|what| Fault::Heal { what: Some(what) }).collect())
@@ -641,6 +657,9 @@ async fn fault(command: FaultCommand, screen: &Screen) -> Result<Exit, Failure> 
             }
             Fault::Start { cluster } => format!("{cluster} runs again"),
             Fault::Partition { what } => format!("{what} is cut off; `stolos lab fault heal {what}` ends it"),
+            Fault::Private { what } => {
+                format!("the API server of {what} lets no other cluster in; `stolos lab fault heal {what}` ends it")
+            }
             Fault::Cut { .. } | Fault::Delay { .. } | Fault::Loss { .. } => {
                 format!("{}; `stolos lab fault heal` ends it", fault.in_words())
             }

@@ -268,9 +268,14 @@ pub(super) fn membership(scene: &Scene<'_>, sketch: &mut Sketch, name: &str, sta
         after.push(id("leftovers", name, &format!("revoke-{former}")));
     }
     let text = serde_json::to_string_pretty(&members).unwrap_or_default();
-    let object = json!({"apiVersion": "v1", "kind": "ConfigMap",
+    let mut object = json!({"apiVersion": "v1", "kind": "ConfigMap",
         "metadata": {"name": MEMBERSHIP, "namespace": SYSTEM_NAMESPACE, "labels": {}},
         "data": {"mesh": scene.mesh_name(), "members": text}});
+    let (hub, forgotten) = super::hub::memory(scene, state);
+    if let Some(hub) = hub {
+        object["data"]["hub"] = serde_json::to_string_pretty(&hub).unwrap_or_default().into();
+    }
+    after.extend(forgotten);
     sketch.write(name, state, id("control", name, "membership"), after, vec![ours(scene.mesh_name(), object)]);
 }
 

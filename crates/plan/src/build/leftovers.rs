@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::control::{INJECTOR, ISTIOD};
 use super::gateways::GATEWAY;
-use super::{Scene, Sketch, id, istio, remote};
+use super::{Scene, Sketch, hub, id, istio, remote};
 use crate::graph::Work;
 use crate::object::{
     CACERTS_SECRET, CREDENTIAL_LABEL, MANAGED_BY_LABEL, MANAGER, MEMBERSHIP, ROOT_CONFIG_MAP, SYSTEM_NAMESPACE,
@@ -27,6 +27,7 @@ pub(super) fn steps(scene: &Scene<'_>, sketch: &mut Sketch) {
     for (cluster, state) in &scene.live {
         unwanted(scene, sketch, cluster.name.as_str(), state);
     }
+    hub::leftovers(scene, sketch);
 }
 
 /// Takes the mesh out of every cluster of the file, and of those that left it.
@@ -206,6 +207,11 @@ fn unwanted(scene: &Scene<'_>, sketch: &mut Sketch, cluster: &str, state: &Clust
         if key.kind == "Deployment" {
             after.push(id("control", cluster, "ready"));
         }
+        // A way into this cluster goes when its reader has another.
+        let by_hub = key.name == hub::READERS;
+        let readers = scene.mesh.clusters.iter().map(|reader| reader.name.as_str());
+        let readers = readers.filter(|reader| by_hub || key.name == peer_secret(reader));
+        after.extend(readers.map(|reader| id("links", reader, cluster)));
         // What served a remote goes when another serves it.
         after.extend(remote::served(scene));
         sketch.remove(cluster, id("leftovers", cluster, &name), after, vec![object], because);
@@ -423,7 +429,7 @@ fn definitions_stay(state: &ClusterState, kept: &BTreeSet<String>) -> bool {
         .all(|(_, crd)| crd["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep")
 }
 
-fn because_of(foreign: &[String]) -> Option<String> {
+pub(super) fn because_of(foreign: &[String]) -> Option<String> {
     match foreign {
         [] => None,
         [one] => Some(format!("{one} is not Stolos' own and would go with it")),
@@ -464,7 +470,7 @@ fn is_ours_to_delete(mesh: &str, key: &ObjectKey, object: &Value) -> bool {
 
 /// Whether deleting the namespace around it harms nobody: ours, made from ours, or made by Kubernetes and the control
 /// plane for every namespace.
-fn is_ours_or_derived(mesh: &str, key: &ObjectKey, object: &Value) -> bool {
+pub(super) fn is_ours_or_derived(mesh: &str, key: &ObjectKey, object: &Value) -> bool {
     if is_owned(mesh, object) || object["metadata"]["labels"][MANAGED_BY_LABEL] == MANAGER {
         return true;
     }

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
-use stolos_spec::{Api, Cluster};
+use stolos_spec::{Api, Cluster, HUB};
 
 use super::control::INJECTOR;
+use super::hub::{self, Way};
 use super::{Scene, Sketch, id};
 use crate::adopt::{remote_entries, server_in};
 use crate::compare::differences;
@@ -14,9 +15,10 @@ use crate::object::{
     READER_SERVICE_ACCOUNT, ROOT_CONFIG_MAP, SYSTEM_NAMESPACE, claims, drained, link_kubeconfig, mesh_of, ours,
     peer_secret, remote_secret_name, secret_text, token_in,
 };
-use crate::{Action, Change, ClusterState, ObjectDiff, ObjectKey};
+use crate::{Account, Action, Change, ClusterState, ObjectDiff, ObjectKey};
 
-const ROLE: &str = "istio-reader-clusterrole-istio-system";
+/// The role of whoever reads a cluster.
+pub(super) const ROLE: &str = "istio-reader-clusterrole-istio-system";
 
 /// Decision 23: the life of a token in a lab. It is renewed when less than half of it is left.
 const TOKEN_SECONDS: u64 = 30 * 24 * 3600;
@@ -153,8 +155,13 @@ fn peers(scene: &Scene<'_>, sketch: &mut Sketch, holders: &Holders<'_>, (read, s
     // One for each peer, reachable or not: deleting it revokes that peer's tokens and nobody else's.
     let peers =
         scene.mesh.clusters.iter().filter(|peer| peer.name != read.name && peer.primary().is_none()).filter(|peer| {
-            // Whoever holds a credential of somebody else's needs none of ours.
             let key = ObjectKey::new("v1", "Secret", Some(SYSTEM_NAMESPACE), &peer_secret(peer.name.as_str()));
+            // Whoever comes through the hub has its credential there, once it can be given one.
+            if read.api == Some(Api::Tunnel) {
+                let given = scene.hub.is_some() && scene.observed.cluster(peer.name.as_str()).is_some();
+                return !given && state.objects.get(&key).is_some();
+            }
+            // Whoever holds a credential of somebody else's needs none of ours.
             let holder = holders.get(peer.name.as_str());
             let served = holder.is_some_and(|holder| matches!(held_by_others(scene, holder, read), Some(Ok(_))));
             !served || state.objects.get(&key).is_some()
@@ -176,15 +183,13 @@ fn link(
     (read, read_state): (&Cluster, &ClusterState),
     others: &[String],
 ) -> Option<String> {
-    let server = match &read.api {
-        None => read_state.server.clone(),
-        Some(Api::Server(url)) => url.clone(),
-        Some(Api::Tunnel) => {
-            let text = "reaching an API server through a tunnel is not built yet";
-            sketch.problem("tunnel", Some(read.name.as_str()), text, &["`api.server`, or leave `api` out"]);
-            return None;
-        }
+    let source = match &read.api {
+        None => Source::direct(into, read_state, read_state.server.clone()),
+        Some(Api::Server(url)) => Source::direct(into, read_state, url.clone()),
+        // What is known through a hub that does not answer stays.
+        Some(Api::Tunnel) => Source::through(Way::of(scene, into, read)?),
     };
+    let server = source.server.clone();
     let key = remote_key(read);
     let mut secret = ours(
         scene.mesh_name(),
@@ -233,7 +238,7 @@ fn link(
     let mut fields = vec![];
     let because = match live {
         None => Some(format!("{} cannot read {} yet", into.name, read.name)),
-        Some(live) => outdated(scene, (into, live), (read, read_state), &server).or_else(|| {
+        Some(live) => outdated(scene, live, read, &source).or_else(|| {
             secret["data"] = live["data"].clone();
             fields = differences(&secret, live);
             if let Some(object) = secret.as_object_mut() {
@@ -248,6 +253,10 @@ fn link(
         id("links", read.name.as_str(), "reader"),
         id("links", read.name.as_str(), "peers"),
     ];
+    after.extend(source.steps.iter().cloned());
+    if source.account.is_some() {
+        after.push(hub::readers_step(read.name.as_str()));
+    }
     // A running control plane must not hear of endpoints whose gateway has no address: it would send to them directly.
     if read.primary() == Some(&into.name) {
         // The primary is what makes its remote ready; it comes when the webhook leads to it and not before.
@@ -268,8 +277,9 @@ fn link(
             change: Change::Link {
                 read: read.name.to_string(),
                 server,
-                authority: read_state.authority.clone(),
+                authority: source.state.authority.clone(),
                 token_seconds: asked,
+                account: source.account,
                 secret,
             },
             because,
@@ -296,13 +306,58 @@ fn held_by_others(scene: &Scene<'_>, holder: &Holder<'_>, read: &Cluster) -> Opt
     }
 }
 
+/// Where a credential for a cluster comes from, and where it leads.
+struct Source<'a> {
+    /// The place that issues it.
+    state: &'a ClusterState,
+    /// Its account.
+    name: String,
+    /// What it is bound to.
+    secret: String,
+    /// The namespace of both.
+    namespace: String,
+    /// The URL that it is for.
+    server: String,
+    /// The account, where it is not the reader of the cluster that is read.
+    account: Option<Account>,
+    /// What makes the account.
+    steps: Vec<String>,
+}
+
+impl<'a> Source<'a> {
+    fn direct(into: &Cluster, state: &'a ClusterState, server: String) -> Self {
+        Self {
+            state,
+            name: READER_SERVICE_ACCOUNT.to_owned(),
+            secret: peer_secret(into.name.as_str()),
+            namespace: SYSTEM_NAMESPACE.to_owned(),
+            server,
+            account: None,
+            steps: vec![],
+        }
+    }
+
+    fn through(way: Way<'a>) -> Self {
+        let account = Account {
+            place: HUB.to_owned(),
+            namespace: way.namespace.clone(),
+            name: way.name.clone(),
+            secret: way.name.clone(),
+        };
+        Self {
+            state: way.hub,
+            steps: vec![way.step()],
+            secret: way.name.clone(),
+            name: way.name,
+            namespace: way.namespace,
+            server: way.server,
+            account: Some(account),
+        }
+    }
+}
+
 /// Why a credential must be written anew, if it must.
-fn outdated(
-    scene: &Scene<'_>,
-    (into, live): (&Cluster, &serde_json::Value),
-    (read, read_state): (&Cluster, &ClusterState),
-    server: &str,
-) -> Option<String> {
+fn outdated(scene: &Scene<'_>, live: &serde_json::Value, read: &Cluster, source: &Source<'_>) -> Option<String> {
     let read_name = read.name.as_str();
     let Some(kubeconfig) = secret_text(live, read_name) else {
         return Some(format!("{} holds no kubeconfig for {read_name}", ObjectKey::of(live)));
@@ -313,18 +368,18 @@ fn outdated(
     if live["data"].as_object().is_none_or(|data| data.len() != 1) {
         return Some(format!("{} holds more than {read_name}", ObjectKey::of(live)));
     }
-    if kubeconfig != link_kubeconfig(read_name, server, &read_state.authority, &token) {
+    if kubeconfig != link_kubeconfig(read_name, &source.server, &source.state.authority, &token) {
         return Some(format!("the address or the authority of {read_name} has changed"));
     }
     let uid = |kind: &str, name: &str| {
-        let object = read_state.objects.get(&ObjectKey::new("v1", kind, Some(SYSTEM_NAMESPACE), name))?;
+        let object = source.state.objects.get(&ObjectKey::new("v1", kind, Some(&source.namespace), name))?;
         object["metadata"]["uid"].as_str().map(str::to_owned)
     };
-    let bound = uid("Secret", &peer_secret(into.name.as_str()));
+    let bound = uid("Secret", &source.secret);
     if bound.is_none() || claims.bound_to.is_some_and(|there| Some(there) != bound) {
         return Some(format!("what the token for {read_name} is bound to is no more"));
     }
-    let account = uid("ServiceAccount", READER_SERVICE_ACCOUNT);
+    let account = uid("ServiceAccount", &source.name);
     if account.is_none() || claims.account.is_some_and(|there| Some(there) != account) {
         return Some(format!("the service account behind the token for {read_name} is no more"));
     }

@@ -118,7 +118,7 @@ fn untouched(mesh: &Mesh, kubernetes: &str, charts: Vec<LocalChart>, now: System
         state
     };
     let clusters = mesh.clusters.iter().map(|c| (c.name.to_string(), Sight::Seen(state(c.name.as_str())))).collect();
-    Observed { now, clusters, state: StateFacts::default(), charts }
+    Observed { now, clusters, hub: None, state: StateFacts::default(), charts }
 }
 
 /// For each step, how many writes must be done and ready before it. A wait is no wave of its own.

@@ -1,6 +1,7 @@
 //! How control planes read each other's clusters.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
 use std::time::{Duration, UNIX_EPOCH};
 
 use base64::Engine as _;
@@ -10,7 +11,7 @@ use stolos_k8s::{istio, meta};
 use crate::diagnose::Severity;
 use crate::diagnose::kubeconfig;
 use crate::diagnose::scene::{Judgement, Member, Scene, is_system, secret_keys, secret_text, some};
-use crate::diagnose::snapshot::{CredentialAnswer, LABELLED_SECRETS, Touch, named, path, since};
+use crate::diagnose::snapshot::{CredentialAnswer, CredentialProbe, LABELLED_SECRETS, Touch, named, path, since};
 
 fn peers<'a>(scene: &Scene<'a>, member: &Member<'a>) -> impl Iterator<Item = &'a str> + use<'a> {
     let own = member.name();
@@ -175,12 +176,12 @@ pub(crate) fn server(scene: &Scene<'_>, judgement: &mut Judgement) {
         for (secret, key, text) in kubeconfigs(scene, member) {
             let Some(read) = text.and_then(|t| kubeconfig::read(&t).ok()) else { continue };
             let peer = scene.member(key);
-            // A lab's clusters have addresses of their own inside 127.0.0.0/8, which are theirs for everybody there; the
-            // first /16 is never one of them.
+            // A lab's clusters have addresses of their own inside 127.0.0.0/8, which are theirs for everybody there, and so
+            // has what is beside the lab (a hub); 127.0.0.1 is whoever reads it.
             let in_lab = member.seen.is_lab && peer.is_none_or(|p| p.seen.is_lab);
             let host = kubeconfig::host(&read.server);
             let loopback = match host.parse::<std::net::IpAddr>() {
-                Ok(std::net::IpAddr::V4(v4)) if in_lab => v4.octets()[..2] == [127, 0] || v4.is_unspecified(),
+                Ok(std::net::IpAddr::V4(v4)) if in_lab => v4 == Ipv4Addr::LOCALHOST || v4.is_unspecified(),
                 Ok(address) => address.is_loopback() || address.is_unspecified(),
                 Err(_) => host == "localhost" || host.ends_with(".localhost"),
             };
@@ -191,6 +192,18 @@ pub(crate) fn server(scene: &Scene<'_>, judgement: &mut Judgement) {
                 format!("the server for {key} is {}: that is whoever reads it", read.server)
             } else {
                 match inside.map(|i| (i.value(), i.why())) {
+                    // The hub answers, and the cluster behind it does not.
+                    Some((Some(Touch::Reached), _)) if cut(probe).is_some() => {
+                        judgement.looked();
+                        let why = cut(probe).unwrap_or_default();
+                        let mend =
+                            format!("see that an agent runs in {key} and reaches the hub (`stolos agent {key}`)");
+                        judgement
+                            .found(member, format!("the hub does not reach {key}: {why}"), mend)
+                            .object(named("Secret", secret))
+                            .since(since(secret));
+                        continue;
+                    }
                     Some((Some(Touch::Reached | Touch::Stalled), _)) => {
                         judgement.looked();
                         continue;
@@ -224,6 +237,14 @@ pub(crate) fn server(scene: &Scene<'_>, judgement: &mut Judgement) {
                 .object(named("Secret", secret))
                 .since(since(secret));
         }
+    }
+}
+
+/// Why a hub does not reach the cluster that a credential is for, if it says so.
+fn cut(probe: Option<&CredentialProbe>) -> Option<&str> {
+    match probe?.answer.value()? {
+        CredentialAnswer::NotReached(why) => Some(why),
+        _ => None,
     }
 }
 

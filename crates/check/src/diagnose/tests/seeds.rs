@@ -268,6 +268,7 @@ pub(super) const SEEDS: &[Seed] = &[
     ("D-21", three, |w| credential(w, "https://127.0.0.1:6443", "{token: x}")),
     ("D-21", lab, |w| credential(w, "https://127.0.0.1:6443", "{token: x}")),
     ("D-21", three, |w| w.seen("c1").credentials[0].inside = Some(Datum::now(Touch::Unresolved))),
+    ("D-21", three, |w| answer(w, CredentialAnswer::NotReached("no agent of cluster \"c2\" is connected".to_owned()))),
     ("D-22", three, |w| answer(w, CredentialAnswer::Untrusted("UnknownIssuer".to_owned()))),
     ("D-23", three, |w| answer(w, CredentialAnswer::Unauthorized("Unauthorized".to_owned()))),
     ("D-23", three, |w| {
