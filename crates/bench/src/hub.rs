@@ -27,8 +27,6 @@ use crate::labs::Lab;
 use crate::table::row;
 use fleet::{Hub, Member};
 
-/// Deployments of the cold run, as in Karmada's own measurement.
-const DEPLOYMENTS: usize = 5_000;
 /// Runs of what takes minutes.
 const LONG_RUNS: usize = 3;
 /// Requests under way while objects are made.
@@ -57,6 +55,16 @@ pub(crate) fn hub(stolos: &Path, out: &mut impl Write) -> Result<()> {
         }
         Ok(())
     })
+}
+
+/// Deployments of the cold run: as in Karmada's own measurement, or fewer for whoever looks at one change after the other.
+fn deployments() -> usize {
+    std::env::var("STOLOS_BENCH_DEPLOYMENTS").ok().and_then(|count| count.parse().ok()).unwrap_or(5_000)
+}
+
+/// How often what takes minutes is run.
+fn runs() -> usize {
+    std::env::var("STOLOS_BENCH_RUNS").ok().and_then(|runs| runs.parse().ok()).unwrap_or(LONG_RUNS)
 }
 
 /// Decisions in memory, by one thread: a binding of 50 replicas over a hundred clusters.
@@ -121,17 +129,18 @@ fn binding(n: u32, scheduling: &Value, constraints: &Value) -> Result<Binding> {
 async fn cold(stolos: &Path, out: &mut impl Write) -> Result<()> {
     let mut each = Vec::new();
     let mut all = Vec::new();
-    for _ in 0..LONG_RUNS {
+    for _ in 0..runs() {
         each.push(fill(stolos, false).await?);
         all.push(fill(stolos, true).await?);
     }
     for (runs, what) in [(&each, "a policy for each"), (&all, "one policy for all, made last")] {
-        let what = format!("hub: {DEPLOYMENTS} Deployments over 3 members, {what}");
+        let count = deployments();
+        let what = format!("hub: {count} Deployments over 3 members, {what}");
         row(out, &format!("{what}: all made, s"), runs.iter().map(|r| r.made))?;
         row(out, &format!("{what}: all scheduled, s"), runs.iter().map(|r| r.scheduled))?;
         row(out, &format!("{what}: all in the members, s"), runs.iter().map(|r| r.arrived))?;
         row(out, &format!("{what}: all known to be applied, s"), runs.iter().map(|r| r.applied))?;
-        row(out, &format!("{what}: bindings/s"), runs.iter().map(|r| DEPLOYMENTS as f64 / (r.scheduled - r.since)))?;
+        row(out, &format!("{what}: bindings/s"), runs.iter().map(|r| count as f64 / (r.scheduled - r.since)))?;
         row(out, &format!("{what}: most memory resident, MiB"), runs.iter().map(|r| r.memory))?;
         row(out, &format!("{what}: CPU-seconds of the hub"), runs.iter().map(|r| r.processor))?;
     }
@@ -151,6 +160,7 @@ struct Filled {
 }
 
 async fn fill(stolos: &Path, one_for_all: bool) -> Result<Filled> {
+    let count = deployments();
     let hub = Hub::up(stolos).await?;
     let members: Vec<Member> = stream::iter(1..=3).then(|n| Member::start(n)).try_collect().await?;
     for member in &members {
@@ -171,7 +181,7 @@ async fn fill(stolos: &Path, one_for_all: bool) -> Result<Filled> {
     let arrived: Vec<_> =
         members.iter().map(|member| waits_for(&mut waits, deployments(&member.client), |_| true)).collect();
 
-    let names: Vec<String> = (0..DEPLOYMENTS).map(|n| format!("app-{n}")).collect();
+    let names: Vec<String> = (0..count).map(|n| format!("app-{n}")).collect();
     let deployments: Vec<Value> = names.iter().map(|name| deployment(name, 3)).collect();
     let (policies, last) = match one_for_all {
         false => (names.iter().map(|name| policy(name, Some(name), weights())).collect(), None),
@@ -189,7 +199,7 @@ async fn fill(stolos: &Path, one_for_all: bool) -> Result<Filled> {
     let made = began.elapsed().as_secs_f64();
     let patience = tokio::time::Instant::now() + PATIENCE;
     let until = async |seen: &Seen| -> Result<f64> {
-        let at = seen.all(DEPLOYMENTS, patience).await?;
+        let at = seen.all(count, patience).await?;
         Ok(at.duration_since(began).as_secs_f64())
     };
     let mut last = 0.0_f64;

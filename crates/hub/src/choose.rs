@@ -128,12 +128,12 @@ pub fn called(policy: &PropagationPolicy) -> String {
 #[must_use]
 pub fn choose<'a>(
     template: &Value,
-    policies: &'a [PropagationPolicy],
+    policies: impl IntoIterator<Item = &'a PropagationPolicy>,
     algorithm: Algorithm,
     preemption: bool,
 ) -> Option<Choice<'a>> {
     let mut matching: Vec<(&PropagationPolicy, Match)> =
-        policies.iter().filter_map(|policy| Some((policy, policy_match(policy, template)?))).collect();
+        policies.into_iter().filter_map(|policy| Some((policy, policy_match(policy, template)?))).collect();
     // v1.2 knows neither priorities nor how exactly a policy selects.
     let rank = |(policy, matched): &(&PropagationPolicy, Match)| {
         let wide = policy.metadata.namespace.is_empty();

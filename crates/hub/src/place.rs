@@ -8,6 +8,8 @@ mod filter;
 mod select;
 mod trigger;
 
+use std::borrow::Borrow;
+
 use serde::{Deserialize, Serialize};
 
 use crate::divide::{Algorithm, Candidate, Division, Movement, NameOrder, Strategy, Tie};
@@ -189,17 +191,24 @@ fn weight(placement: &Placement, cluster: &Cluster, algorithm: Algorithm) -> i64
 /// Decides where a binding goes. `available` says how many more of its replicas fit into a cluster
 /// ([`crate::estimate::available`], or who knows better).
 #[must_use]
-pub fn place(
+pub fn place<C: Borrow<Cluster>>(
     binding: &Binding,
-    clusters: &[Cluster],
+    clusters: &[C],
     available: &dyn Fn(&Cluster) -> i64,
     settings: Settings,
 ) -> Decision {
     let spec = &binding.spec;
     let all = Placement::default();
     let placement = spec.placement.as_ref().unwrap_or(&all);
-    let world =
-        World { spec, placement, clusters, available, settings, strategy: strategy(spec), fresh: fresh(binding) };
+    let world = World {
+        spec,
+        placement,
+        clusters: clusters.iter().map(C::borrow).collect(),
+        available,
+        settings,
+        strategy: strategy(spec),
+        fresh: fresh(binding),
+    };
     let groups = groups(placement);
     let observed = &binding.status.scheduler_observed_affinity_name;
     let first = groups.iter().position(|group| group.name == Some(observed)).unwrap_or(0);
@@ -237,7 +246,7 @@ pub fn place(
 struct World<'a> {
     spec: &'a BindingSpec,
     placement: &'a Placement,
-    clusters: &'a [Cluster],
+    clusters: Vec<&'a Cluster>,
     available: &'a dyn Fn(&Cluster) -> i64,
     settings: Settings,
     strategy: Strategy,
@@ -250,11 +259,12 @@ const UNLIMITED: i64 = i32::MAX as i64;
 impl World<'_> {
     /// Tries one affinity group.
     fn attempt(&self, group: &filter::Group<'_>) -> (Attempt, Outcome) {
-        let Self { spec, placement, strategy, settings, .. } = *self;
+        let Self { spec, placement, strategy, settings, .. } = self;
+        let (strategy, settings) = (*strategy, *settings);
         let workload = strategy != Strategy::Unnumbered;
         let mut verdicts: Vec<(Verdict, Fit)> = Vec::new();
         let mut excluded: Vec<Verdict> = Vec::new();
-        for cluster in self.clusters {
+        for &cluster in &self.clusters {
             let name = &cluster.metadata.name;
             let target = spec.clusters.iter().find(|target| target.name == *name);
             let verdict = Verdict {

@@ -33,8 +33,8 @@ pub(super) async fn look(hub: Arc<Hub>, key: TemplateKey) -> Result<Again, Troub
         return Ok(None);
     }
     let needed = hub.tell_needing(&template);
-    let policies = hub.policies();
-    let choice = choose::choose(&template, &policies, Algorithm::Newest, true);
+    let policies = hub.policies_for(&template);
+    let choice = choose::choose(&template, policies.iter().map(|policy| &**policy), Algorithm::Newest, true);
     let Some(choice) = choice else {
         release(&hub, &mirror, &template).await?;
         if needed {

@@ -6,6 +6,7 @@ mod clusters;
 mod depend;
 mod detect;
 mod execute;
+mod index;
 mod interpret;
 mod members;
 mod namespaces;
@@ -173,9 +174,13 @@ pub(crate) struct Hub {
     queues: Arc<Queues>,
     members: RwLock<BTreeMap<String, Arc<Member>>>,
     templates: RwLock<Templates>,
-    /// Policies as types, as of the last change of one.
-    read_policies: Typed<PropagationPolicy>,
-    /// The same of override policies.
+    /// Policies, by what they select.
+    policies: RwLock<index::Policies>,
+    /// Templates, by the policy that has claimed them.
+    claims: Arc<Mutex<index::Claims>>,
+    /// Members as types, with the revision that was read.
+    read_clusters: Mutex<HashMap<String, (String, Arc<Cluster>)>>,
+    /// Override policies as types, as of the last change of one.
     read_overrides: Typed<OverridePolicy>,
     /// What is known of kinds, as of the last change of a customization.
     interpreters: RwLock<Arc<Interpreters>>,
@@ -375,7 +380,9 @@ impl Hub {
                 queues: Arc::clone(&queues),
                 members: RwLock::default(),
                 templates: RwLock::default(),
-                read_policies: RwLock::default(),
+                read_clusters: Mutex::default(),
+                policies: RwLock::default(),
+                claims: Arc::default(),
                 read_overrides: RwLock::default(),
                 interpreters: RwLock::new(Interpreters::well_known()),
                 scripts: Semaphore::new(interpret::SCRIPTS_AT_ONCE),
@@ -468,21 +475,23 @@ impl Hub {
 
     /// A policy has changed: itself, and the templates that it had or has.
     fn policy_changed(&self, before: Option<&Arc<Value>>, now: Option<&Arc<Value>>) {
-        *self.read_policies.write().unwrap_or_else(PoisonError::into_inner) = None;
+        if let Some(policy) = now.or(before) {
+            let key = mirror::key(policy);
+            // Two that come at once may be told in any order: what is there is asked for.
+            let mut policies = self.policies.write().unwrap_or_else(PoisonError::into_inner);
+            policies.put(&key, self.policies_of(&key.0).get(&key.0, &key.1).as_deref());
+        }
         for policy in before.into_iter().chain(now) {
-            policies::queue_templates(self, policy);
+            self.queue_templates(policy);
         }
         if let Some(policy) = now {
             self.queues.policies.add(mirror::key(policy));
         }
     }
 
-    /// All policies, as types. One that a webhook would have refused selects nothing.
-    fn policies(&self) -> Arc<Vec<PropagationPolicy>> {
-        typed(&self.read_policies, || {
-            let all = [self.own.policies.list(), self.own.cluster_policies.list()].concat();
-            all.into_iter().filter(|policy| policies::refused(policy).is_empty()).collect()
-        })
+    /// The policies that may select a template.
+    fn policies_for(&self, template: &Value) -> Vec<Arc<PropagationPolicy>> {
+        self.policies.read().unwrap_or_else(PoisonError::into_inner).that_may_select(template)
     }
 
     fn policies_of(&self, namespace: &str) -> &Arc<Mirror> {
@@ -537,8 +546,23 @@ impl Hub {
         if policies.is_empty() {
             return Ok(Vec::new());
         }
-        let (cluster, _) = model::read::<Cluster>(cluster)?;
+        let Some(cluster) = self.cluster(cluster) else { return Err("its cluster cannot be read".into()) };
         Ok(overrides::apply(manifest, &cluster, &policies)?.annotations())
+    }
+
+    /// A member as a type; nothing of what cannot be read. It is read once for each revision: members say every few
+    /// seconds how they are, and every binding asks for all of them.
+    fn cluster(&self, object: &Value) -> Option<Arc<Cluster>> {
+        let (name, revision) = (meta::name(object), meta::resource_version(object));
+        let mut read = self.read_clusters.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((known, cluster)) = read.get(name)
+            && known == revision
+        {
+            return Some(Arc::clone(cluster));
+        }
+        let cluster = Arc::new(model::read::<Cluster>(object).ok()?.0);
+        read.insert(name.to_owned(), (revision.to_owned(), Arc::clone(&cluster)));
+        Some(cluster)
     }
 
     /// An override policy has changed: what it may have changed is made anew.
@@ -582,6 +606,7 @@ impl Hub {
     fn forget(&self, name: &str) {
         self.forget_member(name);
         self.doubts().remove(name);
+        self.read_clusters.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
         self.prepared.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
     }
 

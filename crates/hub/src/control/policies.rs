@@ -7,9 +7,8 @@ use stolos_k8s::meta;
 
 use super::Hub;
 use super::detect::strip;
-use super::template::TemplateKey;
-use crate::choose::{self, Claim};
-use crate::mirror::{Key, Mirror};
+use crate::choose::Claim;
+use crate::mirror::{self, Key, Mirror};
 use crate::model::{self, PropagationPolicy};
 use crate::queue::{Again, Trouble};
 use crate::{admit, label};
@@ -43,21 +42,6 @@ pub(super) fn refused(policy: &Value) -> Vec<String> {
     }
 }
 
-/// Queues the templates that a policy selects, or has claimed.
-pub(super) fn queue_templates(hub: &Hub, policy: &Value) {
-    let read = model::read::<PropagationPolicy>(policy).ok().map(|(policy, _)| policy);
-    let of_policy = |template: &Value| {
-        let claimed = Claim::of(template)
-            .is_some_and(|claim| claim.namespace == meta::namespace(policy) && claim.name == meta::name(policy));
-        claimed || read.as_ref().is_some_and(|policy| choose::policy_match(policy, template).is_some())
-    };
-    for template in hub.templates_of(|_, _| true) {
-        if of_policy(&template) {
-            hub.queues.templates.add(TemplateKey::of(&template));
-        }
-    }
-}
-
 /// A policy goes: what it has claimed is free, and keeps running where it is.
 async fn end(hub: &Hub, mirror: &Mirror, policy: &Value, finalizer: &str) -> Result<Again, Trouble> {
     let finalizers = meta::finalizers(policy);
@@ -68,8 +52,8 @@ async fn end(hub: &Hub, mirror: &Mirror, policy: &Value, finalizer: &str) -> Res
         Claim::of(object)
             .is_some_and(|claim| claim.namespace == meta::namespace(policy) && claim.name == meta::name(policy))
     };
-    for template in hub.templates_of(|_, _| true).into_iter().filter(|template| claimed(template)) {
-        if let Some(mirror) = hub.mirror_of(meta::api_version(&template), meta::kind(&template)) {
+    for template in hub.claimed_by(&mirror::key(policy)) {
+        if let Some((mirror, template)) = hub.template(&template).filter(|(_, template)| claimed(template)) {
             free(hub, &mirror, &template).await?;
         }
     }

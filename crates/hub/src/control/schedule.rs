@@ -29,11 +29,8 @@ pub(super) async fn look(hub: Arc<Hub>, key: Key) -> Result<Again, Trouble> {
         all.iter().find(|cluster| meta::name(cluster) == name).is_none_or(|c| meta::deletion_timestamp(c).is_some())
     };
     let Some(trigger) = place::due(&binding, &going) else { return observe(&hub, &mirror, &object, &binding).await };
-    let clusters: Vec<Cluster> = all
-        .iter()
-        .filter(|cluster| meta::deletion_timestamp(cluster).is_none())
-        .filter_map(|cluster| model::read::<Cluster>(cluster).ok().map(|(cluster, _)| cluster))
-        .collect();
+    let staying = all.iter().filter(|cluster| meta::deletion_timestamp(cluster).is_none());
+    let clusters: Vec<Arc<Cluster>> = staying.filter_map(|cluster| hub.cluster(cluster)).collect();
     let requirements = binding.spec.replica_requirements.as_ref();
     let room = |cluster: &Cluster| estimate::available(cluster, requirements);
     let decision = place::place(&binding, &clusters, &room, place::Settings::default());

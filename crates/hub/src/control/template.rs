@@ -71,9 +71,12 @@ pub(super) async fn look(hub: &Arc<Hub>) {
         if templates.contains_key(&key) {
             continue;
         }
-        let (queues, touched) = (Arc::clone(&hub.queues), Arc::clone(&hub.touched));
+        let (queues, touched, claims) = (Arc::clone(&hub.queues), Arc::clone(&hub.touched), Arc::clone(&hub.claims));
         let mirror = Mirror::new(kind.resource, None, None, move |before, now| {
             let Some(object) = now.or(before) else { return };
+            let mut claims = claims.lock().unwrap_or_else(PoisonError::into_inner);
+            claims.put(before.map(|before| &**before), now.map(|now| &**now));
+            drop(claims);
             if meta::kind(object) == "Namespace" && meta::api_version(object) == "v1" {
                 queues.namespaces.add(meta::name(object).to_owned());
             }
