@@ -9,6 +9,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::auth::{Grants, Keys, KnownTokens};
 use crate::defaults::Addresses;
+use crate::extension::{Extension, Place};
 use crate::failure::{Failure, Result};
 use crate::metrics::Metrics;
 use crate::naming;
@@ -52,6 +53,9 @@ pub(crate) enum Among {
     Watching,
 }
 
+/// Parts of resources that the embedder serves.
+pub(crate) type Extensions = Arc<Vec<(Place, Arc<dyn Extension>)>>;
+
 /// One API server.
 pub(crate) struct Api {
     /// All objects.
@@ -78,6 +82,7 @@ pub(crate) struct Api {
     pub(crate) grants: Grants,
     runtime: RwLock<Option<Arc<dyn PodRuntime>>>,
     resolver: RwLock<Option<Arc<dyn ServiceResolver>>>,
+    extensions: RwLock<Extensions>,
     /// Connections that were upgraded.
     pub(crate) streams: Running,
     slots: [Arc<Semaphore>; 3],
@@ -115,6 +120,7 @@ impl Api {
             grants: Grants::default(),
             runtime: RwLock::new(None),
             resolver: RwLock::new(None),
+            extensions: RwLock::default(),
             slots,
             streams: Running::default(),
         })
@@ -189,5 +195,19 @@ impl Api {
     /// From now on Services are reached through `resolver`.
     pub(crate) fn set_resolver(&self, resolver: Arc<dyn ServiceResolver>) {
         *self.resolver.write().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(resolver);
+    }
+
+    /// What the embedder serves.
+    #[must_use]
+    pub(crate) fn extensions(&self) -> Extensions {
+        Arc::clone(&self.extensions.read().unwrap_or_else(std::sync::PoisonError::into_inner))
+    }
+
+    /// From now on what is below `place` is served by `extension`.
+    pub(crate) fn extend(&self, place: Place, extension: Arc<dyn Extension>) {
+        let mut extensions = self.extensions.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let others = extensions.iter().filter(|(known, _)| *known != place).cloned();
+        let all = others.chain([(place.clone(), extension)]).collect();
+        *extensions = Arc::new(all);
     }
 }

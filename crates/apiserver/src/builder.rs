@@ -17,6 +17,7 @@ use crate::api::{Api, Settings};
 use crate::auth::{self, Caller, Keys, User};
 use crate::controllers;
 use crate::defaults::{self, Addresses};
+use crate::extension::{Extension, Place};
 use crate::keys;
 use crate::keys::Credentials;
 use crate::registry::Registry;
@@ -473,6 +474,11 @@ impl Server {
     /// From now on Services are reached through `resolver`.
     pub fn set_service_resolver(&self, resolver: Arc<dyn ServiceResolver>) {
         self.api.set_resolver(resolver);
+    }
+
+    /// From now on what is below `place` is served by `extension`.
+    pub fn extend(&self, place: Place, extension: Arc<dyn Extension>) {
+        self.api.extend(place, extension);
     }
 
     /// Whether storage still takes writes.

@@ -32,6 +32,7 @@ mod controllers;
 mod convert;
 mod defaults;
 mod discovery;
+pub mod extension;
 mod failure;
 #[doc(hidden)]
 pub mod fuzz;

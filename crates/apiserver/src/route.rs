@@ -24,12 +24,12 @@ use crate::metrics::Series;
 use crate::registry::Resource;
 use crate::table::Include;
 use crate::watch::Object;
-use crate::{auth, convert, discovery, health, protobuf, stream, table, usage, verb, warning};
+use crate::{auth, convert, discovery, extension, health, protobuf, stream, table, usage, verb, warning};
 
 /// Why a response body broke off.
 pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 /// The body of every response.
-pub(crate) type Body = http_body_util::combinators::UnsyncBoxBody<Bytes, BoxError>;
+pub type Body = http_body_util::combinators::UnsyncBoxBody<Bytes, BoxError>;
 
 /// Marks a response whose body is the events of a watch, each a line of JSON.
 #[derive(Debug, Clone, Copy)]
@@ -294,6 +294,9 @@ where
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: Into<BoxError>,
 {
+    if let Some(found) = extension::find(&api, request.uri().path()) {
+        return Ok(Box::pin(extension::answer(api, &caller, request, found)).await);
+    }
     let in_protobuf = protobuf::answer::instead_of_json(request.headers_mut());
     let begun = std::time::Instant::now();
     let mut seen = Seen::default();

@@ -12,6 +12,7 @@ pub(crate) mod credential;
 pub(crate) mod demo;
 pub(crate) mod explain;
 pub(crate) mod export;
+pub(crate) mod get;
 pub(crate) mod graph;
 pub(crate) mod hub;
 pub(crate) mod init;
@@ -19,6 +20,7 @@ pub(crate) mod lab;
 pub(crate) mod man;
 pub(crate) mod operator;
 pub(crate) mod plan;
+pub(crate) mod pod;
 pub(crate) mod proxy_status;
 pub(crate) mod role;
 pub(crate) mod status;
@@ -120,6 +122,13 @@ pub(crate) enum Command {
     Hub(hub::HubCommand),
     /// Say why a workload of the hub is where it is, and what would change it
     Why(why::WhyArgs),
+    /// List objects of all members of a hub at once
+    Get(get::GetArgs),
+    /// Print the log of a pod in a member of a hub
+    #[command(alias = "log")]
+    Logs(pod::LogsArgs),
+    /// Run a command in a pod in a member of a hub
+    Exec(pod::ExecArgs),
     /// Replace the control planes of a running mesh by revision, step by step, and back
     Upgrade(upgrade::UpgradeArgs),
     /// Connect a cluster that cannot be dialled to a hub, for ever
@@ -175,6 +184,9 @@ impl Command {
             Self::Cluster(command) => cluster::run(command, screen, stop).await,
             Self::Hub(command) => hub::run(command, screen, stop).await,
             Self::Why(args) => why::run(&args, screen).await,
+            Self::Get(args) => get::run(args, screen).await,
+            Self::Logs(args) => pod::logs(args, screen).await,
+            Self::Exec(args) => pod::exec(args, screen).await,
             Self::Upgrade(args) => upgrade::run(args, screen, stop).await,
             Self::Agent(args) => agent::run(args, screen, stop).await,
             Self::Operator(args) => operator::run(args, screen, stop).await,

@@ -15,6 +15,8 @@ pub(crate) enum Exit {
     TimedOut,
     /// 4: some clusters yes, others no.
     Partial,
+    /// What a program in a pod ended with.
+    Program(u8),
     /// 130: somebody pressed Ctrl-C.
     Interrupted,
 }
@@ -27,6 +29,7 @@ impl From<Exit> for ExitCode {
             Exit::Findings => 2,
             Exit::TimedOut => 3,
             Exit::Partial => 4,
+            Exit::Program(code) => code,
             Exit::Interrupted => 130,
         })
     }

@@ -118,6 +118,14 @@ impl Screen {
         });
     }
 
+    /// Bytes of others, as they come.
+    pub(crate) fn bytes(&self, bytes: &[u8]) -> io::Result<()> {
+        self.multi.suspend(|| {
+            let mut out = io::stdout().lock();
+            out.write_all(bytes).and_then(|()| out.flush())
+        })
+    }
+
     /// One document for a program.
     pub(crate) fn document(&self, output: Output, document: &impl Serialize) -> Result<(), Failure> {
         let text = match output {

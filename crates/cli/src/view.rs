@@ -24,6 +24,16 @@ fn named(header: impl IntoIterator<Item = impl ToString>) -> Table {
     table
 }
 
+/// Rows as text, as they are.
+pub(crate) fn rows(columns: &[String], rows: &[Vec<String>], no_headers: bool) -> String {
+    let mut table = named(columns);
+    for row in rows {
+        table.add_row(row);
+    }
+    let text = lines(&table);
+    if no_headers { text.split_once('\n').map(|(_, rest)| rest.to_owned()).unwrap_or_default() } else { text }
+}
+
 /// The table as text, without the blanks at both ends of its lines.
 pub(crate) fn lines(table: &Table) -> String {
     table.to_string().lines().map(|line| format!("{}\n", line.strip_prefix(' ').unwrap_or(line).trim_end())).collect()

@@ -160,25 +160,40 @@ struct First {
     over: AtomicBool,
 }
 
+/// A client of the server that `reach` leads to, which speaks one of `protocols`.
+pub(crate) fn speaking<B>(
+    protocols: &[&[u8]],
+    tls: &ClientConfig,
+    server_name: Option<&str>,
+    reach: &Reach,
+) -> Client<Dialer, B>
+where
+    B: http_body::Body + Send,
+    B::Data: Send,
+{
+    let mut tls = tls.clone();
+    tls.alpn_protocols = protocols.iter().map(|p| p.to_vec()).collect();
+    let server_name = server_name.map(Arc::from);
+    let dialer = Dialer { reach: reach.clone(), tls: Arc::new(tls), server_name };
+    let mut builder = Client::builder(TokioExecutor::new());
+    builder
+        .timer(TokioTimer::new())
+        .pool_timer(TokioTimer::new())
+        .pool_idle_timeout(Duration::from_secs(60))
+        // As client-go's ReadIdleTimeout and PingTimeout: a watch must not hang on a connection that is dead.
+        .http2_keep_alive_interval(Duration::from_secs(30))
+        .http2_keep_alive_timeout(Duration::from_secs(15))
+        .http2_adaptive_window(true);
+    builder.build(dialer)
+}
+
 impl Transport {
     fn new(tls: &ClientConfig, server_name: Option<&str>, reach: &Reach) -> Self {
-        let speaking = |protocols: &[&[u8]]| {
-            let mut tls = tls.clone();
-            tls.alpn_protocols = protocols.iter().map(|p| p.to_vec()).collect();
-            let server_name = server_name.map(Arc::from);
-            let dialer = Dialer { reach: reach.clone(), tls: Arc::new(tls), server_name };
-            let mut builder = Client::builder(TokioExecutor::new());
-            builder
-                .timer(TokioTimer::new())
-                .pool_timer(TokioTimer::new())
-                .pool_idle_timeout(Duration::from_secs(60))
-                // As client-go's ReadIdleTimeout and PingTimeout: a watch must not hang on a connection that is dead.
-                .http2_keep_alive_interval(Duration::from_secs(30))
-                .http2_keep_alive_timeout(Duration::from_secs(15))
-                .http2_adaptive_window(true);
-            builder.build(dialer)
-        };
-        Self { shared: speaking(&[b"h2", b"http/1.1"]), upgrading: speaking(&[b"http/1.1"]), first: Arc::default() }
+        Self {
+            shared: speaking(&[b"h2", b"http/1.1"], tls, server_name, reach),
+            upgrading: speaking(&[b"http/1.1"], tls, server_name, reach),
+            first: Arc::default(),
+        }
     }
 }
 
@@ -213,14 +228,16 @@ impl tower::Service<Request<Body>> for Transport {
 
 /// Where connections come from.
 #[derive(Clone)]
-enum Reach {
+pub enum Reach {
+    /// Sockets.
     Net(Arc<dyn Net>),
+    /// Something else.
     Way(Arc<dyn Way>),
 }
 
 /// A connector that takes its connections from a [`Net`] or a [`Way`].
 #[derive(Clone)]
-struct Dialer {
+pub(crate) struct Dialer {
     reach: Reach,
     tls: Arc<ClientConfig>,
     /// The name to ask for and to verify, where it is not the URL's.
@@ -273,7 +290,7 @@ impl Dialer {
 }
 
 /// A stream, as hyper wants a connection to be.
-enum Dialled {
+pub(crate) enum Dialled {
     Plain(Stream),
     Tls(Box<TlsStream<Stream>>),
     Carried(Carried),

@@ -6,9 +6,11 @@ mod connect;
 pub mod forward;
 mod kubeconfig;
 pub mod objects;
+mod pass;
 
-pub use connect::{Carried, Cluster, Duplex, Way, client, client_over, connect, in_cluster};
+pub use connect::{Carried, Cluster, Duplex, Reach, Way, client, client_over, connect, in_cluster};
 pub use kubeconfig::{Kubeconfig, from_kubeconfig_text};
+pub use pass::{Passage, Unpassed};
 
 /// Why a cluster could not be reached or asked.
 #[derive(Debug, thiserror::Error)]

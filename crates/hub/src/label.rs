@@ -86,3 +86,10 @@ pub const UNREACHABLE: &str = "cluster.karmada.io/unreachable";
 
 /// The scheduler that policies name when they name none.
 pub const DEFAULT_SCHEDULER: &str = "default-scheduler";
+
+/// Says of an object which member it was read from (Karmada v1.18.2, `clusterv1alpha1.CacheSourceAnnotationKey`).
+pub const FROM_CLUSTER: &str = "resource.karmada.io/cached-from-cluster";
+
+/// The condition of a Cluster that says whether an agent is connected, of those whose agents dial the hub. Karmada has none
+/// such: there, agents leave no connection behind that could be seen.
+pub const AGENTS: &str = "AgentConnected";

@@ -10,7 +10,7 @@
 //! [`start`] does: it keeps mirrors of what there is, in the hub and in every member, and one queue for each
 //! question (which policy, which clusters, which Works, what in the member, what came of it). Every answer looks at
 //! everything it needs anew, so that doing it twice is as good as once. It is given a client of an API server and does
-//! not know which one: its own process's or any other.
+//! not know which one: its own process's or any other. [`proxy`] lets others through to members, [`everywhere`] asks many of them at once.
 
 pub mod admit;
 pub mod choose;
@@ -18,6 +18,7 @@ mod control;
 pub mod divide;
 pub mod estimate;
 mod event;
+pub mod everywhere;
 pub mod gate;
 mod install;
 pub mod interpret;
@@ -28,6 +29,7 @@ pub mod model;
 pub mod name;
 pub mod overrides;
 pub mod place;
+pub mod proxy;
 mod queue;
 pub mod simulate;
 pub mod why;

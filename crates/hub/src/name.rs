@@ -21,6 +21,13 @@ pub fn work(kind: &str, name: &str, namespace: &str) -> String {
     format!("{}-{}", name.to_lowercase(), hash(&whole.to_lowercase()))
 }
 
+/// The name of the Secret with the token by which others' requests are passed on (Karmada v1.18.2,
+/// `names.GenerateImpersonationSecretName`).
+#[must_use]
+pub fn impersonator(cluster: &str) -> String {
+    format!("{cluster}-impersonator")
+}
+
 /// FNV-1a of 32 bits in decimal, each character as one of Kubernetes' safe letters (`rand.SafeEncodeString`).
 fn hash(text: &str) -> String {
     const LETTERS: &[u8; 27] = b"bcdfghjklmnpqrstvwxz2456789";

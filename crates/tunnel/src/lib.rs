@@ -37,11 +37,12 @@ pub const DEAD_AFTER: Duration = Duration::from_secs(PING.as_secs() + PONG.as_se
 pub const HANDSHAKE: Duration = Duration::from_secs(10);
 
 /// What one stream may have under way that its reader has not taken yet, in bytes: at 100 ms of distance this is
-/// 40 MB/s, where HTTP/2's own 64 KiB would be 0.6.
-const STREAM_WINDOW: u32 = 4 << 20;
+/// 10 MB/s, where HTTP/2's own 64 KiB would be 0.6.
+const STREAM_WINDOW: u32 = 1 << 20;
 
-/// The same for all streams of a connection together.
-const CONNECTION_WINDOW: u32 = 16 << 20;
+/// The same for all streams of a connection together: so much that some hundred which nobody reads (a log that is followed
+/// behind a pager) hold up no other.
+const CONNECTION_WINDOW: u32 = 256 << 20;
 
 /// Bytes in one frame: fewer wake-ups for bulk, and no stream makes the others wait long for it.
 const FRAME: u32 = 64 << 10;

@@ -21,6 +21,10 @@ use tokio_util::task::TaskTracker;
 use crate::stream::{Cuttable, Stream, Traffic};
 use crate::{CONNECTION_WINDOW, FRAME, HANDSHAKE, PING, PONG, PROTOCOL, STREAM_WINDOW, WHY};
 
+/// How long an agent may take to answer before another of the same member is asked, if there is one: one that has fallen
+/// silent is known as such only after [`DEAD_AFTER`](crate::DEAD_AFTER).
+const HEDGE: Duration = Duration::from_secs(1);
+
 /// Names the member that a verified certificate (leaf first) stands for, or says why it stands for none.
 pub type Who = dyn Fn(&[CertificateDer<'_>]) -> Result<String, String> + Send + Sync;
 
@@ -121,6 +125,20 @@ struct Known {
     links: Vec<Arc<Link>>,
     lost: Option<Instant>,
     traffic: Arc<Traffic>,
+}
+
+impl Known {
+    fn seen(&self, name: &str) -> Member {
+        Member {
+            name: name.to_owned(),
+            connections: self.links.iter().map(|link| (link.from, link.since.elapsed())).collect(),
+            lost: self.lost.map(|lost| lost.elapsed()),
+            open: self.traffic.open.load(Ordering::Relaxed),
+            opened: self.traffic.opened.load(Ordering::Relaxed),
+            sent: self.traffic.sent.load(Ordering::Relaxed),
+            received: self.traffic.received.load(Ordering::Relaxed),
+        }
+    }
 }
 
 /// One connection of an agent.
@@ -254,12 +272,13 @@ impl Relay {
     pub async fn open(&self, member: &str, target: &str) -> Result<Stream, Error> {
         let began = Instant::now();
         let mut last = None;
+        let mut slow = Vec::new();
         let opening = async {
             loop {
                 let changed = self.changed.notified();
                 tokio::pin!(changed);
                 changed.as_mut().enable();
-                let (link, traffic) = match self.choose(member) {
+                let (link, traffic, others) = match self.choose(member, &slow) {
                     Ok(chosen) => chosen,
                     Err(error) => {
                         last.get_or_insert(error);
@@ -269,7 +288,19 @@ impl Relay {
                     }
                 };
                 let Ok(place) = Arc::clone(&link.places).try_acquire_owned() else { continue };
-                match ask(&link, member, target).await {
+                let asking = ask(&link, member, target);
+                let asked = if others {
+                    match tokio::time::timeout(HEDGE, asking).await {
+                        Ok(asked) => asked,
+                        Err(_) => {
+                            slow.push(link.number);
+                            continue;
+                        }
+                    }
+                } else {
+                    asking.await
+                };
+                match asked {
                     Ok(upgraded) => return Ok(Stream::new(upgraded, traffic, place)),
                     Err(refused @ Error::Refused { .. }) => return Err(refused),
                     Err(error) => {
@@ -289,37 +320,37 @@ impl Relay {
         }
     }
 
-    /// The connection with the most free places.
-    fn choose(&self, member: &str) -> Result<(Arc<Link>, Arc<Traffic>), Error> {
+    /// The connection with the most free places, of those that are not slow; and whether there is another such.
+    fn choose(&self, member: &str, slow: &[u64]) -> Result<(Arc<Link>, Arc<Traffic>, bool), Error> {
         let members = self.members();
         let known = members.get(member);
         let links = known.map_or(&[][..], |known| &known.links);
         let usable = links.iter().filter(|link| !link.broken.load(Ordering::Relaxed) && !link.send.is_closed());
-        let best = usable.max_by_key(|link| link.places.available_permits());
-        let (Some(known), Some(link)) = (known, best) else {
-            let lost = known.and_then(|known| known.lost).map(|lost| lost.elapsed());
-            return Err(Error::Absent { member: member.to_owned(), lost });
-        };
-        if link.places.available_permits() == 0 {
-            return Err(Error::Full { member: member.to_owned(), streams: self.limits.streams });
+        let best = usable.max_by_key(|link| {
+            let free = link.places.available_permits();
+            (free > 0, !slow.contains(&link.number), free)
+        });
+        if let (Some(known), Some(link)) = (known, best) {
+            if link.places.available_permits() == 0 {
+                return Err(Error::Full { member: member.to_owned(), streams: self.limits.streams });
+            }
+            let others = links.iter().any(|other| other.number != link.number && !slow.contains(&other.number));
+            return Ok((Arc::clone(link), Arc::clone(&known.traffic), others));
         }
-        Ok((Arc::clone(link), Arc::clone(&known.traffic)))
+        let lost = known.and_then(|known| known.lost).map(|lost| lost.elapsed());
+        Err(Error::Absent { member: member.to_owned(), lost })
     }
 
     /// Who is, or was, connected.
     #[must_use]
     pub fn status(&self) -> Vec<Member> {
-        let members = self.members();
-        let seen = |(name, known): (&String, &Known)| Member {
-            name: name.clone(),
-            connections: known.links.iter().map(|link| (link.from, link.since.elapsed())).collect(),
-            lost: known.lost.map(|lost| lost.elapsed()),
-            open: known.traffic.open.load(Ordering::Relaxed),
-            opened: known.traffic.opened.load(Ordering::Relaxed),
-            sent: known.traffic.sent.load(Ordering::Relaxed),
-            received: known.traffic.received.load(Ordering::Relaxed),
-        };
-        members.iter().map(seen).collect()
+        self.members().iter().map(|(name, known)| known.seen(name)).collect()
+    }
+
+    /// A member, if one of its agents is connected or was.
+    #[must_use]
+    pub fn member(&self, name: &str) -> Option<Member> {
+        self.members().get(name).map(|known| known.seen(name))
     }
 
     /// Closes the connections of a member, and forgets it. Its agents may come again: who must not is for `who` to say.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use futures::future::{BoxFuture, join_all};
@@ -116,6 +117,19 @@ impl World {
     async fn end(self) {
         self.stop.ask();
         self.tasks.into_iter().for_each(|task| task.abort());
+    }
+}
+
+/// Talks without end to whoever comes, and counts what it could say.
+async fn flood(listener: TcpListener, said: Arc<AtomicU64>) {
+    loop {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let said = Arc::clone(&said);
+        tokio::spawn(async move {
+            while stream.write_all(&[7; 16 << 10]).await.is_ok() {
+                said.fetch_add(16 << 10, Ordering::Relaxed);
+            }
+        });
     }
 }
 
@@ -269,5 +283,30 @@ async fn two_agents_stand_in_for_each_other() {
     second.ask();
     world.connections("eu", 1).await;
     there_and_back(&world.relay, "eu", 5000, 1).await.unwrap();
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn streams_that_nobody_reads_hold_up_no_other() {
+    let mut world = World::new(Limits::default()).await;
+    let listener = TcpListener::bind((HERE, 0)).await.unwrap();
+    let said = Arc::new(AtomicU64::new(0));
+    let mut config = world.config("eu", &world.authority, &Gate::open());
+    config
+        .targets
+        .insert("flood".into(), Target { host: HERE.to_string(), port: listener.local_addr().unwrap().port() });
+    world.tasks.push(tokio::spawn(flood(listener, Arc::clone(&said))));
+    world.tasks.push(tokio::spawn(agent::run(config, world.stop.child(), |_| {})));
+    let unread: Vec<_> = join_all((0..48).map(|_| world.relay.open("eu", "flood"))).await;
+    assert!(unread.iter().all(Result::is_ok));
+    // Each has all under way that it may.
+    let full = async {
+        while said.load(Ordering::Relaxed) < 48 << 20 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), full).await.expect("the streams hold each other up");
+    there_and_back(&world.relay, "eu", 900_000, 1).await.unwrap();
+    drop(unread);
     world.end().await;
 }

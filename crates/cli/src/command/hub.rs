@@ -1,3 +1,7 @@
+mod kubeconfig;
+mod proxy;
+mod status;
+
 use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -9,7 +13,7 @@ use clap::{Args, Subcommand};
 use stolos_apiserver::Server;
 use stolos_cluster::{Kubeconfig, connect};
 use stolos_hub::member::{self, Joining};
-use stolos_hub::{Door, gate};
+use stolos_hub::{Door, everywhere, gate};
 use stolos_serve::{HostNet, Listener, Stop};
 
 use crate::background;
@@ -31,6 +35,10 @@ pub(crate) enum HubCommand {
     Join(JoinArgs),
     /// Take a member out of the hub, also one that is dead
     Unjoin(UnjoinArgs),
+    /// Say how members are: ready or not, since when, and whether their agents are there
+    Status(status::StatusArgs),
+    /// Write a kubeconfig for kubectl in members, through the hub
+    Kubeconfig(kubeconfig::KubeconfigArgs),
     /// Say what the loss of members would do, without touching anything
     Simulate(SimulateArgs),
     /// Let in agents of clusters that cannot be dialled
@@ -94,6 +102,10 @@ pub(crate) struct UpArgs {
     /// The context in it [default: its current one]
     #[arg(long, value_name = "CONTEXT", requires = "kubeconfig")]
     context: Option<String>,
+
+    /// Where it is written who asked what of which member through the hub [default: audit.jsonl in the hub's folder]
+    #[arg(long, value_name = "FILE", conflicts_with = "kubeconfig")]
+    audit_log: Option<PathBuf>,
 
     /// Let it go on in the background once it is up
     #[arg(long)]
@@ -196,6 +208,8 @@ pub(crate) async fn run(command: HubCommand, screen: &Screen, stop: &Stop) -> Re
         HubCommand::Join(args) => join(args, screen).await,
         HubCommand::Unjoin(args) => unjoin(&args, screen).await,
         HubCommand::Token(TokenCommand::Create(args)) => token(&args, screen).await,
+        HubCommand::Status(args) => status::run(&args, screen).await,
+        HubCommand::Kubeconfig(args) => kubeconfig::run(args, screen).await,
         HubCommand::Simulate(args) => why::simulate(&args, screen).await,
     }
 }
@@ -307,6 +321,10 @@ async fn up(args: &UpArgs, screen: &Screen, stop: &Stop) -> Result<Exit, Failure
     let door = door(args, &held).await?;
     let hub = stolos_hub::start(stolos_hub::Settings { client, net, door }, stop).await;
     let hub = hub.map_err(|error| Failure::caused(&error).while_doing("could not start the hub"))?;
+    let audit = match &server {
+        Some(server) => Some(proxy::serve(server, &hub, args.audit_log.as_deref(), &held.folder)?),
+        None => None,
+    };
     if args.detached {
         screen.data(background::READY);
     } else {
@@ -320,6 +338,9 @@ async fn up(args: &UpArgs, screen: &Screen, stop: &Stop) -> Result<Exit, Failure
     screen.line("Stopping the hub; what is in its folder and in its members stays");
     if let Some(server) = server {
         server.stop().await;
+    }
+    if let Some(audit) = audit {
+        audit.close().await;
     }
     Ok(Exit::Good)
 }
@@ -408,16 +429,36 @@ async fn down(args: &DownArgs, screen: &Screen) -> Result<Exit, Failure> {
 }
 
 impl WhichArgs {
-    pub(crate) async fn client(&self) -> Result<kube::Client, Failure> {
+    /// The hub's kubeconfig, and the context in it where it is not the current one.
+    fn kubeconfig(&self) -> Result<(PathBuf, Option<String>), Failure> {
         if let Some(file) = &self.hub_kubeconfig {
-            return existing(Some(file), self.hub_context.as_deref()).await;
+            return Ok((file.clone(), self.hub_context.clone()));
         }
         let file = self.data.folder()?.join(KUBECONFIG);
         if !file.is_file() {
             return Err(Failure::new(format!("no hub was ever up in {}", file.parent().unwrap_or(&file).display()))
                 .hint("`stolos hub up --detach` starts one; `--data DIR` or `--hub-kubeconfig FILE` name another"));
         }
-        existing(Some(&file), None).await
+        Ok((file, None))
+    }
+
+    pub(crate) async fn client(&self) -> Result<kube::Client, Failure> {
+        let (file, context) = self.kubeconfig()?;
+        existing(Some(&file), context.as_deref()).await
+    }
+
+    /// A client of a member, as the hub serves it.
+    pub(crate) async fn member(&self, name: &str) -> Result<kube::Client, Failure> {
+        let (file, context) = self.kubeconfig()?;
+        let kubeconfig = Kubeconfig::find(Some(&file), None)?;
+        let Some(context) = context.as_deref().or(kubeconfig.current_context()) else {
+            return Err(Failure::new("the kubeconfig has no current context").hint("name one with `--hub-context`"));
+        };
+        let mut config = kubeconfig.context(context).await?;
+        let hub = config.cluster_url.to_string();
+        let server = format!("{}{}", hub.trim_end_matches('/'), everywhere::proxy(name));
+        config.cluster_url = server.parse().map_err(|_| Failure::new(format!("`{server}` is no URL")))?;
+        Ok(stolos_cluster::client(config, Arc::new(HostNet::default()))?)
     }
 }
 

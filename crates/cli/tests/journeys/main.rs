@@ -6,6 +6,7 @@
 //! `STOLOS_CORPUS=all` lets the fault corpus seed every cause instead of a sample of them;
 //! `STOLOS_ROTATION=all` replaces the root under 100,000 requests, killed and taken back everywhere;
 //! `STOLOS_HUB_KILLS=200` kills a hub so often while it works, instead of a few times;
+//! `STOLOS_CUTS=100` cuts a tunnel so often under load, instead of a few times;
 //! `STOLOS_JOURNEYS_TRACE=1` with `--nocapture` shows every command with its end and its time.
 
 mod addresses;
@@ -26,6 +27,7 @@ mod faults;
 mod golden;
 mod helm;
 mod hub;
+mod hub_proxy;
 mod hub_scene;
 mod ingress;
 mod istio_remote;

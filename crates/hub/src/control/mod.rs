@@ -1,5 +1,6 @@
 //! What the hub does, for ever: one queue for each question.
 
+mod agents;
 mod aggregate;
 mod bind;
 mod clusters;
@@ -31,6 +32,7 @@ use crate::interpret::Interpreters;
 use crate::member::{self, CREDENTIALS, Ways};
 use crate::mirror::{self, Key, Mirror};
 use crate::model::{self, Cluster, OverridePolicy, PropagationPolicy};
+use crate::proxy::{Audit, Limits, Proxy};
 use crate::queue::{Again, Queue, Trouble};
 use crate::{Error, MANAGER, overrides};
 use members::Member;
@@ -65,11 +67,18 @@ pub struct Door {
 
 /// A hub at work.
 pub struct Running {
+    hub: Arc<Hub>,
     tasks: TaskTracker,
     stop: Stop,
 }
 
 impl Running {
+    /// Passes others' requests on to members, for whoever serves the hub's API.
+    #[must_use]
+    pub fn proxy(&self, limits: Limits, audit: Audit) -> Proxy {
+        Proxy::new(Arc::clone(&self.hub), limits, audit)
+    }
+
     /// Returns when the hub was asked to stop and has.
     pub async fn ended(self) {
         self.stop.asked().await;
@@ -108,7 +117,7 @@ pub async fn start(settings: Settings, stop: &Stop) -> Result<Running, Error> {
         return Err(Error::NotServed(FIRST_LOOK));
     }
     hub.start();
-    Ok(Running { tasks, stop: stop.clone() })
+    Ok(Running { hub, tasks, stop: stop.clone() })
 }
 
 /// The kinds that the hub itself works with.
@@ -414,6 +423,7 @@ impl Hub {
 
     fn start(self: &Arc<Self>) {
         self.tasks.spawn(template::follow(Arc::clone(self)));
+        self.tasks.spawn(agents::follow(Arc::clone(self)));
         let queues = &self.queues;
         self.answer(&queues.clusters, AT_ONCE, clusters::look);
         self.answer(&queues.namespaces, AT_ONCE, namespaces::look);
@@ -587,6 +597,28 @@ impl Hub {
     /// All override policies, as types. One that cannot be read changes nothing.
     fn overrides(&self) -> Arc<Vec<OverridePolicy>> {
         typed(&self.read_overrides, || [self.own.overrides.list(), self.own.cluster_overrides.list()].concat())
+    }
+
+    /// A member's Cluster.
+    pub(crate) fn cluster(&self, name: &str) -> Option<Arc<Value>> {
+        self.own.clusters.get("", name)
+    }
+
+    /// A Secret with a credential.
+    pub(crate) fn secret(&self, namespace: &str, name: &str) -> Option<Arc<Value>> {
+        self.own.secrets.get(namespace, name)
+    }
+
+    pub(crate) fn ways(&self) -> &Ways {
+        &self.ways
+    }
+
+    pub(crate) fn stop(&self) -> Stop {
+        self.stop.clone()
+    }
+
+    pub(crate) fn tasks(&self) -> &TaskTracker {
+        &self.tasks
     }
 
     fn member(&self, name: &str) -> Option<Arc<Member>> {

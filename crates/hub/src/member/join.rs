@@ -13,11 +13,13 @@ use stolos_k8s::meta;
 use stolos_pki::Certificate;
 
 use super::{CREDENTIALS, clusters};
-use crate::{Error, MANAGER, label};
+use crate::{Error, MANAGER, label, name};
 
 const RBAC: &str = "rbac.authorization.k8s.io/v1";
 /// How long an API server may take to fill in a token.
 const TOKEN: Duration = Duration::from_secs(30);
+/// What the account is called, in each member with the member's name behind it, that others' requests go by.
+const IMPERSONATOR: &str = "karmada-impersonator";
 /// The longest name of a member (Karmada v1.18.2).
 const LONGEST: usize = 48;
 
@@ -49,6 +51,9 @@ pub struct Credential {
     pub authority: String,
     /// The token of the hub's account.
     pub token: String,
+    /// The token of the account by which the hub passes others' requests on, in their names.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub impersonator: Option<String>,
 }
 
 impl std::fmt::Debug for Credential {
@@ -86,8 +91,9 @@ pub async fn join(hub: &kube::Client, member: &Cluster, joining: &Joining) -> Re
 pub async fn credential(member: &Cluster, name: &str) -> Result<Credential, Error> {
     check_name(name)?;
     let id = identity(&member.client).await?;
-    let token = account(&member.client, name).await?;
-    Ok(Credential { id, server: member.server.clone(), authority: authority(member), token })
+    let (token, impersonator) = accounts(&member.client, name).await?;
+    let (server, authority) = (member.server.clone(), authority(member));
+    Ok(Credential { id, server, authority, token, impersonator: Some(impersonator) })
 }
 
 async fn identity(member: &kube::Client) -> Result<String, Error> {
@@ -131,6 +137,9 @@ pub(crate) async fn enter(
     }
     let mut spec = json!({"id": credential.id, "syncMode": mode, "apiEndpoint": credential.server,
         "secretRef": {"namespace": CREDENTIALS, "name": name}});
+    if credential.impersonator.is_some() {
+        spec["impersonatorSecretRef"] = json!({"namespace": CREDENTIALS, "name": name::impersonator(name)});
+    }
     for (field, value) in [("provider", &joining.provider), ("region", &joining.region)] {
         if let Some(value) = value {
             spec[field] = value.as_str().into();
@@ -145,11 +154,18 @@ pub(crate) async fn enter(
     // As the user's own, so that what the controllers say of it (taints, finalizers) stays.
     let cluster = objects::apply(hub, &clusters(), &cluster, "stolos-hub-join", true).await?;
     let data = |text: &str| BASE64_STANDARD.encode(text);
-    let secret = json!({"apiVersion": "v1", "kind": "Secret", "type": "Opaque",
-        "metadata": {"name": name, "namespace": CREDENTIALS, "labels": {label::SYSTEM: "true"},
-            "ownerReferences": [owner("cluster.karmada.io/v1alpha1", "Cluster", &cluster)]},
-        "data": {"token": data(&credential.token), "caBundle": data(&credential.authority)}});
-    objects::apply(hub, &Resource::named("v1", "Secret")?, &secret, "stolos-hub-join", true).await?;
+    let mut secrets =
+        vec![(name.to_owned(), json!({"token": data(&credential.token), "caBundle": data(&credential.authority)}))];
+    if let Some(token) = &credential.impersonator {
+        secrets.push((name::impersonator(name), json!({"token": data(token)})));
+    }
+    for (secret, data) in secrets {
+        let secret = json!({"apiVersion": "v1", "kind": "Secret", "type": "Opaque",
+            "metadata": {"name": secret, "namespace": CREDENTIALS, "labels": {label::SYSTEM: "true"},
+                "ownerReferences": [owner("cluster.karmada.io/v1alpha1", "Cluster", &cluster)]},
+            "data": data});
+        objects::apply(hub, &Resource::named("v1", "Secret")?, &secret, "stolos-hub-join", true).await?;
+    }
     Ok(())
 }
 
@@ -183,6 +199,9 @@ fn check_name(name: &str) -> Result<(), Error> {
     if name.len() > LONGEST {
         return refused(format!("it is longer than {LONGEST} characters"));
     }
+    if name.ends_with("-impersonator") {
+        return refused("its Secret would be another member's: names do not end in `-impersonator`".to_owned());
+    }
     match meta::check_label(name).into_iter().next() {
         Some(problem) => refused(problem),
         None => Ok(()),
@@ -204,11 +223,13 @@ fn owner(api_version: &str, kind: &str, owner: &Value) -> Value {
     json!({"apiVersion": api_version, "kind": kind, "name": meta::name(owner), "uid": meta::uid(owner)})
 }
 
-/// The hub's account in a member, and its token.
+/// The hub's accounts in a member: the tokens of the one that it acts by, and of the one by which it passes others'
+/// requests on in their names.
 ///
-/// Any kind may be a template, so that the role names all of them; but it may neither grant what it does not have
-/// (`escalate`, `bind`) nor be somebody else (`impersonate`), which Karmada's may.
-async fn account(client: &kube::Client, name: &str) -> Result<String, Error> {
+/// Any kind may be a template, so that the first's role names all of them; but it may neither grant what it does not have
+/// (`escalate`, `bind`) nor be somebody else (`impersonate`), which Karmada's may. The second, called as Karmada's is, may
+/// be somebody else and nothing more.
+async fn accounts(client: &kube::Client, name: &str) -> Result<(String, String), Error> {
     let (account, role) = names(name);
     let labels = json!({label::SYSTEM: "true"});
     let put = async |object: Value| -> Result<Value, Error> {
@@ -217,7 +238,8 @@ async fn account(client: &kube::Client, name: &str) -> Result<String, Error> {
     let rules = json!([
         {"apiGroups": ["*"], "resources": ["*"],
             "verbs": ["get", "list", "watch", "create", "update", "patch", "delete"]},
-        {"nonResourceURLs": ["/readyz", "/healthz", "/version", "/api", "/api/*", "/apis", "/apis/*"], "verbs": ["get"]},
+        {"nonResourceURLs": ["/readyz", "/healthz", "/version", "/api", "/api/*", "/apis", "/apis/*", "/openapi/*"],
+            "verbs": ["get"]},
     ]);
     let role = put(json!({"apiVersion": RBAC, "kind": "ClusterRole", "metadata": {"name": role, "labels": labels},
         "rules": rules}))
@@ -231,22 +253,34 @@ async fn account(client: &kube::Client, name: &str) -> Result<String, Error> {
             "metadata": {"name": CREDENTIALS, "labels": labels, "ownerReferences": owners}}))
         .await?;
     }
-    put(json!({"apiVersion": "v1", "kind": "ServiceAccount",
-        "metadata": {"name": account, "namespace": CREDENTIALS, "labels": labels, "ownerReferences": owners}}))
+    let impersonating = put(json!({"apiVersion": RBAC, "kind": "ClusterRole",
+        "metadata": {"name": format!("{IMPERSONATOR}-{name}"), "labels": labels, "ownerReferences": owners},
+        "rules": [{"apiGroups": [""], "resources": ["users", "groups", "serviceaccounts"], "verbs": ["impersonate"]}]}))
     .await?;
-    put(json!({"apiVersion": RBAC, "kind": "ClusterRoleBinding",
-        "metadata": {"name": meta::name(&role), "labels": labels, "ownerReferences": owners},
-        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": meta::name(&role)},
-        "subjects": [{"kind": "ServiceAccount", "name": account, "namespace": CREDENTIALS}]}))
-    .await?;
-    put(json!({"apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/service-account-token",
-        "metadata": {"name": account, "namespace": CREDENTIALS, "labels": labels, "ownerReferences": owners,
-            "annotations": {"kubernetes.io/service-account.name": account}}}))
-    .await?;
+    let impersonator = format!("{IMPERSONATOR}-{name}");
+    for (account, role) in [(&account, &role), (&impersonator, &impersonating)] {
+        put(json!({"apiVersion": "v1", "kind": "ServiceAccount",
+            "metadata": {"name": account, "namespace": CREDENTIALS, "labels": labels, "ownerReferences": owners}}))
+        .await?;
+        put(json!({"apiVersion": RBAC, "kind": "ClusterRoleBinding",
+            "metadata": {"name": meta::name(role), "labels": labels, "ownerReferences": owners},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": meta::name(role)},
+            "subjects": [{"kind": "ServiceAccount", "name": account, "namespace": CREDENTIALS}]}))
+        .await?;
+        put(json!({"apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/service-account-token",
+            "metadata": {"name": account, "namespace": CREDENTIALS, "labels": labels, "ownerReferences": owners,
+                "annotations": {"kubernetes.io/service-account.name": account}}}))
+        .await?;
+    }
+    Ok((token(client, name, &account).await?, token(client, name, &impersonator).await?))
+}
+
+/// The token of an account, as soon as the member has filled in its Secret.
+async fn token(client: &kube::Client, name: &str, account: &str) -> Result<String, Error> {
     let secrets = Resource::named("v1", "Secret")?;
     let filled = async {
         loop {
-            let secret = objects::get(client, &secrets, Some(CREDENTIALS), &account).await?;
+            let secret = objects::get(client, &secrets, Some(CREDENTIALS), account).await?;
             let token = secret.as_ref().and_then(|secret| secret["data"]["token"].as_str());
             let token = token.and_then(|token| String::from_utf8(BASE64_STANDARD.decode(token).ok()?).ok());
             if let Some(token) = token.filter(|token| !token.is_empty()) {
@@ -275,7 +309,9 @@ mod tests {
 
     #[test]
     fn names_of_members_are_labels_of_at_most_48_characters() {
-        for (name, fine) in [("eu", true), ("eu-1", true), ("EU", false), ("a.b", false), ("", false)] {
+        for (name, fine) in
+            [("eu", true), ("eu-1", true), ("EU", false), ("a.b", false), ("", false), ("eu-impersonator", false)]
+        {
             assert_eq!(check_name(name).is_ok(), fine, "{name}");
         }
         assert!(check_name(&"a".repeat(48)).is_ok() && check_name(&"a".repeat(49)).is_err());

@@ -1,6 +1,7 @@
 //! Member clusters: how they join and leave, how they are reached, what they say of themselves.
 
 mod join;
+mod standing;
 mod status;
 mod unjoin;
 
@@ -14,12 +15,13 @@ use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
 use serde_json::Value;
 use stolos_cluster::objects::Resource;
-use stolos_cluster::{Carried, Way};
+use stolos_cluster::{Carried, Passage, Reach, Way};
 use stolos_k8s::meta;
 use stolos_serve::Net;
 use stolos_tunnel::Relay;
 
 pub use join::{Credential, Joining, PULL, PUSH, credential, join, ready, role};
+pub use standing::{Standing, standings};
 pub use unjoin::{Left, unjoin};
 
 pub(crate) use join::{enter, may_join};
@@ -76,30 +78,64 @@ impl Way for Tunnel {
 
 /// A client of the member that a Cluster and its Secret describe. Nothing is sent yet.
 pub(crate) fn client(cluster: &Value, secret: &Value, ways: &Ways) -> Result<kube::Client, Error> {
-    let failed = |why: String| Error::Credential { cluster: meta::name(cluster).to_owned(), why };
+    let mut config = config(cluster, secret)?;
+    config.auth_info.token = Some(token(cluster, secret)?.into());
+    Ok(match reach(cluster, ways)? {
+        Reach::Net(net) => stolos_cluster::client(config, net)?,
+        Reach::Way(way) => stolos_cluster::client_over(&config, way)?,
+    })
+}
+
+/// A way for others' requests to the same member, with the token in `by`.
+pub(crate) fn passage(cluster: &Value, secret: &Value, by: &Value, ways: &Ways) -> Result<Passage, Error> {
+    let token = token(cluster, by)?;
+    Ok(Passage::new(&config(cluster, secret)?, &reach(cluster, ways)?, &token)?)
+}
+
+fn unusable(cluster: &Value, why: String) -> Error {
+    Error::Credential { cluster: meta::name(cluster).to_owned(), why }
+}
+
+/// A text in a Secret.
+fn data(cluster: &Value, secret: &Value, key: &str) -> Result<Option<String>, Error> {
+    let Some(text) = secret["data"][key].as_str() else { return Ok(None) };
+    let bytes = BASE64_STANDARD.decode(text).ok().and_then(|bytes| String::from_utf8(bytes).ok());
+    bytes.map(Some).ok_or_else(|| unusable(cluster, format!("`{key}` is no text in Base64")))
+}
+
+fn token(cluster: &Value, secret: &Value) -> Result<String, Error> {
+    data(cluster, secret, "token")?.ok_or_else(|| unusable(cluster, "it has no `token`".into()))
+}
+
+/// Where the member is and how it is known; not yet who asks.
+fn config(cluster: &Value, secret: &Value) -> Result<kube::Config, Error> {
     let endpoint = cluster["spec"]["apiEndpoint"].as_str().unwrap_or_default();
     let url = if endpoint.contains("://") { endpoint.to_owned() } else { format!("https://{endpoint}") };
-    let url = url.parse().map_err(|_| failed(format!("`{endpoint}` is no address")))?;
-    let data = |key: &str| -> Result<Option<String>, Error> {
-        let Some(text) = secret["data"][key].as_str() else { return Ok(None) };
-        let bytes = BASE64_STANDARD.decode(text).ok().and_then(|bytes| String::from_utf8(bytes).ok());
-        bytes.map(Some).ok_or_else(|| failed(format!("`{key}` is no text in Base64")))
-    };
+    let url = url.parse().map_err(|_| unusable(cluster, format!("`{endpoint}` is no address")))?;
     let mut config = kube::Config::new(url);
-    if let Some(bundle) = data("caBundle")?.filter(|bundle| !bundle.trim().is_empty()) {
+    if let Some(bundle) = data(cluster, secret, "caBundle")?.filter(|bundle| !bundle.trim().is_empty()) {
         let certificates = CertificateDer::pem_slice_iter(bundle.as_bytes()).collect::<Result<Vec<_>, _>>();
-        let certificates = certificates.map_err(|error| failed(format!("`caBundle` is no certificate: {error}")))?;
+        let certificates =
+            certificates.map_err(|error| unusable(cluster, format!("`caBundle` is no certificate: {error}")))?;
         config.root_cert = Some(certificates.into_iter().map(|der| der.to_vec()).collect());
     }
     config.accept_invalid_certs = cluster["spec"]["insecureSkipTLSVerification"] == true;
-    let token = data("token")?.ok_or_else(|| failed("it has no `token`".into()))?;
-    config.auth_info.token = Some(token.into());
-    if cluster["spec"]["syncMode"] != PULL {
-        return Ok(stolos_cluster::client(config, Arc::clone(&ways.net))?);
+    Ok(config)
+}
+
+/// How connections to the member are made.
+fn reach(cluster: &Value, ways: &Ways) -> Result<Reach, Error> {
+    if !is_pull(cluster) {
+        return Ok(Reach::Net(Arc::clone(&ways.net)));
     }
     let member = meta::name(cluster).to_owned();
     match &ways.relay {
-        Some(relay) => Ok(stolos_cluster::client_over(&config, Arc::new(Tunnel { relay: Arc::clone(relay), member }))?),
-        None => Err(failed("its agent dials a hub, and this is not the process that it dials".into())),
+        Some(relay) => Ok(Reach::Way(Arc::new(Tunnel { relay: Arc::clone(relay), member }))),
+        None => Err(unusable(cluster, "its agent dials a hub, and this is not the process that it dials".into())),
     }
+}
+
+/// Whether the member's agent dials the hub.
+pub(crate) fn is_pull(cluster: &Value) -> bool {
+    cluster["spec"]["syncMode"] == PULL
 }

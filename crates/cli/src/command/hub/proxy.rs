@@ -1,0 +1,46 @@
+//! The hub's API server and the hub's way to members, put together.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
+use stolos_apiserver::Server;
+use stolos_apiserver::extension::{Answer, Asked, Extension, Place};
+use stolos_hub::Running;
+use stolos_hub::proxy::{Call, Caller, Limits, Log, Proxy};
+
+use crate::failure::Failure;
+
+/// Where the audit log is when nobody says so.
+const AUDIT: &str = "audit.jsonl";
+
+/// Has `server` let others through to the members of `hub`; the log is to be closed when both have ended.
+pub(super) fn serve(server: &Server, hub: &Running, audit: Option<&Path>, folder: &Path) -> Result<Log, Failure> {
+    let path = audit.map_or_else(|| folder.join(AUDIT), Path::to_owned);
+    let (log, audit) = Log::open(&path).map_err(|error| {
+        Failure::caused(&error)
+            .while_doing(format!("could not write the audit log {}", path.display()))
+            .hint("name another file with `--audit-log FILE`")
+    })?;
+    let place = Place {
+        group: "cluster.karmada.io".to_owned(),
+        version: "v1alpha1".to_owned(),
+        plural: "clusters".to_owned(),
+        sub: "proxy".to_owned(),
+    };
+    server.extend(place, Arc::new(Members(hub.proxy(Limits::default(), audit))));
+    Ok(log)
+}
+
+/// `clusters/proxy`, as a part of the API server.
+struct Members(Proxy);
+
+impl Extension for Members {
+    fn answer(&self, asked: Asked) -> BoxFuture<'_, Answer> {
+        let Asked { user, name: member, base, rest, request, rights } = asked;
+        let caller = Caller { name: user.name, groups: user.groups };
+        let call = Call { caller, member, base, rest, request };
+        async move { self.0.answer(call, |verb| rights.allow(verb)).await }.boxed()
+    }
+}
