@@ -30,6 +30,9 @@ fn help_names_every_command_that_is_built() {
       cluster       Add a cluster, remove one, shift traffic away from one and back
       hub           Place workloads on clusters by Karmada's policies
       why           Say why a workload of the hub is where it is, and what would change it
+      get           List objects of all members of a hub at once
+      logs          Print the log of a pod in a member of a hub
+      exec          Run a command in a pod in a member of a hub
       upgrade       Replace the control planes of a running mesh by revision, step by step, and back
       agent         Connect a cluster that cannot be dialled to a hub, for ever
       operator      Keep the clusters as the mesh file says, for ever

@@ -600,7 +600,7 @@ impl Hub {
     }
 
     /// A member's Cluster.
-    pub(crate) fn cluster(&self, name: &str) -> Option<Arc<Value>> {
+    pub(crate) fn cluster_object(&self, name: &str) -> Option<Arc<Value>> {
         self.own.clusters.get("", name)
     }
 

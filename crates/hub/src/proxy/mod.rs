@@ -193,7 +193,7 @@ impl Proxy {
     /// The passage to a member in this name.
     fn way(&self, member: &str, name: Name) -> Result<Arc<Passage>, Status> {
         let resource = stolos_k8s::status::Resource::new("cluster.karmada.io", "clusters");
-        let cluster = self.hub.cluster(member).ok_or_else(|| Status::not_found(resource, member))?;
+        let cluster = self.hub.cluster_object(member).ok_or_else(|| Status::not_found(resource, member))?;
         let no = |why: String| away(member, format!("the hub cannot use its credential of {member:?}: {why}"));
         let again = format!("joining again (`stolos hub join {member}`, `stolos agent {member}`) brings it");
         let secret = self.hub.secret(CREDENTIALS, member);
@@ -213,7 +213,7 @@ impl Proxy {
         }
         let made = member::passage(&cluster, &secret, &by, self.hub.ways()).map_err(|error| no(error.to_string()))?;
         let passage = Arc::new(made);
-        ways.retain(|(known, _), _| self.hub.cluster(known).is_some());
+        ways.retain(|(known, _), _| self.hub.cluster_object(known).is_some());
         ways.insert(key, Way { made_of, passage: Arc::clone(&passage) });
         Ok(passage)
     }
@@ -281,7 +281,7 @@ impl Proxy {
     /// That no agent of a member is there, of one that has agents; one that has gone less than `blink` ago may come back.
     fn absent(&self, member: &str, blink: Duration) -> Option<Status> {
         let relay = self.hub.ways().relay.as_ref()?;
-        if !self.hub.cluster(member).is_some_and(|cluster| member::is_pull(&cluster)) {
+        if !self.hub.cluster_object(member).is_some_and(|cluster| member::is_pull(&cluster)) {
             return None;
         }
         let since = match relay.member(member) {
