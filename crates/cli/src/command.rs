@@ -16,6 +16,7 @@ pub(crate) mod get;
 pub(crate) mod graph;
 pub(crate) mod hub;
 pub(crate) mod init;
+pub(crate) mod interpret;
 pub(crate) mod lab;
 pub(crate) mod man;
 pub(crate) mod operator;

@@ -1,6 +1,7 @@
 //! What a policy becomes when it is written, and which ones are refused (Karmada v1.18.2's webhooks).
 
 mod overriding;
+mod review;
 
 use std::collections::BTreeSet;
 
@@ -14,6 +15,7 @@ use crate::model::{
 };
 
 pub use overriding::{default_override, override_problems};
+pub use review::{Verdict, customization_problem, judge, review};
 
 /// Fills in what a PropagationPolicy or ClusterPropagationPolicy leaves open, as the API server's defaults and Karmada's
 /// webhook do. `id` is the permanent id of a policy that has none yet.

@@ -12,6 +12,7 @@
 //! everything it needs anew, so that doing it twice is as good as once. It is given a client of an API server and does
 //! not know which one: its own process's or any other. [`proxy`] lets others through to members, [`everywhere`] asks many of them at once.
 
+mod admission;
 pub mod admit;
 pub mod choose;
 mod control;
@@ -36,7 +37,7 @@ pub mod why;
 
 use std::time::Duration;
 
-pub use control::{Door, Running, Settings, start};
+pub use control::{Door, Review, Running, Settings, start};
 pub use install::{definitions, install};
 
 /// Who the hub's writes are by.

@@ -6,17 +6,19 @@ use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use stolos_apiserver::Server;
+use stolos_apiserver::runtime::ServiceResolver;
 use stolos_cluster::{Kubeconfig, connect};
 use stolos_hub::member::{self, Joining};
-use stolos_hub::{Door, everywhere, gate};
-use stolos_serve::{HostNet, Listener, Stop};
+use stolos_hub::{Door, Review, everywhere, gate};
+use stolos_serve::{HostNet, Listener, Stop, Stream};
 
 use crate::background;
+use crate::command::interpret::{self, InterpretArgs};
 use crate::command::why::{self, SimulateArgs};
 use crate::exit::Exit;
 use crate::failure::Failure;
@@ -41,6 +43,8 @@ pub(crate) enum HubCommand {
     Kubeconfig(kubeconfig::KubeconfigArgs),
     /// Say what the loss of members would do, without touching anything
     Simulate(SimulateArgs),
+    /// Try the scripts of a ResourceInterpreterCustomization, without a hub
+    Interpret(InterpretArgs),
     /// Let in agents of clusters that cannot be dialled
     #[command(subcommand)]
     Token(TokenCommand),
@@ -211,6 +215,7 @@ pub(crate) async fn run(command: HubCommand, screen: &Screen, stop: &Stop) -> Re
         HubCommand::Status(args) => status::run(&args, screen).await,
         HubCommand::Kubeconfig(args) => kubeconfig::run(args, screen).await,
         HubCommand::Simulate(args) => why::simulate(&args, screen).await,
+        HubCommand::Interpret(args) => interpret::run(&args, screen),
     }
 }
 
@@ -309,9 +314,10 @@ async fn up(args: &UpArgs, screen: &Screen, stop: &Stop) -> Result<Exit, Failure
     }
     let began = std::time::Instant::now();
     let held = Held::take(args.data.folder()?)?;
+    let hosts = Arc::new(Hosts::default());
     let server = match &args.kubeconfig {
         Some(_) => None,
-        None => Some(serve(args, &held).await?),
+        None => Some(serve(args, &held, Arc::clone(&hosts)).await?),
     };
     let client = match (&server, &args.kubeconfig) {
         (Some(server), _) => server.client(),
@@ -319,12 +325,15 @@ async fn up(args: &UpArgs, screen: &Screen, stop: &Stop) -> Result<Exit, Failure
     };
     let net = Arc::new(HostNet::default());
     let door = door(args, &held).await?;
-    let hub = stolos_hub::start(stolos_hub::Settings { client, net, door }, stop).await;
+    // Somebody else's API server does not reach this process.
+    let admission = server.is_some().then(|| REVIEWS.to_owned());
+    let hub = stolos_hub::start(stolos_hub::Settings { client, net, door, admission }, stop).await;
     let hub = hub.map_err(|error| Failure::caused(&error).while_doing("could not start the hub"))?;
     let audit = match &server {
         Some(server) => Some(proxy::serve(server, &hub, args.audit_log.as_deref(), &held.folder)?),
         None => None,
     };
+    let _ = hosts.hub.set(hub.review());
     if args.detached {
         screen.data(background::READY);
     } else {
@@ -345,6 +354,37 @@ async fn up(args: &UpArgs, screen: &Screen, stop: &Stop) -> Result<Exit, Failure
     Ok(Exit::Good)
 }
 
+/// Where the hub's own API server asks the hub; nobody dials it.
+const REVIEWS: &str = "https://hub.localhost/review";
+
+/// The way from the hub's API server to webhooks: the hub itself, and those that a URL names. No Service of the hub has
+/// anybody behind it.
+#[derive(Default)]
+struct Hosts {
+    hub: OnceLock<Review>,
+}
+
+impl ServiceResolver for Hosts {
+    fn dial<'a>(
+        &'a self,
+        namespace: &'a str,
+        service: &'a str,
+        _: u16,
+    ) -> futures::future::BoxFuture<'a, std::io::Result<Stream>> {
+        let text = format!("nothing runs in a hub, so nobody is behind the Service {namespace}/{service}: write a url");
+        Box::pin(async { Err(std::io::Error::new(std::io::ErrorKind::Unsupported, text)) })
+    }
+
+    fn dial_host<'a>(&'a self, host: &'a str, port: u16) -> futures::future::BoxFuture<'a, std::io::Result<Stream>> {
+        Box::pin(async move { stolos_serve::net::reach(&HostNet::default(), host, port).await })
+    }
+
+    fn review(&self, url: &str, review: &serde_json::Value) -> Option<std::io::Result<serde_json::Value>> {
+        let early = || std::io::Error::new(std::io::ErrorKind::NotConnected, "the hub is still coming up");
+        (url == REVIEWS).then(|| self.hub.get().map(|hub| hub(review)).ok_or_else(early))
+    }
+}
+
 /// Where agents come in: beside the API where nothing is said, and nowhere beside somebody else's.
 async fn door(args: &UpArgs, held: &Held) -> Result<Option<Door>, Failure> {
     let wanted = args.agents.or_else(|| held.remembered(AGENTS));
@@ -361,10 +401,11 @@ async fn door(args: &UpArgs, held: &Held) -> Result<Option<Door>, Failure> {
 }
 
 /// The hub's own API server, and the kubeconfigs for it.
-async fn serve(args: &UpArgs, held: &Held) -> Result<Server, Failure> {
+async fn serve(args: &UpArgs, held: &Held, hosts: Arc<Hosts>) -> Result<Server, Failure> {
     let address = args.listen.or_else(|| held.remembered(LISTEN)).unwrap_or((Ipv4Addr::LOCALHOST, 0).into());
     let listener = held.listen(LISTEN, "--listen", address).await?;
     let mut builder = Server::builder().data_dir(&held.folder).listener(listener).version_suffix("stolos-hub");
+    builder = builder.service_resolver(hosts);
     for name in &args.san {
         builder = match name.parse::<IpAddr>() {
             Ok(address) => builder.address(address),

@@ -6,6 +6,7 @@ mod demo;
 mod files;
 mod help;
 mod init;
+mod interpret;
 mod lab;
 mod plan;
 

@@ -27,6 +27,8 @@ mod faults;
 mod golden;
 mod helm;
 mod hub;
+mod hub_admission;
+mod hub_interpret;
 mod hub_proxy;
 mod hub_scene;
 mod ingress;

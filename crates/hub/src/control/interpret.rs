@@ -20,6 +20,12 @@ impl Hub {
         Arc::clone(&self.interpreters.read().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// All customizations that can be read.
+    pub(super) fn customizations(&self) -> Vec<Customization> {
+        let all = self.own.customizations.list();
+        all.iter().filter_map(|object| model::read(object).ok().map(|(object, _)| object)).collect()
+    }
+
     /// Asks something about an object. Scripts wait for their turn, and hold up nobody else.
     pub(super) async fn interpret<T>(&self, object: &Value, ask: impl FnOnce(&Interpreters) -> T) -> T {
         let interpreters = self.interpreters();
@@ -41,9 +47,7 @@ impl Hub {
 
     /// A customization has changed: all objects of its kind are looked at again.
     pub(super) fn customization_changed(&self, before: Option<&Arc<Value>>, now: Option<&Arc<Value>>) {
-        let all = self.own.customizations.list();
-        let all: Vec<Customization> =
-            all.iter().filter_map(|object| model::read(object).ok().map(|(object, _)| object)).collect();
+        let all = self.customizations();
         *self.interpreters.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(Interpreters::new(&all));
         let target = |object: &Arc<Value>| {
             let target = &object["spec"]["target"];

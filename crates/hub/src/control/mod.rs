@@ -23,7 +23,7 @@ use serde_json::Value;
 use stolos_cluster::objects::{self, Resource};
 use stolos_k8s::meta;
 use stolos_serve::{Listener, Net, Stop};
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
@@ -55,6 +55,8 @@ pub struct Settings {
     pub net: Arc<dyn Net>,
     /// Where agents of members come in that cannot be dialled, if they may.
     pub door: Option<Door>,
+    /// The URL at which the API server asks [`Running::review`] before it writes, if it can.
+    pub admission: Option<String>,
 }
 
 /// Where agents come in.
@@ -72,11 +74,24 @@ pub struct Running {
     stop: Stop,
 }
 
+/// Answers an AdmissionReview of the API server.
+pub type Review = Arc<dyn Fn(&Value) -> Value + Send + Sync>;
+
 impl Running {
     /// Passes others' requests on to members, for whoever serves the hub's API.
     #[must_use]
     pub fn proxy(&self, limits: Limits, audit: Audit) -> Proxy {
         Proxy::new(Arc::clone(&self.hub), limits, audit)
+    }
+
+    /// What answers the API server when it asks whether something may be written.
+    #[must_use]
+    pub fn review(&self) -> Review {
+        let hub = Arc::downgrade(&self.hub);
+        Arc::new(move |review| {
+            let known = hub.upgrade().map(|hub| hub.customizations()).unwrap_or_default();
+            crate::admit::review(review, &known)
+        })
     }
 
     /// Returns when the hub was asked to stop and has.
@@ -101,7 +116,7 @@ impl Running {
 ///
 /// When the API server cannot be made ready. Later trouble is tried again instead.
 pub async fn start(settings: Settings, stop: &Stop) -> Result<Running, Error> {
-    let Settings { client, net, door } = settings;
+    let Settings { client, net, door, admission } = settings;
     crate::install::install(&client).await?;
     let tasks = TaskTracker::new();
     let (events, entries) = Recorder::new();
@@ -115,6 +130,9 @@ pub async fn start(settings: Settings, stop: &Stop) -> Result<Running, Error> {
     if !hub.first_look().await {
         stop.ask();
         return Err(Error::NotServed(FIRST_LOOK));
+    }
+    if let Some(url) = admission {
+        crate::admission::install(&hub.client, &url).await?;
     }
     hub.start();
     Ok(Running { hub, tasks, stop: stop.clone() })
@@ -243,6 +261,8 @@ struct Queues {
     depend: Arc<Queue<Key>>,
     /// Bindings: what has come of them.
     aggregate: Arc<Queue<Key>>,
+    /// Which kinds there are.
+    kinds: Notify,
 }
 
 impl Queues {
@@ -257,6 +277,7 @@ impl Queues {
             works: Queue::new("works"),
             depend: Queue::new("depend"),
             aggregate: Queue::new("aggregate"),
+            kinds: Notify::new(),
         }
     }
 
@@ -345,9 +366,9 @@ impl Hub {
             };
             let overriding = |kind, plural, namespaced| {
                 let hub = hub.clone();
-                Mirror::new(of(POLICY, kind, plural, namespaced), None, None, move |_, _| {
+                Mirror::new(of(POLICY, kind, plural, namespaced), None, None, move |_, now| {
                     if let Some(hub) = hub.upgrade() {
-                        hub.override_changed();
+                        hub.override_changed(now);
                     }
                 })
             };
@@ -576,7 +597,12 @@ impl Hub {
     }
 
     /// An override policy has changed: what it may have changed is made anew.
-    fn override_changed(&self) {
+    fn override_changed(&self, now: Option<&Arc<Value>>) {
+        if let Some(policy) = now {
+            for problem in policies::override_refused(policy) {
+                self.events.warning(policy, "override-manager", "ApplyOverridePolicyFailed", problem);
+            }
+        }
         *self.read_overrides.write().unwrap_or_else(PoisonError::into_inner) = None;
         for bindings in [&self.own.bindings, &self.own.cluster_bindings] {
             for binding in bindings.list() {
@@ -594,9 +620,12 @@ impl Hub {
         }
     }
 
-    /// All override policies, as types. One that cannot be read changes nothing.
+    /// All override policies, as types. One that a webhook would have refused changes nothing.
     fn overrides(&self) -> Arc<Vec<OverridePolicy>> {
-        typed(&self.read_overrides, || [self.own.overrides.list(), self.own.cluster_overrides.list()].concat())
+        typed(&self.read_overrides, || {
+            let all = [self.own.overrides.list(), self.own.cluster_overrides.list()].concat();
+            all.into_iter().filter(|policy| policies::override_refused(policy).is_empty()).collect()
+        })
     }
 
     /// A member's Cluster.

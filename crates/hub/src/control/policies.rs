@@ -9,9 +9,12 @@ use super::Hub;
 use super::detect::strip;
 use crate::choose::Claim;
 use crate::mirror::{self, Key, Mirror};
-use crate::model::{self, PropagationPolicy};
+use crate::model::{self, OverridePolicy, PropagationPolicy};
 use crate::queue::{Again, Trouble};
 use crate::{admit, label};
+
+/// Who says it.
+const FROM: &str = "resource-detector";
 
 /// Looks at one policy.
 pub(super) async fn look(hub: Arc<Hub>, key: Key) -> Result<Again, Trouble> {
@@ -28,8 +31,16 @@ pub(super) async fn look(hub: Arc<Hub>, key: Key) -> Result<Again, Trouble> {
         hub.change(mirror, &policy, &complete).await?;
         return Ok(None);
     }
-    for problem in refused(&policy) {
-        hub.events.warning(&policy, "resource-detector", "ApplyPolicyFailed", problem);
+    let refused = refused(&policy);
+    for problem in &refused {
+        hub.events.warning(&policy, FROM, "ApplyPolicyFailed", problem.as_str());
+    }
+    if let Ok((read, _)) = model::read::<PropagationPolicy>(&policy)
+        && refused.is_empty()
+    {
+        for warning in admit::warnings(&read) {
+            hub.events.warning(&policy, FROM, "PolicyWarning", warning.to_string());
+        }
     }
     Ok(None)
 }
@@ -39,6 +50,14 @@ pub(super) fn refused(policy: &Value) -> Vec<String> {
     match model::read::<PropagationPolicy>(policy) {
         Err(problem) => vec![problem.to_string()],
         Ok((policy, _)) => admit::problems(&policy).iter().map(ToString::to_string).collect(),
+    }
+}
+
+/// Why an override policy changes nothing, if so.
+pub(super) fn override_refused(policy: &Value) -> Vec<String> {
+    match model::read::<OverridePolicy>(policy) {
+        Err(problem) => vec![problem.to_string()],
+        Ok((policy, _)) => admit::override_problems(&policy).iter().map(ToString::to_string).collect(),
     }
 }
 

@@ -15,6 +15,9 @@ use crate::mirror::Mirror;
 /// How often the API server is asked for kinds (Karmada v1.18.2).
 const KINDS: Duration = Duration::from_secs(30);
 
+/// How long after a change of a definition.
+const SETTLED: Duration = Duration::from_millis(300);
+
 /// An object that may be a template.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct TemplateKey {
@@ -51,6 +54,8 @@ pub(super) async fn follow(hub: Arc<Hub>) {
         look(&hub).await;
         tokio::select! {
             () = tokio::time::sleep(KINDS) => {}
+            // Definitions come together, and each is written several times until it is served.
+            () = hub.queues.kinds.notified() => tokio::time::sleep(SETTLED).await,
             () = hub.stop.asked() => return,
         }
     }
@@ -77,6 +82,9 @@ pub(super) async fn look(hub: &Arc<Hub>) {
             let mut claims = claims.lock().unwrap_or_else(PoisonError::into_inner);
             claims.put(before.map(|before| &**before), now.map(|now| &**now));
             drop(claims);
+            if meta::kind(object) == "CustomResourceDefinition" {
+                queues.kinds.notify_one();
+            }
             if meta::kind(object) == "Namespace" && meta::api_version(object) == "v1" {
                 queues.namespaces.add(meta::name(object).to_owned());
             }
@@ -134,12 +142,13 @@ pub(super) fn is_template(object: &Value) -> bool {
         && meta::name(object) != "extension-apiserver-authentication"
 }
 
-/// Whether an object is one that every API server makes by itself, of which nobody wants to read that it goes nowhere.
+/// Whether an object is one that every API server or the hub makes by itself, of which nobody wants to read that it goes nowhere.
 pub(super) fn is_of_every_server(object: &Value) -> bool {
     match (meta::kind(object), meta::name(object)) {
         ("Namespace", _) | ("ConfigMap", "kube-root-ca.crt") | ("ServiceAccount", "default") => true,
         ("Service" | "Endpoints" | "EndpointSlice", "kubernetes") => meta::namespace(object) == "default",
         ("CustomResourceDefinition", name) => name.ends_with(".karmada.io"),
+        ("ValidatingWebhookConfiguration", name) => name == crate::admission::NAME,
         ("APIService" | "FlowSchema" | "PriorityLevelConfiguration" | "PriorityClass", _) => true,
         (_, name) => meta::label(object, "kubernetes.io/bootstrapping").is_some() || name.starts_with("system:"),
     }

@@ -18,8 +18,13 @@ use crate::model::{
 };
 
 /// Scripts for kinds of others, in Karmada's form.
-const WELL_KNOWN: [&str; 2] =
-    [include_str!("../../interpreters/cloneset.yaml"), include_str!("../../interpreters/flinkdeployment.yaml")];
+const WELL_KNOWN: [&str; 5] = [
+    include_str!("../../interpreters/cloneset.yaml"),
+    include_str!("../../interpreters/kruise-statefulset.yaml"),
+    include_str!("../../interpreters/workflow.yaml"),
+    include_str!("../../interpreters/volcano-job.yaml"),
+    include_str!("../../interpreters/flinkdeployment.yaml"),
+];
 
 /// A question that a script can answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

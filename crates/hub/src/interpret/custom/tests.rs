@@ -275,3 +275,50 @@ fn a_flink_deployment_has_two_components() {
         assert_eq!(known.health(&member), Ok(health), "{state}");
     }
 }
+
+#[test]
+fn other_well_known_kinds_say_what_they_are() {
+    let known = Interpreters::well_known();
+    let names = |template: &Value| -> Vec<String> {
+        let needed = known.dependencies(template).unwrap();
+        needed.into_iter().map(|one| format!("{}/{}", one.kind, one.name)).collect()
+    };
+    let set = json!({"apiVersion": "apps.kruise.io/v1beta1", "kind": "StatefulSet", "metadata": {"name": "s", "namespace": "shop", "generation": 2},
+        "spec": {"replicas": 3, "volumeClaimTemplates": [{"metadata": {"name": "data"}}], "template": {"spec": {"containers": [{"name": "a"}],
+            "volumes": [{"name": "data", "persistentVolumeClaim": {"claimName": "data"}}, {"name": "o", "persistentVolumeClaim": {"claimName": "other"}}]}}},
+        "status": {"observedGeneration": 2, "updatedReplicas": 3, "availableReplicas": 3, "currentReplicas": 3}});
+    assert_eq!(known.replicas(&set).unwrap().unwrap().count, 3);
+    assert_eq!(names(&set), ["PersistentVolumeClaim/other"]);
+    assert_eq!(known.health(&set), Ok(Health::Healthy));
+
+    let mut workflow = json!({"apiVersion": "argoproj.io/v1alpha1", "kind": "Workflow", "metadata": {"name": "w", "namespace": "shop"},
+        "spec": {"parallelism": 6, "nodeSelector": {"disk": "ssd"}, "serviceAccountName": "runner", "executor": {"serviceAccountName": "exec"},
+            "volumes": [{"name": "c", "configMap": {"name": "cfg"}}]}});
+    let needs = known.replicas(&workflow).unwrap().unwrap();
+    assert_eq!(
+        (needs.count, needs.requirements.unwrap().node_claim.unwrap().node_selector["disk"].as_str()),
+        (6, "ssd")
+    );
+    assert_eq!(names(&workflow), ["ConfigMap/cfg", "ServiceAccount/exec", "ServiceAccount/runner"]);
+    known.revise(&mut workflow, 2).unwrap();
+    assert_eq!(workflow["spec"]["parallelism"], 2);
+    for (phase, health) in [("Running", Health::Healthy), ("Error", Health::Unhealthy), ("", Health::Unhealthy)] {
+        workflow["status"] = json!({"phase": phase});
+        assert_eq!(known.health(&workflow), Ok(health), "{phase}");
+    }
+    let mut observed = workflow.clone();
+    observed["spec"]["suspend"] = json!(true);
+    assert_eq!(known.merge(&workflow, &observed).unwrap()["spec"]["suspend"], true);
+
+    let mut job = json!({"apiVersion": "batch.volcano.sh/v1alpha1", "kind": "Job", "metadata": {"name": "j", "namespace": "shop"},
+        "spec": {"tasks": [{"name": "ps", "replicas": 1, "template": {"spec": {"containers": [{"name": "a"}]}}},
+            {"replicas": 4, "template": {"spec": {"serviceAccountName": "runner", "containers": [{"name": "a", "resources": {"requests": {"cpu": "2"}}}]}}}]}});
+    assert_eq!(
+        serde_json::to_value(known.components(&job).unwrap()).unwrap(),
+        json!([{"name": "ps", "replicas": 1}, {"name": "task-2", "replicas": 4, "replicaRequirements": {"resourceRequest": {"cpu": "2"}}}])
+    );
+    assert_eq!(names(&job), ["ServiceAccount/runner"]);
+    assert_eq!(known.health(&job), Ok(Health::Unhealthy));
+    job["status"] = json!({"state": {"phase": "Running"}});
+    assert_eq!(known.health(&job), Ok(Health::Healthy));
+}
