@@ -40,7 +40,8 @@ impl Clusters {
             return;
         }
         let connecting = async {
-            let kubeconfig = Kubeconfig::find(self.flag.as_deref(), kubeconfig)?;
+            // A file that the mesh file names for the hub is the hub's, whatever the clusters' is.
+            let kubeconfig = Kubeconfig::find(kubeconfig.or(self.flag.as_deref()), None)?;
             stolos_cluster::connect(&kubeconfig, context, HUB).await
         };
         let found = connecting.await.map_err(|error| because(&error));

@@ -185,6 +185,7 @@ mod tests {
             server: "https://127.16.0.1:6443".into(),
             version: Some("v1.34.0".into()),
             unreachable: None,
+            tunnel: None,
             control_plane: Some(ControlPlaneStatus {
                 image: "stolos/control:0.1.0".into(),
                 revision: "default".into(),

@@ -32,7 +32,7 @@ pub use report::{EndpointState, Endpoints, Latency, Pair, Refusal, Verdict, Veri
 pub use status::services::{Registered, ServicesReport, services};
 pub use status::{
     CertificateStatus, ClusterStatus, ControlPlaneStatus, Expiry, GatewayStatus, PeerStatus, ServiceStatus,
-    StatusReport, expiries, status,
+    StatusReport, TunnelStatus, expiries, status, through_hub,
 };
 pub use verify::{News, Options, sweep, verify};
 

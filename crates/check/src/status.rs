@@ -13,7 +13,7 @@ use stolos_cluster::Cluster;
 use stolos_cluster::objects::{self, Resource};
 use stolos_k8s::{istio, meta};
 use stolos_pki::Certificate;
-use stolos_spec::Mesh;
+use stolos_spec::{Api, Mesh};
 
 use crate::exec;
 use crate::verify::gateway_addresses;
@@ -63,6 +63,9 @@ pub struct ClusterStatus {
     /// Why it could not be asked.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unreachable: Option<String>,
+    /// How the others reach it through the hub, where they do: see [`through_hub`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tunnel: Option<TunnelStatus>,
     /// Its control plane; null where there is none.
     pub control_plane: Option<ControlPlaneStatus>,
     /// Its east-west gateways.
@@ -77,6 +80,18 @@ pub struct ClusterStatus {
     pub measured_at: String,
     /// How long ago that was when the report was made.
     pub age_ms: u64,
+}
+
+/// A cluster that the others read through a hub.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TunnelStatus {
+    /// The hub's API.
+    pub hub: String,
+    /// What the cluster is called there.
+    pub member: Option<String>,
+    /// Why the hub does not reach it now, in its own words, with since when; null where it does.
+    pub cut: Option<String>,
 }
 
 /// A control plane.
@@ -187,6 +202,62 @@ pub async fn status(mesh: &Mesh, clusters: &[Cluster]) -> StatusReport {
             .map(|((namespace, name), endpoints)| ServiceStatus { namespace, name, endpoints })
             .collect(),
     }
+}
+
+/// Asks the hub whether it reaches those clusters of the mesh that are read through it, now, and adds the answers to
+/// the report. `hub` is what is known of it: a connection, or why there is none.
+pub async fn through_hub(report: &mut StatusReport, mesh: &Mesh, clusters: &[Cluster], hub: Result<&Cluster, &str>) {
+    let asked = mesh.clusters.iter().filter(|cluster| cluster.api == Some(Api::Tunnel)).map(|wanted| async move {
+        let hub = match hub {
+            Ok(hub) => hub,
+            Err(why) => {
+                let cut = Some(format!("the hub cannot be asked: {why}"));
+                return (wanted.name.as_str(), TunnelStatus { hub: String::new(), member: None, cut });
+            }
+        };
+        let own = clusters.iter().find(|cluster| cluster.name == wanted.name.as_str());
+        let asking = tokio::time::timeout(PATIENCE, tunnel(hub, own, wanted.name.as_str()));
+        let (member, cut) = match asking.await {
+            Ok(Ok((member, cut))) => (Some(member), cut),
+            Ok(Err(why)) => (None, Some(why)),
+            Err(_) => (None, Some(format!("the hub has not answered in {} s", PATIENCE.as_secs()))),
+        };
+        (wanted.name.as_str(), TunnelStatus { hub: hub.server.clone(), member, cut })
+    });
+    for (name, tunnel) in join_all(asked).await {
+        if let Some(cluster) = report.clusters.iter_mut().find(|cluster| cluster.name == name) {
+            cluster.tunnel = Some(tunnel);
+        }
+    }
+}
+
+/// What a cluster is called in the hub, and why that does not reach it, if it does not.
+async fn tunnel(hub: &Cluster, own: Option<&Cluster>, name: &str) -> Result<(String, Option<String>), String> {
+    let members = Resource {
+        api_version: "cluster.karmada.io/v1alpha1".to_owned(),
+        kind: "Cluster".to_owned(),
+        plural: "clusters".to_owned(),
+        namespaced: false,
+    };
+    let because = |error: stolos_cluster::Error| format!("the hub cannot be asked: {}", stolos_serve::because(&error));
+    let members = objects::list(&hub.client, &members, None, None).await.map_err(because)?;
+    let uid = async {
+        let namespaces = Resource::named("v1", "Namespace").ok()?;
+        let system = objects::get(&own?.client, &namespaces, None, "kube-system").await.ok()??;
+        Some(meta::uid(&system).to_owned()).filter(|uid| !uid.is_empty())
+    };
+    let uid = uid.await;
+    let same = members.iter().find(|member| uid.is_some() && member["spec"]["id"].as_str() == uid.as_deref());
+    let member = same.or_else(|| members.iter().find(|member| meta::name(member) == name));
+    let Some(member) = member.map(meta::name) else { return Err("it is not a member of the hub".to_owned()) };
+    let path = format!("/apis/cluster.karmada.io/v1alpha1/clusters/{member}/proxy/version");
+    let request = http::Request::get(path).body(vec![]).map_err(|error| error.to_string())?;
+    let cut = match hub.client.request::<Value>(request).await {
+        Ok(_) => None,
+        Err(kube::Error::Api(status)) => Some(status.message.clone()),
+        Err(error) => Some(stolos_serve::because(&error)),
+    };
+    Ok((member.to_owned(), cut))
 }
 
 /// What was read of one cluster.
@@ -309,6 +380,7 @@ fn cluster_status(
         server: cluster.server.clone(),
         version: read.map(|s| s.version.clone()),
         unreachable: seen.err().cloned(),
+        tunnel: None,
         control_plane: read.and_then(control_plane),
         gateways: read.map(|seen| gateways(wanted, seen)).unwrap_or_default(),
         certificates: read.map(|s| certificates(s, made)).unwrap_or_default(),

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use stolos_cluster::{Cluster, Kubeconfig, connect};
 use stolos_plan::quoted;
-use stolos_spec::{Mesh, Origin, Reading, Sample, SourceText, Told};
+use stolos_spec::{HUB, Mesh, Origin, Reading, Sample, SourceText, Told};
 
 use crate::failure::Failure;
 use crate::screen::{Output, Screen, count};
@@ -102,6 +102,17 @@ impl BuiltArgs {
         let mesh = self.mesh.read(screen)?;
         let clusters = clusters(&mesh, &self.mesh, &self.clusters).await?;
         Ok((mesh, clusters))
+    }
+
+    /// The hub, where clusters of the mesh are read through it: connected, or why it cannot be.
+    pub(crate) async fn hub(&self, mesh: &Mesh) -> Option<Result<Cluster, String>> {
+        let hub = mesh.hub.as_ref().filter(|_| mesh.uses_tunnel())?;
+        let connecting = async {
+            let file = hub.kubeconfig.as_deref().or(self.clusters.kubeconfig.as_deref());
+            let kubeconfig = Kubeconfig::find(file, None)?;
+            connect(&kubeconfig, &hub.context, HUB).await
+        };
+        Some(connecting.await.map_err(|error| stolos_serve::because(&error)))
     }
 
     /// The file that the mesh is read from.

@@ -265,6 +265,9 @@ pub(crate) fn status(screen: &Screen, report: &StatusReport, output: Output) -> 
         if let Some(why) = &cluster.unreachable {
             notes.push(format!("{}: {}", cluster.name, plainly(why)));
         }
+        if let Some(cut) = cluster.tunnel.as_ref().and_then(|tunnel| tunnel.cut.as_ref()) {
+            notes.push(format!("{}: the others do not reach its API server through the hub: {cut}", cluster.name));
+        }
         if let Some(label) = cluster.labelled_network.as_ref().filter(|label| **label != cluster.network) {
             notes.push(format!("{}: its namespace is labelled with the network `{label}`", cluster.name));
         }

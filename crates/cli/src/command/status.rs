@@ -31,7 +31,10 @@ pub(crate) async fn run(args: StatusArgs, screen: &Screen) -> Result<Exit, Failu
         let unreachable = report.clusters.iter().filter(|c| c.unreachable.is_some()).count();
         return Ok(ends(unreachable, report.clusters.len()));
     }
-    let report = stolos_check::status(&mesh, &clusters).await;
+    let mut report = stolos_check::status(&mesh, &clusters).await;
+    if let Some(hub) = args.built.hub(&mesh).await {
+        stolos_check::through_hub(&mut report, &mesh, &clusters, hub.as_ref().map_err(String::as_str)).await;
+    }
     match args.output.output {
         output if output.is_document() => screen.document(output, &report)?,
         output => screen.data(&view::status(screen, &report, output)),
