@@ -93,3 +93,6 @@ pub const FROM_CLUSTER: &str = "resource.karmada.io/cached-from-cluster";
 /// The condition of a Cluster that says whether an agent is connected, of those whose agents dial the hub. Karmada has none
 /// such: there, agents leave no connection behind that could be seen.
 pub const AGENTS: &str = "AgentConnected";
+
+/// On a Cluster that dials in and leaves: why the hub's account is still there; nothing when it is gone.
+pub(crate) const ACCOUNT_LEFT: &str = "hub.stolos.dev/account-left";

@@ -45,6 +45,7 @@ mod setup_mesh;
 mod side_by_side;
 mod tampering;
 mod traffic;
+mod via_tunnel;
 mod world;
 
 #[path = "../../../../tests/programs.rs"]

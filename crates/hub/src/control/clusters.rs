@@ -186,6 +186,23 @@ async fn end(hub: &Hub, name: &str, cluster: &Value) -> Result<Again, Trouble> {
     if objects::delete(&hub.client, &namespaces, None, &space, None).await? {
         return Ok(Some(ENDING));
     }
+    // Whoever takes out a member that dials in cannot reach it, and soon the hub cannot either.
+    if member::is_pull(cluster) && meta::annotation(cluster, label::ACCOUNT_LEFT).is_none() {
+        let left = match hub.member(name) {
+            Some(member) => member::dismiss(&member.client, name).await.unwrap_or_default(),
+            None => "the hub has no credential of it".to_owned(),
+        };
+        let patch = json!({"metadata": {"annotations": {label::ACCOUNT_LEFT: left}}});
+        return match hub.merge(&hub.own.clusters, &(String::new(), name.to_owned()), &patch, false).await {
+            Err(error) if !error.is_not_found() => Err(error.into()),
+            Err(_) => Ok(None),
+            Ok(_) => {
+                // Who waits for its end looks now and then, and is to see this.
+                tokio::time::sleep(ENDING).await;
+                Ok(Some(Duration::ZERO))
+            }
+        };
+    }
     let left: Vec<_> = finalizers.into_iter().filter(|f| *f != label::CLUSTER_FINALIZER).collect();
     let patch = json!({"metadata": {"resourceVersion": meta::resource_version(cluster), "finalizers": left}});
     match hub.merge(&hub.own.clusters, &(String::new(), name.to_owned()), &patch, false).await {

@@ -26,6 +26,7 @@ pub use unjoin::{Left, unjoin};
 
 pub(crate) use join::{enter, may_join};
 pub(crate) use status::{Kind, enablements, kinds, observe, summary};
+pub(crate) use unjoin::dismiss;
 
 use crate::Error;
 

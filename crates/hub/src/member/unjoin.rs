@@ -10,7 +10,7 @@ use stolos_serve::{Net, because};
 
 use super::join::role;
 use super::{CREDENTIALS, clusters, works};
-use crate::{Error, name};
+use crate::{Error, label, name};
 
 /// What a member that left still has of the hub's.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -36,8 +36,11 @@ pub async fn unjoin(hub: &kube::Client, name: &str, net: Arc<dyn Net>, patience:
     let client = secret.as_ref().map(|secret| super::client(&cluster, secret, &ways));
     let brought = brought(hub, name).await?;
     objects::delete(hub, &clusters(), None, name, None).await?;
+    // Of one that dials in the hub says itself what became of its account there.
+    let mut said = None;
     let gone = async {
-        while objects::get(hub, &clusters(), None, name).await?.is_some() {
+        while let Some(cluster) = objects::get(hub, &clusters(), None, name).await? {
+            said = meta::annotation(&cluster, label::ACCOUNT_LEFT).map(str::to_owned).or(said.take());
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
         Ok::<_, Error>(())
@@ -53,6 +56,13 @@ pub async fn unjoin(hub: &kube::Client, name: &str, net: Arc<dyn Net>, patience:
             });
         }
     }
+    if super::is_pull(&cluster) {
+        return Ok(match said.as_deref() {
+            Some("") => Left::default(),
+            Some(why) => Left { objects: brought, account: Some(why.to_owned()) },
+            None => Left { objects: brought, account: Some("the hub has not said that it is gone".to_owned()) },
+        });
+    }
     let client = match client {
         Some(Ok(client)) => client,
         Some(Err(error)) => return Ok(Left { objects: brought, account: Some(error.to_string()) }),
@@ -64,16 +74,23 @@ pub async fn unjoin(hub: &kube::Client, name: &str, net: Arc<dyn Net>, patience:
             left.objects.push(object.clone());
         }
     }
-    let roles = Resource::named("rbac.authorization.k8s.io/v1", "ClusterRole")?;
+    left.account = dismiss(&client, name).await;
+    Ok(left)
+}
+
+/// Ends the hub's account in a member. Why it is still there, if it is.
+pub(crate) async fn dismiss(member: &kube::Client, name: &str) -> Option<String> {
+    let roles = match Resource::named("rbac.authorization.k8s.io/v1", "ClusterRole") {
+        Ok(roles) => roles,
+        Err(error) => return Some(because(&error)),
+    };
     // All that joining made is this role's.
     let role = role(name);
-    let deleted = objects::delete(&client, &roles, None, &role, None);
-    left.account = match tokio::time::timeout(Duration::from_secs(10), deleted).await {
+    match tokio::time::timeout(Duration::from_secs(10), objects::delete(member, &roles, None, &role, None)).await {
         Ok(Ok(_)) => None,
         Ok(Err(error)) => Some(because(&error)),
         Err(_) => Some("it does not answer".to_owned()),
-    };
-    Ok(left)
+    }
 }
 
 /// What the Works of a member bring there, as `Kind namespace/name` with its `apiVersion` before it.

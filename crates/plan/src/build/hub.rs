@@ -133,7 +133,18 @@ fn another_way() -> String {
 /// What must hold before anything is written anywhere.
 pub(super) fn check(scene: &Scene<'_>, sketch: &mut Sketch) {
     let hub = match &scene.observed.hub {
-        None => return,
+        None => {
+            if scene.mesh.uses_tunnel() {
+                let through = scene.mesh.clusters.iter().filter(|read| read.api == Some(Api::Tunnel));
+                let names: Vec<_> = through.map(|read| read.name.as_str()).collect();
+                let text = format!(
+                    "nobody asked the hub, so that what the others need to read {} through it is not among this",
+                    names.join(", ")
+                );
+                sketch.note(None, text);
+            }
+            return;
+        }
         Some(Sight::Unreachable { why, .. }) => {
             sketch.note(Some(HUB), format!("not reachable, so nothing is planned for it: {why}"));
             return;
