@@ -44,6 +44,12 @@ const FINDINGS: &[(&str, &str, &str)] = &[
         "Look at the addresses that the plan prints: is the kubeconfig right, and are the clusters running?",
     ),
     (
+        "no-member",
+        "A cluster is to be reached through the hub, and the hub does not have it, or has another one under its name. The mesh \
+         file asks for that with `api: {via: tunnel}`.",
+        "`stolos hub token create` at the hub prints the line that makes it a member, typed in that cluster.",
+    ),
+    (
         "no-root",
         "Clusters of this mesh are built already, but the state folder has no root to issue certificates from. A new root \
          would make two halves of a mesh that do not trust each other.",
@@ -84,12 +90,6 @@ const FINDINGS: &[(&str, &str, &str)] = &[
         "The mesh's root is being replaced from another state folder, and a cluster needs a signing certificate. One of this \
          folder's root would undo what was done there.",
         "Run from the folder that knows of it (`stolos cert rotate root --status --state DIR`).",
-    ),
-    (
-        "no-member",
-        "The mesh file says of a cluster that its API server is reached through the hub (`api: {via: tunnel}`), and the hub \
-         does not have it, or has another cluster under its name.",
-        "`stolos hub token create` at the hub prints the line that makes it a member, typed in that cluster.",
     ),
     (
         "same-cluster",

@@ -94,6 +94,7 @@ fn findings_are_explained_by_id() {
     engine-mixed    Some clusters of the mesh are lab clusters and some are not
     istio-version   The mesh file asks for an Istio that is older than 1.20
     no-cluster      None of the mesh's clusters answered, so nothing is known and nothing may be changed
+    no-member       A cluster is to be reached through the hub, and the hub does not have it, or has another one under its name
     no-root         Clusters of this mesh are built already, but the state folder has no root to issue certificates from
     other-mesh      A cluster carries objects of another mesh of Stolos'
     other-root      A cluster's signing certificate (Secret `cacerts`) comes from another root than the state folder's
