@@ -53,6 +53,8 @@ const MASTERS: &str = "system:masters";
 const ANSWER: Duration = Duration::from_secs(75);
 /// For so long an agent that was there a moment ago is waited for.
 const BLINK: Duration = Duration::from_secs(3);
+/// How long an answer may take to begin of a member whose agent is not there just now.
+const ANSWER_AFTER_BLINK: Duration = Duration::from_secs(5);
 /// Bytes copied at once in each direction of a session.
 const COPY: usize = 32 << 10;
 
@@ -230,6 +232,7 @@ impl Proxy {
         if let Some(absent) = self.absent(member, BLINK) {
             return Err(absent);
         }
+        let patience = if self.absent(member, Duration::ZERO).is_some() { Some(ANSWER_AFTER_BLINK) } else { patience };
         // A connection that was kept may have died since: what only reads and has no body is asked again, once.
         let again = matches!(head.method, Method::GET | Method::HEAD) && http_body::Body::is_end_stream(&body);
         let second = again.then(|| {
@@ -271,10 +274,10 @@ impl Proxy {
                     ),
                 )
             }),
-            Err(_) => Err(Status {
+            Err(_) => Err(self.absent(member, Duration::ZERO).unwrap_or_else(|| Status {
                 details: Some(about(member)),
-                ..Status::timeout(format!("cluster {member:?} has not answered in {} s", ANSWER.as_secs()), 1)
-            }),
+                ..Status::timeout(format!("cluster {member:?} has not answered in time"), 1)
+            })),
         }
     }
 
