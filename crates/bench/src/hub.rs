@@ -326,7 +326,10 @@ impl Seen {
 
     /// When the last of so many was seen.
     async fn all(&self, count: usize, patience: tokio::time::Instant) -> Result<Instant> {
-        let found = || (self.lock().len() >= count).then(|| self.lock().values().max().copied()).flatten();
+        let found = || {
+            let seen = self.lock();
+            (seen.len() >= count).then(|| seen.values().max().copied()).flatten()
+        };
         self.until(found, patience)
             .await
             .with_context(|| format!("{} of {count} after {PATIENCE:?}", self.lock().len()))
