@@ -9,6 +9,7 @@ use kube::api::{
 };
 use kube::core::{ApiResource, GroupVersionKind, WatchEvent};
 use serde_json::Value;
+use stolos_k8s::meta;
 
 use crate::Error;
 
@@ -261,6 +262,28 @@ pub async fn delete(
     let params = DeleteParams {
         propagation_policy: Some(PropagationPolicy::Background),
         preconditions: uid.map(|uid| Preconditions { uid: Some(uid.to_owned()), resource_version: None }),
+        ..DeleteParams::default()
+    };
+    match bounded(what, resource.api(client, namespace).delete(name, &params)).await {
+        Ok(_) => Ok(true),
+        Err(error) if error.is_not_found() => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Deletes an object if it is still as it was read (`preconditions.resourceVersion`); whether it was there.
+///
+/// # Errors
+///
+/// When the API server says no, which it does where somebody has changed the object, or does not answer.
+pub async fn delete_unchanged(client: &kube::Client, resource: &Resource, object: &Value) -> Result<bool, Error> {
+    let (namespace, name) =
+        (Some(meta::namespace(object)).filter(|namespace| !namespace.is_empty()), meta::name(object));
+    let what = || format!("delete {}", describe(resource, namespace, name));
+    let (uid, version) = (meta::uid(object).to_owned(), meta::resource_version(object).to_owned());
+    let params = DeleteParams {
+        propagation_policy: Some(PropagationPolicy::Background),
+        preconditions: Some(Preconditions { uid: Some(uid), resource_version: Some(version) }),
         ..DeleteParams::default()
     };
     match bounded(what, resource.api(client, namespace).delete(name, &params)).await {

@@ -21,7 +21,7 @@ pub use prune::manifest;
 pub use replicas::{Replicas, completions, replicas, revise};
 pub use retain::{merge, retain};
 pub use script::{ScriptError, check};
-pub use status::{health, reflect};
+pub use status::{Ready, health, ready, reflect};
 
 /// The native kinds that are not like all others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

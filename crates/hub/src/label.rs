@@ -62,6 +62,12 @@ pub const APPLIED_OVERRIDES: &str = "policy.karmada.io/applied-overrides";
 /// Annotation on a binding: what the workload needs, as JSON.
 pub const DEPENDENCIES: &str = "resourcebinding.karmada.io/dependencies";
 
+/// Annotation on a template or a policy: how many replicas stay ready whatever moves, as `2` or `50%`. Stolos' own.
+pub const MIN_AVAILABLE: &str = "stolos.dev/min-available";
+
+/// Annotation on a Work: the fewest replicas that it has asked for since its member last said something. Stolos' own.
+pub const LEAST_ASKED: &str = "stolos.dev/least-asked";
+
 /// Finalizer on Cluster.
 pub const CLUSTER_FINALIZER: &str = "karmada.io/cluster-controller";
 /// Finalizer on Work.

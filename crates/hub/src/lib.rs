@@ -5,7 +5,7 @@
 //! sockets: [`choose`] finds the policy of a template, [`place`] the clusters of a binding by filters and spread
 //! constraints, [`divide`] the replicas of each, [`estimate`] how many fit. [`interpret`] knows the native kinds,
 //! [`overrides`] changes a manifest for one cluster, and [`admit`] says what is filled in and refused when a policy is
-//! written. [`why`](mod@why) tells what was decided and why, [`simulate`] what the loss of a cluster would do.
+//! written. [`evict`] knows what happens when a cluster is lost and what never happens. [`why`](mod@why) tells what was decided and why, [`simulate`] what the loss of a cluster would do.
 //!
 //! [`start`] does: it keeps mirrors of what there is, in the hub and in every member, and one queue for each
 //! question (which policy, which clusters, which Works, what in the member, what came of it). Every answer looks at
@@ -20,6 +20,7 @@ pub mod divide;
 pub mod estimate;
 mod event;
 pub mod everywhere;
+pub mod evict;
 pub mod gate;
 mod install;
 pub mod interpret;

@@ -25,6 +25,9 @@ pub struct Why {
     pub policy: Option<Followed>,
     /// How its place was decided.
     pub decision: Option<Decision>,
+    /// What is on its way there, and what it waits for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub under_way: Vec<String>,
     /// What would change it.
     pub changes: Vec<String>,
 }
@@ -67,6 +70,7 @@ pub fn why(template: &ObjectReference, choice: Option<&Choice<'_>>, decision: Op
         },
         policy,
         decision: decision.cloned(),
+        under_way: Vec::new(),
         changes,
     }
 }
@@ -90,11 +94,22 @@ pub fn explain(
     });
     let resource = reference(template);
     let mut why = why(&resource, choice.as_ref(), decision.as_ref());
+    why.under_way = binding.map(under_way).unwrap_or_default();
     for by in binding.iter().flat_map(|binding| &binding.spec.required_by) {
         let clusters: Vec<&str> = by.clusters.iter().map(|cluster| cluster.name.as_str()).collect();
         why.changes.push(format!("where {} goes, which needs it: {}", by.name, clusters.join(", ")));
     }
     why
+}
+
+/// Which copies are leaving, and what is waited for before one becomes smaller, as the hub said it last.
+fn under_way(binding: &Binding) -> Vec<String> {
+    let leaving = binding.spec.graceful_eviction_tasks.iter().map(|task| {
+        let since = task.creation_timestamp.map(|since| format!(" since {since}")).unwrap_or_default();
+        format!("{} is being left{since}: {}", task.from_cluster, task.message)
+    });
+    let waits = binding.status.conditions.iter().filter(|it| it.type_ == "Settled" && it.status == "False");
+    leaving.chain(waits.flat_map(|it| it.message.split("; ").map(str::to_owned))).collect()
 }
 
 fn reference(template: &Value) -> ObjectReference {
@@ -228,7 +243,7 @@ impl fmt::Display for Strategy {
 
 impl fmt::Display for Why {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Why { template, policy, decision, changes } = self;
+        let Why { template, policy, decision, under_way, changes } = self;
         write!(f, "{template}")?;
         if let Some(decision) = decision {
             match decision.strategy {
@@ -260,6 +275,12 @@ impl fmt::Display for Why {
             if !matches!(decision.outcome, Outcome::Placed { .. }) {
                 let (reason, message) = (decision.outcome.reason(), decision.outcome.message());
                 writeln!(f, "\n{reason}: {message}\n  nothing new is placed, and what runs stays where it is")?;
+            }
+        }
+        if !under_way.is_empty() {
+            writeln!(f, "\nunder way:")?;
+            for what in under_way {
+                writeln!(f, "  {what}")?;
             }
         }
         if !changes.is_empty() {

@@ -31,11 +31,16 @@ pub(crate) struct Hub {
 
 impl Hub {
     pub(crate) async fn start() -> Option<Self> {
+        Self::start_with(&[]).await
+    }
+
+    /// The same with a hub that is told more.
+    pub(crate) async fn start_with(flags: &[&str]) -> Option<Self> {
         let kubectl = programs::program("STOLOS_KUBECTL")?;
         let mut world = World::new();
         let paths: Vec<_> = FILES.iter().map(|(name, text)| world.write(name, text)).collect();
         world.up(&paths[0]).await;
-        let process = up(&world).await;
+        let process = up_with(&world, flags).await;
         Some(Self { world, kubectl, process })
     }
 
@@ -118,7 +123,12 @@ impl Hub {
 
 /// Starts a hub, which ends with its handle.
 pub(crate) async fn up(world: &World) -> Child {
+    up_with(world, &[]).await
+}
+
+async fn up_with(world: &World, flags: &[&str]) -> Child {
     let mut command = world.stolos(["hub", "up", "--data", "hub"]);
+    command.args(flags);
     let mut process = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
     let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
     let said = tokio::time::timeout(PATIENCE, lines.next_line()).await.expect("it is not up").unwrap();

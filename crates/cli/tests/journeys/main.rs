@@ -29,6 +29,7 @@ mod helm;
 mod hub;
 mod hub_admission;
 mod hub_interpret;
+mod hub_loss;
 mod hub_proxy;
 mod hub_scene;
 mod ingress;

@@ -1,13 +1,17 @@
 //! Bindings become Works: one for each cluster of the schedule, and none for any other.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use stolos_cluster::objects;
 use stolos_k8s::meta;
 
 use super::Hub;
+use super::clusters::{condition, set_condition};
+use super::copies::{Moving, Part};
 use super::template::{TemplateKey, mark};
+use crate::evict::guard::{self, Action, Step, Wait};
 use crate::mirror::{Key, Mirror};
 use crate::queue::{Again, Trouble};
 use crate::{interpret, label, name};
@@ -16,6 +20,10 @@ use crate::{interpret, label, name};
 const FROM: &str = "binding-controller";
 /// Who says it of what has no namespace.
 const FROM_CLUSTER: &str = "cluster-resource-binding-controller";
+/// The condition that says whether something is waited for before a copy becomes smaller. Karmada has none such.
+pub(super) const SETTLED: &str = "Settled";
+/// How often what is waited for is looked after, besides every time that something is said of it.
+const LOOKED_AFTER: Duration = Duration::from_secs(5);
 
 /// Looks at one binding.
 pub(super) async fn look(hub: Arc<Hub>, key: Key) -> Result<Again, Trouble> {
@@ -38,21 +46,27 @@ pub(super) async fn look(hub: Arc<Hub>, key: Key) -> Result<Again, Trouble> {
         "" => (FROM_CLUSTER, format!("ClusterResourceBinding({})", key.1)),
         namespace => (FROM, format!("ResourceBinding({namespace}/{})", key.1)),
     };
-    match works(&hub, &binding, &object, &work_name).await {
-        Ok(false) => {}
-        Ok(true) => {
+    let Done { waits, leaving, .. } = match works(&hub, &binding, &object, &work_name).await {
+        Ok(done) if !done.changed => done,
+        Ok(done) => {
             let text = format!("Sync work of {of} successful.");
             hub.events.normal(&binding, from, "SyncWorkSucceed", text.as_str());
             hub.events.normal(&object, from, "SyncWorkSucceed", text);
+            done
         }
         Err(error) => {
             hub.events.warning(&binding, from, "SyncWorkFailed", error.to_string());
             hub.events.warning(&object, from, "SyncWorkFailed", error.to_string());
             return Err(error);
         }
+    };
+    hub.queues.aggregate.add(key.clone());
+    let waiting = leaving || !waits.is_empty();
+    hub.wait_for(&key, waiting);
+    if let Some((mirror, now)) = hub.binding(&key) {
+        settle(&hub, &mirror, &now, &waits).await?;
     }
-    hub.queues.aggregate.add(key);
-    Ok(None)
+    Ok(waiting.then_some(LOOKED_AFTER))
 }
 
 fn was_scheduled(binding: &Value) -> bool {
@@ -78,46 +92,75 @@ pub(super) fn targets(binding: &Value) -> Vec<(String, i64)> {
     all
 }
 
-/// Writes the Works of a binding and takes away those that are too many; whether there was anything to do.
-async fn works(hub: &Hub, binding: &Value, template: &Value, work_name: &str) -> Result<bool, Trouble> {
-    let targets = targets(binding);
-    let mut changed = false;
-    // Where a copy is on its way out it goes only when its task says so (karmada.md 11).
-    let leaving = |cluster: &str| {
-        let mut tasks = binding["spec"]["gracefulEvictionTasks"].as_array().into_iter().flatten();
-        tasks.any(|task| {
-            task["fromCluster"] == cluster && task["purgeMode"] != "Directly" && task["purgeMode"] != "Immediately"
-        })
-    };
-    let own = binding["spec"]["clusters"].as_array().into_iter().flatten();
-    let scheduled: Vec<&str> = own.filter_map(|target| target["name"].as_str()).collect();
-    let completions = interpret::completions(template, &scheduled);
-    for (cluster, replicas) in &targets {
-        let Some(of) = hub.own.clusters.get("", cluster).filter(|of| meta::deletion_timestamp(of).is_none()) else {
-            continue;
-        };
-        let mut manifest = interpret::manifest(template);
-        if scheduled.contains(&cluster.as_str()) {
-            hub.interpret(template, |known| known.revise(&mut manifest, *replicas)).await?;
-        }
-        if let Some(share) = completions.iter().flatten().zip(&scheduled).find(|(_, of)| *of == cluster) {
-            manifest["spec"]["completions"] = (*share.0).into();
-        }
-        let overridden = hub.overridden(&mut manifest, &of)?;
-        changed |= work(hub, binding, template, (cluster, work_name), manifest, overridden).await?;
+/// Writes the Works of a binding and takes away those that are too many, as far as [`guard`] lets it now; whether there was
+/// anything to do, and what is waited for.
+async fn works(hub: &Hub, binding: &Value, template: &Value, work_name: &str) -> Result<Done, Trouble> {
+    let Moving { copies, floor, mut parts, trouble } = hub.moving(binding, template).await?;
+    if let Some(trouble) = trouble {
+        hub.events.warning(template, FROM, "ReadMinAvailableFailed", trouble);
     }
-    for cluster in hub.own.clusters.list() {
-        let cluster = meta::name(&cluster);
-        if targets.iter().any(|(target, _)| target == cluster) || leaving(cluster) {
-            continue;
+    let (mut changed, mut waits) = (false, Vec::new());
+    for Step { cluster, action, wait } in guard::plan(&copies, &floor) {
+        waits.extend(wait);
+        match action {
+            Action::Leave => {}
+            Action::Remove => changed |= remove(hub, binding, &cluster, work_name).await?,
+            Action::Put(replicas) => {
+                let part = match parts.iter().position(|part| part.cluster == cluster) {
+                    Some(at) => parts.swap_remove(at),
+                    // It is to leave, and has become smaller.
+                    None => {
+                        let Some(of) = hub.own.clusters.get("", &cluster) else { continue };
+                        let mut manifest = interpret::manifest(template);
+                        let overridden = hub.overridden(&mut manifest, &of)?;
+                        Part { cluster, manifest, overridden }
+                    }
+                };
+                let Part { cluster, mut manifest, overridden } = part;
+                if guard::asked(&manifest) != replicas {
+                    interpret::revise(&mut manifest, replicas);
+                }
+                changed |= work(hub, binding, template, (&cluster, work_name), manifest, overridden).await?;
+            }
         }
-        changed |= remove(hub, binding, cluster, work_name).await?;
     }
-    Ok(changed)
+    Ok(Done { changed, waits, leaving: copies.iter().any(|copy| copy.leaving) })
+}
+
+/// What was done about a binding's Works.
+struct Done {
+    changed: bool,
+    /// What is waited for before a copy becomes smaller.
+    waits: Vec<Wait>,
+    /// Whether a copy is to leave when its time has come.
+    leaving: bool,
+}
+
+/// Says at a binding what it waits for, as condition `Settled`; one that never waited has none.
+async fn settle(hub: &Hub, mirror: &Mirror, binding: &Value, waits: &[Wait]) -> Result<(), Trouble> {
+    let mut status = binding["status"].clone();
+    if status.is_null() {
+        status = json!({});
+    }
+    let known = condition(&status, SETTLED).cloned();
+    match waits.first() {
+        None if known.is_none() => return Ok(()),
+        None => set_condition(&mut status, SETTLED, "True", "Settled", "every copy is as it was decided"),
+        Some(first) => {
+            let all: Vec<String> = waits.iter().map(Wait::to_string).collect();
+            set_condition(&mut status, SETTLED, "False", first.reason(), &all.join("; "));
+        }
+    }
+    if hub.put_status(mirror, binding, &status).await? && known.is_none_or(|known| known["status"] == "True") {
+        for wait in waits {
+            hub.events.normal(binding, FROM, "WaitForReplacement", wait.to_string());
+        }
+    }
+    Ok(())
 }
 
 /// The label that links a binding with its Works, and its annotations.
-fn links(binding: &Value) -> (&'static str, Vec<(&'static str, &str)>) {
+pub(super) fn links(binding: &Value) -> (&'static str, Vec<(&'static str, &str)>) {
     match meta::namespace(binding) {
         "" => (label::CLUSTER_BINDING_ID, vec![(label::CLUSTER_BINDING_NAME, meta::name(binding))]),
         namespace => {
@@ -188,6 +231,14 @@ async fn work(
     }
     for (key, value) in overridden {
         meta::set_annotation(&mut wanted, key, &value);
+    }
+    let asked = guard::asked(&manifest);
+    if before.as_ref().is_none_or(|it| guard::asked(&it["spec"]["workload"]["manifests"][0]) != asked) {
+        meta::set_annotation(
+            &mut wanted,
+            label::LEAST_ASKED,
+            &guard::least_asked(before.as_deref(), asked).to_string(),
+        );
     }
     let mut spec = json!({"workload": {"manifests": [manifest]}});
     if suspended {

@@ -9,16 +9,17 @@ use stolos_k8s::meta;
 
 use super::Hub;
 use super::members::Member;
+use crate::evict::health::{self, Seen};
+use crate::evict::taint;
 use crate::member::{self, CREDENTIALS};
+use crate::model::{self, Cluster};
 use crate::queue::{Again, Trouble};
 use crate::{MANAGER, label, name};
 
-/// How often a member is asked how it is (Karmada's `--cluster-status-update-frequency`).
-const ASKED: Duration = Duration::from_secs(10);
-/// How long a change of `Ready` must hold until it is believed (Karmada's failure and success thresholds).
-const HOLDS: Duration = Duration::from_secs(30);
 /// How often the end of a member is looked after.
 const ENDING: Duration = Duration::from_secs(1);
+/// Karmada's words of a member whose agent is silent.
+const NO_AGENT: &str = "Cluster status controller stopped posting cluster status.";
 
 /// Looks at one member.
 pub(super) async fn look(hub: Arc<Hub>, name: String) -> Result<Again, Trouble> {
@@ -51,8 +52,9 @@ pub(super) async fn look(hub: Arc<Hub>, name: String) -> Result<Again, Trouble> 
     // What has been written to it since is looked at with the next look.
     let now = hub.own.clusters.get("", &name).unwrap_or(cluster);
     hub.put_status(&hub.own.clusters, &now, &status).await?;
-    taint(&hub, &name).await?;
-    Ok(Some(ASKED))
+    let again = taint(&hub, &name).await?;
+    let asked = hub.patience.status_update_frequency;
+    Ok(Some(again.map_or(asked, |again| again.min(asked))))
 }
 
 /// The namespace that its Works are in.
@@ -79,11 +81,16 @@ async fn observed(hub: &Arc<Hub>, name: &str, cluster: &Value, member: &Member) 
     if status.is_null() {
         status = json!({});
     }
-    let ready = if seen.health.ready { "True" } else { "False" };
-    let before = condition(&status, "Ready").map(|c| c["status"].clone());
-    let known = before.is_some();
-    if hub.holds(name, ready, before.as_ref().and_then(Value::as_str)) || !known {
-        set_condition(&mut status, "Ready", ready, seen.health.reason, seen.health.message);
+    // Of a member that dials out nothing is known when its agent is silent (karmada.md 20).
+    let is_pulled = cluster["spec"]["syncMode"] == "Pull";
+    let (saw, reason, message) = match seen.health.ready {
+        true => (Seen::Ready, seen.health.reason, seen.health.message),
+        false if is_pulled && !seen.health.reached() => (Seen::Silent, "ClusterStatusUnknown", NO_AGENT),
+        false => (Seen::NotReady, seen.health.reason, seen.health.message),
+    };
+    let before = condition(&status, "Ready").and_then(|ready| ready["status"].as_str()).map(str::to_owned);
+    if hub.believes(name, saw, before.as_deref()) {
+        set_condition(&mut status, "Ready", saw.status(), reason, message);
     }
     if !seen.health.ready {
         return status;
@@ -145,33 +152,23 @@ pub(super) fn set_condition(status: &mut Value, kind: &str, value: &str, reason:
     }
 }
 
-/// Keeps new workloads away from a member that is not ready (Karmada's cluster controller).
-async fn taint(hub: &Hub, name: &str) -> Result<(), Trouble> {
-    let Some(cluster) = hub.own.clusters.get("", name) else { return Ok(()) };
-    let ready = condition(&cluster["status"], "Ready").map(|c| c["status"].as_str().unwrap_or_default());
-    let wanted = match ready {
-        Some("True") => None,
-        Some("Unknown") => Some(label::UNREACHABLE),
-        _ => Some(label::NOT_READY),
-    };
-    let before: Vec<Value> = cluster["spec"]["taints"].as_array().cloned().unwrap_or_default();
-    let ours = |taint: &Value| {
-        taint["effect"] == "NoSchedule" && [label::UNREACHABLE, label::NOT_READY].iter().any(|key| taint["key"] == *key)
-    };
-    let mut after: Vec<Value> =
-        before.iter().filter(|taint| !ours(taint) || wanted.is_some_and(|key| taint["key"] == key)).cloned().collect();
-    if let Some(key) = wanted
-        && !after.iter().any(ours)
-    {
-        after.push(json!({"key": key, "effect": "NoSchedule", "timeAdded": super::now()}));
+/// Keeps new workloads away from a member that is not ready, and after some time sends away what is there (Karmada's cluster
+/// controller); when to look again.
+async fn taint(hub: &Hub, name: &str) -> Result<Again, Trouble> {
+    let Some(cluster) = hub.own.clusters.get("", name) else { return Ok(None) };
+    let (read, _) = model::read::<Cluster>(&cluster)?;
+    let ready = read.status.conditions.iter().find(|condition| condition.type_ == "Ready");
+    let (after, again) = taint::wanted(&read.spec.taints, ready, jiff::Timestamp::now(), &hub.patience);
+    if after == read.spec.taints {
+        return Ok(again);
     }
-    if after == before {
-        return Ok(());
-    }
-    let taints = if after.is_empty() { Value::Null } else { after.into() };
+    let said: Vec<String> = after.iter().map(|taint| format!("{}:{:?}", taint.key, taint.effect)).collect();
+    let taints = if after.is_empty() { Value::Null } else { serde_json::to_value(after)? };
     let patch = json!({"metadata": {"resourceVersion": meta::resource_version(&cluster)}, "spec": {"taints": taints}});
     hub.merge(&hub.own.clusters, &(String::new(), name.to_owned()), &patch, false).await?;
-    Ok(())
+    let said = if said.is_empty() { "none".to_owned() } else { said.join(", ") };
+    hub.events.normal(&cluster, "cluster-controller", "TaintClusterSucceed", format!("Its taints are: {said}."));
+    Ok(again)
 }
 
 /// A member leaves: its Works go, and with them what they brought, if it can still be reached; then its namespace, and
@@ -226,19 +223,19 @@ impl Hub {
         Ok(())
     }
 
-    /// Whether what a member says of being ready has held for long enough to be believed.
-    fn holds(&self, name: &str, ready: &str, before: Option<&str>) -> bool {
+    /// Whether what was seen of a member has held for long enough to be believed.
+    fn believes(&self, name: &str, seen: Seen, before: Option<&str>) -> bool {
         let mut doubts = self.doubts();
-        if before == Some(ready) {
+        if before == Some(seen.status()) {
             doubts.remove(name);
             return true;
         }
         let now = tokio::time::Instant::now();
-        let since = doubts.entry(name.to_owned()).or_insert(now);
-        let holds = now.duration_since(*since) >= HOLDS;
-        if holds {
+        let since = *doubts.entry(name.to_owned()).or_insert(now);
+        let believed = health::believed(before, seen, now.duration_since(since), &self.patience);
+        if believed {
             doubts.remove(name);
         }
-        holds
+        believed
     }
 }

@@ -7,6 +7,7 @@ use stolos_cluster::objects;
 use stolos_k8s::meta;
 
 use super::Hub;
+use super::bind::links;
 use super::interpret::unanswered;
 use super::template::TemplateKey;
 use crate::interpret::Dependency;
@@ -83,10 +84,14 @@ async fn attach(hub: &Hub, by: &Value, object: &Value) -> Result<Key, Trouble> {
     let namespace = meta::namespace(object);
     let key = (namespace.to_owned(), name::binding(meta::kind(object), meta::name(object)));
     let bindings = hub.bindings_of(namespace);
-    let mut entry = json!({"name": meta::name(by), "clusters": by["spec"]["clusters"]});
-    if entry["clusters"].is_null() {
-        entry["clusters"] = json!([]);
+    let mut clusters = by["spec"]["clusters"].as_array().cloned().unwrap_or_default();
+    // What is needed stays with a copy that is still there.
+    for cluster in hub.still_in(by) {
+        if !clusters.iter().any(|known| known["name"] == cluster) {
+            clusters.push(json!({"name": cluster}));
+        }
     }
+    let mut entry = json!({"name": meta::name(by), "clusters": clusters});
     if !meta::namespace(by).is_empty() {
         entry["namespace"] = meta::namespace(by).into();
     }
@@ -150,6 +155,20 @@ async fn release(hub: &Hub, by: &Value, wanted: &[Key]) -> Result<(), Trouble> {
 }
 
 impl Hub {
+    /// The members that a binding has a Work for.
+    fn still_in(&self, binding: &Value) -> Vec<String> {
+        let template = TemplateKey::of_binding(binding);
+        let work = name::work(&template.kind, &template.name, &template.namespace);
+        let (id, _) = links(binding);
+        let clusters = self.own.clusters.list();
+        let names = clusters.iter().map(|cluster| meta::name(cluster).to_owned());
+        let has = |cluster: &String| {
+            let work = self.own.works.get(&name::execution_namespace(cluster), &work);
+            work.is_some_and(|work| meta::label(&work, id) == meta::label(binding, id))
+        };
+        names.filter(has).collect()
+    }
+
     /// The templates that a dependency means: one by name, or several by labels.
     fn needed(&self, need: &Dependency) -> Vec<Arc<Value>> {
         let Some(mirror) = self.mirror_of(&need.api_version, &need.kind) else { return Vec::new() };

@@ -12,6 +12,7 @@ use super::clusters::{condition, is_ready, set_condition};
 use super::interpret::unanswered;
 use super::members::Member;
 use super::{Hub, difference};
+use crate::evict::guard::{Ending, asked, ending};
 use crate::interpret::ScriptError;
 use crate::mirror::{Changed, Key, Mirror};
 use crate::model::Health;
@@ -66,14 +67,15 @@ pub(super) async fn look(hub: Arc<Hub>, key: Key) -> Result<Again, Trouble> {
         );
     }
     let (mut failures, mut created_again, mut changed) = (Vec::new(), false, false);
-    let (mut statuses, mut unread) = (Vec::new(), Vec::new());
+    let (mut statuses, mut unread, mut waits) = (Vec::new(), Vec::new(), Vec::new());
     let was_applied = condition(&status, "Applied").is_some_and(|applied| applied["status"] == "True");
     for (ordinal, manifest) in manifests.iter().enumerate() {
-        let outcome = apply(&hub, name, &member, manifest).await;
+        let outcome = apply(&hub, name, &member, &work, manifest).await;
         let about = hub.about_template(manifest);
         let place = format!("{}/{}", meta::namespace(manifest), meta::name(manifest));
         match outcome {
-            Ok(Outcome { object, mirror, did }) => {
+            Ok(Outcome { object, mirror, did, waits: held }) => {
+                waits.extend(held);
                 if did != Did::Nothing {
                     changed = true;
                     created_again |= did == Did::Created && was_applied;
@@ -94,6 +96,12 @@ pub(super) async fn look(hub: Arc<Hub>, key: Key) -> Result<Again, Trouble> {
                 failures.push(text);
             }
         }
+    }
+    if failures.is_empty() && !waits.is_empty() {
+        // What the condition said of the manifest before is true as ever.
+        status["manifestStatuses"] = statuses.into();
+        hub.put_status(&hub.own.works, &work, &status).await?;
+        return Err(waits.join(", ").into());
     }
     if failures.is_empty() {
         let (reason, message) = match (created_again, condition(&status, "Applied")) {
@@ -117,6 +125,12 @@ pub(super) async fn look(hub: Arc<Hub>, key: Key) -> Result<Again, Trouble> {
         hub.events.warning(&work, FROM, "SyncFailed", told);
     }
     status["manifestStatuses"] = statuses.into();
+    // Of which manifest the members' words are: of an older one they say nothing.
+    if let Some(conditions) = status["conditions"].as_array_mut() {
+        for applied in conditions.iter_mut().filter(|condition| condition["type"] == "Applied") {
+            applied["observedGeneration"] = meta::generation(&work).into();
+        }
+    }
     hub.put_status(&hub.own.works, &work, &status).await?;
     failures.extend(unread);
     match failures.is_empty() {
@@ -179,13 +193,21 @@ struct Outcome {
     object: Arc<Value>,
     mirror: Arc<Mirror>,
     did: Did,
+    /// Why it still has more replicas than its manifest says.
+    waits: Option<String>,
 }
 
 /// Makes one object of a member what its manifest says.
-async fn apply(hub: &Arc<Hub>, cluster: &str, member: &Arc<Member>, manifest: &Value) -> Result<Outcome, Trouble> {
+async fn apply(
+    hub: &Arc<Hub>,
+    cluster: &str,
+    member: &Arc<Member>,
+    work: &Value,
+    manifest: &Value,
+) -> Result<Outcome, Trouble> {
     let mirror = mirror(hub, cluster, member, manifest).await?;
     let place = (meta::namespace(manifest), meta::name(manifest));
-    let outcome = |object: Arc<Value>, did| Ok(Outcome { object, mirror: Arc::clone(&mirror), did });
+    let outcome = |object: Arc<Value>, did| Ok(Outcome { object, mirror: Arc::clone(&mirror), did, waits: None });
     let known = mirror.get(place.0, place.1);
     let mut live = match known {
         Some(live) => live,
@@ -224,7 +246,15 @@ async fn apply(hub: &Arc<Hub>, cluster: &str, member: &Arc<Member>, manifest: &V
         if member.is_as_applied(&mirror.resource, manifest, &live) {
             return outcome(live, Did::Nothing);
         }
-        let wanted = hub.interpret(manifest, |known| known.merge(manifest, &live)).await?;
+        let mut wanted = hub.interpret(manifest, |known| known.merge(manifest, &live)).await?;
+        // All of it but what would take too much away.
+        let mut waits = None;
+        if asked(&wanted) < asked(&live)
+            && let Err(why) = hub.may_lower(work, cluster, &live, asked(&wanted)).await
+        {
+            waits = Some(why.to_string());
+            crate::interpret::revise(&mut wanted, asked(&live));
+        }
         let object = match objects::replace(&member.client, &mirror.resource, &wanted, MANAGER).await {
             Ok(object) => object,
             // The member's own controllers write, too.
@@ -234,14 +264,20 @@ async fn apply(hub: &Arc<Hub>, cluster: &str, member: &Arc<Member>, manifest: &V
                 live = Arc::new(stripped(now.ok_or(error)?));
                 continue;
             }
-            Err(error) => return Err(error.into()),
+            Err(error) => {
+                // It may have been written all the same, and the mirror may not know it yet: the next look writes again.
+                member.forget(&mirror.resource, manifest);
+                return Err(error.into());
+            }
         };
-        member.applied(&mirror.resource, manifest, &object);
+        if waits.is_none() {
+            member.applied(&mirror.resource, manifest, &object);
+        }
         let object = stripped(object);
         // That nothing had to be done shows only now: the API server fills in what the manifest leaves out.
         let did = if fingerprint(&object) == fingerprint(&live) { Did::Nothing } else { Did::Changed };
         mirror.wrote(object.clone());
-        return outcome(Arc::new(object), did);
+        return Ok(Outcome { object: Arc::new(object), mirror, did, waits });
     }
     Err("somebody else in the member keeps writing it".into())
 }
@@ -332,16 +368,15 @@ async fn end(hub: &Arc<Hub>, name: &str, cluster: Option<&Value>, work: &Value) 
     }
     let leaving = cluster.is_none_or(|cluster| meta::deletion_timestamp(cluster).is_some());
     let member = hub.member(name).filter(|_| cluster.is_some_and(is_ready));
-    match member {
-        Some(member) => {
+    match (ending(leaving, hub.is_wanted(work, name), member.is_some()), member) {
+        (Ending::TakeBack, Some(member)) => {
             for manifest in work["spec"]["workload"]["manifests"].as_array().into_iter().flatten() {
                 let kept = work["spec"]["preserveResourcesOnDeletion"] == true;
                 take_back(hub, name, &member, work, manifest, kept).await?;
             }
         }
-        // A dead member's objects are left alone when it leaves the hub; otherwise they are waited for.
-        None if leaving => {}
-        None => return Err(format!("{name} is not ready: what it has of this Work cannot be taken back yet").into()),
+        (Ending::LetGo, _) => {}
+        _ => return Err(format!("{name} is not ready: what it has of this Work cannot be taken back yet").into()),
     }
     let left: Vec<_> = finalizers.into_iter().filter(|known| *known != label::WORK_FINALIZER).collect();
     let mut free = work.clone();
@@ -377,8 +412,9 @@ async fn take_back(
             .await?;
         return Ok(());
     }
-    let uid = meta::uid(&live);
-    objects::delete(&member.client, &mirror.resource, namespace, meta::name(&live), Some(uid)).await?;
+    hub.may_lower(work, name, &live, 0).await?;
+    // Nothing may have become of it since it was looked at.
+    objects::delete_unchanged(&member.client, &mirror.resource, &live).await?;
     Ok(())
 }
 

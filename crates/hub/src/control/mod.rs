@@ -4,8 +4,10 @@ mod agents;
 mod aggregate;
 mod bind;
 mod clusters;
+mod copies;
 mod depend;
 mod detect;
+mod evict;
 mod execute;
 mod index;
 mod interpret;
@@ -28,6 +30,8 @@ use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
 use crate::event::{self, Recorder};
+use crate::evict::Settings as Patience;
+use crate::evict::rate::Rate;
 use crate::interpret::Interpreters;
 use crate::member::{self, CREDENTIALS, Ways};
 use crate::mirror::{self, Key, Mirror};
@@ -57,6 +61,8 @@ pub struct Settings {
     pub door: Option<Door>,
     /// The URL at which the API server asks [`Running::review`] before it writes, if it can.
     pub admission: Option<String>,
+    /// How patient it is with its members.
+    pub patience: Patience,
 }
 
 /// Where agents come in.
@@ -116,7 +122,7 @@ impl Running {
 ///
 /// When the API server cannot be made ready. Later trouble is tried again instead.
 pub async fn start(settings: Settings, stop: &Stop) -> Result<Running, Error> {
-    let Settings { client, net, door, admission } = settings;
+    let Settings { client, net, door, admission, patience } = settings;
     crate::install::install(&client).await?;
     let tasks = TaskTracker::new();
     let (events, entries) = Recorder::new();
@@ -126,7 +132,7 @@ pub async fn start(settings: Settings, stop: &Stop) -> Result<Running, Error> {
         None => None,
     };
     let ways = Ways { net, relay };
-    let hub = Hub::new(client, ways, events, stop.clone(), tasks.clone());
+    let hub = Hub::new(client, ways, patience, events, stop.clone(), tasks.clone());
     if !hub.first_look().await {
         stop.ask();
         return Err(Error::NotServed(FIRST_LOOK));
@@ -221,6 +227,13 @@ pub(crate) struct Hub {
     unmatched: Mutex<HashSet<String>>,
     /// Members whose namespace of Works is there.
     prepared: Mutex<HashSet<String>>,
+    /// Bindings of which a copy waits to become smaller: what their Works say lets it.
+    moving: Arc<Mutex<HashSet<Key>>>,
+    /// How patient it is.
+    patience: Patience,
+    /// How many workloads leave their clusters at once, by the time since `began`.
+    evictions: Mutex<Rate>,
+    began: Instant,
     /// Since when members say something else than their `Ready` condition.
     doubts: Mutex<HashMap<String, Instant>>,
     events: Recorder,
@@ -253,6 +266,8 @@ struct Queues {
     templates: Arc<Queue<TemplateKey>>,
     /// Bindings: which clusters they go to.
     schedule: Arc<Queue<Key>>,
+    /// Bindings: what leaves its cluster.
+    evict: Arc<Queue<Key>>,
     /// Bindings: which Works they have.
     bind: Arc<Queue<Key>>,
     /// Works: what is in the member.
@@ -273,6 +288,7 @@ impl Queues {
             policies: Queue::new("policies"),
             templates: Queue::new("templates"),
             schedule: Queue::new("schedule"),
+            evict: Queue::new("evict"),
             bind: Queue::new("bind"),
             works: Queue::new("works"),
             depend: Queue::new("depend"),
@@ -295,8 +311,12 @@ impl Queues {
         let marks = before.is_some_and(|b| books.iter().all(|book| b["metadata"][book] == now["metadata"][book]));
         if !(same("spec") && marks) {
             self.schedule.add(key.clone());
+            self.evict.add(key.clone());
             self.bind.add(key.clone());
             self.depend.add(key.clone());
+        }
+        if !same("status") && !evict::leaving(now).is_empty() {
+            self.evict.add(key.clone());
         }
         if !same("spec") {
             self.aggregate.add(key);
@@ -309,7 +329,10 @@ impl Queues {
         let Some(now) = now else {
             // Whoever wrote it looks whether it is to be there.
             match of {
-                Some(binding) => self.bind.add(binding),
+                Some(binding) => {
+                    self.bind.add(binding.clone());
+                    self.depend.add(binding);
+                }
                 None => {
                     for manifest in work["spec"]["workload"]["manifests"].as_array().into_iter().flatten() {
                         self.namespaces.add(meta::name(manifest).to_owned());
@@ -332,8 +355,16 @@ impl Queues {
 }
 
 impl Hub {
-    fn new(client: kube::Client, ways: Ways, events: Recorder, stop: Stop, tasks: TaskTracker) -> Arc<Self> {
+    fn new(
+        client: kube::Client,
+        ways: Ways,
+        patience: Patience,
+        events: Recorder,
+        stop: Stop,
+        tasks: TaskTracker,
+    ) -> Arc<Self> {
         let queues = Arc::new(Queues::new());
+        let moving: Arc<Mutex<HashSet<Key>>> = Arc::default();
         let of = |api_version: &str, kind: &str, plural: &str, namespaced| Resource {
             api_version: api_version.to_owned(),
             kind: kind.to_owned(),
@@ -378,7 +409,16 @@ impl Hub {
                 Mirror::new(of(WORK, kind, plural, namespaced), None, None, changed)
             };
             let poke = Arc::clone(&queues);
-            let works = Mirror::new(member::works(), None, None, move |before, now| poke.add_work(before, now));
+            let waiting = Arc::clone(&moving);
+            let works = Mirror::new(member::works(), None, None, move |before, now| {
+                poke.add_work(before, now);
+                // What it says may be what another copy waits for.
+                if let Some(binding) = now.and_then(|work| bind::binding_of(work))
+                    && waiting.lock().unwrap_or_else(PoisonError::into_inner).contains(&binding)
+                {
+                    poke.bind.add(binding);
+                }
+            });
             let of_hub = hub.clone();
             let customizations = of(
                 "config.karmada.io/v1alpha1",
@@ -420,6 +460,10 @@ impl Hub {
                 touched: Arc::default(),
                 unmatched: Mutex::default(),
                 prepared: Mutex::default(),
+                moving,
+                evictions: Mutex::new(Rate::new(patience.eviction_rate)),
+                patience,
+                began: Instant::now(),
                 doubts: Mutex::default(),
                 events,
                 stop,
@@ -451,6 +495,7 @@ impl Hub {
         self.answer(&queues.policies, AT_ONCE, policies::look);
         self.answer(&queues.templates, AT_ONCE, detect::look);
         self.answer(&queues.schedule, AT_ONCE, schedule::look);
+        self.answer(&queues.evict, AT_ONCE, evict::look);
         self.answer(&queues.bind, AT_ONCE, bind::look);
         self.answer(&queues.depend, AT_ONCE, depend::look);
         self.answer(&queues.works, WORKS_AT_ONCE, execute::look);
@@ -494,7 +539,17 @@ impl Hub {
                 self.queues.schedule.add(mirror::key(&binding));
             }
         }
+        self.look_at_evictions();
         self.retry_works(meta::name(cluster));
+    }
+
+    /// Whether a copy of a binding waits to become smaller.
+    fn wait_for(&self, binding: &Key, waits: bool) {
+        let mut moving = self.moving.lock().unwrap_or_else(PoisonError::into_inner);
+        match waits {
+            true => moving.insert(binding.clone()),
+            false => moving.remove(binding),
+        };
     }
 
     /// A member has become ready, is reached in another way, or leaves: all its Works are looked at.

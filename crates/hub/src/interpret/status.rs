@@ -68,6 +68,33 @@ pub(super) fn generations(kind: Option<Native>) -> bool {
     matches!(kind, Some(Native::Deployment | Native::StatefulSet | Native::ReplicaSet | Native::DaemonSet))
 }
 
+/// How many replicas of a copy are ready, by its status as the hub keeps it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ready {
+    /// So many.
+    Count(i64),
+    /// The status is not about the copy as it is now, or there is none yet.
+    Stale,
+    /// The kind does not count them: all, if it is well.
+    ByHealth,
+}
+
+/// How many replicas of a copy are ready: those that have been so for as long as its `minReadySeconds` wants. `status` is what
+/// [`reflect`] kept of it.
+#[must_use]
+pub fn ready(object: &Value, status: &Value) -> Ready {
+    if !matches!(native(object), Some(Native::Deployment | Native::StatefulSet | Native::ReplicaSet)) {
+        return Ready::ByHealth;
+    }
+    let count = |field: &str| status[field].as_i64();
+    match count("observedGeneration") {
+        Some(observed) if Some(observed) == count("generation") => {
+            Ready::Count(count("availableReplicas").unwrap_or(0))
+        }
+        _ => Ready::Stale,
+    }
+}
+
 /// Whether a member's object is well. Kinds that say nothing of it are.
 #[must_use]
 pub fn health(object: &Value) -> Health {

@@ -30,6 +30,13 @@ const NOT_READY: Health = Health {
 const NOT_REACHABLE: Health =
     Health { ready: false, reason: "ClusterNotReachable", message: "cluster is not reachable" };
 
+impl Health {
+    /// Whether somebody answered.
+    pub(crate) fn reached(&self) -> bool {
+        *self != NOT_REACHABLE
+    }
+}
+
 /// What was seen of a member.
 pub(crate) struct Observed {
     pub(crate) health: Health,

@@ -1,0 +1,117 @@
+//! What leaves a cluster that is lost, or that somebody tainted: the decisions are [`crate::evict::task`]'s.
+
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use serde_json::Value;
+use stolos_k8s::meta;
+
+use super::Hub;
+use super::template::TemplateKey;
+use crate::evict::task::{self, Change, News};
+use crate::mirror::{Key, Mirror};
+use crate::model::{self, Binding, Cluster};
+use crate::name;
+use crate::queue::{Again, Trouble};
+
+/// Who says it, of what is to leave.
+const FROM: &str = "taint-manager";
+/// Who says it, of what has left.
+const FROM_GRACEFUL: &str = "graceful-eviction-controller";
+
+/// Looks at one binding.
+pub(super) async fn look(hub: Arc<Hub>, key: Key) -> Result<Again, Trouble> {
+    let Some((mirror, object)) = hub.binding(&key) else { return Ok(None) };
+    if meta::deletion_timestamp(&object).is_some() {
+        return Ok(None);
+    }
+    let all = hub.own.clusters.list();
+    if leaving(&object).is_empty() && !all.iter().any(|cluster| is_tainted(cluster)) {
+        return Ok(None);
+    }
+    let (binding, _) = model::read::<Binding>(&object)?;
+    let clusters: Vec<Cluster> =
+        all.iter().filter_map(|cluster| model::read::<Cluster>(cluster).ok().map(|(cluster, _)| cluster)).collect();
+    let now = jiff::Timestamp::now();
+    let of = TemplateKey::of_binding(&object);
+    let work = name::work(&of.kind, &of.name, &of.namespace);
+    let has_work = |cluster: &str| hub.own.works.get(&name::execution_namespace(cluster), &work).is_some();
+    let mut again: Again = None;
+    if let Some(change) = task::assess(&binding, &clusters, &has_work, now, &hub.patience) {
+        if !change.news.is_empty() {
+            // What it is then is looked at anew.
+            return write(&hub, &mirror, &object, change).await;
+        }
+        again = change.again;
+    }
+    if let Some(change) = task::evict(&binding, &clusters, now, &hub.patience) {
+        if !change.news.is_empty() {
+            if let Err(wait) = hub.may_evict() {
+                return Ok(Some(wait));
+            }
+            return write(&hub, &mirror, &object, change).await;
+        }
+        again = [again, change.again].into_iter().flatten().min();
+    }
+    Ok(again)
+}
+
+/// The tasks of a binding.
+pub(super) fn leaving(binding: &Value) -> &[Value] {
+    binding["spec"]["gracefulEvictionTasks"].as_array().map_or(&[], Vec::as_slice)
+}
+
+fn is_tainted(cluster: &Value) -> bool {
+    cluster["spec"]["taints"].as_array().into_iter().flatten().any(|taint| taint["effect"] == "NoExecute")
+}
+
+async fn write(hub: &Hub, mirror: &Mirror, object: &Value, change: Change) -> Result<Again, Trouble> {
+    let Change { clusters, tasks, news, again } = change;
+    let mut after = object.clone();
+    after["spec"]["clusters"] = serde_json::to_value(clusters)?;
+    after["spec"]["gracefulEvictionTasks"] = serde_json::to_value(&tasks)?;
+    if tasks.is_empty()
+        && let Some(spec) = after["spec"].as_object_mut()
+    {
+        spec.remove("gracefulEvictionTasks");
+    }
+    hub.change(mirror, object, &after).await?;
+    let template = hub.template(&TemplateKey::of_binding(object));
+    for about in [Some(object), template.as_ref().map(|(_, template)| &**template)].into_iter().flatten() {
+        for (cluster, news) in &news {
+            let (from, text) = match news {
+                News::Evicted => (FROM, format!("Evict from cluster {cluster} succeed.")),
+                News::Replaced => (FROM_GRACEFUL, format!("What left cluster {cluster} is well elsewhere.")),
+                News::TimedOut => (
+                    FROM_GRACEFUL,
+                    format!(
+                        "The time to leave cluster {cluster} is over; its copy goes when enough are ready elsewhere."
+                    ),
+                ),
+                News::Gone => (FROM_GRACEFUL, format!("Cluster {cluster} is no longer the hub's.")),
+                News::Returned => (
+                    FROM_GRACEFUL,
+                    format!("Cluster {cluster} is back before anything took its place; its copy stays."),
+                ),
+            };
+            hub.events.normal(about, from, "EvictWorkloadFromClusterSucceed", text);
+        }
+    }
+    Ok(again)
+}
+
+impl Hub {
+    /// Lets one workload leave its cluster, or says how long it is to wait.
+    fn may_evict(&self) -> Result<(), Duration> {
+        self.evictions.lock().unwrap_or_else(PoisonError::into_inner).take(self.began.elapsed())
+    }
+
+    /// Something has changed that decides what may stay where it is.
+    pub(super) fn look_at_evictions(&self) {
+        for bindings in [&self.own.bindings, &self.own.cluster_bindings] {
+            for binding in bindings.list() {
+                self.queues.evict.add(crate::mirror::key(&binding));
+            }
+        }
+    }
+}

@@ -1,0 +1,208 @@
+//! Which copies leave a tainted cluster, and what becomes of those that are leaving (Karmada v1.18.2's taint manager and
+//! graceful eviction, `gracefulEvictionTasks` of a binding).
+//!
+//! Two things are not as Karmada has them. A task of a cluster that is not ready stays until it is ready again or has left
+//! the hub: what would be taken away while nobody looks would be taken away when the cluster is back, whatever is good by
+//! then. And a cluster that is back in time keeps its copy, if nothing has taken its place.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use super::Settings;
+use super::taint::{Tolerated, since, tolerated};
+use crate::divide::Strategy;
+use crate::label::APPLIED_PLACEMENT;
+use crate::model::{
+    Binding, Cluster, EvictionTask, Health, Placement, PurgeMode, TaintEffect, TargetCluster, Toleration,
+};
+use crate::place::strategy;
+
+/// Who wants what leaves because of a taint.
+pub const TAINT_MANAGER: &str = "TaintManager";
+/// Why it does.
+pub const TAINT_UNTOLERATED: &str = "TaintUntolerated";
+
+/// What becomes of a binding's places.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Change {
+    /// Its clusters from now on.
+    pub clusters: Vec<TargetCluster>,
+    /// Its tasks from now on.
+    pub tasks: Vec<EvictionTask>,
+    /// What has happened, cluster by cluster.
+    pub news: Vec<(String, News)>,
+    /// When to look again though nothing has changed.
+    pub again: Option<Duration>,
+}
+
+/// What has happened to a copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum News {
+    /// It is to leave.
+    Evicted,
+    /// It may go: all others are well.
+    Replaced,
+    /// It may go as soon as the floor is kept without it: its time is over.
+    TimedOut,
+    /// Its cluster is no longer the hub's.
+    Gone,
+    /// It stays: its cluster is back, and nothing has taken its place.
+    Returned,
+}
+
+fn sooner(again: &mut Option<Duration>, then: Duration) {
+    *again = Some(again.map_or(then, |known| known.min(then)));
+}
+
+/// What the policy that a binding was placed by puts up with.
+fn tolerations(binding: &Binding) -> Vec<Toleration> {
+    let applied = binding.metadata.annotations.get(APPLIED_PLACEMENT);
+    let applied = applied.and_then(|applied| serde_json::from_str::<Placement>(applied).ok());
+    let placement = applied.or_else(|| binding.spec.placement.clone());
+    placement.map(|placement| placement.cluster_tolerations).unwrap_or_default()
+}
+
+/// Which copies leave now; nothing where none does and none will.
+///
+/// With no cluster ready nothing leaves: there is nowhere to go, and it may be the hub that is cut off.
+#[must_use]
+pub fn evict(binding: &Binding, clusters: &[Cluster], now: Timestamp, settings: &Settings) -> Option<Change> {
+    let spec = &binding.spec;
+    let suspended = spec.suspension.as_ref().is_some_and(|suspension| suspension.scheduling == Some(true));
+    if !settings.evicts || spec.placement.is_none() || suspended {
+        return None;
+    }
+    let of = |name: &str| clusters.iter().find(|cluster| cluster.metadata.name == name);
+    let tainted = |cluster: &Cluster| cluster.spec.taints.iter().any(|taint| taint.effect == TaintEffect::NoExecute);
+    if !spec.clusters.iter().any(|target| of(&target.name).is_some_and(tainted)) {
+        return None;
+    }
+    if !clusters.iter().any(|cluster| cluster.status.ready()) {
+        return None;
+    }
+    let tolerations = tolerations(binding);
+    let before: Vec<String> = spec.clusters.iter().map(|target| target.name.clone()).collect();
+    let mut change = Change { tasks: spec.graceful_eviction_tasks.clone(), ..Change::default() };
+    for target in &spec.clusters {
+        let known = spec.graceful_eviction_tasks.iter().any(|task| task.from_cluster == target.name);
+        let patience = of(&target.name).map_or(Tolerated::Always, |cluster| tolerated(cluster, &tolerations, now));
+        match patience {
+            Tolerated::No if !known => {}
+            Tolerated::For(left) => {
+                sooner(&mut change.again, left);
+                change.clusters.push(target.clone());
+                continue;
+            }
+            _ => {
+                change.clusters.push(target.clone());
+                continue;
+            }
+        }
+        let of_policy = spec.failover.as_ref().and_then(|failover| failover.cluster.as_ref());
+        let mode = of_policy.and_then(|cluster| cluster.purge_mode).unwrap_or(settings.purge_mode);
+        change.tasks.push(EvictionTask {
+            from_cluster: target.name.clone(),
+            purge_mode: Some(mode),
+            replicas: (target.replicas > 0).then_some(target.replicas),
+            reason: TAINT_UNTOLERATED.to_owned(),
+            message: format!("the policy does not tolerate a taint of {}", target.name),
+            producer: TAINT_MANAGER.to_owned(),
+            grace_period_seconds: None,
+            suppress_deletion: (mode == PurgeMode::Never).then_some(true),
+            preserved_label_state: BTreeMap::new(),
+            creation_timestamp: Some(now),
+            clusters_before_failover: before.clone(),
+        });
+        change.news.push((target.name.clone(), News::Evicted));
+    }
+    Some(change).filter(|change| !change.news.is_empty() || change.again.is_some())
+}
+
+/// What becomes of the copies that are leaving; nothing where none is. `has_work` says of a cluster whether the binding's
+/// Work is still there.
+#[must_use]
+pub fn assess(
+    binding: &Binding,
+    clusters: &[Cluster],
+    has_work: &dyn Fn(&str) -> bool,
+    now: Timestamp,
+    settings: &Settings,
+) -> Option<Change> {
+    let spec = &binding.spec;
+    if spec.graceful_eviction_tasks.is_empty() {
+        return None;
+    }
+    let tolerations = tolerations(binding);
+    let settled = settled(binding);
+    let divided = !matches!(strategy(spec), Strategy::Duplicated | Strategy::Unnumbered);
+    let mut change = Change { clusters: spec.clusters.clone(), ..Change::default() };
+    for task in &spec.graceful_eviction_tasks {
+        let name = &task.from_cluster;
+        let cluster = clusters.iter().find(|cluster| cluster.metadata.name == *name);
+        let cluster = cluster.filter(|cluster| cluster.metadata.deletion_timestamp.is_none());
+        let grace = task.grace_period_seconds.and_then(|seconds| u64::try_from(seconds).ok());
+        let grace = grace.map_or(settings.graceful_eviction_timeout, Duration::from_secs);
+        let left = grace.saturating_sub(task.creation_timestamp.map_or(Duration::ZERO, |then| since(then, now)));
+        let placed: i64 = change.clusters.iter().map(|target| target.replicas).sum();
+        let missing = spec.replicas - placed;
+        let back = |cluster: &Cluster| {
+            task.producer == TAINT_MANAGER && tolerated(cluster, &tolerations, now) != Tolerated::No
+        };
+        let replicas = task.replicas.unwrap_or(0);
+        let directly = task.purge_mode == Some(PurgeMode::Directly);
+        let mut restore = |replicas: i64| {
+            if !change.clusters.iter().any(|target| target.name == *name) {
+                change.clusters.push(TargetCluster { name: name.clone(), replicas });
+                change.clusters.sort();
+            }
+            News::Returned
+        };
+        let news = match cluster {
+            None => Some(News::Gone),
+            Some(_) if task.suppress_deletion == Some(true) => None,
+            // No overlap is wanted: the task is over when the copy is gone.
+            Some(_) if directly && !has_work(name) => Some(News::Replaced),
+            Some(cluster) if !cluster.status.ready() => None,
+            Some(cluster) if back(cluster) => match divided {
+                false => Some(restore(replicas)),
+                true if missing > 0 => Some(restore(replicas.min(missing))),
+                true if directly => None,
+                true if settled => Some(News::Replaced),
+                true if left.is_zero() => Some(restore(replicas)),
+                true => {
+                    sooner(&mut change.again, left);
+                    None
+                }
+            },
+            Some(_) if directly => None,
+            Some(_) if settled => Some(News::Replaced),
+            Some(_) if left.is_zero() => Some(News::TimedOut),
+            Some(_) => {
+                sooner(&mut change.again, left);
+                None
+            }
+        };
+        match news {
+            Some(news) => change.news.push((name.clone(), news)),
+            None => change.tasks.push(task.clone()),
+        }
+    }
+    Some(change).filter(|change| !change.news.is_empty() || change.again.is_some())
+}
+
+/// Whether a binding is placed as it is now, whole, and all its copies are well.
+fn settled(binding: &Binding) -> bool {
+    let Binding { metadata, spec, status, .. } = binding;
+    let well = |target: &TargetCluster| {
+        let said = status.aggregated_status.iter().find(|item| item.cluster_name == target.name);
+        said.is_some_and(|item| item.applied && item.health == Some(Health::Healthy))
+    };
+    let divided = !matches!(strategy(spec), Strategy::Duplicated | Strategy::Unnumbered);
+    let placed: i64 = spec.clusters.iter().map(|target| target.replicas).sum();
+    status.scheduler_observed_generation == metadata.generation
+        && !spec.clusters.is_empty()
+        && (!divided || placed == spec.replicas)
+        && spec.clusters.iter().all(well)
+}
