@@ -11,6 +11,7 @@ use http::Request;
 use serde_json::{Value, json};
 use stolos_cluster::objects::{self, Event};
 use stolos_cluster::{Cluster, Error};
+use stolos_hub::member::Joining;
 use stolos_plan::{
     Account, Change, Condition, MANAGER, ObjectKey, Objects, Operator, READER_SERVICE_ACCOUNT, Release,
     SYSTEM_NAMESPACE, Step, external_address, is_pending, link_kubeconfig, peer_secret,
@@ -131,6 +132,37 @@ pub(crate) async fn make(hands: &Hands<'_>, step: &Step, hear: &Ears<'_>) -> Res
             secret["data"] = json!({read: BASE64_STANDARD.encode(text)});
             apply(hands, &cluster, &secret).await
         }
+        Change::Join { member, region, zone, labels } => {
+            let joining = Joining {
+                name: member.clone(),
+                provider: None,
+                region: region.clone(),
+                zones: zone.iter().cloned().collect(),
+                labels: labels.clone(),
+            };
+            let joined = hands.clusters.get(member)?;
+            once(hands, stolos_hub::member::join(&cluster.client, &joined, &joining)).await.map_err(|e| because(&e))?;
+            (hear.waiting)(&format!("the hub to reach {member}"));
+            let ready = stolos_hub::member::ready(&cluster.client, member, hands.patience).await;
+            ready.map_err(|error| Cause::TimedOut(because(&error)))
+        }
+        Change::Unjoin { member } => {
+            let net = std::sync::Arc::new(stolos_serve::HostNet::default());
+            let leaving = stolos_hub::member::unjoin(&cluster.client, member, net, hands.patience);
+            let left = match once(hands, leaving).await {
+                Ok(left) => left,
+                // One that is gone is as wanted.
+                Err(stolos_hub::Error::NoCluster(_)) => return Ok(()),
+                Err(error) => return Err(because(&error).into()),
+            };
+            for object in &left.objects {
+                (hear.said)(&format!("left in {member}: {object}"));
+            }
+            if let Some(why) = &left.account {
+                (hear.said)(&format!("the hub's account is still in {member}: {why}"));
+            }
+            Ok(())
+        }
         Change::Remove { objects } => {
             let mut removals = Vec::new();
             for (key, uid) in objects {
@@ -171,6 +203,15 @@ pub(crate) async fn make(hands: &Hands<'_>, step: &Step, hear: &Ears<'_>) -> Res
         }
         Change::Wait { conditions } => wait(hands, &cluster, conditions, hear.waiting).await,
     }
+}
+
+/// Several writes that are one to whoever counts them, and that are not sent again.
+async fn once<T>(hands: &Hands<'_>, writes: impl Future<Output = T>) -> T {
+    hands.writes.fetch_add(1, Ordering::Relaxed);
+    crash::pass(crash::Point::WriteBefore);
+    let done = writes.await;
+    crash::pass(crash::Point::WriteAfter);
+    done
 }
 
 /// The address of a Service of another cluster, which is there by now.

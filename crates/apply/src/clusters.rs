@@ -28,7 +28,7 @@ impl Clusters {
         }
         let clusters = Self { known: Mutex::new(known), flag: flag.map(Path::to_owned) };
         // A hub that cannot be connected stops nobody who does not need it: it counts as one that does not answer.
-        if let Some(hub) = mesh.hub.as_ref().filter(|_| mesh.uses_tunnel()) {
+        if let Some(hub) = mesh.hub.as_ref().filter(|_| mesh.needs_hub()) {
             clusters.connect_hub(&hub.context, hub.kubeconfig.as_deref()).await;
         }
         Ok(clusters)
@@ -51,7 +51,7 @@ impl Clusters {
     /// The hub of `mesh`, where clusters are reached through it; else the one that they remember, `former`.
     pub(crate) async fn hub(&self, mesh: &Mesh, former: Option<RememberedHub>) -> Option<Result<Cluster, String>> {
         match (&mesh.hub, former) {
-            (Some(hub), _) if mesh.uses_tunnel() => {
+            (Some(hub), _) if mesh.needs_hub() => {
                 self.connect_hub(&hub.context, hub.kubeconfig.as_deref()).await;
             }
             (_, Some(former)) => {

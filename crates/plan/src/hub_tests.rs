@@ -266,6 +266,61 @@ fn a_remote_behind_the_hub() {
     assert_eq!((verbs("east"), verbs("other")), (6, 3));
 }
 
+/// Who can be dialled becomes a member and leaves with the mesh; who was one before stays.
+#[test]
+fn apply_joins_what_can_be_dialled() {
+    let mut mesh = mesh(&["west"]);
+    mesh.hub.as_mut().unwrap().join = true;
+    let fresh = world(&["west"]);
+    let first = plan(&mesh, &fresh.observed).unwrap();
+    assert!(of_hub(&first).contains(&"+ hub/hub/join-east".to_owned()), "{:?}", of_hub(&first));
+    assert!(first.steps.iter().all(|step| !step.id.as_str().contains("join-west")));
+    let members = |world: &mut World| {
+        let clusters = world.state(HUB).objects.kind("Cluster");
+        clusters.map(|(key, _)| key.name.clone()).collect::<Vec<_>>()
+    };
+    let mut built = fresh.clone();
+    built.run(&first);
+    assert_eq!(members(&mut built), ["east", "west"]);
+    assert_eq!(ids(&plan(&mesh, &built.observed).unwrap()), Vec::<String>::new());
+    // Cut short between the Cluster and its credential.
+    let mut half = built.clone();
+    let key = ObjectKey::new("cluster.karmada.io/v1alpha1", "Cluster", None, "east");
+    let mut cluster = half.state(HUB).objects.remove(&key).unwrap();
+    cluster["status"] = json!({});
+    half.state(HUB).objects.put(cluster);
+    assert_eq!(ids(&plan(&mesh, &half.observed).unwrap()), ["+ hub/hub/join-east"]);
+
+    let mut unwilling = mesh.clone();
+    unwilling.hub.as_mut().unwrap().join = false;
+    let leaving = plan(&unwilling, &built.observed).unwrap();
+    assert_eq!(ids(&leaving), ["- leftovers/hub/unjoin-east"]);
+    let mut alone = mesh.clone();
+    alone.hub = None;
+    alone.clusters.iter_mut().for_each(|cluster| cluster.api = None);
+    for (after, rest) in [(&unwilling, vec!["west"]), (&alone, vec!["west"])] {
+        let mut world = built.clone();
+        world.run(&plan(after, &world.observed).unwrap());
+        assert_eq!(members(&mut world), rest);
+        assert_eq!(ids(&plan(after, &world.observed).unwrap()), Vec::<String>::new());
+    }
+    let back = teardown(&mesh, &built.observed).unwrap();
+    let place = |id: &str| back.steps.iter().position(|step| step.id.as_str() == id).unwrap_or_else(|| panic!("{id}"));
+    assert!(place("teardown/east/gone") < place("teardown/hub/unjoin-east"));
+    for cut in 0..=back.steps.len() {
+        let mut world = built.clone();
+        back.steps[..cut].iter().for_each(|step| world.carry_out(step));
+        world.run(&teardown(&mesh, &world.observed).unwrap());
+        assert_eq!((members(&mut world), left(&mut world)), (vec!["west".to_owned()], vec![]), "after {cut} steps");
+    }
+
+    // The hub has another one of that name.
+    let mut other = fresh.clone();
+    other.state(HUB).objects.put(json!({"apiVersion": "cluster.karmada.io/v1alpha1", "kind": "Cluster",
+        "metadata": {"name": "east"}, "spec": {"id": "another"}}));
+    assert!(plan(&mesh, &other.observed).unwrap_err().to_string().contains("is another cluster"));
+}
+
 /// Cut short after any step, forth and back, the next run ends in the same state.
 #[test]
 fn a_run_that_is_cut_short_is_taken_up_again() {

@@ -132,6 +132,24 @@ pub enum Change {
         /// The Secret without its data.
         secret: Value,
     },
+    /// Make a cluster a member of the hub, which then dials it.
+    #[serde(rename_all = "camelCase")]
+    Join {
+        /// The cluster, which is called so in the hub as well.
+        member: String,
+        /// Where it is.
+        region: Option<String>,
+        /// Where in the region it is.
+        zone: Option<String>,
+        /// Labels of the hub's Cluster.
+        labels: BTreeMap<String, String>,
+    },
+    /// Take a cluster out of the hub, with all that the hub brought there.
+    #[serde(rename_all = "camelCase")]
+    Unjoin {
+        /// What it is called in the hub.
+        member: String,
+    },
     /// Install a release with `helm`, or upgrade it.
     #[serde(rename_all = "camelCase")]
     Install {

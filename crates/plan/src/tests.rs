@@ -144,6 +144,19 @@ impl World {
                 secret["data"][read] = BASE64_STANDARD.encode(text).into();
                 self.apply_secret(&cluster, &secret, &uid);
             }
+            Change::Join { member, labels, .. } => {
+                let id = self.state(member).uid.clone();
+                self.state(&cluster).objects.put(
+                    json!({"apiVersion": "cluster.karmada.io/v1alpha1", "kind": "Cluster",
+                    "metadata": {"name": member, "labels": labels, "uid": uid}, "spec": {"id": id, "syncMode": "Push"},
+                    "status": {"conditions": [{"type": "Ready", "status": "True"}]}}),
+                );
+            }
+            Change::Unjoin { member } => {
+                let key = ObjectKey::new("cluster.karmada.io/v1alpha1", "Cluster", None, member);
+                let gone = self.state(&cluster).objects.remove(&key).unwrap();
+                assert!(is_owned("mymesh", &gone), "{key}");
+            }
             Change::Remove { objects } => {
                 for (key, uid) in objects {
                     let state = self.state(&cluster);

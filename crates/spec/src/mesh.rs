@@ -58,6 +58,12 @@ impl Mesh {
             .or_else(|| provider.map(|provider| format!("global.pilotCertProvider: {provider}")))
     }
 
+    /// Whether anything of the mesh is, or is to be, in a hub.
+    #[must_use]
+    pub fn needs_hub(&self) -> bool {
+        self.uses_tunnel() || self.hub.as_ref().is_some_and(|hub| hub.join)
+    }
+
     /// Whether any cluster's API server is reached through the hub.
     #[must_use]
     pub fn uses_tunnel(&self) -> bool {
@@ -107,6 +113,8 @@ pub struct Hub {
     pub kubeconfig: Option<PathBuf>,
     /// The URL under which control planes reach it, if it is not the kubeconfig's.
     pub address: Option<String>,
+    /// Whether `apply` makes the clusters members of it that can be dialled.
+    pub join: bool,
 }
 
 /// A cluster of the mesh.

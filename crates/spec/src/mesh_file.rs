@@ -312,22 +312,26 @@ const LONGEST_WITH_HUB: usize = 51;
 /// `hub`: a kubeconfig context, or a map of fields.
 fn hub(notes: &mut Notes<'_>, node: &Node, path: &str, members: &[Member], mesh: Option<&MeshName>) -> Option<Hub> {
     let folder = notes.file().path.parent().map(PathBuf::from).unwrap_or_default();
-    let (context, at, kubeconfig, address) = match node.text() {
-        Some(context) => (context.to_owned(), node.at, None, None),
+    let (context, at, kubeconfig, address, join) = match node.text() {
+        Some(context) => (context.to_owned(), node.at, None, None, false),
         None => {
-            let fields = Fields::of(notes, node, path, &["context", "kubeconfig", "address"], Unknown::Refused)?;
+            let fields =
+                Fields::of(notes, node, path, &["context", "kubeconfig", "address", "join"], Unknown::Refused)?;
             let kubeconfig = fields.text(notes, "kubeconfig").filter(|(text, _)| !text.is_empty());
             let address = fields.text(notes, "address").map(|(url, at)| {
                 check_url(notes, url, at, "a hub");
                 url.trim_end_matches('/').to_owned()
             });
+            let choices = [("true", true), ("false", false)];
+            let join = fields.text(notes, "join");
+            let join = join.and_then(|(text, at)| choice(notes, text, at, "answer to whether to join", &choices));
             let Some((context, at)) = fields.text(notes, "context").filter(|(text, _)| !text.is_empty()) else {
                 notes
                     .problem(node.at, format!("`{path}` names no context"))
                     .hint("write `hub: {context: hub}`, with the kubeconfig context of the hub's API");
                 return None;
             };
-            (context.to_owned(), at, kubeconfig.map(|(path, _)| folder.join(path)), address)
+            (context.to_owned(), at, kubeconfig.map(|(path, _)| folder.join(path)), address, join.unwrap_or(false))
         }
     };
     for member in members {
@@ -345,7 +349,7 @@ fn hub(notes: &mut Notes<'_>, node: &Node, path: &str, members: &[Member], mesh:
         let what = format!("the name of the mesh, {}, is too long for one with a hub", quoted(mesh.as_str()));
         notes.problem(at, what).expected(format!("at most {LONGEST_WITH_HUB} characters"));
     }
-    Some(Hub { context, kubeconfig, address })
+    Some(Hub { context, kubeconfig, address, join })
 }
 
 fn control_plane(notes: &mut Notes<'_>, node: &Node, path: &str, mesh: &mut Mesh) {

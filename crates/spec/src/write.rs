@@ -136,6 +136,9 @@ pub fn mesh_yaml(mesh: &Mesh) -> String {
                 let _ = writeln!(text, "    {key}: {}", scalar(value));
             }
         }
+        if hub.join {
+            text.push_str("    join: true\n");
+        }
     }
     if mesh.mtls == Mtls::Permissive {
         text.push_str("  mtls: permissive\n");

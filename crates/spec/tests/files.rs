@@ -1460,7 +1460,7 @@ fn an_address_that_is_none_says_how_to_write_one() {
 fn a_hub_leads_to_clusters_that_cannot_be_dialled() {
     let text = "apiVersion: stolos.dev/v1alpha1\nkind: Mesh\nmetadata:\n  name: my\nspec:\n  clusters:\n    - name: a\n      network: x\n      \
                 api: {via: tunnel}\n    - name: b\n      network: w\n  hub:\n    context: over-there\n    kubeconfig: hub.yaml\n    \
-                address: \"https://hub.example.com:5443\"\n";
+                address: \"https://hub.example.com:5443\"\n    join: true\n";
     let reading = understood(text);
     assert_eq!(stolos_spec::mesh_yaml(&reading.mesh), text);
     assert!(reading.mesh.uses_tunnel());

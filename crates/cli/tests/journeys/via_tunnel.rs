@@ -20,15 +20,15 @@ const RISTIOCTL: &str = include_str!("../../../spec/tests/inputs/ristioctl/mesh.
 const CLUSTERS: [&str; 2] = ["cluster1", "cluster2"];
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What ristioctl's file says, and that each API server is reached through a hub.
-fn mesh() -> String {
+/// What ristioctl's file says, and that each API server is reached through a hub; or that each cluster is to be its member.
+fn mesh(through: bool) -> String {
     let mut mesh = read(&SourceText { path: "mesh.yaml".into(), text: RISTIOCTL.into() }, None).unwrap().mesh;
     mesh.origin = Origin::Mesh;
     mesh.control_plane.version = None;
     mesh.samples.insert(Sample::Sleep);
-    mesh.hub = Some(Hub { context: "hub".into(), kubeconfig: Some("hub.yaml".into()), address: None });
+    mesh.hub = Some(Hub { context: "hub".into(), kubeconfig: Some("hub.yaml".into()), address: None, join: !through });
     for cluster in &mut mesh.clusters {
-        cluster.api = Some(Api::Tunnel);
+        cluster.api = through.then_some(Api::Tunnel);
     }
     mesh_yaml(&mesh)
 }
@@ -43,13 +43,15 @@ struct Apart {
 }
 
 impl Apart {
-    /// The lab with private API servers, and a hub that is in none of its networks.
-    async fn start() -> Option<Self> {
+    /// The lab, with private API servers where these are reached through the hub, and a hub that is in none of its networks.
+    async fn start(through: bool) -> Option<Self> {
         let kubectl = programs::program("STOLOS_KUBECTL")?;
         let mut world = World::new();
-        let file = world.write("mesh.yaml", &mesh());
+        let file = world.write("mesh.yaml", &mesh(through));
         world.up(&file).await;
-        world.good(&["lab", "fault", "private", "cluster1", "cluster2", "-f", text(&file)]).await;
+        if through {
+            world.good(&["lab", "fault", "private", "cluster1", "cluster2", "-f", text(&file)]).await;
+        }
         let flags = ["hub", "up", "--data", "hub", "--listen", "127.0.0.2:0", "--san", "127.0.0.2"];
         let mut command = world.stolos(flags);
         command.args(["--kubeconfig-out", "hub.yaml"]);
@@ -144,7 +146,7 @@ impl Apart {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ristioctls_mesh_with_api_servers_that_nobody_dials() {
-    let Some(mut apart) = Apart::start().await else { return };
+    let Some(mut apart) = Apart::start(true).await else { return };
     let file = apart.file.clone();
     let file = text(&file);
 
@@ -248,4 +250,28 @@ async fn ristioctls_mesh_with_api_servers_that_nobody_dials() {
     drop(agents.pop());
     let left = apart.world.run(&["hub", "unjoin", "cluster2", "--data", "hub"]).await.ends_with(2);
     assert!(left.out.contains("the hub's account in cluster2 is still there"), "{}", left.out);
+}
+
+/// `hub.join`: what can be dialled becomes a member with the mesh, and leaves with it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn apply_joins_what_can_be_dialled() {
+    let Some(apart) = Apart::start(false).await else { return };
+    let file = text(&apart.file);
+    let clusters = apart.world.clusters(&CLUSTERS).await;
+    let mut before = Vec::new();
+    for cluster in &clusters {
+        before.push(identities(&at_rest(&cluster.client).await));
+    }
+    let plan = apart.world.run(&["plan", "-f", file]).await.ends_with(2).out;
+    assert!(plan.contains("+ hub/hub/join-cluster1"), "{plan}");
+    apart.world.good(&["apply", "-f", file, "--yes"]).await;
+    let members = apart.kubectl(&["get", "clusters"]).await.out;
+    let ready = members.lines().filter(|line| line.split_whitespace().skip(2).take(2).eq(["Push", "True"]));
+    assert_eq!(ready.count(), 2, "{members}");
+    apart.world.good(&["plan", "-f", file]).await;
+    apart.world.good(&["teardown", "-f", file, "--yes"]).await;
+    assert_eq!(apart.kubectl(&["get", "clusters", "-o", "name"]).await.ends_with(0).out, "");
+    for (cluster, before) in clusters.iter().zip(&before) {
+        equal_lists(cluster, before).await;
+    }
 }

@@ -12,8 +12,9 @@ use serde_json::{Value, json};
 use stolos_spec::{Api, Cluster, HUB, Mesh};
 
 use super::{Scene, Sketch, id};
+use crate::graph::Work;
 use crate::object::{MEMBERSHIP, SYSTEM_NAMESPACE, is_owned, mesh_of, namespace, ours};
-use crate::{ClusterState, Condition, Member, ObjectKey, Sight};
+use crate::{Action, Change, ClusterState, Condition, Member, ObjectDiff, ObjectKey, Sight};
 
 const RBAC: &str = "rbac.authorization.k8s.io/v1";
 /// The group and version of the hub's clusters.
@@ -161,8 +162,75 @@ pub(super) fn check(scene: &Scene<'_>, sketch: &mut Sketch) {
     }
 }
 
-/// The accounts of the hub, and who may read in the clusters behind it.
+/// The accounts of the hub, and who may read in the clusters behind it; and clusters that are to be its members.
 pub(super) fn steps(scene: &Scene<'_>, sketch: &mut Sketch) {
+    join(scene, sketch);
+    accounts(scene, sketch);
+}
+
+/// Clusters that can be dialled become members, where the file says so. They bear the labels of what is ours: who was a
+/// member before stays one.
+fn join(scene: &Scene<'_>, sketch: &mut Sketch) {
+    let Some(hub) = scene.hub.filter(|_| scene.mesh.hub.as_ref().is_some_and(|hub| hub.join)) else { return };
+    for cluster in scene.mesh.clusters.iter().filter(|cluster| cluster.api != Some(Api::Tunnel)) {
+        let name = cluster.name.as_str();
+        let key = ObjectKey::new(CLUSTERS, "Cluster", None, name);
+        sketch.want(HUB, key.clone());
+        let Some(state) = scene.observed.cluster(name) else { continue };
+        let known: Vec<&Value> = hub.objects.kind("Cluster").map(|(_, object)| object).collect();
+        let id = |object: &Value| object["spec"]["id"].as_str().unwrap_or_default().to_owned();
+        // One of ours of which the hub says nothing yet was cut short: its credential may never have come.
+        let is_whole = |object: &Value| {
+            !is_owned(scene.mesh_name(), object)
+                || object["status"]["conditions"].as_array().is_some_and(|conditions| !conditions.is_empty())
+        };
+        if known.iter().any(|object| !state.uid.is_empty() && id(object) == state.uid && is_whole(object)) {
+            continue;
+        }
+        if known
+            .iter()
+            .any(|object| meta_name(object) == name && ![String::new(), state.uid.clone()].contains(&id(object)))
+        {
+            let text = "it is to be a member of the hub, and what the hub calls so is another cluster";
+            let unjoin = format!("`stolos hub unjoin {name}`");
+            sketch.problem("no-member", Some(name), text, &[&unjoin, "`hub.join: false`"]);
+            continue;
+        }
+        let labels = ours(scene.mesh_name(), json!({"metadata": {"labels": {}}}))["metadata"]["labels"].clone();
+        let change = Change::Join {
+            member: name.to_owned(),
+            region: cluster.region.clone(),
+            zone: cluster.zone.clone(),
+            labels: serde_json::from_value(labels).unwrap_or_default(),
+        };
+        let diff = vec![ObjectDiff { object: key, action: Action::Add, fields: vec![] }];
+        let because = format!("{name} is not a member of the hub yet");
+        let work = Work::Do { action: Action::Add, change, because, diff };
+        sketch.draft(id_of_join(name), Some(HUB), vec![], work);
+    }
+}
+
+fn id_of_join(member: &str) -> String {
+    id("hub", HUB, &format!("join-{member}"))
+}
+
+/// Members that the mesh made such and does not want any more leave the hub, when `after` is done.
+fn leave(sketch: &mut Sketch, part: &str, members: Vec<&Value>, after: impl Fn(&str) -> Vec<String>) -> Vec<String> {
+    let mut steps = Vec::new();
+    for member in members {
+        let name = meta_name(member);
+        let step = id(part, HUB, &format!("unjoin-{name}"));
+        let diff = vec![ObjectDiff { object: ObjectKey::of(member), action: Action::Remove, fields: vec![] }];
+        let because = format!("{name} was made a member by this mesh; what the hub brought there goes with it");
+        let change = Change::Unjoin { member: name.to_owned() };
+        let work = Work::Do { action: Action::Remove, change, because, diff };
+        sketch.draft(step.clone(), Some(HUB), after(name), work);
+        steps.push(step);
+    }
+    steps
+}
+
+fn accounts(scene: &Scene<'_>, sketch: &mut Sketch) {
     let through = || scene.mesh.clusters.iter().filter(|read| read.api == Some(Api::Tunnel));
     let Some(hub) = scene.hub.filter(|_| scene.mesh.uses_tunnel()) else {
         // What is known through a hub that does not answer stays.
@@ -288,7 +356,7 @@ fn other_hub(scene: &Scene<'_>, hub: &ClusterState) -> Option<RememberedHub> {
 pub(super) fn memory(scene: &Scene<'_>, state: &ClusterState) -> (Option<RememberedHub>, Vec<String>) {
     let before = remembered_hub(scene.mesh_name(), state);
     match (&scene.mesh.hub, scene.hub) {
-        (Some(file), Some(hub)) if scene.mesh.uses_tunnel() => {
+        (Some(file), Some(hub)) if scene.mesh.needs_hub() => {
             let kubeconfig = file.kubeconfig.as_deref().map(Path::display).map(|path| path.to_string());
             (Some(RememberedHub { context: file.context.clone(), kubeconfig, uid: hub.uid.clone() }), vec![])
         }
@@ -304,8 +372,12 @@ pub(super) fn leftovers(scene: &Scene<'_>, sketch: &mut Sketch) {
     let owned = hub.objects.iter().filter(|(_, object)| is_owned(scene.mesh_name(), object));
     let unwanted = owned.filter(|(key, _)| !sketch.wanted.contains(&(HUB.to_owned(), (*key).clone())));
     let mut pairs: BTreeMap<(String, String), Vec<&Value>> = BTreeMap::new();
-    let mut rest = Vec::new();
+    let (mut rest, mut members) = (Vec::new(), Vec::new());
     for (key, object) in unwanted {
+        if key.kind == "Cluster" {
+            members.push(object);
+            continue;
+        }
         let said = |what: &str| object["metadata"]["annotations"][what].as_str().map(str::to_owned);
         match (said(READER), said(READ)) {
             (Some(into), Some(read)) => pairs.entry((into, read)).or_default().push(object),
@@ -313,7 +385,7 @@ pub(super) fn leftovers(scene: &Scene<'_>, sketch: &mut Sketch) {
             _ => {}
         }
     }
-    let mut revoked = Vec::new();
+    let mut revoked = leave(sketch, "leftovers", members, |name| vec![id("teardown", name, "gone")]);
     let of_mesh = |name: &str| scene.mesh.clusters.iter().any(|cluster| cluster.name.as_str() == name);
     for ((into, read), objects) in pairs {
         // One that cannot be given another credential keeps this one.
@@ -351,7 +423,10 @@ pub(super) fn teardown(scene: &Scene<'_>, sketch: &mut Sketch) {
         Some(Sight::Seen(hub)) => hub,
     };
     let owned = hub.objects.iter().filter(|(_, object)| is_owned(scene.mesh_name(), object));
-    let (spaces, rest): (Vec<_>, Vec<_>) = owned.partition(|(key, _)| key.kind == "Namespace");
+    let (members, owned): (Vec<_>, Vec<_>) = owned.partition(|(key, _)| key.kind == "Cluster");
+    let members = members.into_iter().map(|(_, object)| object).collect();
+    let mut left = leave(sketch, "teardown", members, |name| vec![id("teardown", name, "gone")]);
+    let (spaces, rest): (Vec<_>, Vec<_>) = owned.into_iter().partition(|(key, _)| key.kind == "Namespace");
     let values =
         |objects: Vec<(&ObjectKey, &'_ Value)>| objects.into_iter().map(|(_, o)| o.clone()).collect::<Vec<_>>();
     let (spaces, rest) = (values(spaces), values(rest));
@@ -359,7 +434,8 @@ pub(super) fn teardown(scene: &Scene<'_>, sketch: &mut Sketch) {
     let step = id("teardown", HUB, "credentials");
     let because = "the mesh is torn down";
     sketch.remove(HUB, step.clone(), after, rest.iter().collect(), because.to_owned());
-    take_namespace(scene, sketch, hub, "teardown", spaces.iter().collect(), vec![step], because);
+    left.push(step);
+    take_namespace(scene, sketch, hub, "teardown", spaces.iter().collect(), left, because);
 }
 
 /// The namespace goes last, unless somebody else has something in it.
@@ -391,11 +467,15 @@ fn take_namespace(
         }
         None => namespaces,
     };
-    let until = namespaces.iter().map(|namespace| Condition::Gone { object: ObjectKey::of(namespace) }).collect();
+    let until: Vec<_> =
+        namespaces.iter().map(|namespace| Condition::Gone { object: ObjectKey::of(namespace) }).collect();
     let mut last = after.clone();
     sketch.remove(HUB, id(part, HUB, "namespace"), after, namespaces, because.to_owned());
     last.push(id(part, HUB, "namespace"));
-    sketch.wait(HUB, hub, id(part, HUB, "gone"), last, until);
+    match until.is_empty() {
+        true => sketch.draft(id(part, HUB, "gone"), Some(HUB), last, Work::Nothing),
+        false => sketch.wait(HUB, hub, id(part, HUB, "gone"), last, until),
+    }
 }
 
 /// The hub among the places that a plan was made of.
@@ -404,6 +484,6 @@ pub(super) fn place(mesh: &Mesh, sight: &Sight) -> Member {
         Sight::Seen(state) => (Some(state.server.clone()), Some(state.version.clone()), None),
         Sight::Unreachable { server, why } => (server.clone(), None, Some(why.clone())),
     };
-    let network = mesh.uses_tunnel().then(|| "the hub".to_owned());
+    let network = mesh.needs_hub().then(|| "the hub".to_owned());
     Member { name: HUB.to_owned(), network, server, version, unreachable }
 }
