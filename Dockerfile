@@ -1,5 +1,5 @@
 # syntax=docker/dockerfile:1
-# The image of `stolos operator` (deploy/charts/stolos-operator), and of every other command:
+# The image of `stolos operator` and `stolos hub up` (deploy/charts), and of every other command:
 #   docker build -t stolos --build-arg STOLOS_COMMIT="$(git log -1 --format='%h %cs')" .
 #   docker run --rm stolos --version
 

@@ -80,14 +80,8 @@ pub enum Error {
         cluster: String,
     },
     /// The lock could not be taken, kept or given back.
-    #[error("could not {what} the lock of the mesh")]
-    Lock {
-        /// The attempt.
-        what: &'static str,
-        /// Why.
-        #[source]
-        source: Box<stolos_cluster::Error>,
-    },
+    #[error("could not take the lock of the mesh")]
+    Lock(#[source] Box<stolos_cluster::Error>),
     /// A cluster that is needed could not be connected.
     #[error("{cluster} cannot be used: {why}")]
     Cluster {

@@ -1,10 +1,12 @@
 //! Holds a connection to one Kubernetes cluster: kubeconfigs, clients over any network, reading and applying objects.
 //!
-//! What to write is never decided here. Start at [`Kubeconfig`], then [`connect()`], then [`objects`].
+//! What to write is never decided here. Start at [`Kubeconfig`], then [`connect()`], then [`objects`]. [`lease`] says which of
+//! several acts.
 
 mod connect;
 pub mod forward;
 mod kubeconfig;
+pub mod lease;
 pub mod objects;
 mod pass;
 

@@ -293,7 +293,7 @@ pub async fn delete_unchanged(client: &kube::Client, resource: &Resource, object
     }
 }
 
-async fn bounded<T>(
+pub(crate) async fn bounded<T>(
     what: impl Fn() -> String,
     request: impl Future<Output = Result<T, kube::Error>>,
 ) -> Result<T, Error> {

@@ -44,12 +44,7 @@ pub async fn install(client: &kube::Client) -> Result<(), Error> {
     for definition in &definitions {
         objects::apply(client, &kind, definition, MANAGER, true).await?;
     }
-    let namespaces = Resource::named("v1", "Namespace")?;
-    for name in ["karmada-system", "karmada-cluster"] {
-        let namespace = json!({"apiVersion": "v1", "kind": "Namespace",
-            "metadata": {"name": name, "labels": {label::SYSTEM: "true"}}});
-        objects::apply(client, &namespaces, &namespace, MANAGER, true).await?;
-    }
+    namespaces(client).await?;
     let served = async {
         for definition in &definitions {
             let name = definition["metadata"]["name"].as_str().unwrap_or_default();
@@ -65,6 +60,17 @@ pub async fn install(client: &kube::Client) -> Result<(), Error> {
         Ok(())
     };
     tokio::time::timeout(SERVED, served).await.unwrap_or(Err(Error::NotServed(SERVED)))
+}
+
+/// Brings the namespaces alone.
+pub(crate) async fn namespaces(client: &kube::Client) -> Result<(), Error> {
+    let namespaces = Resource::named("v1", "Namespace")?;
+    for name in ["karmada-system", "karmada-cluster"] {
+        let namespace = json!({"apiVersion": "v1", "kind": "Namespace",
+            "metadata": {"name": name, "labels": {label::SYSTEM: "true"}}});
+        objects::apply(client, &namespaces, &namespace, MANAGER, true).await?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -3,20 +3,22 @@
 //! It speaks Karmada's API (behaviour of v1.18.2 unless a comment names another version). `name` says what objects are
 //! called, `label` what is put on them, [`model`] what they say. What decides is pure and knows neither clusters nor
 //! sockets: [`choose`] finds the policy of a template, [`place`] the clusters of a binding by filters and spread
-//! constraints, [`divide`] the replicas of each, [`estimate`] how many fit. [`interpret`] knows the native kinds,
+//! constraints, [`divide`] the replicas of each, [`estimate`] how many fit. [`mesh`] knows which members are one mesh. [`interpret`] knows the native kinds,
 //! [`overrides`] changes a manifest for one cluster, and [`admit`] says what is filled in and refused when a policy is
 //! written. [`evict`] knows what happens when a cluster is lost and what never happens. [`why`](mod@why) tells what was decided and why, [`simulate`] what the loss of a cluster would do.
 //!
 //! [`start`] does: it keeps mirrors of what there is, in the hub and in every member, and one queue for each
 //! question (which policy, which clusters, which Works, what in the member, what came of it). Every answer looks at
 //! everything it needs anew, so that doing it twice is as good as once. It is given a client of an API server and does
-//! not know which one: its own process's or any other. [`proxy`] lets others through to members, [`everywhere`] asks many of them at once.
+//! not know which one: its own process's or any other, where [`elect()`] says which of several hubs acts. [`proxy`] lets others
+//! through to members, [`everywhere`] asks many of them at once.
 
 mod admission;
 pub mod admit;
 pub mod choose;
 mod control;
 pub mod divide;
+mod elect;
 pub mod estimate;
 mod event;
 pub mod everywhere;
@@ -26,6 +28,7 @@ mod install;
 pub mod interpret;
 pub mod label;
 pub mod member;
+pub mod mesh;
 mod mirror;
 pub mod model;
 pub mod name;
@@ -38,7 +41,8 @@ pub mod why;
 
 use std::time::Duration;
 
-pub use control::{Door, Review, Running, Settings, start};
+pub use control::{Door, Pages, Review, Running, Settings, start};
+pub use elect::{Election, OpenDoor, Part, elect};
 pub use install::{definitions, install};
 
 /// Who the hub's writes are by.

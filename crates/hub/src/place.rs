@@ -13,6 +13,7 @@ use std::borrow::Borrow;
 use serde::{Deserialize, Serialize};
 
 use crate::divide::{Algorithm, Candidate, Division, Movement, NameOrder, Strategy, Tie};
+use crate::mesh::Standing;
 use crate::model::{
     self, Binding, BindingSpec, Cluster, DynamicWeight, Placement, SchedulingType, TargetCluster, Weights,
 };
@@ -141,8 +142,11 @@ pub struct Verdict {
     pub excluded: Option<Exclusion>,
     /// By which tier it is one.
     pub tier: usize,
-    /// Its score: 100 where the workload is there already.
+    /// Its score: 100 where the workload is there already, and what its place in a mesh is worth.
     pub score: i64,
+    /// Its place in a mesh, if it is in one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mesh: Option<Standing>,
     /// The policy's weight for it.
     pub weight: i64,
     /// How many more replicas fit; nothing where that does not matter.
@@ -285,11 +289,13 @@ impl World<'_> {
                 }
             };
             let there = target.is_some_and(|target| settings.algorithm == Algorithm::Newest || target.replicas > 0);
-            let score = if there { 100 } else { 0 };
+            // v1.2 knows no meshes.
+            let mesh = Standing::of(cluster).filter(|_| settings.algorithm == Algorithm::Newest);
+            let score = if there { 100 } else { 0 } + mesh.as_ref().map_or(0, Standing::score);
             let available = (workload && spec.replicas > 0).then(|| (self.available)(cluster).clamp(0, UNLIMITED));
             let room = available.map_or(UNLIMITED, |room| room + target.map_or(0, |target| target.replicas.max(0)));
             let fit = Fit { name: name.clone(), region: cluster.spec.region.clone(), tier, score, room };
-            verdicts.push((Verdict { tier, score, available, ..verdict }, fit));
+            verdicts.push((Verdict { tier, score, mesh, available, ..verdict }, fit));
         }
         verdicts.sort_by(|(_, one), (_, other)| {
             let room = |fit: &Fit| if settings.algorithm == Algorithm::Newest { fit.room } else { 0 };

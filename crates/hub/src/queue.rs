@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::fmt::Debug;
 use std::hash::Hash;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -27,6 +28,27 @@ pub(crate) struct Queue<K> {
     name: &'static str,
     waiting: Mutex<Waiting<K>>,
     wake: Notify,
+    under_way: AtomicUsize,
+    done: AtomicU64,
+    failed: AtomicU64,
+    /// When it looked up last.
+    moved: Mutex<Instant>,
+}
+
+/// How a queue is.
+pub(crate) struct Figures {
+    pub(crate) name: &'static str,
+    /// What is to be looked at now.
+    pub(crate) waiting: usize,
+    /// What is to be looked at again.
+    pub(crate) later: usize,
+    pub(crate) under_way: usize,
+    /// Looks that said that all is well.
+    pub(crate) done: u64,
+    /// Looks that have to be tried again.
+    pub(crate) failed: u64,
+    /// For how long it has not looked up; it does so every half minute at least.
+    pub(crate) silent: Duration,
 }
 
 struct Waiting<K> {
@@ -41,11 +63,32 @@ impl<K: Clone + Eq + Hash + Debug + Send + 'static> Queue<K> {
     pub(crate) fn new(name: &'static str) -> Arc<Self> {
         let waiting =
             Waiting { ready: VecDeque::new(), queued: HashSet::new(), later: HashMap::new(), failures: HashMap::new() };
-        Arc::new(Self { name, waiting: Mutex::new(waiting), wake: Notify::new() })
+        Arc::new(Self {
+            name,
+            waiting: Mutex::new(waiting),
+            wake: Notify::new(),
+            under_way: AtomicUsize::new(0),
+            done: AtomicU64::new(0),
+            failed: AtomicU64::new(0),
+            moved: Mutex::new(Instant::now()),
+        })
     }
 
     fn waiting(&self) -> std::sync::MutexGuard<'_, Waiting<K>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn figures(&self) -> Figures {
+        let waiting = self.waiting();
+        Figures {
+            name: self.name,
+            waiting: waiting.ready.len(),
+            later: waiting.later.len(),
+            under_way: self.under_way.load(Ordering::Relaxed),
+            done: self.done.load(Ordering::Relaxed),
+            failed: self.failed.load(Ordering::Relaxed),
+            silent: self.moved.lock().unwrap_or_else(PoisonError::into_inner).elapsed(),
+        }
     }
 
     /// Looks at a thing as soon as it may be.
@@ -84,6 +127,8 @@ impl<K: Clone + Eq + Hash + Debug + Send + 'static> Queue<K> {
                 let looking = look(key.clone());
                 running.push(async move { (key, looking.await) });
             }
+            self.under_way.store(running.len(), Ordering::Relaxed);
+            *self.moved.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
             tokio::select! {
                 () = stop.asked() => return,
                 () = self.wake.notified() => {}
@@ -97,6 +142,8 @@ impl<K: Clone + Eq + Hash + Debug + Send + 'static> Queue<K> {
     }
 
     fn looked(&self, key: K, result: Result<Again, Trouble>) {
+        let count = if result.is_ok() { &self.done } else { &self.failed };
+        count.fetch_add(1, Ordering::Relaxed);
         match result {
             Ok(again) => {
                 self.waiting().failures.remove(&key);

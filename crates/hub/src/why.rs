@@ -299,11 +299,16 @@ fn write_attempt(f: &mut fmt::Formatter<'_>, decision: &Decision, attempt: &Atte
         None => writeln!(f, "\nclusters:")?,
     }
     let width = attempt.clusters.iter().map(|verdict| verdict.cluster.chars().count()).max().unwrap_or(0);
+    let alike =
+        decision.strategy == Strategy::StaticWeight && attempt.clusters.iter().all(|verdict| verdict.weight <= 0);
     for verdict in &attempt.clusters {
-        writeln!(f, "  {:width$}  {}", verdict.cluster, told(decision, verdict))?;
+        writeln!(f, "  {:width$}  {}", verdict.cluster, told(decision, verdict, alike))?;
     }
     if let Some(why) = &attempt.failure {
         return writeln!(f, "  not possible: {why}");
+    }
+    if alike {
+        writeln!(f, "  the policy gives none of them a weight, so all are alike")?;
     }
     let moved = match attempt.movement {
         _ if decision.fresh => Some("all were divided afresh: somebody asked for it"),
@@ -330,8 +335,8 @@ fn write_attempt(f: &mut fmt::Formatter<'_>, decision: &Decision, attempt: &Atte
     Ok(())
 }
 
-/// One cluster in one line.
-fn told(decision: &Decision, verdict: &Verdict) -> String {
+/// One cluster in one line. Where all are `alike` there is no weight to tell.
+fn told(decision: &Decision, verdict: &Verdict, alike: bool) -> String {
     if let Some(exclusion) = &verdict.excluded {
         return format!("left out: {exclusion}");
     }
@@ -347,6 +352,7 @@ fn told(decision: &Decision, verdict: &Verdict) -> String {
         words.push(format!("had {before}"));
     }
     match decision.strategy {
+        Strategy::StaticWeight if alike => {}
         Strategy::StaticWeight => words.push(format!("weight {}", verdict.weight)),
         Strategy::DynamicWeight | Strategy::Aggregated => {
             words.extend(verdict.available.map(|room| format!("room for {room} more")));
@@ -356,8 +362,11 @@ fn told(decision: &Decision, verdict: &Verdict) -> String {
     if verdict.tier > 0 {
         words.push(format!("overflow group {}", verdict.tier));
     }
-    if verdict.score > 0 {
-        words.push(format!("score {}: it is there already", verdict.score));
+    let there = verdict.score >= 100;
+    let standing = verdict.mesh.as_ref().map(|standing| standing.to_string());
+    let reasons: Vec<String> = there.then(|| "it is there already".to_owned()).into_iter().chain(standing).collect();
+    if !reasons.is_empty() {
+        words.push(format!("score {}: {}", verdict.score, reasons.join("; ")));
     }
     words.join(", ")
 }

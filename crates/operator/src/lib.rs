@@ -63,13 +63,6 @@ pub async fn run(settings: Settings, listener: Listener, stop: Stop) {
     tokio::join!(pages, operator.keep(&stop));
 }
 
-/// A name for this replica: the host's, and something that tells two on one host apart.
-#[must_use]
-pub fn identity() -> String {
-    let host = std::env::var("HOSTNAME").ok().filter(|name| !name.is_empty()).unwrap_or_else(|| "stolos".to_owned());
-    format!("{host}-{:08x}", rand::random::<u32>())
-}
-
 struct Operator {
     settings: Settings,
     metrics: Arc<Metrics>,

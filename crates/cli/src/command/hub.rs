@@ -1,4 +1,6 @@
+mod elected;
 mod kubeconfig;
+mod mesh;
 mod proxy;
 mod status;
 
@@ -15,8 +17,8 @@ use stolos_apiserver::runtime::ServiceResolver;
 use stolos_cluster::{Kubeconfig, connect};
 use stolos_hub::member::{self, Joining};
 use stolos_hub::model::PurgeMode;
-use stolos_hub::{Door, Review, everywhere, evict, gate};
-use stolos_serve::{HostNet, Listener, Stop, Stream};
+use stolos_hub::{Door, Pages, Review, everywhere, evict, gate};
+use stolos_serve::{HostNet, Listener, Net as _, Stop, Stream};
 
 use crate::background;
 use crate::command::interpret::{self, InterpretArgs};
@@ -26,6 +28,7 @@ use crate::failure::Failure;
 use crate::file::{self, Eyes};
 use crate::input::StateArgs;
 use crate::screen::{Screen, Tone, count, elapsed};
+use mesh::MeasuredArgs;
 
 /// `stolos hub`
 #[derive(Debug, Subcommand)]
@@ -46,6 +49,10 @@ pub(crate) enum HubCommand {
     Simulate(SimulateArgs),
     /// Try the scripts of a ResourceInterpreterCustomization, without a hub
     Interpret(InterpretArgs),
+    /// Print the hub's kubeconfig, which has all rights
+    Config(ConfigArgs),
+    /// Tell the hub how far its members are from each other, as `stolos verify -o json` measured it
+    Measured(MeasuredArgs),
     /// Let in agents of clusters that cannot be dialled
     #[command(subcommand)]
     Token(TokenCommand),
@@ -92,6 +99,10 @@ pub(crate) struct UpArgs {
     #[arg(long, value_name = "ADDRESS")]
     agents: Option<SocketAddr>,
 
+    /// Where /metrics, /healthz and /readyz are served [default: nowhere]
+    #[arg(long, value_name = "ADDRESS")]
+    metrics: Option<SocketAddr>,
+
     /// Another name or address that clients and agents use: goes into the certificates
     #[arg(long, value_name = "NAME|IP")]
     san: Vec<String>,
@@ -100,7 +111,8 @@ pub(crate) struct UpArgs {
     #[arg(long, value_name = "FILE", conflicts_with = "kubeconfig")]
     kubeconfig_out: Option<PathBuf>,
 
-    /// Run the controllers alone, on the Kubernetes API that this kubeconfig leads to
+    /// Run the controllers alone, on the Kubernetes API that this kubeconfig leads to; of several hubs there one acts, and
+    /// the others stand by
     #[arg(long, value_name = "FILE")]
     kubeconfig: Option<PathBuf>,
 
@@ -111,6 +123,10 @@ pub(crate) struct UpArgs {
     /// Where it is written who asked what of which member through the hub [default: audit.jsonl in the hub's folder]
     #[arg(long, value_name = "FILE", conflicts_with = "kubeconfig")]
     audit_log: Option<PathBuf>,
+
+    /// This hub's name in the Lease [default: the host name and a random part]
+    #[arg(long, value_name = "NAME", env = "POD_NAME")]
+    identity: Option<String>,
 
     /// Let it go on in the background once it is up
     #[arg(long)]
@@ -239,6 +255,17 @@ pub(crate) struct WhichArgs {
     hub_context: Option<String>,
 }
 
+/// `stolos hub config`
+#[derive(Args, Debug)]
+pub(crate) struct ConfigArgs {
+    #[command(flatten)]
+    data: DataArgs,
+
+    /// The URL that its reader reaches the hub by [default: where it listens]
+    #[arg(long, value_name = "URL")]
+    server: Option<String>,
+}
+
 /// `stolos hub join`
 #[derive(Args, Debug)]
 pub(crate) struct JoinArgs {
@@ -302,11 +329,13 @@ pub(crate) async fn run(command: HubCommand, screen: &Screen, stop: &Stop) -> Re
         HubCommand::Up(args) if args.detach => detach(&args, screen, stop).await,
         HubCommand::Up(args) => up(&args, screen, stop).await,
         HubCommand::Down(args) => down(&args, screen).await,
+        HubCommand::Config(args) => config(&args, screen),
         HubCommand::Join(args) => join(args, screen).await,
         HubCommand::Unjoin(args) => unjoin(&args, screen).await,
         HubCommand::Token(TokenCommand::Create(args)) => token(&args, screen).await,
         HubCommand::Status(args) => status::run(&args, screen).await,
         HubCommand::Kubeconfig(args) => kubeconfig::run(args, screen).await,
+        HubCommand::Measured(args) => mesh::measured(&args, screen).await,
         HubCommand::Simulate(args) => why::simulate(&args, screen).await,
         HubCommand::Interpret(args) => interpret::run(&args, screen),
     }
@@ -407,44 +436,38 @@ async fn up(args: &UpArgs, screen: &Screen, stop: &Stop) -> Result<Exit, Failure
     }
     let began = std::time::Instant::now();
     let held = Held::take(args.data.folder()?)?;
+    let pages = pages(args, stop).await?;
+    if let Some(file) = &args.kubeconfig {
+        let client = existing(Some(file), args.context.as_deref()).await?;
+        return elected::run(args, &held, client, pages, screen, stop).await;
+    }
     let hosts = Arc::new(Hosts::default());
-    let server = match &args.kubeconfig {
-        Some(_) => None,
-        None => Some(serve(args, &held, Arc::clone(&hosts)).await?),
-    };
-    let client = match (&server, &args.kubeconfig) {
-        (Some(server), _) => server.client(),
-        (None, file) => existing(file.as_deref(), args.context.as_deref()).await?,
-    };
+    let server = serve(args, &held, Arc::clone(&hosts)).await?;
     let net = Arc::new(HostNet::default());
     let door = door(args, &held).await?;
-    // Somebody else's API server does not reach this process.
-    let admission = server.is_some().then(|| REVIEWS.to_owned());
-    let settings = stolos_hub::Settings { client, net, door, admission, patience: args.patience.settings() };
+    let settings = stolos_hub::Settings {
+        client: server.client(),
+        net,
+        door,
+        admission: Some(REVIEWS.to_owned()),
+        patience: args.patience.settings(),
+    };
     let hub = stolos_hub::start(settings, stop).await;
     let hub = hub.map_err(|error| Failure::caused(&error).while_doing("could not start the hub"))?;
-    let audit = match &server {
-        Some(server) => Some(proxy::serve(server, &hub, args.audit_log.as_deref(), &held.folder)?),
-        None => None,
-    };
+    let audit = proxy::serve(&server, &hub, args.audit_log.as_deref(), &held.folder)?;
     let _ = hosts.hub.set(hub.review());
+    pages.acts(&hub);
     if args.detached {
         screen.data(background::READY);
     } else {
         screen.line(format!("{} up after {}", screen.progress_tone(Tone::Good, "✓"), elapsed(began.elapsed())));
-        if server.is_some() {
-            screen.data(&export(&held.folder.join(KUBECONFIG)));
-        }
+        screen.data(&export(&held.folder.join(KUBECONFIG)));
         screen.line("The hub stays up until Ctrl-C.");
     }
     hub.ended().await;
     screen.line("Stopping the hub; what is in its folder and in its members stays");
-    if let Some(server) = server {
-        server.stop().await;
-    }
-    if let Some(audit) = audit {
-        audit.close().await;
-    }
+    server.stop().await;
+    audit.close().await;
     Ok(Exit::Good)
 }
 
@@ -477,6 +500,23 @@ impl ServiceResolver for Hosts {
         let early = || std::io::Error::new(std::io::ErrorKind::NotConnected, "the hub is still coming up");
         (url == REVIEWS).then(|| self.hub.get().map(|hub| hub(review)).ok_or_else(early))
     }
+}
+
+/// What the hub says of itself, served where it was asked for.
+async fn pages(args: &UpArgs, stop: &Stop) -> Result<Arc<Pages>, Failure> {
+    let pages = Arc::new(Pages::default());
+    if let Some(address) = args.metrics {
+        let listener = HostNet::new(address.ip()).bind(address.port()).await.map_err(|error| {
+            Failure::caused(&error)
+                .while_doing(format!("could not listen on {address}"))
+                .hint("name another address with `--metrics ADDRESS`")
+        })?;
+        if let Ok(address) = listener.local_addr() {
+            tracing::info!(%address, "serving /metrics, /healthz and /readyz");
+        }
+        tokio::spawn(Arc::clone(&pages).serve(listener, stop.clone()));
+    }
+    Ok(pages)
 }
 
 /// Where agents come in: beside the API where nothing is said, and nowhere beside somebody else's.
@@ -595,6 +635,31 @@ impl WhichArgs {
         config.cluster_url = server.parse().map_err(|_| Failure::new(format!("`{server}` is no URL")))?;
         Ok(stolos_cluster::client(config, Arc::new(HostNet::default()))?)
     }
+}
+
+/// Prints the kubeconfig of a hub's folder, for who is to reach it by another address.
+fn config(args: &ConfigArgs, screen: &Screen) -> Result<Exit, Failure> {
+    let path = args.data.folder()?.join(KUBECONFIG);
+    let text = std::fs::read_to_string(&path).map_err(|error| {
+        Failure::caused(&error)
+            .while_doing(format!("could not read {}", path.display()))
+            .hint("`stolos hub up` writes it; `--data DIR` names another hub's folder")
+    })?;
+    let Some(server) = &args.server else {
+        screen.data(text.trim_end());
+        return Ok(Exit::Good);
+    };
+    let host = server.strip_prefix("https://").unwrap_or_default();
+    if host.is_empty() || host.starts_with(['/', ':']) || host.contains(char::is_whitespace) {
+        return Err(Failure::new(format!("`{server}` is no address of a hub"))
+            .hint("write `https://HOST[:PORT]`, with a name that the hub was told (`hub up --san NAME`)"));
+    }
+    let mut config: serde_json::Value = serde_saphyr::from_str(&text).map_err(|error| Failure::caused(&error))?;
+    for cluster in config["clusters"].as_array_mut().into_iter().flatten() {
+        cluster["cluster"]["server"] = server.as_str().into();
+    }
+    screen.data(serde_saphyr::to_string(&config).map_err(|error| Failure::caused(&error))?.trim_end());
+    Ok(Exit::Good)
 }
 
 async fn join(args: JoinArgs, screen: &Screen) -> Result<Exit, Failure> {

@@ -63,7 +63,7 @@ pub(crate) async fn run(args: OperatorArgs, screen: &Screen, stop: &Stop) -> Res
         interval: Duration::from_secs(args.interval),
         patience: Duration::from_secs(args.timeout),
         prune: args.prune,
-        identity: args.identity.unwrap_or_else(stolos_operator::identity),
+        identity: args.identity.unwrap_or_else(stolos_cluster::lease::identity),
     };
     stolos_operator::run(settings, listener, stop.clone()).await;
     Ok(Exit::Good)

@@ -306,16 +306,6 @@ spec:
       plaintext: [{path: /spec/replicas, operator: replace, value: 1}]
 ";
 
-/// A ConfigMap and its policy, with something more in the policy.
-fn config(name: &str, more: &str) -> String {
-    format!(
-        "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: {name}}}\ndata: {{from: hub}}\n---\n\
-         apiVersion: policy.karmada.io/v1alpha1\nkind: PropagationPolicy\nmetadata: {{name: {name}}}\nspec:\n  \
-         resourceSelectors: [{{apiVersion: v1, kind: ConfigMap, name: {name}}}]\n  \
-         placement: {{clusterAffinity: {{clusterNames: [eu]}}}}\n{more}"
-    )
-}
-
 impl Hub {
     /// Applies a text to the hub.
     pub(crate) async fn apply(&self, name: &str, yaml: &str) {
@@ -403,37 +393,6 @@ async fn policies_do_what_they_say() {
     })
     .await;
 
-    // What is somebody else's is left alone, unless the policy says otherwise.
-    hub.in_member("eu", &["create", "configmap", "taken", "--from-literal=from=member"]).await.ends_with(0);
-    hub.apply("taken.yaml", &config("taken", "")).await;
-    hub.work_says("taken", "Applied", "already exists in the cluster eu and is not managed").await;
-    hub.prints("eu", &["configmap", "taken"], ".data.from", "member").await;
-    hub.apply("taken.yaml", &config("taken", "  conflictResolution: Overwrite\n")).await;
-    hub.prints("eu", &["configmap", "taken"], ".data.from", "hub").await;
-
-    // Held back, then let go.
-    hub.apply("held.yaml", &config("held", "  suspension: {dispatching: true}\n")).await;
-    hub.work_says("held", "Dispatching", "\"False\"").await;
-    hub.in_member("eu", &["get", "configmap", "held"]).await.ends_with(1);
-    hub.apply("held.yaml", &config("held", "")).await;
-    hub.prints("eu", &["configmap", "held"], ".data.from", "hub").await;
-
-    // A lazy policy's edits wait for the template.
-    hub.apply("lazy.yaml", &config("lazy", "  activationPreference: Lazy\n")).await;
-    hub.prints("eu", &["configmap", "lazy"], ".data.from", "hub").await;
-    let edited = config("lazy", "  activationPreference: Lazy\n").replace("[eu]", "[ap]");
-    hub.apply("lazy.yaml", &edited).await;
-    hub.in_member("eu", &["get", "configmap", "lazy"]).await.ends_with(0);
-    hub.kubectl(&["label", "configmap", "lazy", "now=yes"]).await.ends_with(0);
-    hub.prints("ap", &["configmap", "lazy"], ".metadata.labels.now", "yes").await;
-
-    // Kept when the template goes, without anything of the hub's on it.
-    hub.apply("kept.yaml", &config("kept", "  preserveResourcesOnDeletion: true\n")).await;
-    hub.prints("eu", &["configmap", "kept"], ".data.from", "hub").await;
-    hub.kubectl(&["delete", "configmap", "kept"]).await.ends_with(0);
-    hub.prints("eu", &["configmap", "kept"], r".metadata.labels.karmada\.io/managed", "").await;
-    hub.prints("eu", &["configmap", "kept"], ".data.from", "hub").await;
-
     // A dead member leaves, what is left in it is said, and the others do not notice.
     hub.world.good(&["lab", "fault", "kill", "ap", "-f", "policy-1-even.yaml"]).await;
     let left = hub.world.run(&["hub", "unjoin", "ap", "--data", "hub"]).await.ends_with(2);
@@ -447,25 +406,30 @@ async fn policies_do_what_they_say() {
 impl Hub {
     /// Starts an agent, which ends with its handle, and waits until it says that it is connected.
     pub(crate) async fn agent(&self, name: &str, more: &[&str], address: &str) -> Child {
-        let mut command = self.world.stolos(["agent", name, "--hub", address, "--data"]);
-        command.arg(self.world.path(&format!("agent-{name}"))).args(more);
-        let mut process = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-        let mut lines = BufReader::new(process.stderr.take().unwrap()).lines();
-        let said = async {
-            let mut all = Vec::new();
-            while let Ok(Some(line)) = lines.next_line().await {
-                all.push(line);
-                if all.last().is_some_and(|line| line.contains("✓ connected to")) {
-                    return Ok(());
-                }
-            }
-            Err(all)
-        };
-        tokio::time::timeout(PATIENCE, said).await.expect("it does not connect").expect("it ended");
-        // What it says later goes nowhere, but must not stop it.
-        tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
-        process
+        agent(&self.world, name, more, address).await
     }
+}
+
+/// Starts an agent, which ends with its handle, and waits until it says that it is connected.
+pub(crate) async fn agent(world: &World, name: &str, more: &[&str], address: &str) -> Child {
+    let mut command = world.stolos(["agent", name, "--hub", address, "--data"]);
+    command.arg(world.path(&format!("agent-{name}"))).args(more);
+    let mut process = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(process.stderr.take().unwrap()).lines();
+    let said = async {
+        let mut all = Vec::new();
+        while let Ok(Some(line)) = lines.next_line().await {
+            all.push(line);
+            if all.last().is_some_and(|line| line.contains("✓ connected to")) {
+                return Ok(());
+            }
+        }
+        Err(all)
+    };
+    tokio::time::timeout(PATIENCE, said).await.expect("it does not connect").expect("it ended");
+    // What it says later goes nowhere, but must not stop it.
+    tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
+    process
 }
 
 /// A cluster that the hub does not dial: its agent does, with a token that works once and a certificate ever after.

@@ -131,3 +131,139 @@ async fn from_one_deployment_to_answers_of_every_region() {
     hub.world.good(&["hub", "down", "--data", "hub"]).await;
     assert!(hub.process.wait().await.unwrap().success());
 }
+
+/// Why a workload is where it is, and what a loss would do, by what three members really are.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn why_it_is_there_and_what_a_loss_would_do() {
+    let Some(hub) = Hub::start().await else { return };
+    for (member, region) in [("eu", "eu-west"), ("ap", "ap-south"), ("us", "us-west")] {
+        hub.world.good(&["hub", "join", member, "--data", "hub", "--region", region]).await;
+    }
+    let why = async |object: &str| hub.world.good(&["why", object, "--data", "hub"]).await.out;
+    hub.kubectl(&["apply", "-f", "hello.yaml"]).await.ends_with(0);
+    let said = why("deployment/hello").await;
+    assert!(said.contains("policy: none selects it"), "{said}");
+    assert!(said.contains("a PropagationPolicy whose resourceSelectors mean this Deployment"), "{said}");
+
+    hub.kubectl(&["scale", "deployment/hello", "--replicas=10"]).await.ends_with(0);
+    hub.kubectl(&["apply", "-f", "policy-2-weighted.yaml"]).await.ends_with(0);
+    hub.runs("hello", &[("eu", 4), ("ap", 2), ("us", 4)]).await;
+    let said = why("deploy/hello").await;
+    for line in [
+        "Deployment default/hello: 10 replicas, divided by weights of the policy",
+        "policy: PropagationPolicy default/hello-propagation, which selects it by name, and has it already",
+        "  ap  2 replicas, weight 1",
+        "  eu  4 replicas, weight 2",
+        "  us  4 replicas, weight 2",
+    ] {
+        assert!(said.contains(line), "`{line}` is not in\n{said}");
+    }
+    let why_json = hub.world.good(&["why", "deploy/hello", "--data", "hub", "-o", "json"]).await.document();
+    assert_eq!(why_json["decision"]["outcome"]["placed"]["clusters"][1]["replicas"], 4, "{why_json:#}");
+    assert!(why("service/hello").await.contains("Service default/hello: not divided"));
+
+    // A cluster that may not have it is named with the reason; what is there already stays.
+    let taint = r#"{"spec":{"taints":[{"key":"maintenance","effect":"NoSchedule"}]}}"#;
+    hub.kubectl(&["patch", "cluster", "us", "--type=merge", "-p", taint]).await.ends_with(0);
+    hub.kubectl(&["create", "configmap", "late"]).await.ends_with(0);
+    let policy = "apiVersion: policy.karmada.io/v1alpha1\nkind: PropagationPolicy\nmetadata: {name: late}\nspec:\n  \
+                  resourceSelectors: [{apiVersion: v1, kind: ConfigMap, name: late}]\n  placement: {}\n";
+    hub.apply("late.yaml", policy).await;
+    let said = why("cm/late").await;
+    assert!(said.contains("us  left out: its taint maintenance:NoSchedule is not tolerated"), "{said}");
+    assert!(said.contains("for us: taking the taint maintenance:NoSchedule from us"), "{said}");
+    hub.kubectl(&["patch", "cluster", "us", "--type=merge", "-p", r#"{"spec":{"taints":null}}"#]).await.ends_with(0);
+
+    // Where the policy gives no weights all are alike, and that is said.
+    let alike = "apiVersion: policy.karmada.io/v1alpha1\nkind: PropagationPolicy\nmetadata: {name: hello-propagation}\nspec:\n  \
+                 resourceSelectors: [{apiVersion: apps/v1, kind: Deployment, name: hello}]\n  placement:\n    \
+                 replicaScheduling: {replicaSchedulingType: Divided, replicaDivisionPreference: Weighted}\n";
+    hub.apply("alike.yaml", alike).await;
+    hub.kubectl(&["scale", "deployment/hello", "--replicas=9"]).await.ends_with(0);
+    hub.runs("hello", &[("eu", 3), ("ap", 3), ("us", 3)]).await;
+    let said = why("deploy/hello").await;
+    assert!(said.contains("the policy gives none of them a weight, so all are alike"), "{said}");
+    assert!(!said.contains("weight 0"), "{said}");
+
+    // A loss that is only thought of: the numbers are there, and nothing has moved.
+    for lost in ["eu", "eu-west"] {
+        let loss = hub.world.good(&["hub", "simulate", "--lose", lost, "--data", "hub", "-o", "json"]).await.document();
+        assert_eq!(loss["lost"], serde_json::json!(["eu"]), "{loss:#}");
+        let moved = loss["workloads"].as_array().unwrap();
+        let hello = moved.iter().find(|moved| moved["template"] == "Deployment default/hello").unwrap();
+        let after = hello["after"].as_array().unwrap();
+        assert_eq!(after.iter().filter_map(|cluster| cluster["replicas"].as_i64()).sum::<i64>(), 9, "{loss:#}");
+        assert!(after.iter().all(|cluster| cluster["name"] != "eu"), "{loss:#}");
+    }
+    let said = hub.world.good(&["hub", "simulate", "--lose", "eu", "--data", "hub"]).await.out;
+    assert!(said.contains("Deployment default/hello"), "{said}");
+    let nobody = hub.world.run(&["hub", "simulate", "--lose", "mars", "--data", "hub"]).await.ends_with(1);
+    assert!(nobody.err.contains("the hub has no member and no region called mars"), "{}", nobody.err);
+    hub.runs("hello", &[("eu", 3), ("ap", 3), ("us", 3)]).await;
+}
+
+/// A callee in one region, a caller in another: in a mesh the caller finds it, since its Service comes along.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn in_a_mesh_a_callees_name_is_known_wherever_it_may_be_called() {
+    let Some(hub) = Hub::start().await else { return };
+    for member in MEMBERS {
+        hub.world.good(&["hub", "join", member, "--data", "hub"]).await;
+    }
+    let only = |name: &str, to: &str| {
+        format!(
+            "apiVersion: policy.karmada.io/v1alpha1\nkind: PropagationPolicy\nmetadata: {{name: {name}}}\nspec:\n  \
+             resourceSelectors: [{{apiVersion: apps/v1, kind: Deployment, name: {name}}}]\n  \
+             placement: {{clusterAffinity: {{clusterNames: [{to}]}}}}\n"
+        )
+    };
+    hub.apply("regions.yaml", REGIONS).await;
+    hub.kubectl(&["apply", "-f", "hello.yaml", "-f", "sleep.yaml"]).await.ends_with(0);
+    hub.apply("hello-policy.yaml", &only("hello", "eu")).await;
+    hub.apply("sleep-policy.yaml", &only("sleep", "us")).await;
+    hub.runs("hello", &[("eu", 3)]).await;
+    hub.runs("sleep", &[("us", 1)]).await;
+    // Nobody's policy selects the Service: without a mesh it stays on the hub, and nobody knows the name.
+    let unknown = hub.regions("us").await.unwrap_err();
+    assert!(unknown.contains("Could not resolve host"), "{unknown}");
+
+    hub.world.good(&["apply", "-f", "policy-1-even.yaml", "--yes"]).await;
+    hub.hello_everywhere().await;
+    let why = hub.world.good(&["why", "service/hello", "--data", "hub"]).await.out;
+    assert!(why.contains("where hello-deployment goes, which needs it: ap, eu, us"), "{why}");
+    for member in MEMBERS {
+        hub.in_member(member, &["label", "namespace", "default", "istio-injection=enabled"]).await.ends_with(0);
+    }
+    hub.kubectl(&["rollout", "restart", "deployment/hello", "deployment/sleep"]).await.ends_with(0);
+    eventually("eu answers us", PATIENCE, async || {
+        let regions = hub.regions("us").await?;
+        if regions.keys().eq(["eu-west"]) { Ok(()) } else { Err(format!("{regions:?}")) }
+    })
+    .await;
+
+    // What the mesh is, and how far its clusters are from each other, is told as scores.
+    let report = hub.world.good(&["verify", "-f", "policy-1-even.yaml", "-o", "json"]).await.out;
+    hub.world.write("report.json", &report);
+    let told = hub.world.good(&["hub", "measured", "report.json", "--data", "hub"]).await;
+    assert!(
+        told.out.contains("eu: ap ") && told.err.contains("the distances of 3 members"),
+        "{} {}",
+        told.out,
+        told.err
+    );
+    let why = hub.world.good(&["why", "deploy/hello", "--data", "hub", "-o", "json"]).await.document();
+    let clusters = why["decision"]["attempts"][0]["clusters"].as_array().unwrap();
+    let eu = clusters.iter().find(|verdict| verdict["cluster"] == "eu").unwrap();
+    assert_eq!(eu["mesh"]["gateway"], true, "{eu:#}");
+    assert!(eu["mesh"]["latencyMs"].as_u64().is_some() && eu["score"].as_i64() > Some(100), "{eu:#}");
+    let said = hub.world.good(&["why", "deploy/hello", "--data", "hub"]).await.out;
+    assert!(said.contains("it is there already; in mesh ") && said.contains("its gateway is ready"), "{said}");
+
+    // It may stay at home if it says so; and without the mesh it goes nowhere.
+    let home = "hub.stolos.dev/everywhere=false";
+    hub.kubectl(&["annotate", "service", "hello", home]).await.ends_with(0);
+    eventually("the Service stays on the hub", PATIENCE, async || {
+        let left = hub.in_member("us", &["get", "service", "hello"]).await;
+        if left.err.contains("NotFound") { Ok(()) } else { Err(left.out) }
+    })
+    .await;
+}

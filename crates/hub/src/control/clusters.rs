@@ -53,6 +53,9 @@ pub(super) async fn look(hub: Arc<Hub>, name: String) -> Result<Again, Trouble> 
     let now = hub.own.clusters.get("", &name).unwrap_or(cluster);
     hub.put_status(&hub.own.clusters, &now, &status).await?;
     let again = taint(&hub, &name).await?;
+    if is_ready(&now) {
+        super::meshes::look(&hub, &name, &member).await?;
+    }
     let asked = hub.patience.status_update_frequency;
     Ok(Some(again.map_or(asked, |again| again.min(asked))))
 }

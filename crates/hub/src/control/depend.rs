@@ -1,4 +1,5 @@
-//! What a workload needs goes along with it: ConfigMaps, Secrets and so on (`propagateDeps`, karmada.md 14).
+//! What a workload needs goes along with it: ConfigMaps, Secrets and so on (`propagateDeps`, karmada.md 14), and in a mesh
+//! the Services that lead to it, wherever it may be called.
 
 use std::sync::Arc;
 
@@ -24,28 +25,35 @@ pub(super) async fn look(hub: Arc<Hub>, key: Key) -> Result<Again, Trouble> {
     let finalizers = meta::finalizers(&binding);
     let ours = finalizers.contains(&label::DEPENDENCIES_FINALIZER);
     let going = meta::deletion_timestamp(&binding).is_some();
-    let brings = binding["spec"]["propagateDeps"] == true && !going;
+    let template = hub.template(&TemplateKey::of_binding(&binding)).map(|(_, template)| template);
+    if template.is_none() && !going {
+        // Until its template is seen nothing is taken away.
+        return Ok(None);
+    }
+    let depends = binding["spec"]["propagateDeps"] == true && !going;
+    // In a mesh, who calls it elsewhere has to know its name there.
+    let (services, company) =
+        template.as_deref().filter(|_| !going).map(|template| hub.company(&binding, template)).unwrap_or_default();
+    let brings = depends || !services.is_empty();
     if !brings && !ours {
         return Ok(None);
     }
-    let template = TemplateKey::of_binding(&binding);
-    let needs = match hub.template(&template).filter(|_| brings) {
-        Some((_, object)) => match hub.interpret(&object, |known| known.dependencies(&object)).await {
+    let needs = match template.as_deref().filter(|_| depends) {
+        Some(object) => match hub.interpret(object, |known| known.dependencies(object)).await {
             Ok(needs) => needs,
             Err(error) => {
-                let text = unanswered("Get dependencies of", &object, &error);
-                hub.events.warning(&object, FROM, "GetDependenciesFailed", text);
+                let text = unanswered("Get dependencies of", object, &error);
+                hub.events.warning(object, FROM, "GetDependenciesFailed", text);
                 return Err(error.into());
             }
         },
-        // Until its template is seen nothing is taken away.
-        None if brings => return Ok(None),
         None => Vec::new(),
     };
     let mut complete = Value::clone(&binding);
     if brings {
-        let recorded = serde_json::to_string(&needs)?;
-        meta::set_annotation(&mut complete, label::DEPENDENCIES, &recorded);
+        if depends {
+            meta::set_annotation(&mut complete, label::DEPENDENCIES, &serde_json::to_string(&needs)?);
+        }
         if !ours {
             complete["metadata"]["finalizers"] =
                 json!(finalizers.iter().copied().chain([label::DEPENDENCIES_FINALIZER]).collect::<Vec<_>>());
@@ -55,9 +63,12 @@ pub(super) async fn look(hub: Arc<Hub>, key: Key) -> Result<Again, Trouble> {
         }
     }
     let mut wanted = Vec::new();
-    for object in needs.iter().flat_map(|need| hub.needed(need)) {
-        let attached = attach(&hub, &binding, &object).await?;
-        wanted.push(attached);
+    let led = |object: &Value| services.iter().any(|service| meta::uid(service) == meta::uid(object));
+    for object in needs.iter().flat_map(|need| hub.needed(need)).filter(|object| !led(object)) {
+        wanted.push(attach(&hub, &binding, &object, &binding["spec"]["clusters"]).await?);
+    }
+    for service in &services {
+        wanted.push(attach(&hub, &binding, service, &company).await?);
     }
     release(&hub, &binding, &wanted).await?;
     if !brings {
@@ -80,11 +91,11 @@ fn is_of(entry: &Value, binding: &Value) -> bool {
 }
 
 /// Says on the binding of what is needed that it is, and where; the key of that binding.
-async fn attach(hub: &Hub, by: &Value, object: &Value) -> Result<Key, Trouble> {
+async fn attach(hub: &Hub, by: &Value, object: &Value, clusters: &Value) -> Result<Key, Trouble> {
     let namespace = meta::namespace(object);
     let key = (namespace.to_owned(), name::binding(meta::kind(object), meta::name(object)));
     let bindings = hub.bindings_of(namespace);
-    let mut clusters = by["spec"]["clusters"].as_array().cloned().unwrap_or_default();
+    let mut clusters = clusters.as_array().cloned().unwrap_or_default();
     // What is needed stays with a copy that is still there.
     for cluster in hub.still_in(by) {
         if !clusters.iter().any(|known| known["name"] == cluster) {
@@ -197,6 +208,9 @@ impl Hub {
             }
         }
         let own = bindings.get(namespace, &name::binding(meta::kind(template), meta::name(template)));
+        if meta::kind(template) == "Service" {
+            self.tell_led_to(template, own.as_deref());
+        }
         own.is_some_and(|own| own["spec"]["requiredBy"].as_array().is_some_and(|by| !by.is_empty()))
     }
 }

@@ -72,15 +72,46 @@ pub(super) async fn look(hub: Arc<Hub>, key: TemplateKey) -> Result<Again, Troub
         hub.waiting().insert(key);
         return Ok(None);
     }
+    let from = preempted(&policies, &template, choice.policy);
     match apply(&hub, &mirror, &template, choice.policy, &claim).await {
-        Ok(true) => hub.events.normal(&template, FROM, "ApplyPolicySucceed", text + "succeed"),
-        Ok(false) => {}
+        Ok(changed) => {
+            if let Some(from) = from {
+                let mut news = format!("{} preempted {} successfully", said(choice.policy), said(from));
+                news[..1].make_ascii_uppercase();
+                hub.events.normal(&template, FROM, "PreemptPolicySucceed", news);
+            }
+            if changed {
+                hub.events.normal(&template, FROM, "ApplyPolicySucceed", text + "succeed");
+            }
+        }
         Err(error) => {
             hub.events.warning(&template, FROM, "ApplyPolicyFailed", format!("{text}failed: {error}"));
             return Err(error);
         }
     }
     Ok(None)
+}
+
+/// The policy that has a template and loses it to `taker`, if it still selects it: whoever does not lets it go.
+fn preempted<'a>(
+    policies: &'a [Arc<PropagationPolicy>],
+    template: &Value,
+    taker: &PropagationPolicy,
+) -> Option<&'a PropagationPolicy> {
+    let claim = Claim::of(template).filter(|claim| !claim.is_of(taker))?;
+    policies
+        .iter()
+        .map(Arc::as_ref)
+        .find(|policy| claim.is_of(policy) && choose::policy_match(policy, template).is_some())
+}
+
+/// What Karmada's events call a policy.
+fn said(policy: &PropagationPolicy) -> String {
+    let metadata = &policy.metadata;
+    match metadata.namespace.as_str() {
+        "" => format!("cluster propagation policy({})", metadata.name),
+        namespace => format!("propagation policy({namespace}/{})", metadata.name),
+    }
 }
 
 impl Hub {

@@ -9,9 +9,11 @@ mod depend;
 mod detect;
 mod evict;
 mod execute;
+mod figures;
 mod index;
 mod interpret;
 mod members;
+mod meshes;
 mod namespaces;
 mod policies;
 mod schedule;
@@ -39,6 +41,7 @@ use crate::model::{self, Cluster, OverridePolicy, PropagationPolicy};
 use crate::proxy::{Audit, Limits, Proxy};
 use crate::queue::{Again, Queue, Trouble};
 use crate::{Error, MANAGER, overrides};
+pub use figures::Pages;
 use members::Member;
 use template::{TemplateKey, Templates};
 
@@ -521,6 +524,12 @@ impl Hub {
     fn cluster_changed(&self, before: Option<&Arc<Value>>, now: Option<&Arc<Value>>) {
         let Some(cluster) = now.or(before) else { return };
         self.queues.clusters.add(meta::name(cluster).to_owned());
+        let mesh = |cluster: &Arc<Value>| meta::annotation(cluster, crate::mesh::MESH).map(str::to_owned);
+        if before.and_then(mesh) != now.and_then(mesh) {
+            for binding in self.own.bindings.list() {
+                self.queues.depend.add(mirror::key(&binding));
+            }
+        }
         let facts = |cluster: &Value| {
             let enabled = !cluster["status"]["apiEnablements"].is_null();
             serde_json::json!([

@@ -34,7 +34,8 @@ use crate::Error;
 pub const CREDENTIALS: &str = "karmada-cluster";
 
 /// Member clusters, as a kind.
-pub(crate) fn clusters() -> Resource {
+#[must_use]
+pub fn clusters() -> Resource {
     Resource {
         api_version: "cluster.karmada.io/v1alpha1".into(),
         kind: "Cluster".into(),

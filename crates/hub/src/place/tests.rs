@@ -325,3 +325,36 @@ fn a_binding_is_scheduled_when_something_changed() {
     everywhere.spec.replicas = 9;
     assert_eq!(super::due(&everywhere, &|_| false), Some(Trigger::Replicas));
 }
+
+/// With a mesh the nearer one with a gateway that answers is taken; without one, Karmada's order.
+#[test]
+fn a_mesh_is_a_score_and_no_mesh_is_none() {
+    let world = |known: [Value; 3]| -> Decision {
+        let clusters: Vec<Cluster> = ["a", "b", "c"]
+            .into_iter()
+            .zip(known)
+            .map(|(name, annotations)| {
+                let cluster = json!({"metadata": {"name": name, "annotations": annotations}, "spec": {}, "status": {"apiEnablements": [
+                    {"groupVersion": "apps/v1", "resources": [{"name": "deployments", "kind": "Deployment"}]}]}});
+                model::read(&cluster).unwrap().0
+            })
+            .collect();
+        let binding = json!({"metadata": {"name": "web"}, "spec": {"replicas": 2,
+            "resource": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "web"},
+            "placement": {"spreadConstraints": [{"spreadByField": "cluster", "minGroups": 1, "maxGroups": 1}]}}});
+        let binding: Binding = model::read(&binding).unwrap().0;
+        place(&binding, &clusters, &|_| 10, Settings::default())
+    };
+    let chosen = |decision: &Decision| match &decision.outcome {
+        Outcome::Placed { clusters, .. } => clusters.iter().map(|it| it.name.clone()).collect::<Vec<_>>(),
+        other => panic!("{other:?}"),
+    };
+    let of = |gateway: &str, far: u32| json!({crate::mesh::MESH: "m", crate::mesh::GATEWAY: gateway, crate::mesh::LATENCY: format!("{{\"x\": {far}}}")});
+    let none = world([json!({}), json!({}), json!({})]);
+    assert_eq!(chosen(&none), ["a"]);
+    assert!(none.attempts[0].clusters.iter().all(|verdict| verdict.score == 0 && verdict.mesh.is_none()));
+    assert_eq!(chosen(&world([of("down", 1), of("ready", 200), of("ready", 20)])), ["c"]);
+    assert_eq!(chosen(&world([of("down", 1), of("ready", 200), json!({})])), ["b"]);
+    // Alike in the mesh is as without one.
+    assert_eq!(chosen(&world([of("ready", 30), of("ready", 30), of("ready", 30)])), ["a"]);
+}

@@ -228,3 +228,11 @@ fn spread_and_what_has_no_policy_are_explained() {
           a PropagationPolicy whose resourceSelectors mean this ConfigMap
         ");
 }
+
+#[test]
+fn where_nothing_is_weighed_all_are_alike() {
+    let placement = json!({"replicaScheduling": divided(Value::Null)});
+    let said = explained(3, json!([]), placement).to_string();
+    assert!(said.contains("the policy gives none of them a weight, so all are alike"), "{said}");
+    assert!(!said.contains("weight 0"), "{said}");
+}

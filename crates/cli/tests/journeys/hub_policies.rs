@@ -1,0 +1,282 @@
+//! What a policy's fields do, one after the other: kubectl on the hub, and what the members then have.
+
+use crate::hub::{Hub, PATIENCE};
+use crate::world::eventually;
+
+/// A ConfigMap and its policy, with something more in the policy.
+fn config(name: &str, more: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: {name}}}\ndata: {{from: hub}}\n---\n\
+         apiVersion: policy.karmada.io/v1alpha1\nkind: PropagationPolicy\nmetadata: {{name: {name}}}\nspec:\n  \
+         resourceSelectors: [{{apiVersion: v1, kind: ConfigMap, name: {name}}}]\n  \
+         placement: {{clusterAffinity: {{clusterNames: [eu]}}}}\n{more}"
+    )
+}
+
+/// A policy for one ConfigMap; `kind` is `PropagationPolicy` or `ClusterPropagationPolicy`.
+fn policy(kind: &str, name: &str, of: &str, to: &str, more: &str) -> String {
+    format!(
+        "apiVersion: policy.karmada.io/v1alpha1\nkind: {kind}\nmetadata: {{name: {name}}}\nspec:\n  \
+         resourceSelectors: [{{apiVersion: v1, kind: ConfigMap, name: {of}}}]\n  \
+         placement: {{clusterAffinity: {{clusterNames: {to}}}}}\n{more}"
+    )
+}
+
+/// A Deployment of one container, with something more in its pods, and a policy that takes along what it needs.
+fn needing(name: &str, to: &str, pod: &str, container: &str) -> String {
+    format!(
+        "apiVersion: apps/v1\nkind: Deployment\nmetadata: {{name: {name}}}\nspec:\n  replicas: 1\n  \
+         selector: {{matchLabels: {{app: {name}}}}}\n  template:\n    metadata: {{labels: {{app: {name}}}}}\n    \
+         spec:\n      {pod}\n      containers:\n      - {{name: main, image: stefanprodan/podinfo{container}}}\n---\n\
+         apiVersion: policy.karmada.io/v1alpha1\nkind: PropagationPolicy\nmetadata: {{name: {name}}}\nspec:\n  \
+         propagateDeps: true\n  resourceSelectors: [{{apiVersion: apps/v1, kind: Deployment, name: {name}}}]\n  \
+         placement:\n    clusterAffinity: {{clusterNames: {to}}}\n"
+    )
+}
+
+impl Hub {
+    /// A hub whose members are `eu` and `ap`.
+    async fn of_two() -> Option<Self> {
+        let hub = Self::start().await?;
+        for member in ["eu", "ap"] {
+            hub.world.good(&["hub", "join", member, "--data", "hub"]).await;
+        }
+        Some(hub)
+    }
+
+    /// Waits until of `eu` and `ap` exactly these have an object.
+    async fn only_in(&self, object: &[&str], members: &[&str]) {
+        eventually(&format!("{object:?} in {members:?}"), PATIENCE, async || {
+            let mut found = Vec::new();
+            for member in ["eu", "ap"] {
+                let run = self.in_member(member, &[&["get"], object].concat()).await;
+                match run.code {
+                    Some(0) => found.push(member),
+                    _ if run.err.contains("NotFound") => {}
+                    _ => return Err(run.err),
+                }
+            }
+            if found == members { Ok(()) } else { Err(format!("it is in {found:?}")) }
+        })
+        .await;
+    }
+
+    /// Waits until what kubectl prints of an object of the hub is this.
+    async fn hub_prints(&self, object: &[&str], path: &str, wanted: &str) {
+        let path = format!("jsonpath={{{path}}}");
+        let args = [&["get"], object, &["-o", &path]].concat();
+        eventually(wanted, PATIENCE, async || {
+            let run = self.kubectl(&args).await;
+            if run.code == Some(0) && run.out == wanted { Ok(()) } else { Err(format!("{}{}", run.out, run.err)) }
+        })
+        .await;
+    }
+}
+
+const HOLDER: &str = r".metadata.annotations.propagationpolicy\.karmada\.io/name";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn preemption_takes_what_another_policy_has() {
+    let Some(hub) = Hub::of_two().await else { return };
+    let shared = ["configmap", "shared"];
+    hub.kubectl(&["create", "configmap", "shared", "--from-literal=from=hub"]).await.ends_with(0);
+    hub.apply("p.yaml", &policy("ClusterPropagationPolicy", "wide", "shared", "[eu]", "")).await;
+    hub.only_in(&shared, &["eu"]).await;
+
+    // A better one that takes from nobody waits until the template is free.
+    hub.apply("p.yaml", &policy("PropagationPolicy", "patient", "shared", "[eu, ap]", "  priority: 9\n")).await;
+    hub.kubectl(&["label", "configmap", "shared", "seen=yes"]).await.ends_with(0);
+    hub.prints("eu", &shared, ".metadata.labels.seen", "yes").await;
+    hub.only_in(&shared, &["eu"]).await;
+    hub.hub_prints(&shared, r".metadata.annotations.clusterpropagationpolicy\.karmada\.io/name", "wide").await;
+
+    // One of the namespace takes it from the whole hub's; only a higher priority takes it from that.
+    let takes = "  preemption: Always\n";
+    hub.apply("p.yaml", &policy("PropagationPolicy", "taker", "shared", "[ap]", takes)).await;
+    hub.only_in(&shared, &["ap"]).await;
+    hub.hub_prints(&shared, HOLDER, "taker").await;
+    hub.hub_prints(&shared, r".metadata.annotations.clusterpropagationpolicy\.karmada\.io/name", "").await;
+    let preempted = "Propagation policy(default/taker) preempted cluster propagation policy(wide) successfully";
+    hub.says("ConfigMap", "shared", "PreemptPolicySucceed", preempted).await;
+    hub.apply("p.yaml", &policy("PropagationPolicy", "equal", "shared", "[eu]", takes)).await;
+    let higher = format!("{takes}  priority: 5\n");
+    hub.apply("p.yaml", &policy("PropagationPolicy", "higher", "shared", "[eu]", &higher)).await;
+    hub.only_in(&shared, &["eu"]).await;
+    hub.hub_prints(&shared, HOLDER, "higher").await;
+    let others = hub.world.good(&["why", "configmap/shared", "--data", "hub"]).await.out;
+    assert!(
+        others.contains("PropagationPolicy default/higher, which selects it by name, and has it already"),
+        "{others}"
+    );
+    assert!(others.contains("not PropagationPolicy default/taker: its priority 0 is lower than 5"), "{others}");
+}
+
+/// `who` and `image` of every override say who was last.
+fn overriding(kind: &str, to: &str, who: &str, more: &str) -> String {
+    format!(
+        "apiVersion: policy.karmada.io/v1alpha1\nkind: {kind}\nmetadata: {{name: web}}\nspec:\n  \
+         resourceSelectors: [{{apiVersion: apps/v1, kind: Deployment, name: web}}]\n  overrideRules:\n  \
+         - targetCluster: {{clusterNames: {to}}}\n    overriders:\n      \
+         labelsOverrider: [{{operator: add, value: {{who: {who}}}}}]\n{more}"
+    )
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn overrides_make_each_copy_its_own() {
+    let Some(hub) = Hub::of_two().await else { return };
+    let web = ["deployment", "web"];
+    hub.apply("web.yaml", &needing("web", "[eu, ap]", "terminationGracePeriodSeconds: 0", "")).await;
+    hub.only_in(&web, &["eu", "ap"]).await;
+    // The whole hub's first, then the namespace's: later ones win.
+    let environment = "      annotationsOverrider: [{operator: add, value: {zone: all}}]\n";
+    hub.apply("o.yaml", &overriding("ClusterOverridePolicy", "[eu, ap]", "hub", environment)).await;
+    let mirror = "      imageOverrider: [{component: Registry, operator: replace, value: docker.io/stefanprodan}]\n      \
+                  argsOverrider: [{containerName: main, operator: add, value: [--port=9898]}]\n";
+    hub.apply("o.yaml", &overriding("OverridePolicy", "[ap]", "namespace", mirror)).await;
+    hub.prints("eu", &web, ".metadata.labels.who", "hub").await;
+    hub.prints("ap", &web, ".metadata.labels.who", "namespace").await;
+    hub.prints("ap", &web, ".metadata.annotations.zone", "all").await;
+    let container = ".spec.template.spec.containers[0]";
+    hub.prints("ap", &web, &format!("{container}.image"), "docker.io/stefanprodan/podinfo").await;
+    hub.prints("ap", &web, &format!("{container}.args[0]"), "--port=9898").await;
+    hub.prints("eu", &web, &format!("{container}.image"), "stefanprodan/podinfo").await;
+    hub.prints("ap", &web, ".status.readyReplicas", "1").await;
+    // The template is as it was written, and each Work says what was done to it.
+    hub.hub_prints(&web, ".metadata.labels.who", "").await;
+    let works = ["works", "-n", "karmada-es-ap", "-o"];
+    let works = hub.kubectl(&[&["get"], &works[..], &["json"]].concat()).await.out;
+    for applied in ["policy.karmada.io/applied-cluster-overrides", "policy.karmada.io/applied-overrides"] {
+        assert!(works.contains(applied), "{applied} is not in {works}");
+    }
+    // What is taken back is as the template says.
+    hub.kubectl(&["delete", "op", "web"]).await.ends_with(0);
+    hub.prints("ap", &web, ".metadata.labels.who", "hub").await;
+    hub.prints("ap", &web, &format!("{container}.image"), "stefanprodan/podinfo").await;
+    hub.prints("ap", &web, &format!("{container}.args"), "").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_workload_needs_goes_along_for_as_long_as_somebody_needs_it() {
+    let Some(hub) = Hub::of_two().await else { return };
+    hub.kubectl(&["create", "secret", "generic", "shared", "--from-literal=key=secret"]).await.ends_with(0);
+    hub.kubectl(&["create", "serviceaccount", "runner"]).await.ends_with(0);
+    let secret = ", env: [{name: KEY, valueFrom: {secretKeyRef: {name: shared, key: key}}}]";
+    hub.apply("web.yaml", &needing("web", "[eu]", "serviceAccountName: runner", secret)).await;
+    hub.apply("api.yaml", &needing("api", "[ap]", "terminationGracePeriodSeconds: 0", secret)).await;
+    hub.only_in(&["secret", "shared"], &["eu", "ap"]).await;
+    hub.only_in(&["serviceaccount", "runner"], &["eu"]).await;
+    hub.prints("eu", &["deployment", "web"], ".status.readyReplicas", "1").await;
+    hub.prints("ap", &["deployment", "api"], ".status.readyReplicas", "1").await;
+
+    // It follows who needs it, and goes with the last of them.
+    hub.apply("api.yaml", &needing("api", "[eu]", "terminationGracePeriodSeconds: 0", secret)).await;
+    hub.only_in(&["secret", "shared"], &["eu"]).await;
+    hub.kubectl(&["delete", "deployment", "web"]).await.ends_with(0);
+    hub.only_in(&["serviceaccount", "runner"], &[]).await;
+    hub.only_in(&["secret", "shared"], &["eu"]).await;
+    hub.kubectl(&["delete", "deployment", "api"]).await.ends_with(0);
+    hub.only_in(&["secret", "shared"], &[]).await;
+    hub.kubectl(&["get", "secret", "shared"]).await.ends_with(0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_suspended_waits_and_is_resumed() {
+    let Some(hub) = Hub::of_two().await else { return };
+    // Before the first time.
+    hub.apply("held.yaml", &config("held", "  suspension: {dispatching: true}\n")).await;
+    hub.work_says("held", "Dispatching", "\"False\"").await;
+    hub.in_member("eu", &["get", "configmap", "held"]).await.ends_with(1);
+    hub.apply("held.yaml", &config("held", "")).await;
+    hub.prints("eu", &["configmap", "held"], ".data.from", "hub").await;
+
+    // What is there stays as it is, in those that are named.
+    let to_both = |more: &str| policy("PropagationPolicy", "held", "held", "[eu, ap]", more);
+    hub.apply("p.yaml", &to_both("  suspension: {dispatchingOnClusters: {clusterNames: [eu]}}\n")).await;
+    hub.work_says("held", "Dispatching", "\"False\"").await;
+    hub.kubectl(&["label", "configmap", "held", "edit=one"]).await.ends_with(0);
+    hub.prints("ap", &["configmap", "held"], ".metadata.labels.edit", "one").await;
+    hub.in_member("eu", &["delete", "configmap", "held"]).await.ends_with(0);
+    hub.kubectl(&["label", "configmap", "held", "edit=two", "--overwrite"]).await.ends_with(0);
+    hub.prints("ap", &["configmap", "held"], ".metadata.labels.edit", "two").await;
+    hub.in_member("eu", &["get", "configmap", "held"]).await.ends_with(1);
+    hub.apply("p.yaml", &to_both("")).await;
+    hub.prints("eu", &["configmap", "held"], ".metadata.labels.edit", "two").await;
+
+    // A binding that is not to be scheduled keeps its shares, whatever the template says.
+    let divided = "    replicaScheduling: {replicaSchedulingType: Divided, replicaDivisionPreference: Weighted}\n";
+    let web = needing("web", "[eu, ap]", "terminationGracePeriodSeconds: 0", "");
+    hub.apply("web.yaml", &(web + divided)).await;
+    hub.kubectl(&["scale", "deployment/web", "--replicas=2"]).await.ends_with(0);
+    hub.runs("web", &[("eu", 1), ("ap", 1)]).await;
+    let suspend = |scheduling: bool| format!(r#"{{"spec":{{"suspension":{{"scheduling":{scheduling}}}}}}}"#);
+    hub.kubectl(&["patch", "rb", "web-deployment", "--type=merge", "-p", &suspend(true)]).await.ends_with(0);
+    hub.kubectl(&["scale", "deployment/web", "--replicas=6"]).await.ends_with(0);
+    hub.hub_prints(&["rb", "web-deployment"], ".spec.replicas", "6").await;
+    hub.hub_prints(&["rb", "web-deployment"], ".spec.clusters[*].replicas", "1 1").await;
+    hub.runs("web", &[("eu", 1), ("ap", 1)]).await;
+    hub.kubectl(&["patch", "rb", "web-deployment", "--type=merge", "-p", &suspend(false)]).await.ends_with(0);
+    hub.runs("web", &[("eu", 3), ("ap", 3)]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lazy_policys_edits_wait_for_the_template() {
+    let Some(hub) = Hub::of_two().await else { return };
+    let lazy = "  activationPreference: Lazy\n";
+    hub.apply("lazy.yaml", &config("lazy", lazy)).await;
+    hub.prints("eu", &["configmap", "lazy"], ".data.from", "hub").await;
+    // An eager one that is edited after it is carried out meanwhile.
+    hub.apply("eager.yaml", &config("eager", "")).await;
+    hub.only_in(&["configmap", "eager"], &["eu"]).await;
+    hub.apply("p.yaml", &policy("PropagationPolicy", "lazy", "lazy", "[ap]", lazy)).await;
+    hub.apply("p.yaml", &policy("PropagationPolicy", "eager", "eager", "[ap]", "")).await;
+    hub.only_in(&["configmap", "eager"], &["ap"]).await;
+    hub.only_in(&["configmap", "lazy"], &["eu"]).await;
+    hub.kubectl(&["label", "configmap", "lazy", "now=yes"]).await.ends_with(0);
+    hub.prints("ap", &["configmap", "lazy"], ".metadata.labels.now", "yes").await;
+    hub.only_in(&["configmap", "lazy"], &["ap"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_somebody_elses_is_left_alone_unless_the_policy_says_otherwise() {
+    let Some(hub) = Hub::of_two().await else { return };
+    for name in ["taken", "given"] {
+        hub.in_member("eu", &["create", "configmap", name, "--from-literal=from=member"]).await.ends_with(0);
+    }
+    hub.apply("taken.yaml", &config("taken", "")).await;
+    hub.work_says("taken", "Applied", "already exists in the cluster eu and is not managed").await;
+    hub.prints("eu", &["configmap", "taken"], ".data.from", "member").await;
+    // Nor is it deleted with the template.
+    hub.kubectl(&["delete", "configmap", "taken"]).await.ends_with(0);
+    eventually("no Work", PATIENCE, async || {
+        let works = hub.kubectl(&["get", "works", "-n", "karmada-es-eu", "-o", "name"]).await.out;
+        if works.contains("taken") { Err(works) } else { Ok(()) }
+    })
+    .await;
+    hub.prints("eu", &["configmap", "taken"], ".data.from", "member").await;
+    hub.apply("taken.yaml", &config("taken", "  conflictResolution: Overwrite\n")).await;
+    hub.prints("eu", &["configmap", "taken"], ".data.from", "hub").await;
+    // The template's own word goes before the policy's.
+    let word = "metadata: {name: given, annotations: {work.karmada.io/conflict-resolution: overwrite}}";
+    hub.apply("given.yaml", &config("given", "").replacen("metadata: {name: given}", word, 1)).await;
+    hub.prints("eu", &["configmap", "given"], ".data.from", "hub").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_preserved_stays_when_its_template_goes() {
+    let Some(hub) = Hub::of_two().await else { return };
+    hub.apply("kept.yaml", &config("kept", "  preserveResourcesOnDeletion: true\n")).await;
+    hub.apply("gone.yaml", &config("gone", "")).await;
+    let kept = ["configmap", "kept"];
+    hub.prints("eu", &kept, r".metadata.labels.karmada\.io/managed", "true").await;
+    hub.only_in(&["configmap", "gone"], &["eu"]).await;
+    hub.kubectl(&["delete", "configmap", "kept", "gone"]).await.ends_with(0);
+    hub.only_in(&["configmap", "gone"], &[]).await;
+    // Nothing of the hub's is on it, and nobody looks after it any more.
+    hub.prints("eu", &kept, r".metadata.labels.karmada\.io/managed", "").await;
+    let annotations =
+        hub.in_member("eu", &["get", "configmap", "kept", "-o", "jsonpath={.metadata.annotations}"]).await.out;
+    assert!(!annotations.contains("karmada.io"), "{annotations}");
+    let edit = r#"{"data":{"from":"member"}}"#;
+    hub.in_member("eu", &["patch", "configmap", "kept", "--type=merge", "-p", edit]).await.ends_with(0);
+    hub.prints("eu", &kept, ".data.from", "member").await;
+}
