@@ -75,7 +75,7 @@ async fn take(mesh: &Mesh, clusters: &Clusters, name: String, holder: String) ->
     let first = mesh.clusters.first().map(|c| c.name.to_string()).unwrap_or_default();
     let cluster = clusters.get(&first).map_err(|why| Error::Cluster { cluster: first, why })?;
     let metadata = json!({"name": name, "namespace": "kube-system", "labels": {}});
-    let metadata = ours(&mesh.name.to_string(), json!({"metadata": metadata}))["metadata"].take();
+    let metadata = ours(mesh.name.as_str(), json!({"metadata": metadata}))["metadata"].take();
     let lease = Lease::new(cluster.client.clone(), metadata, holder, TIMES).around(|write| {
         crash::pass(match write {
             Write::Before => crash::Point::WriteBefore,

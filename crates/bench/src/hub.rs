@@ -162,7 +162,7 @@ struct Filled {
 async fn fill(stolos: &Path, one_for_all: bool) -> Result<Filled> {
     let count = deployments();
     let hub = Hub::up(stolos).await?;
-    let members: Vec<Member> = stream::iter(1..=3).then(|n| Member::start(n)).try_collect().await?;
+    let members: Vec<Member> = stream::iter(1..=3).then(Member::start).try_collect().await?;
     for member in &members {
         hub.join(&member.name, CONTEXT, &member.kubeconfig)?;
     }

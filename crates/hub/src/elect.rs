@@ -169,7 +169,7 @@ impl Election<'_> {
         let door = (self.door)().await?;
         // Somebody else's API server does not reach this process.
         let (client, net) = (self.client.clone(), Arc::clone(&self.net));
-        let settings = Settings { client, net, door, admission: None, patience: self.patience.clone() };
+        let settings = Settings { client, net, door, admission: None, patience: self.patience };
         start(settings, term).await.map_err(|error| because(&error))
     }
 }

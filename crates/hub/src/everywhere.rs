@@ -105,7 +105,7 @@ async fn ask_one(hub: &kube::Client, cluster: &str, question: &Question) -> Resu
                 found.push(Found { resource, singular, answer });
             }
             // Of `all`, what may not be seen or is not served is not shown; what was named is answered for.
-            (403 | 404 | 405, _) if kind.by_category => {}
+            (403..=405, _) if kind.by_category => {}
             (code, answer) => {
                 let message = answer["message"].as_str().map(str::to_owned);
                 return Err(message.unwrap_or_else(|| format!("it answered {code}")));

@@ -150,7 +150,7 @@ impl Proxy {
         };
         let passage = match self.way(&member, name) {
             Ok(passage) => passage,
-            Err(status) => return refused(record, status),
+            Err(status) => return refused(record, *status),
         };
         let (mut head, body) = request.into_parts();
         let on_upgrade = head.extensions.remove::<OnUpgrade>();
@@ -193,10 +193,11 @@ impl Proxy {
     }
 
     /// The passage to a member in this name.
-    fn way(&self, member: &str, name: Name) -> Result<Arc<Passage>, Status> {
+    fn way(&self, member: &str, name: Name) -> Result<Arc<Passage>, Box<Status>> {
         let resource = stolos_k8s::status::Resource::new("cluster.karmada.io", "clusters");
-        let cluster = self.hub.cluster_object(member).ok_or_else(|| Status::not_found(resource, member))?;
-        let no = |why: String| away(member, format!("the hub cannot use its credential of {member:?}: {why}"));
+        let cluster = self.hub.cluster_object(member).ok_or_else(|| Box::new(Status::not_found(resource, member)))?;
+        let no =
+            |why: String| Box::new(away(member, format!("the hub cannot use its credential of {member:?}: {why}")));
         let again = format!("joining again (`stolos hub join {member}`, `stolos agent {member}`) brings it");
         let secret = self.hub.secret(CREDENTIALS, member);
         let secret = secret.ok_or_else(|| no(format!("there is none; {again}")))?;
