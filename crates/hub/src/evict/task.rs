@@ -137,15 +137,21 @@ pub fn assess(
     let tolerations = tolerations(binding);
     let settled = settled(binding);
     let divided = !matches!(strategy(spec), Strategy::Duplicated | Strategy::Unnumbered);
+    let there = |name: &str| {
+        let found = clusters.iter().find(|cluster| cluster.metadata.name == name);
+        found.filter(|cluster| cluster.metadata.deletion_timestamp.is_none())
+    };
+    let is_there = |name: &String| there(name).is_some();
     let mut change = Change { clusters: spec.clusters.clone(), ..Change::default() };
     for task in &spec.graceful_eviction_tasks {
         let name = &task.from_cluster;
-        let cluster = clusters.iter().find(|cluster| cluster.metadata.name == *name);
-        let cluster = cluster.filter(|cluster| cluster.metadata.deletion_timestamp.is_none());
+        let cluster = there(name);
         let grace = task.grace_period_seconds.and_then(|seconds| u64::try_from(seconds).ok());
         let grace = grace.map_or(settings.graceful_eviction_timeout, Duration::from_secs);
         let left = grace.saturating_sub(task.creation_timestamp.map_or(Duration::ZERO, |then| since(then, now)));
-        let placed: i64 = change.clusters.iter().map(|target| target.replicas).sum();
+        // What is promised to a cluster that has left the hub is nowhere.
+        let placed: i64 =
+            change.clusters.iter().filter(|target| is_there(&target.name)).map(|target| target.replicas).sum();
         let missing = spec.replicas - placed;
         let back = |cluster: &Cluster| {
             task.producer == TAINT_MANAGER && tolerated(cluster, &tolerations, now) != Tolerated::No

@@ -277,6 +277,21 @@ fn what_leaves_has_left_when_all_others_are_well() {
     "#);
 }
 
+/// A copy that is to go at once keeps its place when the one that was to have its replicas leaves the hub.
+#[test]
+fn what_was_given_to_a_cluster_that_left_counts_for_nothing() {
+    let mut binding = binding(&json!([]));
+    binding.spec.clusters.remove(0);
+    binding.spec.clusters[0].replicas = binding.spec.replicas;
+    binding.spec.graceful_eviction_tasks = serde_json::from_value(json!([{"fromCluster": "eu", "replicas": 4,
+        "purgeMode": "Directly", "reason": "TaintUntolerated", "producer": "TaintManager", "creationTimestamp": at(0)}]))
+    .unwrap();
+    let only_eu = [cluster("eu", "True", &json!([]))];
+    let change = task::assess(&binding, &only_eu, &|_| true, at(1), &Settings::default()).unwrap();
+    assert!(change.tasks.is_empty(), "{:?}", change.news);
+    assert!(change.clusters.iter().any(|target| target.name == "eu" && target.replicas == 4), "{:?}", change.clusters);
+}
+
 #[test]
 fn one_after_the_other() {
     let mut rate = Rate::new(0.5);
