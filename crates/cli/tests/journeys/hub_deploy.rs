@@ -147,6 +147,7 @@ async fn the_chart_starts_a_hub() {
     install("there", &["--set", "existing.kubeconfigSecret=control,existing.context=main"]).await.ends_with(0);
     let set = get("apps/v1", "StatefulSet", "there-stolos-hub").await.unwrap();
     let args = arguments(&set);
+    let args: Vec<String> = args.iter().map(here).collect();
     let understood = world.run(&args.iter().map(String::as_str).collect::<Vec<_>>()).await.ends_with(1);
     assert!(understood.err.contains("/etc/stolos/kubeconfig/kubeconfig"), "{}", understood.err);
     let both =
