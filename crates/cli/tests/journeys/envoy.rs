@@ -102,7 +102,9 @@ async fn every_mixture_is_one_mesh() {
     for (name, expected) in [("all", (9, 0)), ("gateways", (3, 6)), ("sidecars", (6, 3)), ("half", (0, 0))] {
         let (world, file) = built(name, &mesh(name), &envoy, name, &["--samples"]).await;
         world.proven(&file, 9).await;
-        let rows = synced(&world, &file).await;
+        let mut rows = synced(&world, &file).await;
+        // What `verify` has put there and taken away may be connected for a moment longer.
+        rows.retain(|row| row["name"].as_str().is_some_and(|name| !name.contains(".stolos-verify-")));
         let of_program = |start: &str| {
             let is = |row: &&Value| row["program"].as_str().is_some_and(|program| program.starts_with(start));
             rows.iter().filter(is).count()
