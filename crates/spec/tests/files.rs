@@ -701,7 +701,7 @@ spec:
        |
     10 |   controlplane: {engine: istio}
        |   ^^^^^^^^^^^^
-       = expected: `trust`, `controlPlane`, `clusters`, `mtls`, `expose` or `samples`
+       = expected: `trust`, `controlPlane`, `clusters`, `mtls`, `expose`, `samples` or `hub`
     hint: write `controlPlane`
 
     error: `netwrok` is not a field of `spec.clusters[0]`
