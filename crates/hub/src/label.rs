@@ -68,6 +68,12 @@ pub const MIN_AVAILABLE: &str = "stolos.dev/min-available";
 /// Annotation on a Work: the fewest replicas that it has asked for since its member last said something. Stolos' own.
 pub const LEAST_ASKED: &str = "stolos.dev/least-asked";
 
+/// Annotation on a Cluster: which certificates of its agents are good, where that is not its UID: those before were ended
+/// by hand. Stolos' own.
+pub const AGENTS_EPOCH: &str = "stolos.dev/agents-epoch";
+/// Annotation on a one-time token: the member that it lets agents of in, and no other. Stolos' own.
+pub const TOKEN_MEMBER: &str = "stolos.dev/member";
+
 /// Finalizer on Cluster.
 pub const CLUSTER_FINALIZER: &str = "karmada.io/cluster-controller";
 /// Finalizer on Work.

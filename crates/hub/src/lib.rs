@@ -85,6 +85,9 @@ pub enum Error {
     /// Something between the hub and an agent went wrong.
     #[error("{0}")]
     Agents(String),
+    /// The hub takes an agent's certificate no more.
+    #[error("the hub takes this agent in no more: {0}")]
+    Ended(String),
     /// A token lets nobody in.
     #[error("{0}")]
     Token(String),

@@ -222,7 +222,9 @@ impl Relay {
             others(stream, from).await;
             return Ok(());
         }
-        let member = who(session.peer_certificates().unwrap_or_default())?;
+        let shown: Vec<_> =
+            session.peer_certificates().unwrap_or_default().iter().map(|c| c.clone().into_owned()).collect();
+        let member = who(&shown)?;
         let mut builder = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
         builder
             .timer(TokioTimer::new())
@@ -248,6 +250,8 @@ impl Relay {
         });
         drop(place);
         let _listed = Listed::enter(self, &member, Arc::clone(&link));
+        // Whoever was forgotten since was not in the list then.
+        who(&shown)?;
         tracing::info!(member, %from, "an agent is connected");
         // Also when the relay itself is stopped: then this future is dropped.
         let _closed = Closing(&link.close);

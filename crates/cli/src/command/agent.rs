@@ -5,10 +5,10 @@ use std::time::SystemTime;
 use clap::Args;
 use stolos_cluster::{Kubeconfig, connect};
 use stolos_hub::gate::agent::{self, Hub, Identity, News, Registering, Target};
-use stolos_hub::member::{self, Joining};
+use stolos_hub::{Error, member};
 use stolos_serve::{HostNet, Stop};
 
-use super::hub::label;
+use super::hub::JoiningArgs;
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::input::StateArgs;
@@ -44,21 +44,8 @@ pub(crate) struct AgentArgs {
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
 
-    /// The region the cluster is in, for policies
-    #[arg(long, value_name = "REGION")]
-    region: Option<String>,
-
-    /// A zone it is in, for policies
-    #[arg(long, value_name = "ZONE")]
-    zone: Vec<String>,
-
-    /// Who provides it, for policies
-    #[arg(long, value_name = "PROVIDER")]
-    provider: Option<String>,
-
-    /// Labels of the cluster, for policies
-    #[arg(long, value_name = "KEY=VALUE", value_delimiter = ',', value_parser = label)]
-    labels: Vec<(String, String)>,
+    #[command(flatten)]
+    joining: JoiningArgs,
 }
 
 pub(crate) async fn run(args: AgentArgs, screen: &Screen, stop: &Stop) -> Result<Exit, Failure> {
@@ -71,39 +58,54 @@ pub(crate) async fn run(args: AgentArgs, screen: &Screen, stop: &Stop) -> Result
     let api = Target::of_url(&cluster.server)
         .ok_or_else(|| Failure::new(format!("`{}` is no URL of an API server", cluster.server)))?;
     let folder = StateArgs { state: args.data }.folder(&format!("agent-{}", args.name))?;
-    let identity = match (Identity::load(&folder, SystemTime::now())?, args.token) {
-        (Some(identity), _) => identity,
-        (None, Some(token)) => {
-            screen.line(format!("Registering {} with the hub at {}", args.name, args.hub));
-            let joining = Joining {
-                name: args.name.clone(),
-                provider: args.provider,
-                region: args.region,
-                zones: args.zone,
-                labels: args.labels.into_iter().collect(),
-            };
-            let credential = member::credential(&cluster, &args.name).await?;
-            let token = stolos_pki::Secret::new(token);
-            // With a token there is an authority: clap says so.
-            let fingerprint = args.authority.unwrap_or_default();
-            let registering = Registering { token, fingerprint, joining, credential };
-            agent::register(&hub, registering, &folder).await?
+    let mut token = args.token;
+    loop {
+        let identity = match (Identity::load(&folder, SystemTime::now())?, token.take()) {
+            (Some(identity), unused) => {
+                token = unused;
+                identity
+            }
+            (None, Some(token)) => {
+                screen.line(format!("Registering {} with the hub at {}", args.name, args.hub));
+                let registering = Registering {
+                    token: stolos_pki::Secret::new(token),
+                    // With a token there is an authority: clap says so.
+                    fingerprint: args.authority.clone().unwrap_or_default(),
+                    joining: args.joining.clone().of(&args.name),
+                    credential: Some(member::credential(&cluster, &args.name).await?),
+                };
+                agent::register(&hub, registering, &folder).await?
+            }
+            (None, None) => {
+                return Err(Failure::new(format!("the hub has not let {} in yet", args.name))
+                    .hint("`stolos hub token create` prints the command with a token that does"));
+            }
+        };
+        let good = screen.progress_tone(Tone::Good, "✓");
+        let bad = screen.progress_tone(Tone::Bad, "✗");
+        let news = |news| match news {
+            News::Connected => screen.line(format!("{good} connected to {}", args.hub)),
+            News::Lost { why, pause } => {
+                screen.line(format!("{bad} not connected to {}: {why}; again in {}", args.hub, elapsed(pause)));
+            }
+        };
+        match agent::run(hub.clone(), identity, &args.name, api.clone(), stop.clone(), news).await {
+            Ok(()) => return Ok(Exit::Good),
+            // What ended is kept no longer: a token that was given lets it in again.
+            Err(ended @ Error::Ended(_)) => {
+                Identity::forget(&folder)?;
+                if token.is_none() {
+                    return Err(Failure::from(ended).hint(format!(
+                        "`stolos hub token create --rotate {}`, or without `--rotate` where it has left the hub, prints \
+                         the command with a token that lets it in again",
+                        args.name
+                    )));
+                }
+                screen.line(format!("{bad} {ended}"));
+            }
+            Err(error) => return Err(error.into()),
         }
-        (None, None) => {
-            return Err(Failure::new(format!("the hub has not let {} in yet", args.name))
-                .hint("`stolos hub token create` prints the command with a token that does"));
-        }
-    };
-    let good = screen.progress_tone(Tone::Good, "✓");
-    let bad = screen.progress_tone(Tone::Bad, "✗");
-    let news = |news| match news {
-        News::Connected => screen.line(format!("{good} connected to {}", args.hub)),
-        News::Lost { why, pause } => {
-            screen.line(format!("{bad} not connected to {}: {why}; again in {}", args.hub, elapsed(pause)));
-        }
-    };
-    agent::run(hub, identity, &args.name, api, stop.clone(), news).await?;
-    Ok(Exit::Good)
+    }
 }
 
 fn address(text: &str) -> Result<(String, u16), Failure> {

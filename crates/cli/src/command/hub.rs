@@ -1,10 +1,10 @@
 mod elected;
+mod joining;
 mod kubeconfig;
 mod mesh;
 mod proxy;
 mod status;
 
-use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ use clap::{Args, Subcommand};
 use stolos_apiserver::Server;
 use stolos_apiserver::runtime::ServiceResolver;
 use stolos_cluster::{Kubeconfig, connect};
-use stolos_hub::member::{self, Joining};
+use stolos_hub::member;
 use stolos_hub::model::PurgeMode;
 use stolos_hub::{Door, Pages, Review, everywhere, evict, gate};
 use stolos_serve::{HostNet, Listener, Net as _, Stop, Stream};
@@ -29,6 +29,8 @@ use crate::file::{self, Eyes};
 use crate::input::StateArgs;
 use crate::screen::{Screen, Tone, count, elapsed};
 use mesh::MeasuredArgs;
+
+pub(crate) use joining::JoiningArgs;
 
 /// `stolos hub`
 #[derive(Debug, Subcommand)]
@@ -71,6 +73,10 @@ pub(crate) struct TokenArgs {
     /// For how many hours it is good
     #[arg(long, value_name = "HOURS", default_value_t = 24, value_parser = clap::value_parser!(u64).range(1..=8760))]
     ttl: u64,
+
+    /// End the certificates of this member's agents, and let in those that come with the new token: one for each agent
+    #[arg(long, value_name = "NAME")]
+    rotate: Option<String>,
 
     #[command(flatten)]
     which: WhichArgs,
@@ -280,21 +286,8 @@ pub(crate) struct JoinArgs {
     #[arg(long, value_name = "FILE")]
     kubeconfig: Option<PathBuf>,
 
-    /// The region it is in, for policies
-    #[arg(long, value_name = "REGION")]
-    region: Option<String>,
-
-    /// A zone it is in, for policies
-    #[arg(long, value_name = "ZONE")]
-    zone: Vec<String>,
-
-    /// Who provides it, for policies
-    #[arg(long, value_name = "PROVIDER")]
-    provider: Option<String>,
-
-    /// Labels of the cluster, for policies
-    #[arg(long, value_name = "KEY=VALUE", value_delimiter = ',', value_parser = label)]
-    labels: Vec<(String, String)>,
+    #[command(flatten)]
+    joining: JoiningArgs,
 
     /// How long to wait until it is ready, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=3600))]
@@ -316,12 +309,6 @@ pub(crate) struct UnjoinArgs {
 
     #[command(flatten)]
     which: WhichArgs,
-}
-
-/// A label, as flags have it.
-pub(crate) fn label(text: &str) -> Result<(String, String), String> {
-    let (key, value) = text.split_once('=').ok_or("write `key=value`")?;
-    Ok((key.to_owned(), value.to_owned()))
 }
 
 pub(crate) async fn run(command: HubCommand, screen: &Screen, stop: &Stop) -> Result<Exit, Failure> {
@@ -668,14 +655,7 @@ async fn join(args: JoinArgs, screen: &Screen) -> Result<Exit, Failure> {
     let context = args.context.as_ref().unwrap_or(&args.name);
     let cluster = connect(&kubeconfig, context, &args.name).await?;
     screen.line(format!("Joining {} ({})", args.name, cluster.server));
-    let joining = Joining {
-        name: args.name.clone(),
-        provider: args.provider,
-        region: args.region,
-        zones: args.zone,
-        labels: args.labels.into_iter().collect::<BTreeMap<_, _>>(),
-    };
-    member::join(&hub, &cluster, &joining).await?;
+    member::join(&hub, &cluster, &args.joining.of(&args.name)).await?;
     let patience = Duration::from_secs(args.timeout);
     member::ready(&hub, &args.name, patience).await?;
     screen.line(format!("  {} {} is a member, and ready", screen.progress_tone(Tone::Good, "✓"), args.name));
@@ -709,13 +689,20 @@ async fn token(args: &TokenArgs, screen: &Screen) -> Result<Exit, Failure> {
     let Some(notice) = gate::notice(&hub).await? else {
         return Err(Failure::new("this hub takes no agents in").hint("`stolos hub up --agents ADDRESS` does"));
     };
-    let token = gate::token::create(&hub, Duration::from_secs(args.ttl * 3600)).await?;
-    screen.line(format!(
-        "In the cluster that is to join, within {} and once:",
-        count(usize::try_from(args.ttl).unwrap_or(usize::MAX), "hour")
-    ));
+    let hours = count(usize::try_from(args.ttl).unwrap_or(usize::MAX), "hour");
+    let where_to = match &args.rotate {
+        Some(name) => {
+            gate::end(&hub, name).await?;
+            screen.line(format!("The certificates of {name}'s agents have ended."));
+            format!("In {name}")
+        }
+        None => "In the cluster that is to join".to_owned(),
+    };
+    let token = gate::token::create(&hub, Duration::from_secs(args.ttl * 3600), args.rotate.as_deref()).await?;
+    screen.line(format!("{where_to}, within {hours} and once:"));
     screen.data(&format!(
-        "stolos agent NAME --hub {} --authority {} --token {}",
+        "stolos agent {} --hub {} --authority {} --token {}",
+        args.rotate.as_deref().unwrap_or("NAME"),
         notice.address,
         notice.authority,
         token.expose()

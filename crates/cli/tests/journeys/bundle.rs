@@ -14,7 +14,7 @@ use crate::setup_mesh::{self, CONTEXTS};
 use crate::world::{World, text};
 
 /// Every file of an archive, without the folder that all are in.
-fn unpacked(path: &Path) -> BTreeMap<String, String> {
+pub(crate) fn unpacked(path: &Path) -> BTreeMap<String, String> {
     let mut files = BTreeMap::new();
     let file = std::fs::File::open(path).unwrap();
     for entry in tar::Archive::new(flate2::read::GzDecoder::new(file)).entries().unwrap() {
@@ -27,7 +27,7 @@ fn unpacked(path: &Path) -> BTreeMap<String, String> {
 }
 
 /// What of a mesh's own Secrets must not be seen: keys, line by line, and tokens.
-async fn secrets(client: &kube::Client) -> Vec<String> {
+pub(crate) async fn secrets(client: &kube::Client) -> Vec<String> {
     let kind = Resource::named("v1", "Secret").unwrap();
     let mut found = Vec::new();
     for secret in objects::list(client, &kind, Some("istio-system"), None).await.unwrap() {

@@ -13,6 +13,7 @@ use stolos_cluster::Cluster;
 
 use crate::lists::{at_rest, difference, everything, identities, meant};
 use crate::setup_mesh::equal_lists;
+use crate::via_tunnel::Apart;
 use crate::world::{World, eventually, say, text};
 
 const MESH: &str = "apiVersion: stolos.dev/v1alpha1\nkind: Mesh\nmetadata: {name: swept}\nspec:\n  clusters:\n\
@@ -23,6 +24,12 @@ const MESH: &str = "apiVersion: stolos.dev/v1alpha1\nkind: Mesh\nmetadata: {name
 const WITH_REMOTE: &str = "apiVersion: stolos.dev/v1alpha1\nkind: Mesh\nmetadata: {name: swept}\nspec:\n  clusters:\n\
                     \x20 - {name: one, context: one, network: network-1}\n\
                     \x20 - {name: two, context: two, network: network-2, controlPlane: {primary: one}}\n";
+
+/// Each reads the other through a hub, in which the mesh has accounts.
+const THROUGH_HUB: &str = "apiVersion: stolos.dev/v1alpha1\nkind: Mesh\nmetadata: {name: swept}\nspec:\n\
+                    \x20 hub: {context: hub, kubeconfig: hub.yaml}\n  clusters:\n\
+                    \x20 - {name: one, context: one, network: network-1, api: {via: tunnel}}\n\
+                    \x20 - {name: two, context: two, network: network-2, api: {via: tunnel}}\n";
 
 const POINTS: [&str; 3] = ["journal", "write-before", "write-after"];
 
@@ -36,21 +43,34 @@ async fn killed_anywhere_between_a_primary_and_its_remote() {
     sweep(WITH_REMOTE, 1).await;
 }
 
-/// `rounds` of a killed apply and a killed teardown when not all are asked for, at each of the three points.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn killed_anywhere_with_a_hub_between() {
+    let Some(mut apart) = Apart::of(THROUGH_HUB, &["one", "two"]).await else { return };
+    let _agents = apart.agents(&["one", "two"]).await;
+    let clusters = apart.world.clusters(&["one", "two"]).await;
+    run(Sweep { clusters, file: &apart.file, world: &apart.world, behind: Some(&apart) }, 1).await;
+}
+
 async fn sweep(mesh: &str, rounds: usize) {
     let mut world = World::new();
     let file = world.write("mesh.yaml", mesh);
     world.up(&file).await;
-    let sweep = Sweep { clusters: world.clusters(&["one", "two"]).await, file: &file, world: &world };
+    let clusters = world.clusters(&["one", "two"]).await;
+    run(Sweep { clusters, file: &file, world: &world, behind: None }, rounds).await;
+}
+
+/// `rounds` of a killed apply and a killed teardown when not all are asked for, at each of the three points.
+async fn run(sweep: Sweep<'_>, rounds: usize) {
+    let (world, file) = (sweep.world, sweep.file);
     let mut before = Vec::new();
     for cluster in &sweep.clusters {
         before.push(identities(&at_rest(&cluster.client).await));
     }
 
     // Uninterrupted: what it is to be, and how many points there are.
-    let applied = world.good(&["apply", "-f", text(&file), "--yes", "-o", "json"]).await.document();
+    let applied = world.good(&["apply", "-f", text(file), "--yes", "-o", "json"]).await.document();
     let built = sweep.meaning().await;
-    let torn = world.good(&["teardown", "-f", text(&file), "--yes", "-o", "json"]).await.document();
+    let torn = world.good(&["teardown", "-f", text(file), "--yes", "-o", "json"]).await.document();
     sweep.is_gone(&before).await;
     let notes = |report: &serde_json::Value| 2 * report["report"]["done"].as_array().map_or(0, Vec::len);
     let writes = |report: &serde_json::Value| usize::try_from(report["report"]["writes"].as_u64().unwrap()).unwrap();
@@ -81,7 +101,7 @@ async fn sweep(mesh: &str, rounds: usize) {
             sweep.is_built(&built, &format!("apply {point}:{}", place(most_of_apply))).await;
             let torn = sweep.killed("teardown", point, place(most_of_teardown)).await;
             teardowns += usize::from(torn);
-            world.good(&["teardown", "-f", text(&file), "--yes"]).await;
+            world.good(&["teardown", "-f", text(file), "--yes"]).await;
             sweep.is_gone(&before).await;
             round += 1;
             let is_last = if all { !killed && !torn } else { round == rounds };
@@ -98,7 +118,7 @@ async fn sweep(mesh: &str, rounds: usize) {
         assert!(in_a_row < 200, "it does not get on");
     }
     sweep.is_built(&built, "killed in a row").await;
-    world.proven(&file, 4).await;
+    world.proven(file, 4).await;
     let kills = applies + teardowns + in_a_row;
     say(&format!(
         "crash sweep: {kills} kills ({applies} of apply, {teardowns} of teardown, {in_a_row} of one apply in a row) in {:.0} s",
@@ -111,6 +131,8 @@ struct Sweep<'a> {
     world: &'a World,
     file: &'a Path,
     clusters: Vec<Cluster>,
+    /// The hub that is between them, if one is.
+    behind: Option<&'a Apart>,
 }
 
 impl Sweep<'_> {
@@ -143,12 +165,18 @@ impl Sweep<'_> {
         for cluster in &self.clusters {
             all.push(meant(&everything(&cluster.client).await.unwrap()));
         }
+        if let Some(apart) = self.behind {
+            all.push(apart.in_hub().await);
+        }
         all
     }
 
     async fn is_gone(&self, before: &[BTreeSet<String>]) {
         for (cluster, before) in self.clusters.iter().zip(before) {
             equal_lists(cluster, before).await;
+        }
+        if let Some(apart) = self.behind {
+            assert_eq!(apart.in_hub().await, BTreeSet::new(), "what a mesh that is gone has in its hub");
         }
     }
 }

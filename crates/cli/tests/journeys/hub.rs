@@ -500,6 +500,65 @@ async fn a_member_that_dials_out() {
     assert!(hub.process.wait().await.unwrap().success());
 }
 
+/// The identity of a member's agents ends when it is said so, and when the member leaves: a copy of it opens nothing again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_certificate_ends_with_its_membership() {
+    fn given(said: &[String]) -> Vec<&str> {
+        said[5..].iter().map(String::as_str).chain(["--context", "eu"]).collect()
+    }
+    let Some(hub) = Hub::start().await else { return };
+    let token = async |more: &[&str]| {
+        let said = hub.world.good(&[&["hub", "token", "create", "--data", "hub"], more].concat()).await.out;
+        said.split_whitespace().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let said = token(&[]).await;
+    let address = said[4].clone();
+    let mut first = hub.agent("eu", &given(&said), &address).await;
+    let copy = |name: &str| {
+        let (from, to) = (hub.world.path("agent-eu"), hub.world.path(name));
+        std::fs::create_dir(&to).unwrap();
+        for file in ["agent.pem", "hub-ca.crt"] {
+            std::fs::copy(from.join(file), to.join(file)).unwrap();
+        }
+    };
+    let refused = async |folder: &str, why: &str| {
+        let flags = ["agent", "eu", "--hub", &address, "--data", folder, "--context", "eu"];
+        let run = hub.world.run(&flags).await.ends_with(1);
+        assert!(run.err.contains(why) && run.err.contains("hub token create"), "{}", run.err);
+    };
+    copy("stolen-before");
+
+    // Ended by hand: the agent that is connected ends, and a token for that member alone lets another in.
+    let said = token(&["--rotate", "eu"]).await;
+    let at = said.iter().position(|word| word == "stolos").unwrap();
+    let said = &said[at..];
+    assert_eq!(said[..3], ["stolos", "agent", "eu"], "{said:?}");
+    let ended = tokio::time::timeout(PATIENCE, first.wait()).await.expect("it goes on").unwrap();
+    assert_eq!(ended.code(), Some(1));
+    refused("stolen-before", "the certificate of this agent of `eu` was ended").await;
+    let other = ["agent", "ap", "--hub", &address, "--data", "agent-ap", "--context", "ap"];
+    let other = hub.world.run(&[&other[..], &given(said)[..4]].concat()).await.ends_with(1);
+    assert!(other.err.contains("this token was not made for an agent of `ap`"), "{}", other.err);
+    let second = hub.agent("eu", &given(said), &address).await;
+    copy("stolen-after");
+    copy("stolen-again");
+
+    // It leaves: nobody comes back with what it had, also not when one of its name has joined.
+    hub.world.good(&["hub", "unjoin", "eu", "--data", "hub"]).await;
+    drop(second);
+    refused("stolen-after", "the hub has no cluster `eu` any more").await;
+    let said = token(&[]).await;
+    std::fs::remove_dir_all(hub.world.path("agent-eu")).unwrap();
+    let _third = hub.agent("eu", &given(&said), &address).await;
+    for folder in ["stolen-before", "stolen-after", "stolen-again"] {
+        let kept = hub.world.path(folder).join("agent.pem").exists();
+        assert_eq!(kept, folder == "stolen-again", "{folder}: what ended is not kept");
+    }
+    refused("stolen-again", "the certificate of this agent of `eu` was ended").await;
+    let wrong = hub.world.run(&["hub", "token", "create", "--data", "hub", "--rotate", "nobody"]).await.ends_with(1);
+    assert!(wrong.err.contains("the hub has no cluster `nobody`"), "{}", wrong.err);
+}
+
 /// The hub is killed at any moment while it has much to do: nothing is lost, nothing is there twice, and all is as wanted
 /// in the end. `STOLOS_HUB_KILLS` says how often.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -2,16 +2,22 @@
 //! control plane reads the other one through that. Proven with traffic, with a tunnel that is cut and healed, and taken
 //! down to nothing.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD};
 use serde_json::Value;
+use stolos_cluster::objects::{self, Resource};
+use stolos_cluster::{Cluster, Kubeconfig, connect};
 use stolos_spec::{Api, Hub, Origin, Sample, SourceText, mesh_yaml, read};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, Command};
 
-use crate::lists::{at_rest, identities};
+use crate::bundle::{secrets, unpacked};
+use crate::lists::{at_rest, everything, identities, meant};
 use crate::programs;
 use crate::setup_mesh::equal_lists;
 use crate::world::{Run, World, eventually, finish, text};
@@ -33,10 +39,10 @@ fn mesh(through: bool) -> String {
     mesh_yaml(&mesh)
 }
 
-struct Apart {
-    world: World,
+pub(crate) struct Apart {
+    pub(crate) world: World,
     kubectl: PathBuf,
-    file: PathBuf,
+    pub(crate) file: PathBuf,
     _hub: Child,
     /// What an agent is told: the hub's door, and its authority.
     door: [String; 2],
@@ -45,12 +51,18 @@ struct Apart {
 impl Apart {
     /// The lab, with private API servers where these are reached through the hub, and a hub that is in none of its networks.
     async fn start(through: bool) -> Option<Self> {
+        let private = if through { &CLUSTERS[..] } else { &[] };
+        Self::of(&mesh(through), private).await
+    }
+
+    /// The same of another mesh; the API servers of `private` let nobody of another cluster in.
+    pub(crate) async fn of(mesh: &str, private: &[&str]) -> Option<Self> {
         let kubectl = programs::program("STOLOS_KUBECTL")?;
         let mut world = World::new();
-        let file = world.write("mesh.yaml", &mesh(through));
+        let file = world.write("mesh.yaml", mesh);
         world.up(&file).await;
-        if through {
-            world.good(&["lab", "fault", "private", "cluster1", "cluster2", "-f", text(&file)]).await;
+        if !private.is_empty() {
+            world.good(&[&["lab", "fault", "private"], private, &["-f", text(&file)]].concat()).await;
         }
         let flags = ["hub", "up", "--data", "hub", "--listen", "127.0.0.2:0", "--san", "127.0.0.2"];
         let mut command = world.stolos(flags);
@@ -94,6 +106,32 @@ impl Apart {
         tokio::time::timeout(PATIENCE, said).await.expect("it does not connect");
         tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
         process
+    }
+
+    /// The agents of clusters that are let in for the first time, once both sides know it.
+    pub(crate) async fn agents(&mut self, clusters: &[&str]) -> Vec<Child> {
+        let mut agents = Vec::new();
+        for cluster in clusters {
+            let token = self.token().await;
+            agents.push(self.agent(cluster, Some(&token)).await);
+        }
+        eventually("all are members", PATIENCE, async || {
+            let said = self.kubectl(&["get", "clusters"]).await.out;
+            let ready = said.lines().filter(|line| line.split_whitespace().skip(2).take(2).eq(["Pull", "True"]));
+            if ready.count() == clusters.len() { Ok(()) } else { Err(said) }
+        })
+        .await;
+        agents
+    }
+
+    /// What the mesh called so has in the hub, as it was meant.
+    pub(crate) async fn in_hub(&self) -> BTreeSet<String> {
+        let kubeconfig = Kubeconfig::find(Some(&self.world.path("hub.yaml")), None).unwrap();
+        let context = kubeconfig.current_context().unwrap().to_owned();
+        let hub = connect(&kubeconfig, &context, "hub").await.unwrap();
+        let mut all = everything(&hub.client).await.unwrap();
+        all.retain(|_, object| object["metadata"]["labels"]["stolos.dev/mesh"].is_string());
+        meant(&all)
     }
 
     /// Runs kubectl against the hub.
@@ -154,17 +192,7 @@ async fn ristioctls_mesh_with_api_servers_that_nobody_dials() {
     let refused = apart.world.run(&["apply", "-f", file, "--yes"]).await;
     assert!(refused.code != Some(0) && refused.err.contains("it is not a member of that"), "{}", refused.err);
 
-    let mut agents = Vec::new();
-    for cluster in CLUSTERS {
-        let token = apart.token().await;
-        agents.push(apart.agent(cluster, Some(&token)).await);
-    }
-    eventually("both are members", PATIENCE, async || {
-        let clusters = apart.kubectl(&["get", "clusters"]).await.out;
-        let ready = clusters.lines().filter(|line| line.split_whitespace().skip(2).take(2).eq(["Pull", "True"]));
-        if ready.count() == 2 { Ok(()) } else { Err(clusters) }
-    })
-    .await;
+    let mut agents = apart.agents(&CLUSTERS).await;
     let clusters = apart.world.clusters(&CLUSTERS).await;
     let mut before = Vec::new();
     for cluster in &clusters {
@@ -274,4 +302,121 @@ async fn apply_joins_what_can_be_dialled() {
     for (cluster, before) in clusters.iter().zip(&before) {
         equal_lists(cluster, before).await;
     }
+}
+
+/// The credential of `cluster1` for `cluster2`, as its control plane has it.
+async fn held(cluster: &Cluster) -> (Value, String) {
+    let kind = Resource::named("v1", "Secret").unwrap();
+    let secret = objects::get(&cluster.client, &kind, Some("istio-system"), "istio-remote-secret-cluster2").await;
+    let secret = secret.unwrap().expect("a remote secret");
+    let text = BASE64_STANDARD.decode(secret["data"]["cluster2"].as_str().unwrap()).unwrap();
+    (secret, String::from_utf8(text).unwrap())
+}
+
+/// The same kubeconfig with a token whose life is as good as over. Nobody accepts it: it is not what was signed.
+fn aged(kubeconfig: &str) -> String {
+    let (_, rest) = kubeconfig.split_once("token: ").unwrap();
+    let token = rest.lines().next().unwrap().trim_matches(['"', ' ']);
+    let parts: Vec<&str> = token.split('.').collect();
+    let mut claims: Value = serde_json::from_slice(&BASE64_URL_SAFE_NO_PAD.decode(parts[1]).unwrap()).unwrap();
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    (claims["iat"], claims["exp"]) = ((now - 2_500_000).into(), (now + 3_000).into());
+    let claims = BASE64_URL_SAFE_NO_PAD.encode(claims.to_string());
+    kubeconfig.replace(token, &format!("{}.{claims}.{}", parts[0], parts[2]))
+}
+
+/// What becomes of the tunnel's credentials with time: they are listed, judged, packed without being given away, renewed by
+/// an operator, and end with the cluster that leaves.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn credentials_through_the_hub_are_watched_renewed_and_taken_back() {
+    let Some(mut apart) = Apart::start(true).await else { return };
+    let file = apart.file.clone();
+    let file = text(&file);
+    let _agents = apart.agents(&CLUSTERS).await;
+    apart.world.good(&["apply", "-f", file, "--yes"]).await;
+    let clusters = apart.world.clusters(&CLUSTERS).await;
+
+    let listed = async || {
+        let list = apart.world.good(&["cert", "list", "-f", file, "-o", "json"]).await.document();
+        let all = list["certificates"].as_array().unwrap().clone();
+        all.into_iter().find(|one| one["cluster"] == "cluster1" && one["what"] == "token for cluster2").unwrap()
+    };
+    let days = listed().await["daysLeft"].as_i64().unwrap();
+    assert!((28..=30).contains(&days), "{days} days");
+
+    // A bundle has none of it: neither the credential, nor that of the hub's own accounts in the members.
+    let archive = apart.world.path("a.tar.gz");
+    apart.world.good(&["bundle", "-f", file, "-o", text(&archive)]).await;
+    let files = unpacked(&archive);
+    let mut hidden = Vec::new();
+    for cluster in &clusters {
+        hidden.extend(secrets(&cluster.client).await);
+        let kind = Resource::named("v1", "Secret").unwrap();
+        for secret in objects::list(&cluster.client, &kind, Some("karmada-cluster"), None).await.unwrap() {
+            let token = BASE64_STANDARD.decode(secret["data"]["token"].as_str().unwrap()).unwrap();
+            hidden.push(String::from_utf8(token).unwrap());
+        }
+    }
+    let tokens = hidden.iter().filter(|text| text.starts_with("eyJ")).count();
+    assert!(tokens >= 6, "one for each direction, and two of the hub in each: {tokens}");
+    for (path, text) in &files {
+        for secret in &hidden {
+            assert!(!text.contains(secret) && !text.contains(&BASE64_STANDARD.encode(secret)), "{path}");
+        }
+    }
+    assert!(files.values().any(|text| text.contains("/clusters/cluster2/proxy")), "where it leads is no secret");
+
+    // Its life is as good as over: that is found, and what an operator is for.
+    let (mut secret, before) = held(&clusters[0]).await;
+    let old = aged(&before);
+    secret["data"]["cluster2"] = BASE64_STANDARD.encode(&old).into();
+    secret["metadata"].as_object_mut().unwrap().remove("managedFields");
+    let kind = Resource::named("v1", "Secret").unwrap();
+    objects::replace(&clusters[0].client, &kind, &secret, "journey").await.unwrap();
+    assert_eq!(listed().await["daysLeft"], 0);
+    let findings = apart.findings().await;
+    assert!(findings.iter().any(|finding| finding.contains("token for cluster2 ends in 0 hours")), "{findings:#?}");
+    let plan = apart.world.run(&["plan", "-f", file]).await.ends_with(2).out;
+    assert!(plan.contains("less than half of the life of the token for cluster2 is left"), "{plan}");
+
+    let mut operator = apart.world.stolos(["operator", "-f", file, "--interval", "1", "--listen", "127.0.0.1:0"]);
+    let operator = operator.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let renewed = async |than: &str| {
+        eventually("another credential", PATIENCE, async || {
+            let now = held(&clusters[0]).await.1;
+            if now == than { Err("the same as before") } else { Ok(now) }
+        })
+        .await
+    };
+    let after = renewed(&old).await;
+    assert!(after != before && listed().await["daysLeft"].as_i64() >= Some(28));
+    // What ends it in the hub is no reason to be without one.
+    let space = apart.in_hub().await.into_iter().find_map(|line| Some(line.strip_prefix("Namespace. -/")?.to_owned()));
+    let space = space.and_then(|line| line.split(' ').next().map(str::to_owned)).unwrap();
+    apart.kubectl(&["delete", "secret", "-n", &space, "cluster1.reads.cluster2"]).await.ends_with(0);
+    renewed(&after).await;
+    eventually("nothing is left to be done", PATIENCE, async || {
+        let plan = apart.world.run(&["plan", "-f", file]).await;
+        if plan.code == Some(0) { Ok(()) } else { Err(plan.out) }
+    })
+    .await;
+    drop(operator);
+    let findings = apart.findings().await;
+    assert!(findings.is_empty(), "{findings:#?}");
+
+    // It leaves: nothing of it is in the hub, nor in the other, and what the other could do in it is over.
+    apart.world.good(&["cluster", "remove", "cluster2", "-f", file, "--yes"]).await;
+    let rest = apart.in_hub().await;
+    assert!(rest.iter().all(|line| !line.contains("cluster2")), "{rest:#?}");
+    let (first, second) =
+        (everything(&clusters[0].client).await.unwrap(), everything(&clusters[1].client).await.unwrap());
+    let names = |all: &crate::lists::Everything, part: &str| {
+        all.keys().filter(|key| key.contains(part)).cloned().collect::<Vec<_>>()
+    };
+    assert_eq!(names(&first, "istio-remote-secret"), Vec::<String>::new());
+    assert_eq!(names(&second, "stolos-hub-readers"), Vec::<String>::new());
+    assert_eq!(names(&second, "istio"), Vec::<String>::new());
+    apart.world.good(&["plan", "-f", file]).await;
+    apart.world.good(&["teardown", "-f", file, "--yes"]).await;
+    assert_eq!(apart.in_hub().await, BTreeSet::new());
 }

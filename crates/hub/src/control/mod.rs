@@ -27,6 +27,7 @@ use serde_json::Value;
 use stolos_cluster::objects::{self, Resource};
 use stolos_k8s::meta;
 use stolos_serve::{Listener, Net, Stop};
+use stolos_tunnel::{Limits as TunnelLimits, Relay};
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
@@ -40,7 +41,7 @@ use crate::mirror::{self, Key, Mirror};
 use crate::model::{self, Cluster, OverridePolicy, PropagationPolicy};
 use crate::proxy::{Audit, Limits, Proxy};
 use crate::queue::{Again, Queue, Trouble};
-use crate::{Error, MANAGER, overrides};
+use crate::{Error, MANAGER, gate, overrides};
 pub use figures::Pages;
 use members::Member;
 use template::{TemplateKey, Templates};
@@ -130,11 +131,8 @@ pub async fn start(settings: Settings, stop: &Stop) -> Result<Running, Error> {
     let tasks = TaskTracker::new();
     let (events, entries) = Recorder::new();
     tasks.spawn(event::write(entries, client.clone(), stop.clone()));
-    let relay = match door {
-        Some(door) => Some(crate::gate::open(&client, door, &tasks, stop).await?),
-        None => None,
-    };
-    let ways = Ways { net, relay };
+    let relay = door.is_some().then(|| Relay::new(TunnelLimits::default()));
+    let ways = Ways { net, relay: relay.clone() };
     let hub = Hub::new(client, ways, patience, events, stop.clone(), tasks.clone());
     if !hub.first_look().await {
         stop.ask();
@@ -142,6 +140,12 @@ pub async fn start(settings: Settings, stop: &Stop) -> Result<Running, Error> {
     }
     if let Some(url) = admission {
         crate::admission::install(&hub.client, &url).await?;
+    }
+    // Whose certificate is good is known by now.
+    if let (Some(door), Some(relay)) = (door, relay) {
+        let of_door = Arc::downgrade(&hub);
+        let known: gate::Known = Arc::new(move |name| of_door.upgrade()?.own.clusters.get("", name));
+        gate::open(&hub.client, door, &relay, known, &hub.tasks, stop).await?;
     }
     hub.start();
     Ok(Running { hub, tasks, stop: stop.clone() })
@@ -524,6 +528,10 @@ impl Hub {
     fn cluster_changed(&self, before: Option<&Arc<Value>>, now: Option<&Arc<Value>>) {
         let Some(cluster) = now.or(before) else { return };
         self.queues.clusters.add(meta::name(cluster).to_owned());
+        let over = before.is_some_and(|before| now.is_none_or(|now| gate::epoch(before) != gate::epoch(now)));
+        if let Some(relay) = self.ways.relay.as_ref().filter(|_| over) {
+            relay.forget(meta::name(cluster));
+        }
         let mesh = |cluster: &Arc<Value>| meta::annotation(cluster, crate::mesh::MESH).map(str::to_owned);
         if before.and_then(mesh) != now.and_then(mesh) {
             for binding in self.own.bindings.list() {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
@@ -18,6 +19,7 @@ use stolos_serve::{Net, Stop, handshake, net};
 use stolos_tunnel::PROTOCOL;
 use stolos_tunnel::agent::Config;
 pub use stolos_tunnel::agent::{News, Target};
+use tokio::sync::Notify;
 use tokio_rustls::TlsConnector;
 
 use super::{API, Certified, LARGEST, Registration, Renewal, TRUST_DOMAIN};
@@ -61,8 +63,8 @@ pub struct Registering {
     pub fingerprint: String,
     /// What is said of the cluster.
     pub joining: Joining,
-    /// How the hub gets in.
-    pub credential: Credential,
+    /// How the hub gets in; nothing where it knows that, and the token is for this member.
+    pub credential: Option<Credential>,
 }
 
 impl Identity {
@@ -84,6 +86,18 @@ impl Identity {
         }
         let own = Arc::new(RwLock::new(Arc::new(own)));
         Ok(Some(Self { folder: folder.to_owned(), root: root.expose().to_owned(), own }))
+    }
+
+    /// Removes from `folder` what would be used at the next start.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be removed.
+    pub fn forget(folder: &Path) -> Result<(), Error> {
+        match std::fs::remove_file(folder.join(OWN)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(kept(folder, error)),
+            _ => Ok(()),
+        }
     }
 
     fn own(&self) -> Arc<Credentials> {
@@ -151,7 +165,7 @@ pub async fn register(hub: &Hub, registering: Registering, folder: &Path) -> Res
     };
     let roots = Roots::from_pem(&root).map_err(|error| unreached(hub, error))?;
     let tls = stolos_pki::tls::client_by_name(None, &roots, &[b"http/1.1"]).map_err(|error| unreached(hub, error))?;
-    let certified = ask(hub, tls, "/register", &body).await?;
+    let certified = ask(hub, tls, "/register", &body).await?.map_err(|said| said.into_error(hub))?;
     let key = request.key.to_pem();
     let own = Credentials::from_pem(&certified.chain, key.expose()).map_err(|error| unreached(hub, error))?;
     let identity = Identity { folder: folder.to_owned(), root, own: Arc::new(RwLock::new(Arc::new(own))) };
@@ -188,7 +202,24 @@ async fn reach(hub: &Hub) -> io::Result<stolos_serve::Stream> {
     net::reach(&*hub.net, &hub.host, hub.port).await
 }
 
-async fn ask(hub: &Hub, tls: Arc<ClientConfig>, path: &str, body: &impl Serialize) -> Result<Certified, Error> {
+/// What the hub said instead.
+struct No {
+    status: StatusCode,
+    why: String,
+}
+
+impl No {
+    fn into_error(self, hub: &Hub) -> Error {
+        unreached(hub, format!("it said {}: {}", self.status, self.why))
+    }
+}
+
+async fn ask(
+    hub: &Hub,
+    tls: Arc<ClientConfig>,
+    path: &str,
+    body: &impl Serialize,
+) -> Result<Result<Certified, No>, Error> {
     let body = serde_json::to_vec(body).map_err(|error| unreached(hub, error))?;
     let name = server_name(hub)?;
     let asking = async {
@@ -212,9 +243,9 @@ async fn ask(hub: &Hub, tls: Arc<ClientConfig>, path: &str, body: &impl Serializ
     let answer = tokio::time::timeout(ASKING, asking).await;
     let (status, body) = answer.map_err(|_| unreached(hub, "no answer"))?.map_err(|error| unreached(hub, error))?;
     if status != StatusCode::OK {
-        return Err(unreached(hub, format!("it said {status}: {}", String::from_utf8_lossy(&body))));
+        return Ok(Err(No { status, why: String::from_utf8_lossy(&body).into_owned() }));
     }
-    serde_json::from_slice(&body).map_err(|error| unreached(hub, error))
+    serde_json::from_slice(&body).map(Ok).map_err(|error| unreached(hub, error))
 }
 
 fn server_name(hub: &Hub) -> Result<ServerName<'static>, Error> {
@@ -226,14 +257,14 @@ fn server_name(hub: &Hub) -> Result<ServerName<'static>, Error> {
 ///
 /// # Errors
 ///
-/// When what is kept cannot be used.
+/// When what is kept cannot be used; [`Error::Ended`] when the hub takes its certificate no more.
 pub async fn run(
     hub: Hub,
     identity: Identity,
     member: &str,
     api: Target,
     stop: Stop,
-    news: impl Fn(News) + Send,
+    news: impl Fn(News) + Send + Sync,
 ) -> Result<(), Error> {
     let tls = RwLock::new(identity.tls(PROTOCOL)?);
     let tls = Arc::new(tls);
@@ -247,29 +278,45 @@ pub async fn run(
         targets: BTreeMap::from([(API.to_owned(), api)]),
         streams: STREAMS,
     };
+    // A connection that was made and is lost: why, the hub says to who asks it for a certificate.
+    let (lost, reached) = (Notify::new(), AtomicBool::new(false));
+    let heard = |heard: News| {
+        match heard {
+            News::Connected => reached.store(true, Ordering::Relaxed),
+            News::Lost { .. } if reached.swap(false, Ordering::Relaxed) => lost.notify_one(),
+            News::Lost { .. } => {}
+        }
+        news(heard);
+    };
+    let end = stop.child();
     let renewing = async {
         loop {
             tokio::select! {
-                () = tokio::time::sleep(LOOKED) => {}
-                () = stop.asked() => return,
-            }
-            if !identity.is_old(SystemTime::now()) {
-                continue;
+                () = tokio::time::sleep(LOOKED) => if !identity.is_old(SystemTime::now()) { continue },
+                () = lost.notified() => {}
+                () = stop.asked() => return Ok(()),
             }
             match renew(&hub, &identity, member).await {
                 Ok(fresh) => *tls.write().unwrap_or_else(PoisonError::into_inner) = fresh,
+                Err(error @ Error::Ended(_)) => {
+                    end.ask();
+                    return Err(error);
+                }
                 Err(error) => tracing::warn!(%error, "the certificate could not be renewed; trying again"),
             }
         }
     };
-    tokio::join!(stolos_tunnel::agent::run(config, stop.clone(), news), renewing);
-    Ok(())
+    tokio::join!(stolos_tunnel::agent::run(config, end.clone(), heard), renewing).1
 }
 
 async fn renew(hub: &Hub, identity: &Identity, member: &str) -> Result<Arc<ClientConfig>, Error> {
     let request = request(member)?;
     let asked = Renewal { request: request.csr_pem.clone() };
-    let certified = ask(hub, identity.tls(b"http/1.1")?, "/renew", &asked).await?;
+    let certified = match ask(hub, identity.tls(b"http/1.1")?, "/renew", &asked).await? {
+        Ok(certified) => certified,
+        Err(said) if said.status == StatusCode::FORBIDDEN => return Err(Error::Ended(said.why)),
+        Err(said) => return Err(said.into_error(hub)),
+    };
     identity.take(&request.key.to_pem(), &certified.chain)?;
     identity.tls(PROTOCOL)
 }

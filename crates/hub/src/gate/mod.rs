@@ -7,11 +7,14 @@
 //! |---|---|---|
 //! | `POST /register` | a token ([`token`]) and a request to certify a key | the member's certificate, for a day; the token is used up |
 //! | `POST /renew` | the certificate | a new one, as long as the hub has the member |
+//!
+//! A certificate is good for one membership (`guest`): it ends with that, and when it is ended by hand ([`end`]).
 
 pub mod agent;
 pub mod token;
 
 mod authority;
+mod guest;
 mod serve;
 
 use std::sync::Arc;
@@ -27,6 +30,9 @@ use tokio_util::task::TaskTracker;
 use crate::control::Door;
 use crate::member::{Credential, Joining};
 use crate::{Error, MANAGER, label};
+
+pub use guest::end;
+pub(crate) use guest::{Known, epoch};
 
 /// The ConfigMap that says where the door is.
 const NOTICE: &str = "stolos-agents";
@@ -50,8 +56,9 @@ struct Registration {
     request: String,
     /// What is said of the cluster.
     joining: Joining,
-    /// How the hub gets in.
-    credential: Credential,
+    /// How the hub gets in; nothing of a member that it knows, for which the token was made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    credential: Option<Credential>,
 }
 
 /// What an agent that renews says.
@@ -78,13 +85,15 @@ pub struct Notice {
     pub authority: String,
 }
 
-/// Opens the door. What it begins ends with `stop`; `tasks` own it.
+/// Opens the door to `relay`. What it begins ends with `stop`; `tasks` own it.
 pub(crate) async fn open(
     client: &kube::Client,
     door: Door,
+    relay: &Arc<Relay>,
+    known: Known,
     tasks: &TaskTracker,
     stop: &Stop,
-) -> Result<Arc<Relay>, Error> {
+) -> Result<(), Error> {
     let authority = Arc::new(authority::of(client).await?);
     let port = door.listener.local_addr().map_err(|error| Error::Agents(error.to_string()))?.port();
     let name = door.names.first().map_or("localhost", String::as_str);
@@ -93,9 +102,7 @@ pub(crate) async fn open(
         "metadata": {"name": NOTICE, "namespace": "karmada-system", "labels": {label::SYSTEM: "true"}},
         "data": {"address": address, "authority": format!("sha256:{}", authority.certificate().fingerprint())}});
     objects::apply(client, &Resource::named("v1", "ConfigMap")?, &notice, MANAGER, true).await?;
-    let relay = Relay::new(stolos_tunnel::Limits::default());
-    serve::begin(client.clone(), door, authority, &relay, tasks, stop)?;
-    Ok(relay)
+    serve::begin(client.clone(), door, authority, (relay, known), tasks, stop)
 }
 
 /// Where the door of a hub is, if it has one.

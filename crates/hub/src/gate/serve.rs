@@ -14,29 +14,34 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::ServerConfig;
 use rustls_pki_types::CertificateDer;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 use stolos_cluster::objects;
-use stolos_pki::tls::{ClientAuth, Peers, peer_uri};
-use stolos_pki::{Authority, Credentials, Roots, SpiffeId};
+use stolos_k8s::meta;
+use stolos_pki::tls::{ClientAuth, Peers};
+use stolos_pki::{Authority, Credentials, Roots};
 use stolos_serve::Stop;
 use stolos_tunnel::{Others, PROTOCOL, Relay, Who};
 use tokio_rustls::server::TlsStream;
 use tokio_util::task::TaskTracker;
 
+use super::guest::{self, Known};
 use super::{CERTIFICATE, Certified, LARGEST, Registration, Renewal, TRUST_DOMAIN, token};
 use crate::Error;
-use crate::member::{self, CREDENTIALS};
+use crate::member;
 
 /// How long the door's own certificate is used before it is made anew; it is good for twice as long.
 const RENEWED: Duration = Duration::from_secs(86_400);
 /// How long one that asks for a certificate may take for everything.
 const ASKING: Duration = Duration::from_secs(30);
+/// How long the hub may take to see a member that was let in.
+const SEEN: Duration = Duration::from_secs(10);
 
 /// Serves agents, in a task of `tasks`, until `stop`.
 pub(super) fn begin(
     client: kube::Client,
     door: crate::control::Door,
     authority: Arc<Authority>,
-    relay: &Arc<Relay>,
+    (relay, known): (&Arc<Relay>, Known),
     tasks: &TaskTracker,
     stop: &Stop,
 ) -> Result<(), Error> {
@@ -44,23 +49,12 @@ pub(super) fn begin(
     let made = Mutex::new((now, face(&authority, &door.names, now)?));
     let face = Face { authority: Arc::clone(&authority), names: door.names, made };
     let tls = Arc::new(move || face.current());
-    let who: Arc<Who> = Arc::new(|certificates: &[CertificateDer<'_>]| named(certificates));
-    let desk = Arc::new(Desk { client, authority });
+    let of_relay = Arc::clone(&known);
+    let who: Arc<Who> = Arc::new(move |certificates: &[CertificateDer<'_>]| guest::admitted(&of_relay, certificates));
+    let desk = Arc::new(Desk { client, authority, known });
     let others: Arc<Others> = Arc::new(move |stream, from| attend(Arc::clone(&desk), stream, from).boxed());
     tasks.spawn(Arc::clone(relay).serve(door.listener, tls, who, Some(others), stop.child()));
     Ok(())
-}
-
-/// The member that a certificate of ours is for.
-fn named(certificates: &[CertificateDer<'_>]) -> Result<String, String> {
-    let uri = peer_uri(certificates).ok_or("it shows no certificate of a member")?;
-    let id = SpiffeId::parse(&uri).map_err(|error| error.to_string())?;
-    let ours = id.trust_domain == TRUST_DOMAIN && id.namespace == CREDENTIALS;
-    if ours { Ok(id.service_account) } else { Err(format!("`{uri}` is no member of this hub")) }
-}
-
-fn identity(member: &str) -> SpiffeId {
-    SpiffeId::new(TRUST_DOMAIN, CREDENTIALS, member)
 }
 
 /// What the door shows of itself.
@@ -101,14 +95,15 @@ fn face(authority: &Authority, names: &[String], now: SystemTime) -> Result<Arc<
 struct Desk {
     client: kube::Client,
     authority: Arc<Authority>,
+    known: Known,
 }
 
 /// One connection of an agent that asks for something.
 async fn attend(desk: Arc<Desk>, stream: TlsStream<stolos_serve::Stream>, from: SocketAddr) {
-    let member = named(stream.get_ref().1.peer_certificates().unwrap_or_default()).ok();
+    let member = guest::admitted(&desk.known, stream.get_ref().1.peer_certificates().unwrap_or_default());
     let service = service_fn(move |request| {
         let (desk, member) = (Arc::clone(&desk), member.clone());
-        async move { Ok::<_, Infallible>(desk.answer(request, member.as_deref()).await) }
+        async move { Ok::<_, Infallible>(desk.answer(request, member).await) }
     });
     let mut builder = hyper::server::conn::http1::Builder::new();
     builder.timer(TokioTimer::new()).keep_alive(false);
@@ -121,7 +116,7 @@ async fn attend(desk: Arc<Desk>, stream: TlsStream<stolos_serve::Stream>, from: 
 }
 
 impl Desk {
-    async fn answer(&self, request: Request<Incoming>, member: Option<&str>) -> Response<Full<Bytes>> {
+    async fn answer(&self, request: Request<Incoming>, member: Result<String, String>) -> Response<Full<Bytes>> {
         let answer = match (request.method(), request.uri().path()) {
             (&Method::POST, "/register") => self.register(request).await,
             (&Method::POST, "/renew") => self.renew(request, member).await,
@@ -140,27 +135,54 @@ impl Desk {
     async fn register(&self, request: Request<Incoming>) -> Result<Certified, (StatusCode, String)> {
         let asked: Registration = read(request).await?;
         let name = asked.joining.name.clone();
-        // What is wrong with the name costs no token.
-        member::may_join(&self.client, &name, &asked.credential.id).await.map_err(refused)?;
-        token::redeem(&self.client, &asked.token).await.map_err(refused)?;
-        let certified = self.certify(&name, &asked.request)?;
-        member::enter(&self.client, &asked.joining, &asked.credential, member::PULL).await.map_err(refused)?;
+        let cluster = match &asked.credential {
+            Some(credential) => {
+                // What is wrong with the name costs no token.
+                member::may_join(&self.client, &name, &credential.id).await.map_err(refused)?;
+                token::redeem(&self.client, &asked.token, &name, false).await.map_err(refused)?;
+                member::enter(&self.client, &asked.joining, credential, member::PULL).await.map_err(refused)?
+            }
+            None => {
+                let cluster = self.cluster(&name).await?;
+                if !member::is_pull(&cluster) || meta::deletion_timestamp(&cluster).is_some() {
+                    let why = format!("`{name}` is dialled by the hub, or leaves it: it takes no agents");
+                    return Err((StatusCode::CONFLICT, why));
+                }
+                token::redeem(&self.client, &asked.token, &name, true).await.map_err(refused)?;
+                cluster
+            }
+        };
+        let certified = self.certify(&cluster, &asked.request)?;
+        // Its agent dials at once, and must not be a stranger then.
+        let seen = async {
+            while (self.known)(&name).is_none_or(|known| guest::epoch(&known) != guest::epoch(&cluster)) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        let _ = tokio::time::timeout(SEEN, seen).await;
         tracing::info!(member = name, "an agent was let in");
         Ok(certified)
     }
 
-    async fn renew(&self, request: Request<Incoming>, member: Option<&str>) -> Result<Certified, (StatusCode, String)> {
-        let member = member.ok_or((StatusCode::UNAUTHORIZED, "it takes the certificate of a member".to_owned()))?;
+    async fn renew(
+        &self,
+        request: Request<Incoming>,
+        member: Result<String, String>,
+    ) -> Result<Certified, (StatusCode, String)> {
+        let member = member.map_err(|why| (StatusCode::FORBIDDEN, why))?;
         let asked: Renewal = read(request).await?;
-        let known = objects::get(&self.client, &member::clusters(), None, member).await;
-        if known.map_err(|error| refused(error.into()))?.is_none() {
-            return Err((StatusCode::FORBIDDEN, format!("the hub has no cluster `{member}` any more")));
-        }
-        self.certify(member, &asked.request)
+        self.certify(&self.cluster(&member).await?, &asked.request)
     }
 
-    fn certify(&self, member: &str, request: &str) -> Result<Certified, (StatusCode, String)> {
-        let signed = self.authority.sign_workload(request, &identity(member), CERTIFICATE, SystemTime::now());
+    async fn cluster(&self, name: &str) -> Result<Value, (StatusCode, String)> {
+        let known = objects::get(&self.client, &member::clusters(), None, name).await;
+        let known = known.map_err(|error| refused(error.into()))?;
+        known.ok_or_else(|| (StatusCode::FORBIDDEN, format!("the hub has no cluster `{name}` any more")))
+    }
+
+    fn certify(&self, cluster: &Value, request: &str) -> Result<Certified, (StatusCode, String)> {
+        let id = guest::identity(cluster);
+        let signed = self.authority.sign_workload(request, &id, CERTIFICATE, SystemTime::now());
         let signed = signed.map_err(|error| (StatusCode::BAD_REQUEST, error.to_string()))?;
         // The authority, which is last, has the agent already.
         let chain = signed.split_last().map(|(_, chain)| chain.concat()).unwrap_or_default();

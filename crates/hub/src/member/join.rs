@@ -80,7 +80,7 @@ pub const PULL: &str = "Pull";
 /// When the name cannot be, either is taken, or a cluster refuses or does not answer.
 pub async fn join(hub: &kube::Client, member: &Cluster, joining: &Joining) -> Result<(), Error> {
     may_join(hub, &joining.name, &identity(&member.client).await?).await?;
-    enter(hub, joining, &credential(member, &joining.name).await?, PUSH).await
+    enter(hub, joining, &credential(member, &joining.name).await?, PUSH).await.map(drop)
 }
 
 /// Makes an account for the hub in a member, and says how the hub gets in with it.
@@ -123,13 +123,13 @@ pub(crate) async fn may_join(hub: &kube::Client, name: &str, id: &str) -> Result
     Ok(())
 }
 
-/// Makes the Cluster and its Secret in the hub, or renews them.
+/// Makes the Cluster and its Secret in the hub, or renews them; what the Cluster is then.
 pub(crate) async fn enter(
     hub: &kube::Client,
     joining: &Joining,
     credential: &Credential,
     mode: &str,
-) -> Result<(), Error> {
+) -> Result<Value, Error> {
     let name = joining.name.as_str();
     let mut labels = json!({});
     for (key, value) in &joining.labels {
@@ -166,7 +166,7 @@ pub(crate) async fn enter(
             "data": data});
         objects::apply(hub, &Resource::named("v1", "Secret")?, &secret, "stolos-hub-join", true).await?;
     }
-    Ok(())
+    Ok(cluster)
 }
 
 /// Waits until the hub says of a member that it is ready.
