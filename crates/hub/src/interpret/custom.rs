@@ -17,13 +17,42 @@ use crate::model::{
     ReplicaRequirements, read,
 };
 
-/// Scripts for kinds of others, in Karmada's form.
-const WELL_KNOWN: [&str; 5] = [
-    include_str!("../../interpreters/cloneset.yaml"),
-    include_str!("../../interpreters/kruise-statefulset.yaml"),
-    include_str!("../../interpreters/workflow.yaml"),
-    include_str!("../../interpreters/volcano-job.yaml"),
-    include_str!("../../interpreters/flinkdeployment.yaml"),
+/// Scripts for kinds of others, in Karmada's form, and the further kinds that each is for.
+const WELL_KNOWN: [(&str, &[(&str, &str)]); 13] = [
+    (include_str!("../../interpreters/cloneset.yaml"), &[]),
+    (include_str!("../../interpreters/kruise-statefulset.yaml"), &[]),
+    (include_str!("../../interpreters/kruise-daemonset.yaml"), &[]),
+    (include_str!("../../interpreters/broadcastjob.yaml"), &[]),
+    (include_str!("../../interpreters/sidecarset.yaml"), &[]),
+    (include_str!("../../interpreters/workflow.yaml"), &[]),
+    (include_str!("../../interpreters/volcano-job.yaml"), &[]),
+    (include_str!("../../interpreters/flinkdeployment.yaml"), &[]),
+    (include_str!("../../interpreters/flux.yaml"), &FLUX),
+    (include_str!("../../interpreters/kyverno.yaml"), &[("kyverno.io/v1", "Policy")]),
+    (include_str!("../../interpreters/raycluster.yaml"), &[]),
+    (include_str!("../../interpreters/sparkapplication.yaml"), &[]),
+    (include_str!("../../interpreters/kubeflow.yaml"), &KUBEFLOW),
+];
+const FLUX: [(&str, &str); 12] = [
+    ("helm.toolkit.fluxcd.io/v2beta1", "HelmRelease"),
+    ("helm.toolkit.fluxcd.io/v2beta2", "HelmRelease"),
+    ("kustomize.toolkit.fluxcd.io/v1", "Kustomization"),
+    ("source.toolkit.fluxcd.io/v1", "GitRepository"),
+    ("source.toolkit.fluxcd.io/v1", "Bucket"),
+    ("source.toolkit.fluxcd.io/v1beta2", "Bucket"),
+    ("source.toolkit.fluxcd.io/v1", "HelmChart"),
+    ("source.toolkit.fluxcd.io/v1beta2", "HelmChart"),
+    ("source.toolkit.fluxcd.io/v1", "HelmRepository"),
+    ("source.toolkit.fluxcd.io/v1beta2", "HelmRepository"),
+    ("source.toolkit.fluxcd.io/v1", "OCIRepository"),
+    ("source.toolkit.fluxcd.io/v1beta2", "OCIRepository"),
+];
+const KUBEFLOW: [(&str, &str); 5] = [
+    ("kubeflow.org/v1", "TFJob"),
+    ("kubeflow.org/v1", "XGBoostJob"),
+    ("kubeflow.org/v1", "PaddleJob"),
+    ("kubeflow.org/v1", "MPIJob"),
+    ("kubeflow.org/v2beta1", "MPIJob"),
 ];
 
 /// A question that a script can answer.
@@ -133,8 +162,19 @@ pub struct Interpreters(HashMap<CustomizationTarget, Scripts>);
 static COMES_WITH: LazyLock<Arc<Interpreters>> = LazyLock::new(|| Arc::new(Interpreters::new(&[])));
 
 fn well_known() -> impl Iterator<Item = Customization> {
-    // A test holds that each can be read.
-    WELL_KNOWN.iter().filter_map(|text| serde_saphyr::from_str(text).ok())
+    WELL_KNOWN.iter().flat_map(|(text, more)| {
+        // A test holds that each can be read.
+        let read: Option<Customization> = serde_saphyr::from_str(text).ok();
+        let more = read.clone().into_iter().flat_map(|read| {
+            more.iter().map(move |(api_version, kind)| {
+                let mut of_kind = read.clone();
+                of_kind.spec.target =
+                    CustomizationTarget { api_version: (*api_version).to_owned(), kind: (*kind).to_owned() };
+                of_kind
+            })
+        });
+        read.clone().into_iter().chain(more)
+    })
 }
 
 impl Interpreters {

@@ -203,7 +203,9 @@ fn answers_of_another_kind_are_refused() {
 
 #[test]
 fn every_script_that_comes_with_the_hub_can_be_read() {
-    assert_eq!(well_known().count(), WELL_KNOWN.len());
+    assert_eq!(well_known().count(), WELL_KNOWN.iter().map(|(_, more)| 1 + more.len()).sum::<usize>());
+    let kinds: std::collections::BTreeSet<_> = well_known().map(|one| format!("{:?}", one.spec.target)).collect();
+    assert_eq!(kinds.len(), well_known().count(), "each kind once");
     for customization in well_known() {
         for operation in Operation::ALL {
             if let Some(text) = operation.script(&customization.spec.customizations) {
@@ -321,4 +323,198 @@ fn other_well_known_kinds_say_what_they_are() {
     assert_eq!(known.health(&job), Ok(Health::Unhealthy));
     job["status"] = json!({"state": {"phase": "Running"}});
     assert_eq!(known.health(&job), Ok(Health::Healthy));
+}
+
+/// An object of a kind with a status, and whether it is well.
+#[test]
+fn kinds_of_others_say_how_they_are() {
+    let known = Interpreters::well_known();
+    let ready = |status: &str| json!({"observedGeneration": 2, "conditions": [{"type": "Ready", "status": status}]});
+    let running = |kinds: &[(&str, &str)]| {
+        let all: Vec<Value> = kinds.iter().map(|(kind, status)| json!({"type": kind, "status": status})).collect();
+        json!({"conditions": all})
+    };
+    const SOURCES: &str = "source.toolkit.fluxcd.io/v1";
+    for (api_version, kind, status, well) in [
+        ("helm.toolkit.fluxcd.io/v2", "HelmRelease", ready("True"), true),
+        ("helm.toolkit.fluxcd.io/v2beta1", "HelmRelease", ready("False"), false),
+        ("kustomize.toolkit.fluxcd.io/v1", "Kustomization", ready("Unknown"), false),
+        (
+            "kustomize.toolkit.fluxcd.io/v1",
+            "Kustomization",
+            json!({"observedGeneration": 1, "conditions": [{"type": "Ready", "status": "True"}]}),
+            false,
+        ),
+        (SOURCES, "GitRepository", ready("True"), true),
+        (SOURCES, "OCIRepository", json!({"observedGeneration": 2}), false),
+        ("kyverno.io/v1", "ClusterPolicy", json!({"ready": true}), true),
+        (
+            "kyverno.io/v1",
+            "Policy",
+            json!({"ready": true, "conditions": [{"type": "Ready", "status": "False"}]}),
+            false,
+        ),
+        (
+            "apps.kruise.io/v1alpha1",
+            "DaemonSet",
+            json!({"observedGeneration": 2, "desiredNumberScheduled": 3, "updatedNumberScheduled": 3, "numberAvailable": 3}),
+            true,
+        ),
+        (
+            "apps.kruise.io/v1alpha1",
+            "DaemonSet",
+            json!({"observedGeneration": 2, "desiredNumberScheduled": 3, "updatedNumberScheduled": 3, "numberAvailable": 2}),
+            false,
+        ),
+        ("apps.kruise.io/v1alpha1", "BroadcastJob", json!({"phase": "running", "active": 1}), true),
+        ("apps.kruise.io/v1alpha1", "BroadcastJob", json!({"phase": "running", "failed": 1}), false),
+        (
+            "apps.kruise.io/v1alpha1",
+            "SidecarSet",
+            json!({"observedGeneration": 2, "matchedPods": 2, "updatedPods": 2}),
+            true,
+        ),
+        (
+            "apps.kruise.io/v1alpha1",
+            "SidecarSet",
+            json!({"observedGeneration": 2, "matchedPods": 2, "updatedPods": 1}),
+            false,
+        ),
+        ("ray.io/v1", "RayCluster", json!({"state": "ready"}), true),
+        ("ray.io/v1", "RayCluster", json!({"state": "failed"}), false),
+        ("sparkoperator.k8s.io/v1beta2", "SparkApplication", json!({"applicationState": {"state": "RUNNING"}}), true),
+        ("sparkoperator.k8s.io/v1beta2", "SparkApplication", json!({"applicationState": {"state": "FAILED"}}), false),
+        ("kubeflow.org/v1", "PyTorchJob", running(&[("Created", "True"), ("Running", "True")]), true),
+        ("kubeflow.org/v1", "TFJob", running(&[("Running", "False"), ("Failed", "True")]), false),
+        ("kubeflow.org/v2beta1", "MPIJob", json!({}), false),
+    ] {
+        let object = json!({"apiVersion": api_version, "kind": kind, "metadata": {"name": "x", "namespace": "shop", "generation": 2},
+            "spec": {}, "status": status});
+        let wanted = if well { Health::Healthy } else { Health::Unhealthy };
+        assert_eq!(known.health(&object), Ok(wanted), "{object}");
+    }
+    let oci =
+        json!({"apiVersion": SOURCES, "kind": "HelmRepository", "metadata": {"name": "x"}, "spec": {"type": "oci"}});
+    assert_eq!(known.health(&oci), Ok(Health::Healthy));
+}
+
+#[test]
+fn kinds_of_others_say_what_they_need_and_what_their_members_say() {
+    let known = Interpreters::well_known();
+    let object = |api_version: &str, kind: &str, spec: Value| json!({"apiVersion": api_version, "kind": kind, "metadata": {"name": "x", "namespace": "shop", "generation": 2}, "spec": spec});
+    let names = |template: &Value| -> String {
+        let needed = known.dependencies(template).unwrap();
+        needed.into_iter().map(|one| format!("{}/{}", one.kind, one.name)).collect::<Vec<_>>().join(" ")
+    };
+    let needs = |name: &str| json!({"spec": {"serviceAccountName": name, "containers": [{"name": "a", "resources": {"requests": {"cpu": "2"}}}]}});
+    let components = |template: &Value| serde_json::to_value(known.components(template).unwrap()).unwrap();
+
+    let release = object(
+        "helm.toolkit.fluxcd.io/v2",
+        "HelmRelease",
+        json!({"serviceAccountName": "deployer", "suspend": false,
+        "valuesFrom": [{"kind": "ConfigMap", "name": "values"}, {"kind": "Secret", "name": "values"}],
+        "kubeConfig": {"secretRef": {"name": "far"}}, "chart": {"spec": {"verify": {"secretRef": {"name": "keys"}}}}}),
+    );
+    assert_eq!(names(&release), "ConfigMap/values Secret/far Secret/keys Secret/values ServiceAccount/deployer");
+    let kustomization = object(
+        "kustomize.toolkit.fluxcd.io/v1",
+        "Kustomization",
+        json!({"decryption": {"secretRef": {"name": "age"}},
+        "postBuild": {"substituteFrom": [{"kind": "ConfigMap", "name": "vars"}]}}),
+    );
+    assert_eq!(names(&kustomization), "ConfigMap/vars Secret/age");
+    let repository = object(
+        "source.toolkit.fluxcd.io/v1",
+        "GitRepository",
+        json!({"secretRef": {"name": "key"}, "verify": {"secretRef": {"name": "pgp"}}}),
+    );
+    assert_eq!(names(&repository), "Secret/key Secret/pgp");
+    // A chart's name in a HelmChart is a text.
+    let chart = object("source.toolkit.fluxcd.io/v1", "HelmChart", json!({"chart": "web"}));
+    assert_eq!(names(&chart), "");
+    let mut observed = release.clone();
+    observed["spec"]["suspend"] = json!(true);
+    assert_eq!(known.merge(&release, &observed).unwrap()["spec"]["suspend"], true);
+
+    // As bad as the worst of them, with what each says.
+    let item = |cluster: &str, status: Value| AggregatedStatusItem {
+        cluster_name: cluster.to_owned(),
+        status: Some(status),
+        applied: true,
+        applied_message: String::new(),
+        health: None,
+    };
+    let said = |ready: &str, reason: &str, stalled: &str| {
+        json!({"conditions": [{"type": "Ready", "status": ready, "reason": reason, "message": "it is"},
+            {"type": "Stalled", "status": stalled, "reason": "R"}], "ready": ready == "True"})
+    };
+    let items = [
+        item("ap", said("True", "Fine", "False")),
+        item("eu", said("False", "Broken", "True")),
+        item("us", said("True", "Fine", "False")),
+    ];
+    let status = known.aggregate(&release, &items).unwrap().unwrap();
+    assert_eq!(
+        status,
+        json!({"conditions": [{"type": "Ready", "status": "False", "reason": "Broken", "message": "ap: it is; eu: it is; us: it is"},
+            {"type": "Stalled", "status": "True", "reason": "R", "message": "ap: ; eu: ; us: "}]})
+    );
+    let policy = object("kyverno.io/v1", "ClusterPolicy", json!({}));
+    assert_eq!(known.aggregate(&policy, &items).unwrap().unwrap()["ready"], false);
+    assert_eq!(known.aggregate(&policy, &items[..1]).unwrap().unwrap()["ready"], true);
+    let daemons = object("apps.kruise.io/v1alpha1", "DaemonSet", json!({"template": needs("d")}));
+    let two = [item("ap", json!({"numberReady": 2, "daemonSetHash": "h"})), item("eu", json!({"numberReady": 3}))];
+    let status = known.aggregate(&daemons, &two).unwrap().unwrap();
+    assert_eq!(
+        (&status["numberReady"], &status["numberAvailable"], &status["daemonSetHash"]),
+        (&json!(5), &json!(0), &json!("h"))
+    );
+    assert_eq!(names(&daemons), "ServiceAccount/d");
+
+    let ray = object(
+        "ray.io/v1",
+        "RayCluster",
+        json!({"headGroupSpec": {"template": needs("head")},
+        "workerGroupSpecs": [{"groupName": "gpu", "replicas": 2, "numOfHosts": 2, "template": needs("worker")}, {"minReplicas": 1}]}),
+    );
+    assert_eq!(
+        components(&ray),
+        json!([{"name": "ray-head", "replicas": 1, "replicaRequirements": {"resourceRequest": {"cpu": "2"}}},
+            {"name": "gpu", "replicas": 4, "replicaRequirements": {"resourceRequest": {"cpu": "2"}}}, {"name": "ray-worker-2", "replicas": 1}])
+    );
+    assert_eq!(names(&ray), "ServiceAccount/head ServiceAccount/worker");
+    let spark = object(
+        "sparkoperator.k8s.io/v1beta2",
+        "SparkApplication",
+        json!({"imagePullSecrets": ["pull"],
+        "volumes": [{"name": "c", "configMap": {"name": "cfg"}}],
+        "driver": {"cores": 1, "memory": "512m", "serviceAccount": "spark", "nodeSelector": {"disk": "ssd"}},
+        "executor": {"instances": 3, "coreRequest": "500m", "memory": "2g", "secrets": [{"name": "creds", "path": "/c", "secretType": "Generic"}]}}),
+    );
+    assert_eq!(
+        components(&spark),
+        json!([{"name": "driver", "replicas": 1, "replicaRequirements": {"nodeClaim": {"nodeSelector": {"disk": "ssd"}},
+                "resourceRequest": {"cpu": "1", "memory": "512Mi"}}},
+            {"name": "executor", "replicas": 3, "replicaRequirements": {"resourceRequest": {"cpu": "500m", "memory": "2Gi"}}}])
+    );
+    assert_eq!(names(&spark), "ConfigMap/cfg Secret/creds Secret/pull ServiceAccount/spark");
+    for (api_version, kind, field) in [
+        ("kubeflow.org/v1", "PyTorchJob", "pytorchReplicaSpecs"),
+        ("kubeflow.org/v1", "TFJob", "tfReplicaSpecs"),
+        ("kubeflow.org/v2beta1", "MPIJob", "mpiReplicaSpecs"),
+    ] {
+        let job = object(
+            api_version,
+            kind,
+            json!({field: {"Worker": {"replicas": 3, "template": needs("w")}, "Master": {"template": needs("m")}}}),
+        );
+        assert_eq!(
+            components(&job),
+            json!([{"name": "master", "replicas": 1, "replicaRequirements": {"resourceRequest": {"cpu": "2"}}},
+                {"name": "worker", "replicas": 3, "replicaRequirements": {"resourceRequest": {"cpu": "2"}}}]),
+            "{kind}"
+        );
+        assert_eq!(names(&job), "ServiceAccount/m ServiceAccount/w");
+    }
 }
