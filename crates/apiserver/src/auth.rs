@@ -85,11 +85,19 @@ impl Caller {
 ///
 /// 401 when a token or certificate is shown that is not good.
 pub(crate) fn authenticate(api: &Api, caller: &Caller, headers: &HeaderMap) -> Result<User> {
+    Ok(acting(api, caller, headers)?.0)
+}
+
+/// The same, and who it really is where they act for somebody else.
+pub(crate) fn acting(api: &Api, caller: &Caller, headers: &HeaderMap) -> Result<(User, Option<User>)> {
     let user = match caller {
         Caller::Inside(user) => user.clone(),
         Caller::Outside(shown) => from_outside(api, shown.as_ref(), headers)?,
     };
-    impersonate(api, user, headers)
+    Ok(match impersonated(api, &user, headers)? {
+        Some(other) => (other, Some(user)),
+        None => (user, None),
+    })
 }
 
 fn from_outside(api: &Api, shown: Option<&User>, headers: &HeaderMap) -> Result<User> {
@@ -105,8 +113,8 @@ fn from_outside(api: &Api, shown: Option<&User>, headers: &HeaderMap) -> Result<
 }
 
 /// Who is acted for, as the `Impersonate-*` headers say; each of them needs a permission of its own.
-fn impersonate(api: &Api, user: User, headers: &HeaderMap) -> Result<User> {
-    let Some(wanted) = Impersonated::read(headers)? else { return Ok(user) };
+fn impersonated(api: &Api, user: &User, headers: &HeaderMap) -> Result<Option<User>> {
+    let Some(wanted) = Impersonated::read(headers)? else { return Ok(None) };
     for (group, plural, sub, namespace, name) in wanted.needs() {
         let target = Target {
             group: group.into(),
@@ -116,9 +124,9 @@ fn impersonate(api: &Api, user: User, headers: &HeaderMap) -> Result<User> {
             namespace: namespace.into(),
             name: name.into(),
         };
-        authorize(api, &user, "impersonate", &target)?;
+        authorize(api, user, "impersonate", &target)?;
     }
-    Ok(wanted.user())
+    Ok(Some(wanted.user()))
 }
 
 /// What the `Impersonate-*` headers say.

@@ -45,6 +45,8 @@ pub trait Extension: Send + Sync + 'static {
 pub struct Asked {
     /// Who asks.
     pub user: User,
+    /// Who that really is, where they act for somebody else (`Impersonate-*`).
+    pub by: Option<User>,
     /// The object's name.
     pub name: String,
     /// The path up to and with the subresource, as it came.
@@ -123,14 +125,14 @@ where
         sub: place.sub.clone(),
         scope: "resource",
     };
-    let response = match auth::authenticate(&api, caller, request.headers()) {
-        Ok(user) => {
+    let response = match auth::acting(&api, caller, request.headers()) {
+        Ok((user, by)) => {
             let Place { group, version, plural, sub } = place;
             let target = Target { group, version, plural, sub, name: name.clone(), namespace: String::new() };
             let request = request.map(|body| body.map_err(Into::into).boxed_unsync());
             let api = Arc::clone(&api);
             let rights = Rights { api, user: user.clone(), target };
-            extension.answer(Asked { user, name, base, rest, request, rights }).await
+            extension.answer(Asked { user, by, name, base, rest, request, rights }).await
         }
         Err(failure) => route::failed(&failure),
     };

@@ -167,6 +167,14 @@ impl Command {
     /// Does what was asked.
     pub(crate) async fn run(self, screen: &Screen, stop: &Stop) -> Result<Exit, Failure> {
         match self {
+            // There is nothing to clean up: the first Ctrl-C ends it.
+            Self::Status(args) => until(stop, status::run(args, screen)).await,
+            Self::ProxyStatus(args) => until(stop, proxy_status::run(args, screen)).await,
+            Self::Graph(args) => until(stop, graph::run(args, screen)).await,
+            Self::Why(args) => until(stop, why::run(&args, screen)).await,
+            Self::Get(args) => until(stop, get::run(args, screen)).await,
+            Self::Logs(args) => until(stop, pod::logs(args, screen)).await,
+            Self::Exec(args) => until(stop, pod::exec(args, screen)).await,
             Self::Demo(args) => demo::run(args, screen, stop).await,
             Self::Lab(command) => lab::run(command, screen, stop).await,
             Self::Init(args) => init::run(args, screen, stop).await,
@@ -174,20 +182,13 @@ impl Command {
             Self::Plan(args) => plan::run(args, screen, stop).await,
             Self::Apply(args) => apply::apply(args, screen, stop).await,
             Self::Teardown(args) => apply::teardown(args, screen, stop).await,
-            Self::Status(args) => status::run(args, screen).await,
-            Self::ProxyStatus(args) => proxy_status::run(args, screen).await,
             Self::Check(args) => check::run(args, screen, stop).await,
             Self::Bundle(args) => bundle::run(args, screen, stop).await,
             Self::Verify(args) => verify::run(args, screen, stop).await,
-            Self::Graph(args) => graph::run(args, screen).await,
             Self::Cert(command) => cert::run(command, screen, stop).await,
             Self::Export(args) => export::run(&args, screen),
             Self::Cluster(command) => cluster::run(command, screen, stop).await,
             Self::Hub(command) => hub::run(command, screen, stop).await,
-            Self::Why(args) => why::run(&args, screen).await,
-            Self::Get(args) => get::run(args, screen).await,
-            Self::Logs(args) => pod::logs(args, screen).await,
-            Self::Exec(args) => pod::exec(args, screen).await,
             Self::Upgrade(args) => upgrade::run(args, screen, stop).await,
             Self::Agent(args) => agent::run(args, screen, stop).await,
             Self::Operator(args) => operator::run(args, screen, stop).await,
@@ -198,5 +199,14 @@ impl Command {
             Self::Completions(args) => completions::run(&args, screen),
             Self::Man(args) => man::run(&args, screen),
         }
+    }
+}
+
+/// Does it until it is done, or somebody asks it to stop.
+async fn until(stop: &Stop, doing: impl Future<Output = Result<Exit, Failure>>) -> Result<Exit, Failure> {
+    tokio::select! {
+        biased;
+        done = doing => done,
+        () = stop.asked() => Err(Failure::interrupted()),
     }
 }

@@ -66,8 +66,8 @@ pub enum Taken {
 }
 
 enum Claim {
-    /// With its resource version.
-    Ours(String),
+    /// With its resource version, and when the write was begun: the others count from then at the earliest.
+    Ours(String, Instant),
     Theirs {
         holder: String,
         since: String,
@@ -75,11 +75,13 @@ enum Claim {
     TooLate,
 }
 
-/// A name for one of several on perhaps the same host: the host's, and something that tells two apart.
+/// The name of one of several that stand in for each other: what it was given, or the host's, and a part of its own.
+/// Two pods may well have one name, in two clusters or while one of them is on a host that is cut off; whoever finds
+/// its own name in a Lease goes on as its holder.
 #[must_use]
-pub fn identity() -> String {
-    let host = std::env::var("HOSTNAME").ok().filter(|name| !name.is_empty()).unwrap_or_else(|| "stolos".to_owned());
-    format!("{host}-{:08x}", rand::random::<u32>())
+pub fn identity(name: Option<&str>) -> String {
+    let host = || std::env::var("HOSTNAME").ok().filter(|name| !name.is_empty()).unwrap_or_else(|| "stolos".to_owned());
+    format!("{}-{:08x}", name.map_or_else(host, str::to_owned), rand::random::<u32>())
 }
 
 impl Lease {
@@ -117,7 +119,7 @@ impl Lease {
     async fn taken(&self, expired: &(dyn Fn(&Value) -> bool + Sync)) -> Result<Taken, Error> {
         for _ in 0..TRIES {
             match self.claim(expired).await? {
-                Claim::Ours(version) => return Ok(Taken::Held(Held::begin(self.clone(), version))),
+                Claim::Ours(version, since) => return Ok(Taken::Held(Held::begin(self.clone(), version, since))),
                 Claim::Theirs { holder, since } => return Ok(Taken::Theirs { holder, since }),
                 Claim::TooLate => {}
             }
@@ -126,15 +128,17 @@ impl Lease {
     }
 
     async fn claim(&self, expired: &(dyn Fn(&Value) -> bool + Sync)) -> Result<Claim, Error> {
-        let claimed = |version: Option<String>| version.map_or(Claim::TooLate, Claim::Ours);
         // Nearly always there is no Lease, and then one request is enough.
+        let began = Instant::now();
         if let Some(version) = self.put(None).await? {
-            return Ok(Claim::Ours(version));
+            return Ok(Claim::Ours(version, began));
         }
         let Some(found) = self.find().await? else { return Ok(Claim::TooLate) };
         let holder = holder(&found);
         if holder == self.holder || holder.is_empty() || expired(&found) {
-            return self.put(Some(version(&found))).await.map(claimed);
+            let began = Instant::now();
+            let written = self.put(Some(version(&found))).await?;
+            return Ok(written.map_or(Claim::TooLate, |version| Claim::Ours(version, began)));
         }
         let since = found["spec"]["acquireTime"].as_str().unwrap_or("an unknown time").to_owned();
         Ok(Claim::Theirs { holder: holder.to_owned(), since })
@@ -254,9 +258,9 @@ pub struct Held {
 }
 
 impl Held {
-    fn begin(lease: Lease, version: String) -> Self {
+    fn begin(lease: Lease, version: String, since: Instant) -> Self {
         let (lost, ending, version) = (Stop::new(), Stop::new(), Arc::new(Mutex::new(version)));
-        let renewing = renew(lease.clone(), Arc::clone(&version), lost.clone(), ending.clone());
+        let renewing = renew(lease.clone(), Arc::clone(&version), since, lost.clone(), ending.clone());
         let renewing = tokio::spawn(renewing);
         Self { lease, version, lost, ending, renewing }
     }
@@ -287,14 +291,16 @@ impl Drop for Held {
     }
 }
 
-async fn renew(lease: Lease, held: Arc<Mutex<String>>, lost: Stop, ending: Stop) {
+/// Renews a Lease that was taken at `last`: when a renewal that worked was begun, as the others may count from then.
+async fn renew(lease: Lease, held: Arc<Mutex<String>>, mut last: Instant, lost: Stop, ending: Stop) {
     let Times { deadline, renewal, .. } = lease.times;
-    // When the last renewal that worked was begun: the others may count from then.
-    let mut last = Instant::now();
     loop {
         tokio::select! {
-            () = tokio::time::sleep(renewal) => {}
+            () = tokio::time::sleep_until((Instant::now() + renewal).min(last + deadline)) => {}
             () = ending.asked() => return,
+        }
+        if last.elapsed() >= deadline {
+            break;
         }
         let over = held.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let began = Instant::now();
@@ -306,9 +312,6 @@ async fn renew(lease: Lease, held: Arc<Mutex<String>>, lost: Stop, ending: Stop)
             Ok(Ok(None)) => break,
             Ok(Err(error)) => tracing::warn!(error = because(&error), "could not renew the Lease"),
             Err(_) => tracing::warn!("could not renew the Lease: no answer in time"),
-        }
-        if last.elapsed() >= deadline {
-            break;
         }
     }
     lost.ask();

@@ -10,6 +10,7 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use http::header::ACCEPT;
+use http_body_util::{BodyExt as _, Limited};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::{Value, json};
 use stolos_cluster::objects;
@@ -26,6 +27,8 @@ const PLAIN: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_'
 /// Both versions of the one document that says all kinds (Kubernetes 1.26 and later); what is older answers as it always did.
 const KINDS: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList,\
     application/json;g=apidiscovery.k8s.io;v=v2beta1;as=APIGroupDiscoveryList,application/json";
+/// The largest answer of one member that is read, in bytes: some ten thousand pods.
+const LARGEST: usize = 256 << 20;
 const TABLE: &str = "application/json;as=Table;v=v1;g=meta.k8s.io,application/json";
 
 /// What is asked.
@@ -88,6 +91,7 @@ pub async fn ask(hub: &kube::Client, members: &[String], question: &Question, pa
     let asking = members.iter().map(|cluster| async move {
         let found = tokio::time::timeout(patience, ask_one(hub, cluster, question)).await;
         let found = found.unwrap_or_else(|_| Err(format!("no answer in {} s", patience.as_secs_f32())));
+        let found = found.map_err(|why| table::harmless(&why));
         Answer { cluster: cluster.clone(), found }
     });
     futures::future::join_all(asking).await
@@ -155,11 +159,11 @@ fn good((code, answer): (u16, Value)) -> Result<Value, String> {
 
 /// The code and the document of a page.
 async fn get(hub: &kube::Client, path: &str, accept: &str) -> Result<(u16, Value), String> {
-    use http_body_util::BodyExt as _;
     let request = http::Request::get(path).header(ACCEPT, accept).body(kube::client::Body::empty());
     let response = hub.send(request.map_err(|error| error.to_string())?).await.map_err(|error| because(&error))?;
     let code = response.status().as_u16();
-    let body = response.into_body().collect().await.map_err(|error| because(&error))?.to_bytes();
+    let body =
+        Limited::new(response.into_body(), LARGEST).collect().await.map_err(|error| because(&*error))?.to_bytes();
     match serde_json::from_slice(&body) {
         Ok(document) => Ok((code, document)),
         Err(_) if code != 200 => Ok((code, json!({}))),
@@ -200,7 +204,7 @@ pub fn names(answers: &[Answer]) -> String {
             let called = if found.singular.is_empty() { resource } else { &found.singular };
             let called = if group.is_empty() { called.to_owned() } else { format!("{called}.{group}") };
             for row in found.answer["rows"].as_array().into_iter().flatten() {
-                let _ = writeln!(text, "{cluster} {called}/{}", meta::name(&row["object"]));
+                let _ = writeln!(text, "{cluster} {called}/{}", table::harmless(meta::name(&row["object"])));
             }
         }
     }

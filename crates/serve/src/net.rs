@@ -602,6 +602,12 @@ impl Listener {
     }
 }
 
+/// A peer that says nothing is asked after 30 s whether it is still there, and is not after 4 more questions.
+const KEEPALIVE: socket2::TcpKeepalive = socket2::TcpKeepalive::new()
+    .with_time(Duration::from_secs(30))
+    .with_interval(Duration::from_secs(10))
+    .with_retries(4);
+
 /// Whether the next `accept` may well succeed.
 fn is_passing(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted};
@@ -613,8 +619,11 @@ fn is_passing(error: &io::Error) -> bool {
 
 impl From<TcpListener> for Listener {
     fn from(tcp: TcpListener) -> Self {
-        // Linux and the BSDs hand it down to what is accepted: once instead of for every connection.
-        let _ = socket2::SockRef::from(&tcp).set_tcp_nodelay(true);
+        // Linux and the BSDs hand both down to what is accepted: once instead of for every connection.
+        let socket = socket2::SockRef::from(&tcp);
+        let _ = socket.set_tcp_nodelay(true);
+        // A session of a client that vanished has nothing to write by which that would be noticed.
+        let _ = socket.set_tcp_keepalive(&KEEPALIVE);
         Self { tcp, door: None }
     }
 }

@@ -22,6 +22,7 @@ use stolos_serve::{HostNet, Listener, Net as _, Stop, Stream};
 
 use crate::background;
 use crate::command::interpret::{self, InterpretArgs};
+use crate::command::until;
 use crate::command::why::{self, SimulateArgs};
 use crate::exit::Exit;
 use crate::failure::Failure;
@@ -130,7 +131,7 @@ pub(crate) struct UpArgs {
     #[arg(long, value_name = "FILE", conflicts_with = "kubeconfig")]
     audit_log: Option<PathBuf>,
 
-    /// This hub's name in the Lease [default: the host name and a random part]
+    /// This hub's name in the Lease, to which it adds a random part [default: the host's]
     #[arg(long, value_name = "NAME", env = "POD_NAME")]
     identity: Option<String>,
 
@@ -315,15 +316,15 @@ pub(crate) async fn run(command: HubCommand, screen: &Screen, stop: &Stop) -> Re
     match command {
         HubCommand::Up(args) if args.detach => detach(&args, screen, stop).await,
         HubCommand::Up(args) => up(&args, screen, stop).await,
-        HubCommand::Down(args) => down(&args, screen).await,
+        HubCommand::Down(args) => until(stop, down(&args, screen)).await,
         HubCommand::Config(args) => config(&args, screen),
-        HubCommand::Join(args) => join(args, screen).await,
-        HubCommand::Unjoin(args) => unjoin(&args, screen).await,
-        HubCommand::Token(TokenCommand::Create(args)) => token(&args, screen).await,
-        HubCommand::Status(args) => status::run(&args, screen).await,
-        HubCommand::Kubeconfig(args) => kubeconfig::run(args, screen).await,
-        HubCommand::Measured(args) => mesh::measured(&args, screen).await,
-        HubCommand::Simulate(args) => why::simulate(&args, screen).await,
+        HubCommand::Join(args) => until(stop, join(args, screen)).await,
+        HubCommand::Unjoin(args) => until(stop, unjoin(&args, screen)).await,
+        HubCommand::Token(TokenCommand::Create(args)) => until(stop, token(&args, screen)).await,
+        HubCommand::Status(args) => until(stop, status::run(&args, screen)).await,
+        HubCommand::Kubeconfig(args) => until(stop, kubeconfig::run(args, screen)).await,
+        HubCommand::Measured(args) => until(stop, mesh::measured(&args, screen)).await,
+        HubCommand::Simulate(args) => until(stop, why::simulate(&args, screen)).await,
         HubCommand::Interpret(args) => interpret::run(&args, screen),
     }
 }

@@ -1,7 +1,8 @@
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
-use clap::{Args, ValueEnum};
+use clap::Args;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use serde_json::{Value, json};
 use stolos_hub::interpret::{Interpreters, Operation, check};
 use stolos_hub::model::{AggregatedStatusItem, Customization, read};
@@ -28,8 +29,8 @@ pub(crate) struct InterpretArgs {
     filename: Vec<PathBuf>,
 
     /// What to ask the script, in Karmada's words
-    #[arg(long, value_enum, ignore_case = true, value_name = "OPERATION", required_unless_present = "check")]
-    operation: Option<Asked>,
+    #[arg(long, value_parser = operation(), ignore_case = true, value_name = "OPERATION", required_unless_present = "check")]
+    operation: Option<Operation>,
 
     /// Say which scripts there are, and whether they can be read
     #[arg(long, conflicts_with = "operation")]
@@ -52,33 +53,11 @@ pub(crate) struct InterpretArgs {
     desired_replica: u32,
 }
 
-/// An operation, as the flag has it.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-#[value(rename_all = "PascalCase")]
-enum Asked {
-    Retain,
-    InterpretReplica,
-    InterpretComponent,
-    ReviseReplica,
-    InterpretStatus,
-    AggregateStatus,
-    InterpretHealth,
-    InterpretDependency,
-}
-
-impl From<Asked> for Operation {
-    fn from(asked: Asked) -> Self {
-        match asked {
-            Asked::Retain => Self::Retain,
-            Asked::InterpretReplica => Self::InterpretReplica,
-            Asked::InterpretComponent => Self::InterpretComponent,
-            Asked::ReviseReplica => Self::ReviseReplica,
-            Asked::InterpretStatus => Self::InterpretStatus,
-            Asked::AggregateStatus => Self::AggregateStatus,
-            Asked::InterpretHealth => Self::InterpretHealth,
-            Asked::InterpretDependency => Self::InterpretDependency,
-        }
-    }
+/// An operation by Karmada's name of it.
+fn operation() -> impl TypedValueParser<Value = Operation> {
+    let named = |name: String| Operation::ALL.into_iter().find(|it| it.name().eq_ignore_ascii_case(&name));
+    PossibleValuesParser::new(Operation::ALL.map(Operation::name))
+        .try_map(move |name| named(name).ok_or("no such operation"))
 }
 
 /// The documents of a file.
@@ -131,8 +110,7 @@ fn customizations(paths: &[PathBuf]) -> Result<Vec<Customization>, Failure> {
 
 pub(crate) fn run(args: &InterpretArgs, screen: &Screen) -> Result<Exit, Failure> {
     let customizations = customizations(&args.filename)?;
-    let Some(asked) = args.operation else { return Ok(checked(&customizations, screen)) };
-    let operation = Operation::from(asked);
+    let Some(operation) = args.operation else { return Ok(checked(&customizations, screen)) };
     let results = answer(args, operation, &Interpreters::new(&customizations))?;
     for (at, (name, value)) in results.iter().enumerate() {
         let text = serde_saphyr::to_string(value).map_err(|error| Failure::caused(&error))?;

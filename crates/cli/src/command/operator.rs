@@ -40,7 +40,7 @@ pub(crate) struct OperatorArgs {
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8080")]
     listen: SocketAddr,
 
-    /// This replica's name in the Lease [default: the host name and a random part]
+    /// This replica's name in the Lease, to which it adds a random part [default: the host's]
     #[arg(long, value_name = "NAME", env = "POD_NAME")]
     identity: Option<String>,
 }
@@ -63,7 +63,7 @@ pub(crate) async fn run(args: OperatorArgs, screen: &Screen, stop: &Stop) -> Res
         interval: Duration::from_secs(args.interval),
         patience: Duration::from_secs(args.timeout),
         prune: args.prune,
-        identity: args.identity.unwrap_or_else(stolos_cluster::lease::identity),
+        identity: stolos_cluster::lease::identity(args.identity.as_deref()),
     };
     stolos_operator::run(settings, listener, stop.clone()).await;
     Ok(Exit::Good)

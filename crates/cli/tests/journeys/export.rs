@@ -52,9 +52,8 @@ async fn what_is_exported_lacks_only_what_is_secret() {
     let commands = commands(&readme);
     assert!(commands.len() > 4, "{readme}");
     for words in &commands {
-        let mut command = tokio::process::Command::new(&kubectl);
-        command.args(words).current_dir(&tree).env("KUBECONFIG", world.path("kubeconfig"));
-        command.env("HOME", world.path("home"));
+        let mut command = world.program(&kubectl, words);
+        command.current_dir(&tree);
         finish(command).await.ends_with(0);
     }
 
@@ -81,8 +80,8 @@ async fn what_is_exported_lacks_only_what_is_secret() {
 
     // Another format: what only the first one had goes.
     world.good(&[&export[..], &["--format", "kustomize"]].concat()).await;
-    let mut build = tokio::process::Command::new(&kubectl);
-    build.args(["kustomize", "clusters/east"]).current_dir(&tree).env("HOME", world.path("home"));
+    let mut build = world.program(&kubectl, ["kustomize", "clusters/east"]);
+    build.current_dir(&tree);
     let built = finish(build).await.ends_with(0).out;
     assert!(built.contains("name: istio-eastwestgateway") && built.contains("kind: ExternalSecret"), "{built}");
     world.good(&[&export[..], &["--format", "flux"]].concat()).await;

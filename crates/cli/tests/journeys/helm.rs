@@ -22,14 +22,7 @@ const NAMES: [&str; 3] = ["east-1", "east-2", "west-1"];
 
 /// Helm, if the journey is to go on.
 fn helm() -> Option<PathBuf> {
-    let found = std::env::var_os("STOLOS_HELM").map(PathBuf::from);
-    if found.is_none() {
-        let text = "STOLOS_HELM is not set: engine `istio` was NOT tried with the real Helm (see .ci/programs)";
-        assert!(std::env::var_os("STOLOS_REQUIRE_PROGRAMS").is_none(), "{text}");
-        // Straight to the terminal: what a passing test prints is captured.
-        let _ = writeln!(std::io::stderr(), "\n*** {text} ***\n");
-    }
-    found
+    crate::programs::program("STOLOS_HELM")
 }
 
 /// A mesh of the first so many clusters, with this said of its control plane.
@@ -76,17 +69,8 @@ fn copy(from: &Path, to: &Path, version: &str) {
 
 /// Runs the user's own Helm, which must succeed.
 async fn by_hand(world: &World, helm: &Path, context: &str, args: &[&str]) -> String {
-    let mut command = world.stolos::<&str>([]);
-    let environment: Vec<_> =
-        command.as_std().get_envs().map(|(k, v)| (k.to_owned(), v.map(ToOwned::to_owned))).collect();
-    command = tokio::process::Command::new(helm);
-    command.args(args).args(["--kube-context", context]).current_dir(world.path("."));
-    for (name, value) in environment {
-        match value {
-            Some(value) => command.env(name, value),
-            None => command.env_remove(name),
-        };
-    }
+    let mut command = world.program(helm, args);
+    command.args(["--kube-context", context]);
     crate::world::finish(command).await.ends_with(0).out
 }
 

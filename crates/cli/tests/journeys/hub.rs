@@ -55,9 +55,7 @@ impl Hub {
     }
 
     async fn run_kubectl(&self, which: &[&str], args: &[&str]) -> Run {
-        let mut command = Command::new(&self.kubectl);
-        command.args(which).args(args).env_clear().env("HOME", self.world.path("")).current_dir(self.world.path(""));
-        finish(command).await
+        finish(self.world.program(&self.kubectl, which.iter().chain(args))).await
     }
 
     /// Replicas that are wanted and that are ready, in each member that has the Deployment.
@@ -414,6 +412,11 @@ impl Hub {
 pub(crate) async fn agent(world: &World, name: &str, more: &[&str], address: &str) -> Child {
     let mut command = world.stolos(["agent", name, "--hub", address, "--data"]);
     command.arg(world.path(&format!("agent-{name}"))).args(more);
+    connected(command).await
+}
+
+/// Starts an agent and waits until it says that it is connected.
+pub(crate) async fn connected(mut command: Command) -> Child {
     let mut process = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(process.stderr.take().unwrap()).lines();
     let said = async {
@@ -598,9 +601,9 @@ async fn a_hub_may_be_killed_at_any_moment() {
     for round in 1..=rounds {
         let file = hub.world.write("all.yaml", &all(round));
         // Killed while it still applies, or soon after: a different moment each time.
-        let mut command = Command::new(&hub.kubectl);
-        command.args(["--kubeconfig", text(&hub.world.path("hub/kubeconfig")), "apply", "-f", text(&file)]).env_clear();
-        command.env("HOME", hub.world.path("")).stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
+        let apply = ["--kubeconfig", "hub/kubeconfig", "apply", "-f", text(&file)];
+        let mut command = hub.world.program(&hub.kubectl, apply);
+        command.stdout(Stdio::null()).stderr(Stdio::null());
         let mut applying = command.spawn().unwrap();
         tokio::time::sleep(Duration::from_millis((round as u64 * 379) % 1500)).await;
         hub.process.kill().await.unwrap();

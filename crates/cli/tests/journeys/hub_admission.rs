@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use tokio::process::{Child, Command};
+use tokio::process::Child;
 
 use crate::hub::up;
 use crate::programs;
@@ -25,10 +25,7 @@ impl Hub {
     }
 
     async fn kubectl(&self, args: &[&str]) -> Run {
-        let mut command = Command::new(&self.kubectl);
-        command.args(["--kubeconfig", text(&self.world.path("hub/kubeconfig"))]).args(args);
-        command.env_clear().env("HOME", self.world.path("")).current_dir(self.world.path(""));
-        finish(command).await
+        finish(self.world.program(&self.kubectl, ["--kubeconfig", "hub/kubeconfig"].iter().chain(args))).await
     }
 
     /// What kubectl says of each file of a folder beside the hub's own tests.

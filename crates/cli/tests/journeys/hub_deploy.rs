@@ -42,11 +42,7 @@ async fn the_chart_starts_a_hub() {
     world.up(&lab).await;
     let east = world.cluster("east").await;
     let chart = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy/charts/stolos-hub");
-    let helm = |args: &[&str]| {
-        let mut command = tokio::process::Command::new(&helm);
-        command.args(args).env("KUBECONFIG", world.path("kubeconfig")).env("HOME", world.path("home"));
-        finish(command)
-    };
+    let helm = |args: &[&str]| finish(world.program(&helm, args));
     helm(&["lint", text(&chart), "--strict"]).await.ends_with(0);
     let install = async |name: &str, values: &[&str]| {
         let to = ["--kube-context", "east", "--namespace", "hub", "--create-namespace"];

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::Stdio;
 
 use tokio::io::{AsyncBufReadExt as _, BufReader};
-use tokio::process::{Child, Command};
+use tokio::process::Child;
 
 use crate::hub::{PATIENCE, agent};
 use crate::programs;
@@ -18,10 +18,7 @@ struct Outside {
 
 impl Outside {
     async fn kubectl(&self, context: &str, args: &[&str]) -> Run {
-        let mut command = Command::new(&self.kubectl);
-        command.args(["--kubeconfig", text(&self.world.path("kubeconfig")), "--context", context]).args(args);
-        command.env_clear().env("HOME", self.world.path(""));
-        finish(command).await
+        finish(self.world.program(&self.kubectl, ["--context", context].iter().chain(args))).await
     }
 
     /// Puts a ConfigMap for `eu` and `ap` on the API.
@@ -53,10 +50,10 @@ struct Elected {
 }
 
 impl Elected {
-    /// Starts a hub on the API of `us`.
+    /// Starts a hub on the API of `us`. All have one name, as pods of two clusters may.
     fn start(hub: &Outside, name: &str, agents: &str) -> Self {
         let mut command = hub.world.stolos(["hub", "up", "--kubeconfig"]);
-        command.arg(hub.world.path("kubeconfig")).args(["--context", "us", "--identity", name, "--agents", agents]);
+        command.arg(hub.world.path("kubeconfig")).args(["--context", "us", "--identity", "pod-0", "--agents", agents]);
         command.args(["--data", &format!("hub-{name}")]).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut process = command.spawn().unwrap();
         let mut said = BufReader::new(process.stderr.take().unwrap()).lines();
@@ -105,7 +102,7 @@ async fn of_two_hubs_on_one_api_one_acts() {
     first.says("workload that is applied here also runs here").await;
     first.says("this hub leads").await;
     let mut second = Elected::start(&hub, "second", &free);
-    second.says("standing by: first leads").await;
+    second.says("standing by: pod-0-").await;
 
     let api = ["--hub-kubeconfig", "kubeconfig", "--hub-context", "us"];
     hub.world.good(&[&["hub", "join", "eu"], &api[..]].concat()).await;
@@ -130,7 +127,7 @@ async fn of_two_hubs_on_one_api_one_acts() {
 
     // One that is asked to end gives the Lease back.
     let mut third = Elected::start(&hub, "third", &free);
-    third.says("standing by: second leads").await;
+    third.says("standing by: pod-0-").await;
     hub.world.good(&["hub", "down", "--data", "hub-second"]).await;
     assert!(second.process.wait().await.unwrap().success());
     third.says("this hub leads").await;

@@ -269,10 +269,20 @@ async fn what_is_preserved_stays_when_its_template_goes() {
     let kept = ["configmap", "kept"];
     hub.prints("eu", &kept, r".metadata.labels.karmada\.io/managed", "true").await;
     hub.only_in(&["configmap", "gone"], &["eu"]).await;
+    let pod = "volumes: [{name: settings, configMap: {name: needed}}]";
+    let needing = needing("needs", "[eu]", pod, "")
+        .replace("propagateDeps: true", "propagateDeps: true\n  preserveResourcesOnDeletion: true");
+    let needed = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: needed}\n---\n".to_owned();
+    hub.apply("needs.yaml", &(needed + &needing)).await;
+    hub.only_in(&["configmap", "needed"], &["eu"]).await;
+    hub.kubectl(&["delete", "deployment", "needs"]).await.ends_with(0);
     hub.kubectl(&["delete", "configmap", "kept", "gone"]).await.ends_with(0);
     hub.only_in(&["configmap", "gone"], &[]).await;
     // Nothing of the hub's is on it, and nobody looks after it any more.
     hub.prints("eu", &kept, r".metadata.labels.karmada\.io/managed", "").await;
+    // What it needs stays with a workload that stays.
+    hub.prints("eu", &["deployment", "needs"], r".metadata.labels.karmada\.io/managed", "").await;
+    hub.prints("eu", &["configmap", "needed"], r".metadata.labels.karmada\.io/managed", "").await;
     let annotations =
         hub.in_member("eu", &["get", "configmap", "kept", "-o", "jsonpath={.metadata.annotations}"]).await.out;
     assert!(!annotations.contains("karmada.io"), "{annotations}");

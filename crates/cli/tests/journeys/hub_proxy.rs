@@ -14,6 +14,7 @@ use stolos_cluster::{Kubeconfig, connect};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, Lines};
 use tokio::process::{Child, ChildStderr, ChildStdout, Command};
 
+use crate::hub::connected;
 use crate::programs;
 use crate::world::{Run, World, eventually, finish, text};
 
@@ -93,26 +94,23 @@ impl Hub {
         if !more.contains(&"--data") {
             command.args(["--data", "agent-eu"]);
         }
-        let mut process = command.args(more).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-        let mut lines = BufReader::new(process.stderr.take().unwrap()).lines();
-        let said = async {
-            while let Ok(Some(line)) = lines.next_line().await {
-                if line.contains("✓ connected to") {
-                    return;
-                }
-            }
-            panic!("it ended");
-        };
-        tokio::time::timeout(PATIENCE, said).await.expect("it does not connect");
-        tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
-        process
+        command.args(more);
+        connected(command).await
+    }
+
+    /// Puts the pods into both members, and waits until they are ready.
+    async fn pods(&mut self) {
+        let pods = self.world.write("pods.yaml", PODS);
+        for member in ["ap", "eu"] {
+            self.run(member, &["apply", "-f", text(&pods)]).await.ends_with(0);
+            self.run(member, &["wait", "--for=condition=Ready", "pod/talker", "pod/server", "--timeout=60s"])
+                .await
+                .ends_with(0);
+        }
     }
 
     fn command(&self, which: &[&str], args: &[&str]) -> Command {
-        let mut command = Command::new(&self.kubectl);
-        command.args(which).args(args).env_clear().env("HOME", self.world.path("")).current_dir(self.world.path(""));
-        command.stdin(Stdio::null()).kill_on_drop(true);
-        command
+        self.world.program(&self.kubectl, which.iter().chain(args))
     }
 
     /// Runs kubectl against the hub.
@@ -156,7 +154,7 @@ fn proxy(member: &str) -> String {
 
 /// A program that goes on, and what it prints.
 struct Follows {
-    _process: Child,
+    process: Child,
     lines: Lines<BufReader<ChildStdout>>,
     _err: ChildStderr,
 }
@@ -165,7 +163,7 @@ impl Follows {
     fn start(mut command: Command) -> Self {
         let mut process = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let lines = BufReader::new(process.stdout.take().unwrap()).lines();
-        Self { lines, _err: process.stderr.take().unwrap(), _process: process }
+        Self { lines, _err: process.stderr.take().unwrap(), process }
     }
 
     /// Waits for a line with this in it.
@@ -183,18 +181,20 @@ impl Follows {
         let found = tokio::time::timeout(PATIENCE, reading).await;
         found.unwrap_or_default().unwrap_or_else(|| panic!("no `{what}` in {all:?}"))
     }
+
+    async fn ends_at_the_first_interrupt(mut self) {
+        let pid = rustix::process::Pid::from_raw(self.process.id().unwrap().cast_signed()).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+        tokio::time::timeout(PATIENCE, self.process.wait()).await.expect("it goes on").unwrap();
+    }
 }
 
 /// Everything that kubectl does with an API server, with both kinds of member.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn kubectl_works_in_members_through_the_hub() {
     let Some((mut hub, _agent)) = Hub::start().await else { return };
-    let pods = hub.world.write("pods.yaml", PODS);
+    hub.pods().await;
     for member in ["ap", "eu"] {
-        hub.run(member, &["apply", "-f", text(&pods)]).await.ends_with(0);
-        hub.run(member, &["wait", "--for=condition=Ready", "pod/talker", "pod/server", "--timeout=60s"])
-            .await
-            .ends_with(0);
         let names = ["get", "pods", "-o", "name"];
         assert_eq!(hub.run(member, &names).await.ends_with(0).out, "pod/server\npod/talker\n", "{member}");
         assert_eq!(hub.past(member, &names).await.ends_with(0).out, "pod/server\npod/talker\n", "{member}");
@@ -430,13 +430,7 @@ async fn a_member_with_two_agents_outlives_one_and_says_when_both_are_gone() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn all_members_are_one_view() {
     let Some((mut hub, agent)) = Hub::start().await else { return };
-    let pods = hub.world.write("pods.yaml", PODS);
-    for member in ["ap", "eu"] {
-        hub.run(member, &["apply", "-f", text(&pods)]).await.ends_with(0);
-        hub.run(member, &["wait", "--for=condition=Ready", "pod/talker", "pod/server", "--timeout=60s"])
-            .await
-            .ends_with(0);
-    }
+    hub.pods().await;
     let get = async |args: &[&str]| hub.world.run(&[&["get"], args, &["--data", "hub"]].concat()).await;
     let words = |text: &str| -> Vec<Vec<String>> {
         text.lines().map(|line| line.split_whitespace().map(str::to_owned).collect()).collect()
@@ -466,6 +460,7 @@ async fn all_members_are_one_view() {
     let mut following = Follows::start(following);
     following.says("tick").await;
     following.says("tick").await;
+    following.ends_at_the_first_interrupt().await;
     let ran =
         ["exec", "talker", "--cluster", "eu", "--data", "hub", "--", "sh", "-c", "echo out; echo err >&2; exit 7"];
     let ran = hub.world.run(&ran).await.ends_with(7);

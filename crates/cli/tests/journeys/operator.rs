@@ -125,10 +125,9 @@ async fn the_chart_is_taken_by_an_api_server() {
     let east = world.cluster("east").await;
     let chart = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy/charts/stolos-operator");
     let install = |more: &[&str]| {
-        let mut command = tokio::process::Command::new(&helm);
-        command.args(["install", "keeper", text(&chart), "--kube-context", "east", "--namespace", "stolos"]);
+        let chart = ["install", "keeper", text(&chart), "--kube-context", "east", "--namespace", "stolos"];
+        let mut command = world.program(&helm, chart);
         command.args(["--create-namespace", "--set", "state.accessModes={ReadWriteMany}"]).args(more);
-        command.env("KUBECONFIG", world.path("kubeconfig")).env("HOME", world.path("home"));
         finish(command)
     };
     let refused = install(&[]).await.ends_with(1);

@@ -14,9 +14,10 @@ use stolos_cluster::objects::{self, Resource};
 use stolos_cluster::{Cluster, Kubeconfig, connect};
 use stolos_spec::{Api, Hub, Origin, Sample, SourceText, mesh_yaml, read};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
-use tokio::process::{Child, Command};
+use tokio::process::Child;
 
 use crate::bundle::{secrets, unpacked};
+use crate::hub::agent;
 use crate::lists::{at_rest, everything, identities, meant};
 use crate::programs;
 use crate::setup_mesh::equal_lists;
@@ -86,26 +87,9 @@ impl Apart {
     /// Starts the agent of a cluster, which ends with its handle, and waits until it is connected. It needs a token once.
     async fn agent(&self, cluster: &str, token: Option<&str>) -> Child {
         let [door, authority] = &self.door;
-        let mut command = self.world.stolos(["agent", cluster, "--hub", door, "--authority", authority, "--data"]);
-        command.arg(self.world.path(&format!("agent-{cluster}")));
-        if let Some(token) = token {
-            command.args(["--token", token]);
-        }
-        let mut process = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-        let mut lines = BufReader::new(process.stderr.take().unwrap()).lines();
-        let said = async {
-            let mut all = Vec::new();
-            while let Ok(Some(line)) = lines.next_line().await {
-                all.push(line);
-                if all.last().is_some_and(|line| line.contains("✓ connected to")) {
-                    return;
-                }
-            }
-            panic!("it ended: {all:#?}");
-        };
-        tokio::time::timeout(PATIENCE, said).await.expect("it does not connect");
-        tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
-        process
+        let mut more = vec!["--authority", authority];
+        more.extend(token.into_iter().flat_map(|token| ["--token", token]));
+        agent(&self.world, cluster, &more, door).await
     }
 
     /// The agents of clusters that are let in for the first time, once both sides know it.
@@ -136,10 +120,7 @@ impl Apart {
 
     /// Runs kubectl against the hub.
     async fn kubectl(&self, args: &[&str]) -> Run {
-        let mut command = Command::new(&self.kubectl);
-        command.args(["--kubeconfig", "hub.yaml"]).args(args).env_clear().env("HOME", self.world.path(""));
-        command.current_dir(self.world.path(""));
-        finish(command).await
+        finish(self.world.program(&self.kubectl, ["--kubeconfig", "hub.yaml"].iter().chain(args))).await
     }
 
     /// Runs kubectl against a cluster, through the hub.
@@ -154,10 +135,8 @@ impl Apart {
     /// The versions of helloworld that answer a client in a cluster.
     async fn heard(&self, from: &str) -> Vec<&'static str> {
         let script = "for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16; do curl -sS -m 5 helloworld:5000/hello; done";
-        let command = ["exec", "-n", "sample", "deploy/sleep", "-c", "sleep", "--", "sh", "-c", script];
-        let mut kubectl = Command::new(&self.kubectl);
-        kubectl.args(["--kubeconfig", text(&self.world.path("kubeconfig")), "--context", from]).args(command);
-        kubectl.env_clear().env("HOME", self.world.path(""));
+        let client = ["--context", from, "exec", "-n", "sample", "deploy/sleep", "-c", "sleep"];
+        let kubectl = self.world.program(&self.kubectl, [&client[..], &["--", "sh", "-c", script]].concat());
         let said = finish(kubectl).await.ends_with(0).out;
         ["v1", "v2"].into_iter().filter(|version| said.contains(&format!("version: {version}"))).collect()
     }

@@ -54,7 +54,16 @@ impl World {
     pub(crate) fn stolos<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Command {
         // Another one than was built along: the release binary, where a journey is to be fast.
         let other = std::env::var_os("STOLOS_BIN").filter(|path| !path.is_empty());
-        let mut command = Command::new(other.unwrap_or_else(|| env!("CARGO_BIN_EXE_stolos").into()));
+        self.program(other.unwrap_or_else(|| env!("CARGO_BIN_EXE_stolos").into()), args)
+    }
+
+    /// A program, in this world: its folder, its kubeconfig, and nothing of whoever runs the tests.
+    pub(crate) fn program<A: AsRef<OsStr>>(
+        &self,
+        program: impl AsRef<OsStr>,
+        args: impl IntoIterator<Item = A>,
+    ) -> Command {
+        let mut command = Command::new(program);
         command
             .args(args)
             .current_dir(self.folder.path())

@@ -9,6 +9,7 @@ use stolos_k8s::meta;
 
 use super::Hub;
 use super::bind::links;
+use super::detect::kind_in;
 use super::interpret::unanswered;
 use super::template::TemplateKey;
 use crate::interpret::Dependency;
@@ -106,16 +107,26 @@ async fn attach(hub: &Hub, by: &Value, object: &Value, clusters: &Value) -> Resu
     if !meta::namespace(by).is_empty() {
         entry["namespace"] = meta::namespace(by).into();
     }
-    let resource = json!({"apiVersion": meta::api_version(object), "kind": meta::kind(object), "namespace": namespace,
+    let mut resource = json!({"apiVersion": meta::api_version(object), "kind": meta::kind(object),
         "name": meta::name(object), "uid": meta::uid(object), "resourceVersion": meta::resource_version(object)});
+    if !namespace.is_empty() {
+        resource["namespace"] = namespace.into();
+    }
+    let stays = by["spec"]["preserveResourcesOnDeletion"] == true;
     let Some(before) = bindings.get(&key.0, &key.1) else {
-        let binding = json!({"apiVersion": "work.karmada.io/v1alpha2", "kind": "ResourceBinding",
-            "metadata": {"name": key.1, "namespace": namespace, "finalizers": [label::BINDING_FINALIZER],
-                "labels": {label::BINDING_ID: uuid::Uuid::new_v4().to_string()},
+        let (kind, finalizer, id) = kind_in(namespace);
+        let mut binding = json!({"apiVersion": "work.karmada.io/v1alpha2", "kind": kind,
+            "metadata": {"name": key.1, "finalizers": [finalizer], "labels": {id: uuid::Uuid::new_v4().to_string()},
                 "ownerReferences": [{"apiVersion": meta::api_version(object), "kind": meta::kind(object),
                     "name": meta::name(object), "uid": meta::uid(object), "controller": true, "blockOwnerDeletion": true}]},
             "spec": {"resource": resource, "requiredBy": [entry],
                 "conflictResolution": by["spec"]["conflictResolution"].as_str().unwrap_or("Abort")}});
+        if !namespace.is_empty() {
+            binding["metadata"]["namespace"] = namespace.into();
+        }
+        if stays {
+            binding["spec"]["preserveResourcesOnDeletion"] = true.into();
+        }
         hub.create(bindings, &binding).await?;
         return Ok(key);
     };
@@ -131,7 +142,10 @@ async fn attach(hub: &Hub, by: &Value, object: &Value, clusters: &Value) -> Resu
     after["spec"]["requiredBy"] = all.into();
     if before["spec"]["placement"].is_null() {
         after["spec"]["resource"] = resource;
-        // Any owner that overwrites wins (karmada.md 14).
+        // Any owner that overwrites wins, and any that leaves its own behind (karmada.md 14).
+        if stays {
+            after["spec"]["preserveResourcesOnDeletion"] = true.into();
+        }
         if by["spec"]["conflictResolution"] == "Overwrite" {
             after["spec"]["conflictResolution"] = "Overwrite".into();
         }
@@ -154,8 +168,8 @@ async fn release(hub: &Hub, by: &Value, wanted: &[Key]) -> Result<(), Trouble> {
             continue;
         }
         if left.is_empty() && binding["spec"]["placement"].is_null() {
-            let place = (Some(key.0.as_str()).filter(|namespace| !namespace.is_empty()), key.1.as_str());
-            objects::delete(&hub.client, &bindings.resource, place.0, place.1, Some(meta::uid(&binding))).await?;
+            // Somebody may have begun to need it since it was read.
+            objects::delete_unchanged(&hub.client, &bindings.resource, &binding).await?;
             continue;
         }
         let mut after = Value::clone(&binding);

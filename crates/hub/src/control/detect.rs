@@ -25,29 +25,49 @@ const SECOND_LOOK: Duration = Duration::from_millis(500);
 /// Looks at one template.
 pub(super) async fn look(hub: Arc<Hub>, key: TemplateKey) -> Result<Again, Trouble> {
     let touched = hub.touched.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
+    let looked = follow(&hub, key.clone(), touched).await;
+    if touched && !matches!(looked, Ok(Followed::Settled(_))) {
+        // A lazy policy goes out with an edit of the template: it still has to.
+        hub.touched.lock().unwrap_or_else(PoisonError::into_inner).insert(key);
+    }
+    match looked? {
+        Followed::Settled(again) => Ok(again),
+        Followed::Waits => Ok(None),
+    }
+}
+
+/// What became of a look at a template.
+enum Followed {
+    /// There is nothing more to do, or nothing before then.
+    Settled(Again),
+    /// What it waits for brings us here again.
+    Waits,
+}
+
+async fn follow(hub: &Hub, key: TemplateKey, touched: bool) -> Result<Followed, Trouble> {
     let Some((mirror, template)) = hub.template(&key) else {
         hub.waiting().remove(&key);
-        return Ok(None);
+        return Ok(Followed::Settled(None));
     };
     if meta::deletion_timestamp(&template).is_some() || !is_template(&template) {
-        return Ok(None);
+        return Ok(Followed::Settled(None));
     }
     let needed = hub.tell_needing(&template);
     let policies = hub.policies_for(&template);
     let choice = choose::choose(&template, policies.iter().map(|policy| &**policy), Algorithm::Newest, true);
     let Some(choice) = choice else {
-        release(&hub, &mirror, &template).await?;
+        release(hub, &mirror, &template).await?;
         if needed {
-            return Ok(None);
+            return Ok(Followed::Settled(None));
         }
         let first = hub.waiting().insert(key);
         if first {
-            return Ok(Some(SECOND_LOOK));
+            return Ok(Followed::Settled(Some(SECOND_LOOK)));
         }
         if !hub.said_unmatched(meta::uid(&template)) && !is_of_every_server(&template) {
             hub.events.warning(&template, FROM, "ApplyPolicyFailed", "No policy match for resource");
         }
-        return Ok(None);
+        return Ok(Followed::Settled(None));
     };
     hub.waiting().remove(&key);
     hub.forget_unmatched(meta::uid(&template));
@@ -59,21 +79,21 @@ pub(super) async fn look(hub: Arc<Hub>, key: TemplateKey) -> Result<Again, Troub
     };
     if claim.id.is_empty() {
         // It has not got its id yet; that it does brings us here again.
-        return Ok(None);
+        return Ok(Followed::Waits);
     }
     // A lazy policy's edits wait for the template (karmada.md 10.2).
     let lazy = choice.policy.spec.activation_preference == Activation::Lazy && choice.claimed;
     if lazy && !touched && hub.binding(&binding_key(&template)).is_some() {
-        return Ok(None);
+        return Ok(Followed::Settled(None));
     }
     if let Some(missing) = hub.missing_override(choice.policy) {
         let message = format!("{text}failed: it waits for the override policy {missing}");
         hub.events.warning(&template, FROM, "ApplyPolicyFailed", message);
         hub.waiting().insert(key);
-        return Ok(None);
+        return Ok(Followed::Waits);
     }
     let from = preempted(&policies, &template, choice.policy);
-    match apply(&hub, &mirror, &template, choice.policy, &claim).await {
+    match apply(hub, &mirror, &template, choice.policy, &claim).await {
         Ok(changed) => {
             if let Some(from) = from {
                 let mut news = format!("{} preempted {} successfully", said(choice.policy), said(from));
@@ -89,7 +109,7 @@ pub(super) async fn look(hub: Arc<Hub>, key: TemplateKey) -> Result<Again, Troub
             return Err(error);
         }
     }
-    Ok(None)
+    Ok(Followed::Settled(None))
 }
 
 /// The policy that has a template and loses it to `taker`, if it still selects it: whoever does not lets it go.
@@ -188,15 +208,15 @@ async fn release(hub: &Hub, mirror: &Mirror, template: &Value) -> Result<(), Tro
     if Claim::of(template).is_none() {
         return Ok(());
     }
-    let mut free = template.clone();
-    strip(&mut free);
-    hub.change(mirror, template, &free).await?;
-    let key = binding_key(template);
-    if let Some((mirror, binding)) = hub.binding(&key) {
+    // The binding first: as long as the template has its claim, this is done again where it did not come to its end.
+    if let Some((mirror, binding)) = hub.binding(&binding_key(template)) {
         let mut free = Value::clone(&binding);
         strip(&mut free);
         hub.change(&mirror, &binding, &free).await?;
     }
+    let mut free = template.clone();
+    strip(&mut free);
+    hub.change(mirror, template, &free).await?;
     Ok(())
 }
 
@@ -262,6 +282,14 @@ async fn needs(hub: &Hub, template: &Value) -> Result<Needs, Trouble> {
     })
 }
 
+/// The kind of a binding in a namespace or in none, its finalizer, and the label of its id.
+pub(super) fn kind_in(namespace: &str) -> (&'static str, &'static str, &'static str) {
+    match namespace {
+        "" => ("ClusterResourceBinding", label::CLUSTER_BINDING_FINALIZER, label::CLUSTER_BINDING_ID),
+        _ => ("ResourceBinding", label::BINDING_FINALIZER, label::BINDING_ID),
+    }
+}
+
 /// The binding of a template: what the policy says, what the template needs, and what others have written before.
 fn binding(
     template: &Value,
@@ -271,10 +299,7 @@ fn binding(
     before: Option<&Value>,
 ) -> Result<Value, Trouble> {
     let (namespace, kind) = (meta::namespace(template), meta::kind(template));
-    let (own_kind, finalizer, id) = match namespace {
-        "" => ("ClusterResourceBinding", label::CLUSTER_BINDING_FINALIZER, label::CLUSTER_BINDING_ID),
-        _ => ("ResourceBinding", label::BINDING_FINALIZER, label::BINDING_ID),
-    };
+    let (own_kind, finalizer, id) = kind_in(namespace);
     let mut binding = before.cloned().unwrap_or_else(|| {
         json!({"apiVersion": "work.karmada.io/v1alpha2", "kind": own_kind,
             "metadata": {"name": name::binding(kind, meta::name(template)),

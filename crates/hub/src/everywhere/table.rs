@@ -30,7 +30,7 @@ pub fn merge(answers: &[Answer], namespaces: bool, wide: bool) -> Vec<Table> {
                 .iter()
                 .enumerate()
                 .filter(|(_, column)| wide || column["priority"].as_i64().unwrap_or(0) == 0)
-                .map(|(index, column)| (index, column["name"].as_str().unwrap_or_default().to_uppercase()))
+                .map(|(index, column)| (index, harmless(column["name"].as_str().unwrap_or_default()).to_uppercase()))
                 .collect();
             let rows = found.answer["rows"].as_array().map(Vec::as_slice).unwrap_or_default();
             if rows.is_empty() {
@@ -61,7 +61,7 @@ pub fn merge(answers: &[Answer], namespaces: bool, wide: bool) -> Vec<Table> {
                 let mut cells = vec!["<none>".to_owned(); table.columns.len()];
                 cells[0].clone_from(cluster);
                 if namespaces {
-                    meta::namespace(&row["object"]).clone_into(&mut cells[1]);
+                    cells[1] = harmless(meta::namespace(&row["object"]));
                 }
                 for ((index, _), place) in shown.iter().zip(&places) {
                     cells[*place] = cell(&row["cells"][*index]);
@@ -82,10 +82,16 @@ pub fn merge(answers: &[Answer], namespaces: bool, wide: bool) -> Vec<Table> {
 fn cell(value: &Value) -> String {
     match value {
         Value::Null => "<none>".to_owned(),
-        Value::String(text) => text.clone(),
+        Value::String(text) => harmless(text),
         Value::Array(all) => all.iter().map(cell).collect::<Vec<_>>().join(","),
         other => other.to_string(),
     }
+}
+
+/// Text of a member's, without what would tell a terminal to do something.
+pub(super) fn harmless(text: &str) -> String {
+    let shown = |c: char| if c.is_control() && c != '\t' && c != '\n' { char::REPLACEMENT_CHARACTER } else { c };
+    text.chars().map(shown).collect()
 }
 
 #[cfg(test)]
@@ -152,6 +158,14 @@ mod tests {
         eu pod/db
         us pod/web
         ");
+    }
+
+    #[test]
+    fn what_a_member_says_does_nothing_to_a_terminal() {
+        assert_eq!(
+            cell(&json!(["a\u{1b}]0;owned\u{7}", "b\r\u{9b}2J"])),
+            "a\u{fffd}]0;owned\u{fffd},b\u{fffd}\u{fffd}2J"
+        );
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use stolos_serve::Stop;
@@ -19,6 +19,8 @@ const WAITING: usize = 8192;
 const LARGEST: u64 = 64 << 20;
 /// Files that are kept besides the current one.
 const KEPT: u32 = 4;
+/// After so long it is said how many lines are missing, if nothing else is to be written.
+const SOON: Duration = Duration::from_secs(10);
 /// The longest path that is written whole, in bytes.
 const LONGEST_PATH: usize = 2048;
 
@@ -31,6 +33,9 @@ pub(super) struct Entry {
     pub(super) user: String,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(super) groups: Vec<String>,
+    /// Who that really is, where they act for somebody else.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) impersonated_by: Option<String>,
     pub(super) member: String,
     /// In whose name the member was asked.
     #[serde(rename = "as")]
@@ -67,7 +72,25 @@ pub(super) enum Name {
 #[derive(Clone)]
 pub struct Audit {
     lines: mpsc::Sender<String>,
-    lost: Arc<AtomicU64>,
+    missing: Arc<Missing>,
+}
+
+/// Lines that are not there, since the last that said so.
+#[derive(Debug, Default)]
+struct Missing {
+    /// There was no room for them.
+    lost: AtomicU64,
+    /// They would have said that somebody was refused who had been refused all the time.
+    refused: AtomicU64,
+}
+
+impl Missing {
+    /// The line that says so, if there is something to say.
+    fn line(&self) -> Option<String> {
+        let (lost, refused) = (self.lost.swap(0, Ordering::Relaxed), self.refused.swap(0, Ordering::Relaxed));
+        let line = serde_json::json!({"time": now(), "lost": lost, "refused": refused});
+        (lost > 0 || refused > 0).then(|| format!("{line}\n"))
+    }
 }
 
 /// The file that the lines go to, as long as it is open.
@@ -85,32 +108,32 @@ impl Log {
     pub fn open(path: &Path) -> io::Result<(Self, Audit)> {
         let mut file = Rotated::open(path, LARGEST)?;
         let (lines, mut waiting) = mpsc::channel::<String>(WAITING);
-        let (stop, lost) = (Stop::new(), Arc::<AtomicU64>::default());
-        let (asked, missing) = (stop.clone(), Arc::clone(&lost));
+        let (stop, missing) = (Stop::new(), Arc::<Missing>::default());
+        let (asked, counted) = (stop.clone(), Arc::clone(&missing));
         let writing = tokio::spawn(async move {
             let mut batch = Vec::new();
             loop {
-                let some = tokio::select! {
+                let last = tokio::select! {
                     biased;
-                    some = waiting.recv_many(&mut batch, 256) => some > 0,
-                    () = asked.asked() => false,
+                    some = waiting.recv_many(&mut batch, 256) => some == 0,
+                    () = asked.asked() => true,
+                    () = tokio::time::sleep(SOON) => false,
                 };
-                if !some {
-                    return;
-                }
-                let lost = missing.swap(0, Ordering::Relaxed);
-                if lost > 0 {
-                    batch.push(format!("{{\"time\":\"{}\",\"lost\":{lost}}}\n", now()));
-                }
+                batch.extend(counted.line());
                 // Some kilobytes into the page cache: shorter than the way to a thread for it.
-                if let Err(error) = file.write(&batch.concat()) {
-                    missing.fetch_add(batch.len() as u64, Ordering::Relaxed);
+                if !batch.is_empty()
+                    && let Err(error) = file.write(&batch.concat())
+                {
+                    counted.lost.fetch_add(batch.len() as u64, Ordering::Relaxed);
                     tracing::error!(%error, file = %file.path.display(), "the audit log cannot be written");
                 }
                 batch.clear();
+                if last {
+                    return;
+                }
             }
         });
-        Ok((Self { stop, writing }, Audit { lines, lost }))
+        Ok((Self { stop, writing }, Audit { lines, missing }))
     }
 
     /// Writes what waits, and closes it.
@@ -124,7 +147,7 @@ impl Audit {
     fn put(&self, entry: &Entry) {
         let Ok(line) = serde_json::to_string(entry) else { return };
         if self.lines.try_send(line + "\n").is_err() {
-            self.lost.fetch_add(1, Ordering::Relaxed);
+            self.missing.lost.fetch_add(1, Ordering::Relaxed);
         }
     }
 
@@ -135,29 +158,50 @@ impl Audit {
             entry.path.truncate(end);
             entry.path.push('…');
         }
-        Record { audit: self.clone(), entry, began: Instant::now() }
+        Record { audit: self.clone(), entry: Some(entry), began: Instant::now() }
     }
 }
 
 /// One request, until it is over.
 pub(super) struct Record {
     audit: Audit,
-    pub(super) entry: Entry,
+    entry: Option<Entry>,
     began: Instant,
 }
 
 impl Record {
+    /// Who asks.
+    pub(super) fn user(&self) -> Option<&str> {
+        self.entry.as_ref().map(|entry| entry.user.as_str())
+    }
+
+    /// The answer's code.
+    pub(super) fn answered(&mut self, code: u16) {
+        if let Some(entry) = &mut self.entry {
+            entry.code = Some(code);
+        }
+    }
+
     /// Says that it goes on from here.
     pub(super) fn goes_on(&self) {
-        self.audit.put(&self.entry);
+        if let Some(entry) = &self.entry {
+            self.audit.put(entry);
+        }
+    }
+
+    /// Counts this refusal instead of writing it: who is refused all the time must not push out what was done.
+    pub(super) fn count(mut self) {
+        self.entry = None;
+        self.audit.missing.refused.fetch_add(1, Ordering::Relaxed);
     }
 }
 
 impl Drop for Record {
     fn drop(&mut self) {
-        self.entry.stage = Stage::Ended;
-        self.entry.duration_ms = Some(u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX));
-        self.audit.put(&self.entry);
+        let Some(entry) = &mut self.entry else { return };
+        entry.stage = Stage::Ended;
+        entry.duration_ms = Some(u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX));
+        self.audit.put(entry);
     }
 }
 
@@ -182,6 +226,8 @@ impl Rotated {
         if known.is_file() && known.permissions().mode() & 0o077 != 0 {
             file.set_permissions(std::fs::Permissions::from_mode(0o600))?;
         }
+        // What is no file, such as a terminal or a pipe, is never put aside.
+        let largest = if known.is_file() { largest } else { u64::MAX };
         Ok(Self { path: path.to_owned(), file, size: known.len(), largest })
     }
 
@@ -192,13 +238,16 @@ impl Rotated {
                 name.push(format!(".{number}"));
                 PathBuf::from(name)
             };
-            for number in (1..KEPT).rev() {
-                match std::fs::rename(old(number), old(number + 1)) {
-                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                    _ => {}
+            // It is not there when the last attempt got as far as that, or somebody has moved it: no reason to move more.
+            if self.path.exists() {
+                let files = (1..KEPT).rev().map(|number| (old(number), old(number + 1)));
+                for (from, to) in files.chain([(self.path.clone(), old(1))]) {
+                    match std::fs::rename(from, to) {
+                        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                        _ => {}
+                    }
                 }
             }
-            std::fs::rename(&self.path, old(1))?;
             *self = Self::open(&self.path, self.largest)?;
         }
         self.file.write_all(text.as_bytes())?;
@@ -219,6 +268,7 @@ mod tests {
             stage: Stage::Begun,
             user: "jane".into(),
             groups: vec!["dev".into()],
+            impersonated_by: None,
             member: "eu".into(),
             name: Name::Caller,
             verb: "get",
@@ -235,9 +285,10 @@ mod tests {
         std::fs::write(&path, "").unwrap();
         let (log, audit) = Log::open(&path).unwrap();
         let mut record = audit.begin(entry("/api/v1/pods"));
-        record.entry.code = Some(200);
+        record.answered(200);
         record.goes_on();
         drop(record);
+        audit.begin(entry("/api/v1/secrets")).count();
         drop(audit.begin(entry(&"ä".repeat(LONGEST_PATH))));
         log.close().await;
         let text = std::fs::read_to_string(&path).unwrap();
@@ -246,8 +297,30 @@ mod tests {
         assert!(shown["durationMs"].take().is_u64());
         insta::assert_snapshot!(text.lines().next().unwrap(), @r#"{"time":"2026-01-01T00:00:00.000000Z","stage":"begun","user":"jane","groups":["dev"],"member":"eu","as":"caller","verb":"get","path":"/api/v1/pods","code":200}"#);
         insta::assert_snapshot!(shown, @r#"{"as":"caller","code":200,"durationMs":null,"groups":["dev"],"member":"eu","path":"/api/v1/pods","stage":"ended","time":"2026-01-01T00:00:00.000000Z","user":"jane","verb":"get"}"#);
+        assert_eq!((&lines[3]["refused"], &lines[3]["lost"], lines.len()), (&1.into(), &0.into(), 4));
         assert_eq!((lines[2]["code"].is_null(), lines[2]["path"].as_str().unwrap().chars().count()), (true, 1025));
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_file_that_somebody_moved_is_begun_again_and_older_ones_stay() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("audit.jsonl");
+        let mut file = Rotated::open(&path, 10).unwrap();
+        file.write("line 0\n").unwrap();
+        file.write("line 1\n").unwrap();
+        std::fs::remove_file(&path).unwrap();
+        file.write("line 2\n").unwrap();
+        let read = |name: &str| std::fs::read_to_string(folder.path().join(name)).unwrap();
+        assert_eq!((read("audit.jsonl").as_str(), read("audit.jsonl.1").as_str()), ("line 2\n", "line 0\n"));
+    }
+
+    #[test]
+    fn what_is_no_file_is_never_put_aside() {
+        let mut nowhere = Rotated::open(Path::new("/dev/null"), 10).unwrap();
+        for _ in 0..4 {
+            nowhere.write("much more than ten bytes\n").unwrap();
+        }
     }
 
     #[test]

@@ -23,7 +23,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderValue, Request, Response, StatusCode, header};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Empty, Full};
 use hyper::body::{Frame, Incoming, SizeHint};
@@ -55,6 +55,9 @@ const ANSWER: Duration = Duration::from_secs(75);
 const BLINK: Duration = Duration::from_secs(3);
 /// How long an answer may take to begin of a member whose agent is not there just now.
 const ANSWER_AFTER_BLINK: Duration = Duration::from_secs(5);
+/// Refusals of one caller that are written: so many at once, then one a second. The others are counted, so that nobody
+/// who may do nothing fills the log until older lines go.
+const REFUSALS: Limits = Limits { open: usize::MAX, member: usize::MAX, rate: 1.0, burst: 60.0 };
 /// Bytes copied at once in each direction of a session.
 const COPY: usize = 32 << 10;
 
@@ -71,6 +74,8 @@ pub struct Caller {
 pub struct Call {
     /// Who asks.
     pub caller: Caller,
+    /// The name of who that really is, where they act for somebody else.
+    pub by: Option<String>,
     /// The member.
     pub member: String,
     /// The path up to and with `proxy`.
@@ -85,6 +90,8 @@ pub struct Call {
 pub struct Proxy {
     hub: Arc<Hub>,
     gauge: Arc<Gauge>,
+    /// Of whom how many refusals are written.
+    refusals: Arc<Gauge>,
     audit: Audit,
     ways: Mutex<HashMap<(String, Name), Way>>,
     /// Since when members have not been reached, of those whose agents do not tell it.
@@ -99,7 +106,14 @@ struct Way {
 
 impl Proxy {
     pub(crate) fn new(hub: Arc<Hub>, limits: Limits, audit: Audit) -> Self {
-        Self { hub, gauge: Gauge::new(limits), audit, ways: Mutex::default(), away: Mutex::default() }
+        Self {
+            hub,
+            gauge: Gauge::new(limits),
+            refusals: Gauge::new(REFUSALS),
+            audit,
+            ways: Mutex::default(),
+            away: Mutex::default(),
+        }
     }
 
     /// Answers. `allowed` says whether the caller may do this verb to `clusters/proxy` of the member.
@@ -108,7 +122,7 @@ impl Proxy {
         call: Call,
         allowed: impl FnOnce(&str) -> Result<(), Box<Response<Body>>>,
     ) -> Response<Body> {
-        let Call { caller, member, base, rest, request } = call;
+        let Call { caller, by, member, base, rest, request } = call;
         let upgrade = headers::upgrade(request.headers());
         let query = request.uri().query().unwrap_or_default().to_owned();
         let verb = verb::of(request.method(), &rest, &query, upgrade.is_some());
@@ -119,6 +133,7 @@ impl Proxy {
             stage: Stage::Begun,
             user: caller.name.clone(),
             groups: caller.groups.clone(),
+            impersonated_by: by,
             member: member.clone(),
             name,
             verb: verb.unwrap_or("unknown"),
@@ -129,57 +144,61 @@ impl Proxy {
         let Some(verb) = verb else {
             let method = request.method().as_str().to_lowercase();
             let resource = stolos_k8s::status::Resource::new("cluster.karmada.io", "clusters");
-            return refused(record, Status::method_not_allowed(resource, &method));
+            return self.refused(record, Status::method_not_allowed(resource, &method));
         };
         if let Err(refusal) = allowed(verb) {
-            record.entry.code = Some(refusal.status().as_u16());
+            self.settle(record, refusal.status().as_u16());
             return *refusal;
         }
         if verb::leads_upwards(&rest) {
-            return refused(record, Status::bad_request("a path in a member may not have `.` or `..` in it"));
+            return self.refused(record, Status::bad_request("a path in a member may not have `.` or `..` in it"));
         }
         if headers::size(request.headers()) > headers::LARGEST {
             let why = format!("the headers have more than {} bytes", headers::LARGEST);
-            return refused(record, Status::plain(431, "BadRequest", why));
+            return self.refused(record, Status::plain(431, "BadRequest", why));
         }
         let place = match self.gauge.enter(&caller.name, &member, Instant::now()) {
             Ok(place) => place,
             Err(limits::TooMany { why, seconds }) => {
-                return refused(record, Status::too_many_requests(why, seconds));
+                return self.refused(record, Status::too_many_requests(why, seconds));
             }
         };
         let passage = match self.way(&member, name) {
             Ok(passage) => passage,
-            Err(status) => return refused(record, *status),
+            Err(status) => return self.refused(record, *status),
         };
         let (mut head, body) = request.into_parts();
         let on_upgrade = head.extensions.remove::<OnUpgrade>();
         let caller = (!master).then_some(&caller);
         let Some(sent) = headers::to_member(&head.headers, upgrade.as_ref(), caller) else {
-            return refused(record, Status::bad_request("the caller's name or groups cannot be told to the member"));
+            return self
+                .refused(record, Status::bad_request("the caller's name or groups cannot be told to the member"));
         };
         head.headers = sent;
         let path = if rest.is_empty() { "/" } else { rest.as_str() };
         let Ok(uri) = (if query.is_empty() { path.parse() } else { format!("{path}?{query}").parse() }) else {
-            return refused(record, Status::bad_request("this is no path"));
+            return self.refused(record, Status::bad_request("this is no path"));
         };
         head.uri = uri;
         let goes_on = verb::goes_on(verb, &rest, &query, upgrade.is_some());
         // What is not there yet may be followed: such an answer begins with the first line.
         let patience = if goes_on && verb == "get" { None } else { Some(ANSWER) };
-        let mut answer = match self.pass(&passage, head, body, &member, patience).await {
+        // A connection that was kept may have died since: what only reads is asked again, once. A session does more, and
+        // is asked for by GET, too.
+        let again = matches!(verb, "get" | "list" | "watch") && http_body::Body::is_end_stream(&body);
+        let mut answer = match self.pass(&passage, head, body, &member, patience, again).await {
             Ok(answer) => answer,
-            Err(status) => return refused(record, status),
+            Err(status) => return failed(record, &status),
         };
         let status = answer.status();
-        record.entry.code = Some(status.as_u16());
+        record.answered(status.as_u16());
         if goes_on && (status.is_success() || status == StatusCode::SWITCHING_PROTOCOLS) {
             record.goes_on();
         }
         let sent = headers::to_caller(status, answer.headers(), &base);
         let mut response = if status == StatusCode::SWITCHING_PROTOCOLS {
             let Some(here) = on_upgrade else {
-                return refused(record, Status::bad_request("this connection cannot be upgraded"));
+                return failed(record, &Status::bad_request("this connection cannot be upgraded"));
             };
             let there = hyper::upgrade::on(&mut answer);
             self.carry(here, there, (place, record));
@@ -229,13 +248,12 @@ impl Proxy {
         body: Body,
         member: &str,
         patience: Option<Duration>,
+        again: bool,
     ) -> Result<Response<Incoming>, Status> {
         if let Some(absent) = self.absent(member, BLINK) {
             return Err(absent);
         }
         let patience = if self.absent(member, Duration::ZERO).is_some() { Some(ANSWER_AFTER_BLINK) } else { patience };
-        // A connection that was kept may have died since: what only reads and has no body is asked again, once.
-        let again = matches!(head.method, Method::GET | Method::HEAD) && http_body::Body::is_end_stream(&body);
         let second = again.then(|| {
             let mut second = Request::new(empty());
             *second.method_mut() = head.method.clone();
@@ -303,6 +321,21 @@ impl Proxy {
         Some(away(member, format!("no agent of cluster {member:?} has been connected since {since}")))
     }
 
+    /// The answer to what no member was asked.
+    fn refused(&self, record: Record, status: Status) -> Response<Body> {
+        self.settle(record, status.code);
+        answer(&status)
+    }
+
+    /// Ends the record of what no member was asked.
+    fn settle(&self, mut record: Record, code: u16) {
+        record.answered(code);
+        let written = record.user().is_some_and(|user| self.refusals.enter(user, "", Instant::now()).is_ok());
+        if !written {
+            record.count();
+        }
+    }
+
     fn away(&self) -> std::sync::MutexGuard<'_, HashMap<String, Timestamp>> {
         self.away.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -345,15 +378,21 @@ fn seconds(time: Timestamp) -> String {
     time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
+/// The answer to what a member was asked, and has not answered.
+fn failed(mut record: Record, status: &Status) -> Response<Body> {
+    record.answered(status.code);
+    answer(status)
+}
+
 /// The answer that says why there is no other.
-fn refused(mut record: Record, status: Status) -> Response<Body> {
-    record.entry.code = Some(status.code);
+fn answer(status: &Status) -> Response<Body> {
     let text = serde_json::to_vec(&status.to_value()).unwrap_or_default();
     let mut response = Response::new(Full::from(text).map_err(|never| match never {}).boxed_unsync());
     *response.status_mut() = StatusCode::from_u16(status.code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     // Not with 503: Kubernetes' clients would ask ten times more before they say that the member is away.
-    if let Some(later) = status.details.and_then(|details| details.retry_after_seconds).filter(|_| status.code == 429) {
+    let later = status.details.as_ref().and_then(|details| details.retry_after_seconds);
+    if let Some(later) = later.filter(|_| status.code == 429) {
         response.headers_mut().insert(header::RETRY_AFTER, later.into());
     }
     response

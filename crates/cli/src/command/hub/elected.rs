@@ -67,7 +67,7 @@ pub(super) async fn run(
     let election = Election {
         client,
         net: Arc::new(HostNet::default()),
-        identity: args.identity.clone().unwrap_or_else(stolos_cluster::lease::identity),
+        identity: stolos_cluster::lease::identity(args.identity.as_deref()),
         door: Box::new(|| async { door(args, held).await.map_err(|failure| failure.to_string()) }.boxed()),
         patience: args.patience.settings(),
         pages,

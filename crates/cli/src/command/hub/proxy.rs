@@ -38,9 +38,9 @@ struct Members(Proxy);
 
 impl Extension for Members {
     fn answer(&self, asked: Asked) -> BoxFuture<'_, Answer> {
-        let Asked { user, name: member, base, rest, request, rights } = asked;
+        let Asked { user, by, name: member, base, rest, request, rights } = asked;
         let caller = Caller { name: user.name, groups: user.groups };
-        let call = Call { caller, member, base, rest, request };
+        let call = Call { caller, by: by.map(|user| user.name), member, base, rest, request };
         async move { self.0.answer(call, |verb| rights.allow(verb)).await }.boxed()
     }
 }
