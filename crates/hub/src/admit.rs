@@ -8,10 +8,12 @@ use std::collections::BTreeSet;
 use serde_json::{Value, json};
 use stolos_k8s::meta;
 
+use crate::evict::state::path_problem;
 use crate::label;
 use crate::model::{
     ClusterAffinity, Division, DynamicWeight, LabelOperator, LabelSelector, Placement, Preemption, Problem,
-    PropagationPolicy, PurgeMode, ResourceSelector, SchedulingType, SpreadField, TolerationOperator,
+    PropagationPolicy, PropagationSpec, PurgeMode, ResourceSelector, SchedulingType, SpreadField, StatePreservation,
+    TolerationOperator,
 };
 
 pub use overriding::{default_override, override_problems};
@@ -149,11 +151,38 @@ pub fn problems(policy: &PropagationPolicy) -> Vec<Problem> {
             _ => {}
         }
     }
+    for (path, rules, _) in preserved(spec) {
+        state_problems(rules, &path, &mut found);
+    }
     for (at, selector) in spec.resource_selectors.iter().enumerate() {
         selector_problems(selector, &policy.metadata.namespace, &format!("spec.resourceSelectors[{at}]"), &mut found);
     }
     placement_problems(&spec.placement, &mut found);
     found
+}
+
+/// What of copies' status the next ones get, by whom, and how the old ones go.
+fn preserved(spec: &PropagationSpec) -> Vec<(String, &StatePreservation, Option<PurgeMode>)> {
+    let Some(failover) = &spec.failover else { return Vec::new() };
+    let application = failover.application.as_ref().map(|it| ("application", &it.state_preservation, it.purge_mode));
+    let cluster = failover.cluster.as_ref().map(|it| ("cluster", &it.state_preservation, it.purge_mode));
+    let all = [application, cluster].into_iter().flatten();
+    all.filter_map(|(of, rules, mode)| Some((format!("spec.failover.{of}.statePreservation"), rules.as_ref()?, mode)))
+        .collect()
+}
+
+fn state_problems(rules: &StatePreservation, path: &str, found: &mut Vec<Problem>) {
+    for (at, rule) in rules.rules.iter().enumerate() {
+        let path = format!("{path}.rules[{at}]");
+        if let Some(why) = meta::check_qualified_name(&rule.alias_label_name).into_iter().next() {
+            let what = format!("is {:?}: {why}", rule.alias_label_name);
+            found.push(Problem::new(format!("{path}.aliasLabelName"), what, "write the key of a label"));
+        }
+        if let Some(what) = path_problem(&rule.json_path) {
+            let instead = "write where it is in the status, as {.jobID}";
+            found.push(Problem::new(format!("{path}.jsonPath"), what, instead));
+        }
+    }
 }
 
 fn selector_problems(selector: &ResourceSelector, home: &str, path: &str, found: &mut Vec<Problem>) {
@@ -338,8 +367,10 @@ pub fn warnings(policy: &PropagationPolicy) -> Vec<Problem> {
     if placement.workload_affinity.is_some() {
         warn("spec.placement.workloadAffinity", not_built, "");
     }
-    if spec.failover.as_ref().is_some_and(|failover| failover.application.is_some()) {
-        warn("spec.failover.application", not_built, "");
+    for (path, _, mode) in preserved(spec) {
+        if mode != Some(PurgeMode::Directly) {
+            warn(&path, "reaches the next copy only where the old one goes first", "write purgeMode: Directly");
+        }
     }
     let scheduling = placement.replica_scheduling.as_ref();
     let weights = scheduling.and_then(|scheduling| scheduling.weights.as_ref());

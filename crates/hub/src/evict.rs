@@ -2,14 +2,17 @@
 //!
 //! [`health`] says when a member's word about itself is believed, [`taint`] what a member that is not ready is tainted with,
 //! [`task`] which copies leave a tainted cluster and when one that leaves has left (Karmada v1.18.2's taint manager and
-//! graceful eviction), [`rate`] how many leave at once. [`guard`] stands before every write that makes something smaller:
+//! graceful eviction), [`application`] which ones leave a cluster that is well because they are not, [`state`] what the
+//! next copy gets from them, [`rate`] how many leave at once. [`guard`] stands before every write that makes something smaller:
 //! good replicas are taken away only where as many as [`floor`] says stay good without them. That is more than Karmada
 //! promises, which deletes the old copy when its time is over.
 
+pub mod application;
 pub mod floor;
 pub mod guard;
 pub mod health;
 pub mod rate;
+pub mod state;
 pub mod taint;
 pub mod task;
 

@@ -65,6 +65,12 @@ pub const DEPENDENCIES: &str = "resourcebinding.karmada.io/dependencies";
 /// Annotation on a template or a policy: how many replicas stay ready whatever moves, as `2` or `50%`. Stolos' own.
 pub const MIN_AVAILABLE: &str = "stolos.dev/min-available";
 
+/// Annotation on a binding: in which clusters the workload has failed, as JSON. Stolos' own.
+pub const FAILED_IN: &str = "stolos.dev/failed-in";
+
+/// Annotation on a Work: the labels that its copy has from the one before it, as JSON. Stolos' own.
+pub const PRESERVED: &str = "stolos.dev/preserved-labels";
+
 /// Annotation on a Work: the fewest replicas that it has asked for since its member last said something. Stolos' own.
 pub const LEAST_ASKED: &str = "stolos.dev/least-asked";
 

@@ -28,6 +28,12 @@ pub fn impersonator(cluster: &str) -> String {
     format!("{cluster}-impersonator")
 }
 
+/// What tells one manifest from another.
+#[must_use]
+pub(crate) fn fingerprint(manifest: &serde_json::Value) -> String {
+    hash(&manifest.to_string())
+}
+
 /// FNV-1a of 32 bits in decimal, each character as one of Kubernetes' safe letters (`rand.SafeEncodeString`).
 fn hash(text: &str) -> String {
     const LETTERS: &[u8; 27] = b"bcdfghjklmnpqrstvwxz2456789";

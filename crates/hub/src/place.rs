@@ -13,6 +13,7 @@ use std::borrow::Borrow;
 use serde::{Deserialize, Serialize};
 
 use crate::divide::{Algorithm, Candidate, Division, Movement, NameOrder, Strategy, Tie};
+use crate::evict::application::Failures;
 use crate::mesh::Standing;
 use crate::model::{
     self, Binding, BindingSpec, Cluster, DynamicWeight, Placement, SchedulingType, TargetCluster, Weights,
@@ -212,6 +213,7 @@ pub fn place<C: Borrow<Cluster>>(
         settings,
         strategy: strategy(spec),
         fresh: fresh(binding),
+        failures: Failures::of(binding),
     };
     let groups = groups(placement);
     let observed = &binding.status.scheduler_observed_affinity_name;
@@ -255,6 +257,7 @@ struct World<'a> {
     settings: Settings,
     strategy: Strategy,
     fresh: bool,
+    failures: Failures,
 }
 
 /// Room of clusters that is not asked for.
@@ -281,7 +284,10 @@ impl World<'_> {
                 },
                 ..Verdict::default()
             };
-            let tier = match filter(spec, placement, group, cluster, workload) {
+            // Where it is it may stay: what takes it away from there is its eviction.
+            let failed = self.failures.since(name).filter(|_| target.is_none()).map(Exclusion::Failed);
+            let fits = filter(spec, placement, group, cluster, workload);
+            let tier = match fits.and_then(|tier| failed.map_or(Ok(tier), Err)) {
                 Ok(tier) => tier,
                 Err(exclusion) => {
                     excluded.push(Verdict { excluded: Some(exclusion), ..verdict });

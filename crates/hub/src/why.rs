@@ -11,6 +11,7 @@ use stolos_k8s::meta;
 use crate::choose::{Choice, Match, Other, called, choose};
 use crate::divide::{Candidate, Division, Movement, NameOrder, Strategy};
 use crate::estimate::available;
+use crate::evict::application::outlook;
 use crate::interpret::replicas;
 use crate::model::{Binding, Cluster, ObjectReference, PropagationPolicy, TargetCluster};
 use crate::place::{Attempt, Decision, Outcome, Settings, Verdict, place};
@@ -95,6 +96,17 @@ pub fn explain(
     let resource = reference(template);
     let mut why = why(&resource, choice.as_ref(), decision.as_ref());
     why.under_way = binding.map(under_way).unwrap_or_default();
+    if let Some(binding) = binding {
+        let requirements = binding.spec.replica_requirements.as_ref();
+        let decide =
+            |binding: &Binding| match place(binding, clusters, &|cluster| available(cluster, requirements), settings)
+                .outcome
+            {
+                Outcome::Placed { clusters, .. } => Ok(clusters),
+                other => Err(other.message().to_owned()),
+            };
+        why.under_way.extend(outlook(binding, &decide));
+    }
     for by in binding.iter().flat_map(|binding| &binding.spec.required_by) {
         let clusters: Vec<&str> = by.clusters.iter().map(|cluster| cluster.name.as_str()).collect();
         why.changes.push(format!("where {} goes, which needs it: {}", by.name, clusters.join(", ")));

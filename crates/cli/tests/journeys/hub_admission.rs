@@ -69,7 +69,7 @@ async fn policies_are_taken_or_refused_when_they_are_written() {
     }
     insta::assert_snapshot!(told, @"
     failover
-      Warning: spec.failover.application: the hub takes it and does not act on it yet
+      Warning: spec.failover.application.statePreservation: reaches the next copy only where the old one goes first; write purgeMode: Directly
     preemption
       Warning: spec.schedulePriority: the hub takes it and does not act on it yet
       Warning: spec.placement.workloadAffinity: the hub takes it and does not act on it yet
@@ -135,6 +135,10 @@ async fn policies_are_taken_or_refused_when_they_are_written() {
       Error from server (BadRequest): ResourceInterpreterCustomization in version "v1alpha1" cannot be handled as a ResourceInterpreterCustomization: strict decoding error: unknown field "spec.customizations.healthInterpreter"
     script-that-cannot-be-read
       Error from server (Forbidden): admission webhook "interpreters.hub.stolos.dev" denied the request: InterpreterOperation(InterpretHealth) Lua script error: the script cannot be read: luaScript:3: Expected identifier when parsing expression, got 'end'
+    state-nowhere
+      Error from server (Forbidden): admission webhook "policies.hub.stolos.dev" denied the request: spec.failover.cluster.statePreservation.rules[0].aliasLabelName: is "not a label": name part must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for validation is '([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]'); write the key of a label
+      spec.failover.cluster.statePreservation.rules[0].jsonPath: is "{.jobID": a brace is not closed; write where it is in the status, as {.jobID}
+      spec.failover.cluster.statePreservation.rules[1].jsonPath: has no path in braces; write where it is in the status, as {.jobID}
     suspended-twice
       The PropagationPolicy "suspended-twice" is invalid: spec.suspension: Invalid value: "object": suspension dispatching cannot co-exist with dispatchingOnClusters.clusterNames
     tolerates-more-than

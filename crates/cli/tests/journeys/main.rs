@@ -30,6 +30,7 @@ mod hub;
 mod hub_admission;
 mod hub_deploy;
 mod hub_elected;
+mod hub_failover;
 mod hub_interpret;
 mod hub_loss;
 mod hub_policies;

@@ -153,7 +153,6 @@ fn what_does_nothing_is_warned_about() {
         spec.association: is the old name of propagateDeps; write propagateDeps: true
         spec.schedulerName: is not the hub's; somebody else has to schedule; default-scheduler is the hub's
         spec.schedulePriority: the hub takes it and does not act on it yet
-        spec.failover.application: the hub takes it and does not act on it yet
         spec.placement.workloadAffinity: the hub takes it and does not act on it yet
         spec.placement.replicaScheduling.weightPreference: is not looked at: every cluster gets all replicas; write replicaSchedulingType: Divided
         spec.placement.spreadConstraints[0].maxGroups: is 0, which chooses nothing; write how many at most

@@ -1,5 +1,6 @@
 //! Bindings become Works: one for each cluster of the schedule, and none for any other.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use super::clusters::{condition, set_condition};
 use super::copies::{Moving, Part};
 use super::template::{TemplateKey, mark};
 use crate::evict::guard::{self, Action, Step, Wait};
+use crate::evict::state;
 use crate::mirror::{Key, Mirror};
 use crate::queue::{Again, Trouble};
 use crate::{interpret, label, name};
@@ -191,6 +193,18 @@ async fn work(
             return Err(format!("Work {space}/{work_name} is another binding's").into());
         }
     }
+    // What it has from the copy before it, it keeps for as long as it is there.
+    let preserved = match &before {
+        Some(before) => meta::annotation(before, label::PRESERVED).map(str::to_owned),
+        None => {
+            let inherited = state::inherited(&binding["spec"], cluster, targets(binding).len());
+            (!inherited.is_empty()).then(|| json!(inherited).to_string())
+        }
+    };
+    let inherited = preserved.as_deref().and_then(|kept| serde_json::from_str::<BTreeMap<String, String>>(kept).ok());
+    for (key, value) in inherited.iter().flatten() {
+        meta::set_label(&mut manifest, key, value);
+    }
     let known = before.as_ref().and_then(|before| meta::label(before, label::WORK_ID)).map(str::to_owned);
     let work_id = known.unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
     let overwrite = match meta::annotation(template, label::CONFLICT) {
@@ -231,6 +245,9 @@ async fn work(
     }
     for (key, value) in overridden {
         meta::set_annotation(&mut wanted, key, &value);
+    }
+    if let Some(preserved) = &preserved {
+        meta::set_annotation(&mut wanted, label::PRESERVED, preserved);
     }
     let asked = guard::asked(&manifest);
     if before.as_ref().is_none_or(|it| guard::asked(&it["spec"]["workload"]["manifests"][0]) != asked) {

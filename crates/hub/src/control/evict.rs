@@ -6,8 +6,8 @@ use std::time::Duration;
 use serde_json::Value;
 use stolos_k8s::meta;
 
-use super::Hub;
 use super::template::TemplateKey;
+use super::{Hub, failover};
 use crate::evict::task::{self, Change, News};
 use crate::mirror::{Key, Mirror};
 use crate::model::{self, Binding, Cluster};
@@ -19,14 +19,20 @@ const FROM: &str = "taint-manager";
 /// Who says it, of what has left.
 const FROM_GRACEFUL: &str = "graceful-eviction-controller";
 
+/// How often what stays because of its state is looked at again.
+const LOOKED_AFTER: Duration = Duration::from_secs(60);
+
 /// Looks at one binding.
 pub(super) async fn look(hub: Arc<Hub>, key: Key) -> Result<Again, Trouble> {
     let Some((mirror, object)) = hub.binding(&key) else { return Ok(None) };
     if meta::deletion_timestamp(&object).is_some() {
+        hub.forget_watch(&object);
         return Ok(None);
     }
     let all = hub.own.clusters.list();
-    if leaving(&object).is_empty() && !all.iter().any(|cluster| is_tainted(cluster)) {
+    let looked_at = !leaving(&object).is_empty() || failover::is_wanted(&object);
+    if !looked_at && !all.iter().any(|cluster| is_tainted(cluster)) {
+        hub.forget_watch(&object);
         return Ok(None);
     }
     let (binding, _) = model::read::<Binding>(&object)?;
@@ -45,6 +51,11 @@ pub(super) async fn look(hub: Arc<Hub>, key: Key) -> Result<Again, Trouble> {
         again = change.again;
     }
     if let Some(change) = task::evict(&binding, &clusters, now, &hub.patience) {
+        for (cluster, why) in &change.kept {
+            let text = format!("Its state in cluster {cluster} cannot be preserved, so it stays there: {why}.");
+            hub.events.warning(&object, FROM, "EvictWorkloadFromClusterFailed", text);
+            again = Some(again.map_or(LOOKED_AFTER, |known| known.min(LOOKED_AFTER)));
+        }
         if !change.news.is_empty() {
             if let Err(wait) = hub.may_evict() {
                 return Ok(Some(wait));
@@ -53,7 +64,8 @@ pub(super) async fn look(hub: Arc<Hub>, key: Key) -> Result<Again, Trouble> {
         }
         again = [again, change.again].into_iter().flatten().min();
     }
-    Ok(again)
+    let then = failover::look(&hub, &mirror, &object, &binding, &clusters).await?;
+    Ok([again, then].into_iter().flatten().min())
 }
 
 /// The tasks of a binding.
@@ -66,21 +78,33 @@ fn is_tainted(cluster: &Value) -> bool {
 }
 
 async fn write(hub: &Hub, mirror: &Mirror, object: &Value, change: Change) -> Result<Again, Trouble> {
-    let Change { clusters, tasks, news, again } = change;
+    let after = changed(object, &change)?;
+    hub.change(mirror, object, &after).await?;
+    tell(hub, object, &change.news, FROM);
+    Ok(change.again)
+}
+
+/// A binding with its places as they are decided.
+pub(super) fn changed(object: &Value, change: &Change) -> Result<Value, Trouble> {
+    let Change { clusters, tasks, .. } = change;
     let mut after = object.clone();
     after["spec"]["clusters"] = serde_json::to_value(clusters)?;
-    after["spec"]["gracefulEvictionTasks"] = serde_json::to_value(&tasks)?;
+    after["spec"]["gracefulEvictionTasks"] = serde_json::to_value(tasks)?;
     if tasks.is_empty()
         && let Some(spec) = after["spec"].as_object_mut()
     {
         spec.remove("gracefulEvictionTasks");
     }
-    hub.change(mirror, object, &after).await?;
+    Ok(after)
+}
+
+/// Says what has happened; `from` is who wanted it.
+pub(super) fn tell(hub: &Hub, object: &Value, news: &[(String, News)], from: &'static str) {
     let template = hub.template(&TemplateKey::of_binding(object));
     for about in [Some(object), template.as_ref().map(|(_, template)| &**template)].into_iter().flatten() {
-        for (cluster, news) in &news {
+        for (cluster, news) in news {
             let (from, text) = match news {
-                News::Evicted => (FROM, format!("Evict from cluster {cluster} succeed.")),
+                News::Evicted => (from, format!("Evict from cluster {cluster} succeed.")),
                 News::Replaced => (FROM_GRACEFUL, format!("What left cluster {cluster} is well elsewhere.")),
                 News::TimedOut => (
                     FROM_GRACEFUL,
@@ -97,12 +121,11 @@ async fn write(hub: &Hub, mirror: &Mirror, object: &Value, change: Change) -> Re
             hub.events.normal(about, from, "EvictWorkloadFromClusterSucceed", text);
         }
     }
-    Ok(again)
 }
 
 impl Hub {
     /// Lets one workload leave its cluster, or says how long it is to wait.
-    fn may_evict(&self) -> Result<(), Duration> {
+    pub(super) fn may_evict(&self) -> Result<(), Duration> {
         self.evictions.lock().unwrap_or_else(PoisonError::into_inner).take(self.began.elapsed())
     }
 

@@ -9,6 +9,7 @@ mod depend;
 mod detect;
 mod evict;
 mod execute;
+mod failover;
 mod figures;
 mod index;
 mod interpret;
@@ -34,6 +35,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::event::{self, Recorder};
 use crate::evict::Settings as Patience;
+use crate::evict::application::Watch;
 use crate::evict::rate::Rate;
 use crate::interpret::Interpreters;
 use crate::member::{self, CREDENTIALS, Ways};
@@ -241,6 +243,8 @@ pub(crate) struct Hub {
     /// How many workloads leave their clusters at once, by the time since `began`.
     evictions: Mutex<Rate>,
     began: Instant,
+    /// Since when copies are unhealthy whose policy says what happens then.
+    watches: Mutex<HashMap<Key, Watch>>,
     /// Since when members say something else than their `Ready` condition.
     doubts: Mutex<HashMap<String, Instant>>,
     events: Recorder,
@@ -322,7 +326,7 @@ impl Queues {
             self.bind.add(key.clone());
             self.depend.add(key.clone());
         }
-        if !same("status") && !evict::leaving(now).is_empty() {
+        if !same("status") && (!evict::leaving(now).is_empty() || failover::is_wanted(now)) {
             self.evict.add(key.clone());
         }
         if !same("spec") {
@@ -471,6 +475,7 @@ impl Hub {
                 evictions: Mutex::new(Rate::new(patience.eviction_rate)),
                 patience,
                 began: Instant::now(),
+                watches: Mutex::default(),
                 doubts: Mutex::default(),
                 events,
                 stop,
@@ -679,6 +684,7 @@ impl Hub {
         for bindings in [&self.own.bindings, &self.own.cluster_bindings] {
             for binding in bindings.list() {
                 self.queues.bind.add(mirror::key(&binding));
+                self.queues.evict.add(mirror::key(&binding));
                 // A policy may have waited for it.
                 self.queues.templates.add(TemplateKey::of_binding(&binding));
             }

@@ -80,6 +80,13 @@ pub enum Wait {
         /// How many it keeps.
         keeps: i64,
     },
+    /// The old copy is to be gone first (`purgeMode: Directly`), and is not yet.
+    Purge {
+        /// The cluster that gets nothing more until then.
+        cluster: String,
+        /// The cluster that has the old copy.
+        from: String,
+    },
 }
 
 impl Wait {
@@ -89,6 +96,7 @@ impl Wait {
         match self {
             Self::Floor { .. } => "ReplacementNotReady",
             Self::Silent { .. } => "ClusterNotReady",
+            Self::Purge { .. } => "OldCopyNotGone",
         }
     }
 }
@@ -106,6 +114,9 @@ impl fmt::Display for Wait {
             }
             Self::Silent { cluster, keeps } => {
                 write!(f, "{cluster} keeps {keeps} while it is not ready; what is too much goes when it is back")
+            }
+            Self::Purge { cluster, from } => {
+                write!(f, "{cluster} gets nothing more until the copy in {from} is gone: purgeMode is Directly")
             }
         }
     }
@@ -241,9 +252,18 @@ pub fn may_lower(good: i64, to: i64, elsewhere: i64, floor: &Floor) -> bool {
 pub fn plan(copies: &[Copy], floor: &Floor) -> Vec<Step> {
     let mut good: Vec<i64> = copies.iter().map(Copy::counted).collect();
     let mut steps = Vec::with_capacity(copies.len());
+    // What must not run twice: nobody gets more before the old copy is gone (Karmada v1.18.2). A silent member cannot be
+    // waited for.
+    let purging = |it: &&Copy| it.purged && it.held.is_some() && it.wanted.is_none() && it.heard && !floor.is_said();
+    let purging = copies.iter().find(purging).map(|copy| copy.cluster.clone());
     for (at, copy) in copies.iter().enumerate() {
         let step = |action, wait| Step { cluster: copy.cluster.clone(), action, wait };
         let wanted = copy.wanted.unwrap_or(0);
+        if let Some(from) = purging.clone().filter(|_| copy.wanted.is_some() && wanted > copy.held.unwrap_or(0)) {
+            let action = copy.held.map_or(Action::Leave, Action::Put);
+            steps.push(step(action, Some(Wait::Purge { cluster: copy.cluster.clone(), from })));
+            continue;
+        }
         let Some(held) = copy.held else {
             steps.extend(copy.wanted.map(|wanted| step(Action::Put(wanted), None)));
             continue;

@@ -5,13 +5,12 @@
 //! the hub: what would be taken away while nobody looks would be taken away when the cluster is back, whatever is good by
 //! then. And a cluster that is back in time keeps its copy, if nothing has taken its place.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::Settings;
 use super::taint::{Tolerated, since, tolerated};
+use super::{Settings, state};
 use crate::divide::Strategy;
 use crate::label::APPLIED_PLACEMENT;
 use crate::model::{
@@ -31,6 +30,8 @@ pub struct Change {
     pub clusters: Vec<TargetCluster>,
     /// Its tasks from now on.
     pub tasks: Vec<EvictionTask>,
+    /// Which copies would leave if their state could be preserved, and why it cannot.
+    pub kept: Vec<(String, String)>,
     /// What has happened, cluster by cluster.
     pub news: Vec<(String, News)>,
     /// When to look again though nothing has changed.
@@ -52,7 +53,7 @@ pub enum News {
     Returned,
 }
 
-fn sooner(again: &mut Option<Duration>, then: Duration) {
+pub(super) fn sooner(again: &mut Option<Duration>, then: Duration) {
     *again = Some(again.map_or(then, |known| known.min(then)));
 }
 
@@ -102,6 +103,15 @@ pub fn evict(binding: &Binding, clusters: &[Cluster], now: Timestamp, settings: 
         }
         let of_policy = spec.failover.as_ref().and_then(|failover| failover.cluster.as_ref());
         let mode = of_policy.and_then(|cluster| cluster.purge_mode).unwrap_or(settings.purge_mode);
+        let rules = of_policy.and_then(|cluster| cluster.state_preservation.as_ref());
+        let preserved = match state::preserve(rules, binding, &target.name) {
+            Ok(preserved) => preserved,
+            Err(why) => {
+                change.clusters.push(target.clone());
+                change.kept.push((target.name.clone(), why));
+                continue;
+            }
+        };
         change.tasks.push(EvictionTask {
             from_cluster: target.name.clone(),
             purge_mode: Some(mode),
@@ -111,13 +121,14 @@ pub fn evict(binding: &Binding, clusters: &[Cluster], now: Timestamp, settings: 
             producer: TAINT_MANAGER.to_owned(),
             grace_period_seconds: None,
             suppress_deletion: (mode == PurgeMode::Never).then_some(true),
-            preserved_label_state: BTreeMap::new(),
+            preserved_label_state: preserved,
             creation_timestamp: Some(now),
             clusters_before_failover: before.clone(),
         });
         change.news.push((target.name.clone(), News::Evicted));
     }
-    Some(change).filter(|change| !change.news.is_empty() || change.again.is_some())
+    let says = |change: &Change| !change.news.is_empty() || !change.kept.is_empty() || change.again.is_some();
+    Some(change).filter(says)
 }
 
 /// What becomes of the copies that are leaving; nothing where none is. `has_work` says of a cluster whether the binding's
@@ -168,9 +179,18 @@ pub fn assess(
         let news = match cluster {
             None => Some(News::Gone),
             Some(_) if task.suppress_deletion == Some(true) => None,
-            // No overlap is wanted: the task is over when the copy is gone.
-            Some(_) if directly && !has_work(name) => Some(News::Replaced),
+            // No overlap is wanted: the task is over when the copy is gone, and what it said is with the next one.
+            Some(_) if directly && !has_work(name) => {
+                let handed = task.preserved_label_state.is_empty()
+                    || (!spec.clusters.is_empty() && spec.clusters.iter().all(|target| has_work(&target.name)));
+                if !handed && !left.is_zero() {
+                    sooner(&mut change.again, left);
+                }
+                (handed || left.is_zero()).then_some(News::Replaced)
+            }
             Some(cluster) if !cluster.status.ready() => None,
+            // Somebody has seen that it may go (Karmada v1.18.2).
+            Some(_) if task.suppress_deletion == Some(false) => Some(News::TimedOut),
             Some(cluster) if back(cluster) => match divided {
                 false => Some(restore(replicas)),
                 true if missing > 0 => Some(restore(replicas.min(missing))),

@@ -77,6 +77,10 @@ fn the_new_ones_are_ready_before_the_old_ones_go() {
         ("eu -/10 10 leaving, us 10/10 10", "eu left, us 10"),
         ("eu -/10 10 purged, us 10/10 0", "eu gone, us 10"),
         ("eu -/10 10 silent purged, us 10/10 0", "eu gone, us 10"),
+        // And nobody gets more before it is gone, if that can be known.
+        ("ap 6/4 4, eu -/4 4 purged, us 2/-", "ap 4…, eu gone, us left…"),
+        ("ap 6/4 4, eu -/4 4 silent purged, us 2/-", "ap 6, eu gone, us 2"),
+        ("ap 6/4 4, eu -/- 0 purged, us 2/-", "ap 6, us 2"),
     ];
     let all = Floor::of_all(10);
     for (rows, expected) in cases {
@@ -88,6 +92,7 @@ fn the_new_ones_are_ready_before_the_old_ones_go() {
     let said = Floor { least: 8, by: By::Annotation };
     assert_eq!(planned("eu -/10 10, us 10/10 0", &said), "eu 8…, us 10");
     assert_eq!(planned("eu -/10 10 purged, us 10/10 0", &said), "eu 8…, us 10");
+    assert_eq!(planned("eu -/10 10 purged, us 10/-", &said), "eu 8…, us 10");
     // What has no replicas counts as one.
     let one = Floor::of_all(1);
     assert_eq!(planned("eu -/1 1, us 1/-", &one), "eu left…, us 1");
@@ -300,4 +305,64 @@ fn one_after_the_other() {
     assert_eq!(rate.take(seconds(11)), Err(seconds(1)));
     assert_eq!(rate.take(seconds(12)), Ok(()));
     assert!(Rate::new(0.0).take(seconds(10)).is_err());
+}
+
+/// What a task of `eu` becomes: with these fields more, with Works in these clusters, after so many seconds.
+#[test]
+fn a_task_ends_as_its_policy_says() {
+    let assessed = |more: Value, works: &[&str], seconds: i64| {
+        let mut binding = binding(&json!([]));
+        binding.spec.clusters.remove(0);
+        binding.spec.clusters[0].replicas = 6;
+        let mut task = json!({"fromCluster": "eu", "replicas": 4, "reason": "ApplicationFailure",
+            "producer": "resource-binding-application-failover-controller", "creationTimestamp": at(0)});
+        task.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        binding.spec.graceful_eviction_tasks = serde_json::from_value(json!([task])).unwrap();
+        let clusters = [cluster("eu", "True", &json!([])), cluster("us", "True", &json!([]))];
+        match task::assess(&binding, &clusters, &|name| works.contains(&name), at(seconds), &Settings::default()) {
+            None => "stays".to_owned(),
+            Some(change) if change.news.is_empty() => format!("in {} s", change.again.unwrap().as_secs()),
+            Some(change) => format!("{:?} {}", change.news[0].1, change.clusters.len()),
+        }
+    };
+    let (both, us) = (["eu", "us"], ["us"]);
+    let direct = json!({"purgeMode": "Directly"});
+    let state = json!({"purgeMode": "Directly", "preservedLabelState": {"id": "7"}});
+    for (more, works, seconds, expected) in [
+        // That its cluster is well is no news, other than with a taint: nothing comes back.
+        (json!({}), &both[..], 1, "in 599 s"),
+        (json!({"gracePeriodSeconds": 60}), &both, 60, "TimedOut 1"),
+        // Kept, until somebody says that it may go.
+        (json!({"purgeMode": "Never", "suppressDeletion": true}), &both, 9_000, "stays"),
+        (json!({"purgeMode": "Never", "suppressDeletion": false}), &both, 1, "TimedOut 1"),
+        (direct.clone(), &both, 9_000, "stays"),
+        (direct, &us, 1, "Replaced 1"),
+        // What it said is with the next one first, if there is one in time.
+        (state.clone(), &both, 1, "stays"),
+        (state.clone(), &[], 1, "in 599 s"),
+        (state.clone(), &us, 1, "Replaced 1"),
+        (state, &[], 600, "Replaced 1"),
+    ] {
+        assert_eq!(assessed(more.clone(), works, seconds), expected, "{more} {works:?} {seconds}");
+    }
+}
+
+#[test]
+fn what_cannot_be_preserved_stays() {
+    let lost = json!([{"key": "cluster.karmada.io/not-ready", "effect": "NoExecute", "timeAdded": at(0)}]);
+    let clusters = [cluster("eu", "False", &lost), cluster("us", "True", &json!([]))];
+    let mut binding = binding(&json!([]));
+    let rules = json!([{"aliasLabelName": "from", "jsonPath": "{.jobID}"}]);
+    binding.spec.failover =
+        serde_json::from_value(json!({"cluster": {"purgeMode": "Directly", "statePreservation": {"rules": rules}}}))
+            .unwrap();
+    let evicted = |binding: &Binding| task::evict(binding, &clusters, at(0), &Settings::default()).unwrap();
+    let kept = evicted(&binding);
+    assert_eq!((kept.news, kept.clusters.len()), (vec![], 2));
+    insta::assert_snapshot!(kept.kept[0].1, @"the hub has no status of it from eu yet");
+    binding.status.aggregated_status =
+        serde_json::from_value(json!([{"clusterName": "eu", "applied": true, "status": {"jobID": "ab"}}])).unwrap();
+    let task = &evicted(&binding).tasks[0];
+    assert_eq!(json!(task.preserved_label_state), json!({"from": "ab"}));
+    assert_eq!(task.clusters_before_failover, ["eu", "us"]);
 }

@@ -25,6 +25,8 @@ pub enum Exclusion {
     Property(SpreadField),
     /// The workload is just leaving it.
     Evicting,
+    /// The workload has failed there, at this time.
+    Failed(jiff::Timestamp),
 }
 
 impl Exclusion {
@@ -37,6 +39,7 @@ impl Exclusion {
             Self::Affinity(_) => "cluster(s) did not match the placement cluster affinity constraint".to_owned(),
             Self::Property(field) => format!("cluster(s) did not have {} property", property(*field)),
             Self::Evicting => "cluster(s) is in the process of eviction".to_owned(),
+            Self::Failed(_) => "cluster(s) had seen the workload fail".to_owned(),
         }
     }
 
@@ -53,6 +56,7 @@ impl Exclusion {
             Self::Affinity(why) => format!("a clusterAffinity that means {cluster} ({why})"),
             Self::Property(field) => format!("spec.{} of Cluster {cluster}", property(*field)),
             Self::Evicting => format!("the end of the eviction from {cluster}"),
+            Self::Failed(_) => format!("another template or override for {cluster}, time, or a WorkloadRebalancer"),
         })
     }
 }
@@ -66,6 +70,7 @@ impl fmt::Display for Exclusion {
             Self::Affinity(why) => write!(f, "it is not meant: {why}"),
             Self::Property(field) => write!(f, "it has no {}, which a spread constraint counts", property(*field)),
             Self::Evicting => f.write_str("the workload is being evicted from it"),
+            Self::Failed(at) => write!(f, "the workload failed there at {at}, as it is now"),
         }
     }
 }

@@ -1,0 +1,183 @@
+//! A workload is not well in a cluster that is: it moves to where it is, keeps what it has of ready replicas, and does not
+//! bounce between clusters where it can run nowhere.
+
+use serde_json::Value;
+
+use crate::hub::{Hub, PATIENCE};
+use crate::world::{eventually, text};
+
+/// So many replicas.
+const ALL: i64 = 2;
+/// A node that no lab has.
+const ELSEWHERE: &str = "nodeSelector: {disk: elsewhere}";
+
+/// A Deployment with something more in its pods.
+fn web(pod: &str) -> String {
+    format!(
+        "apiVersion: apps/v1\nkind: Deployment\nmetadata: {{name: web}}\nspec:\n  replicas: {ALL}\n  \
+         selector: {{matchLabels: {{app: web}}}}\n  template:\n    metadata: {{labels: {{app: web}}}}\n    spec:\n      \
+         terminationGracePeriodSeconds: 0\n      {pod}\n      \
+         containers:\n      - {{name: main, image: stefanprodan/podinfo}}\n"
+    )
+}
+
+/// It goes to one of these, and leaves it after two seconds without being well.
+fn policy(to: &str, application: &str) -> String {
+    format!(
+        "apiVersion: policy.karmada.io/v1alpha1\nkind: PropagationPolicy\nmetadata: {{name: web}}\nspec:\n  \
+         propagateDeps: true\n  resourceSelectors: [{{apiVersion: apps/v1, kind: Deployment, name: web}}]\n  \
+         placement:\n    clusterAffinity: {{clusterNames: {to}}}\n    \
+         spreadConstraints: [{{spreadByField: cluster, minGroups: 1, maxGroups: 1}}]\n  \
+         failover:\n    application:\n      decisionConditions: {{tolerationSeconds: 2}}\n{application}"
+    )
+}
+
+/// No node of a cluster is right for it.
+fn broken_in(cluster: &str) -> String {
+    format!(
+        "apiVersion: policy.karmada.io/v1alpha1\nkind: OverridePolicy\nmetadata: {{name: web}}\nspec:\n  \
+         resourceSelectors: [{{apiVersion: apps/v1, kind: Deployment, name: web}}]\n  overrideRules:\n  \
+         - targetCluster: {{clusterNames: [{cluster}]}}\n    overriders:\n      \
+         plaintext: [{{path: /spec/template/spec/nodeSelector, operator: replace, value: {{disk: nowhere}}}}]\n"
+    )
+}
+
+impl Hub {
+    /// Two members, and `web` in one of them: that one, and the other.
+    async fn with_web(application: &str) -> Option<(Self, [&'static str; 2])> {
+        let hub = Self::start_with(&["--resource-eviction-rate", "20"]).await?;
+        for member in ["eu", "ap"] {
+            hub.world.good(&["hub", "join", member, "--data", "hub"]).await;
+        }
+        let policy = hub.world.write("policy.yaml", &policy("[eu, ap]", application));
+        let said = hub.kubectl(&["apply", "-f", text(&policy)]).await.ends_with(0);
+        assert!(!said.err.contains("Warning"), "{}", said.err);
+        hub.apply("web.yaml", &web("nodeSelector: {}")).await;
+        let first = eventually("web somewhere", PATIENCE, async || {
+            let found = hub.replicas("web").await;
+            match found.iter().next() {
+                Some((member, (ALL, ALL))) if found.len() == 1 => Ok(*member),
+                _ => Err(format!("{found:?}")),
+            }
+        })
+        .await;
+        let other = if first == "eu" { "ap" } else { "eu" };
+        Some((hub, [first, other]))
+    }
+
+    /// Waits until all of `web` is in one member and ready, and looks all the time whether as many are ready as there were.
+    async fn web_moves_to(&self, member: &'static str) {
+        eventually(&format!("web in {member}"), PATIENCE, async || {
+            let found = self.replicas("web").await;
+            let ready: i64 = found.values().map(|(_, ready)| ready).sum();
+            assert!(ready >= ALL, "{ready} are ready, which is less than {ALL}: {found:?}");
+            let there = found.iter().map(|(member, count)| (*member, *count)).eq([(member, (ALL, ALL))]);
+            if there { Ok(()) } else { Err(format!("{found:?}")) }
+        })
+        .await;
+    }
+
+    /// How often `web` has been evicted from each cluster.
+    async fn evictions(&self) -> Vec<(String, i64)> {
+        let of = "involvedObject.kind=Deployment,involvedObject.name=web,reason=EvictWorkloadFromClusterSucceed";
+        let events = self.kubectl(&["get", "events", "--field-selector", of, "-o", "json"]).await.document();
+        let mut found: Vec<(String, i64)> = (events["items"].as_array().into_iter().flatten())
+            .filter_map(|event| {
+                let message = event["message"].as_str()?.strip_prefix("Evict from cluster ")?;
+                Some((message.trim_end_matches(" succeed.").to_owned(), event["count"].as_i64().unwrap_or(1)))
+            })
+            .collect();
+        found.sort();
+        found
+    }
+
+    async fn binding_of_web(&self) -> Value {
+        self.kubectl(&["get", "rb", "web-deployment", "-o", "json"]).await.ends_with(0).document()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_not_well_moves_once() {
+    let application = "      purgeMode: Gracefully\n      gracePeriodSeconds: 600\n";
+    let Some((mut hub, [first, other])) = Hub::with_web(application).await else { return };
+
+    // Its new pods find no node there. The old ones are ready all the time, until the others are.
+    hub.apply("broken.yaml", &broken_in(first)).await;
+    hub.says("Deployment", "web", "EvictWorkloadFromClusterSucceed", &format!("Evict from cluster {first} succeed."))
+        .await;
+    hub.web_moves_to(other).await;
+    let failed = hub.binding_of_web().await["metadata"]["annotations"]["stolos.dev/failed-in"].clone();
+    assert!(failed.as_str().is_some_and(|failed| failed.contains(first)), "{failed}");
+    let why = hub.world.good(&["why", "deployment/web", "--data", "hub"]).await.out;
+    assert!(why.contains(&format!("{first}  left out: the workload failed there at ")), "{why}");
+
+    // Broken for every cluster. What would go to the first one is what has failed there.
+    hub.apply("web.yaml", &web(ELSEWHERE)).await;
+    let stays = format!("It is unhealthy in cluster {other} and stays there: nothing would take its place");
+    hub.says("Deployment", "web", "EvictWorkloadFromClusterFailed", &stays).await;
+    assert_eq!(hub.evictions().await, [(first.to_owned(), 1)]);
+    // Without the override it is something else: it goes back once, and then stays where it came to.
+    hub.kubectl(&["delete", "op", "web"]).await.ends_with(0);
+    hub.says("Deployment", "web", "EvictWorkloadFromClusterFailed", &format!("It is unhealthy in cluster {first}"))
+        .await;
+    let task = hub.binding_of_web().await["spec"]["gracefulEvictionTasks"][0].clone();
+    assert_eq!((&task["reason"], &task["gracePeriodSeconds"]), (&"ApplicationFailure".into(), &600.into()), "{task}");
+    assert_eq!(task["producer"], "resource-binding-application-failover-controller");
+    assert_eq!(task["clustersBeforeFailover"], serde_json::json!([other]));
+    let mut once = [(first.to_owned(), 1), (other.to_owned(), 1)];
+    once.sort();
+    assert_eq!(hub.evictions().await, once);
+    let why = hub.world.good(&["why", "deployment/web", "--data", "hub"]).await.out;
+    let stays =
+        format!("{first} is unhealthy and is not left: nothing would take its place: 0/2 clusters are available");
+    assert!(why.contains(&stays), "{why}");
+    // What was ready is kept.
+    let kept = hub.replicas("web").await;
+    assert_eq!(kept[other].1, ALL, "{kept:?}");
+
+    // Mended, it is where it is, and nowhere else.
+    hub.apply("web.yaml", &web("nodeSelector: {}")).await;
+    hub.web_moves_to(first).await;
+    assert_eq!(hub.evictions().await, once);
+    hub.process.kill().await.unwrap();
+}
+
+/// With `Directly` the old copy goes first, and what it said last is a label of the next one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_must_not_run_twice_hands_over_what_it_knew() {
+    let application = "      purgeMode: Directly\n      statePreservation:\n        rules:\n        \
+                       - {aliasLabelName: example.com/generation, jsonPath: \"{.observedGeneration}\"}\n";
+    let Some((mut hub, [first, other])) = Hub::with_web(application).await else { return };
+    hub.apply("broken.yaml", &broken_in(first)).await;
+    eventually(&format!("web in {other} alone"), PATIENCE, async || {
+        let found = hub.replicas("web").await;
+        let both = found.values().filter(|(_, ready)| *ready > 0).count();
+        assert!(both < 2, "it runs twice: {found:?}");
+        let there = found.iter().map(|(member, count)| (*member, *count)).eq([(other, (ALL, ALL))]);
+        if there { Ok(()) } else { Err(format!("{found:?}")) }
+    })
+    .await;
+    let label = |object: Value| object["metadata"]["labels"]["example.com/generation"].clone();
+    let copy = hub.in_member(other, &["get", "deployment", "web", "-o", "json"]).await.ends_with(0).document();
+    let kept = label(copy);
+    assert!(kept.as_str().is_some_and(|kept| kept.parse::<u32>().is_ok()), "{kept}");
+    // It keeps that when the task is over, and the template does not get it.
+    eventually("no task", PATIENCE, async || {
+        let tasks = hub.binding_of_web().await["spec"]["gracefulEvictionTasks"].clone();
+        if tasks.is_null() { Ok(()) } else { Err(tasks.to_string()) }
+    })
+    .await;
+    hub.kubectl(&["annotate", "deployment", "web", "seen=yes"]).await.ends_with(0);
+    eventually("the annotation in the member", PATIENCE, async || {
+        let copy = hub.in_member(other, &["get", "deployment", "web", "-o", "json"]).await.document();
+        if copy["metadata"]["annotations"]["seen"] != "yes" {
+            return Err(copy["metadata"].to_string());
+        }
+        assert_eq!(label(copy), kept);
+        Ok(())
+    })
+    .await;
+    let template = hub.kubectl(&["get", "deployment", "web", "-o", "json"]).await.document();
+    assert_eq!(label(template), Value::Null);
+    hub.process.kill().await.unwrap();
+}
