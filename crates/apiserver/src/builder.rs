@@ -308,6 +308,14 @@ async fn bootstrap(api: &Arc<Api>, address: SocketAddr) -> Result<(), StartError
         wanted.extend(controllers::namespace_content(api, name));
     }
     wanted.extend(auth::bootstrap());
+    // By this, who serves a part of the API beside this server knows its callers (Kubernetes 1.34, `genericapiserver`'s
+    // delegated authentication).
+    wanted.push((
+        "configmaps",
+        json!({"apiVersion": "v1", "kind": "ConfigMap",
+            "metadata": {"name": "extension-apiserver-authentication", "namespace": "kube-system"},
+            "data": {"client-ca-file": api.keys.ca}}),
+    ));
     let labels = json!({"component": "apiserver", "provider": "kubernetes"});
     let (ip, port) = (address.ip().to_string(), address.port());
     let service_ip = api.addresses.first().to_string();

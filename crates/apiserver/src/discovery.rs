@@ -6,6 +6,7 @@ use http::{HeaderMap, Response, header};
 use serde_json::{Value, json};
 
 use crate::api::Api;
+use crate::extension::Place;
 use crate::failure::{Failure, Result};
 use crate::openapi;
 use crate::registry::{Resource, Table};
@@ -39,19 +40,19 @@ pub(crate) fn answer(api: &Arc<Api>, path: &str, query: &Query, headers: &Header
         ["openapi", "v3"] => return Ok(openapi::v3_index(api)),
         ["openapi", "v3", rest @ ..] => return openapi::v3(api, rest, query, headers),
         ["api"] => match aggregated(headers) {
-            Some(version) => return Ok(aggregate(&table, version, true, headers)),
+            Some(version) => return Ok(aggregate(api, &table, version, true, headers)),
             None => json!({"kind": "APIVersions", "versions": ["v1"], "serverAddressByClientCIDRs": []}),
         },
         ["apis"] => match aggregated(headers) {
-            Some(version) => return Ok(aggregate(&table, version, false, headers)),
+            Some(version) => return Ok(aggregate(api, &table, version, false, headers)),
             None => {
                 let groups = table.groups.keys().filter(|g| !g.is_empty()).map(|g| group(&table, g, false));
                 json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups.collect::<Vec<_>>()})
             }
         },
-        ["api", version] => resources(&table, "", version)?,
+        ["api", version] => resources(api, &table, "", version)?,
         ["apis", name] if table.groups.contains_key(*name) => group(&table, name, true),
-        ["apis", name, version] => resources(&table, name, version)?,
+        ["apis", name, version] => resources(api, &table, name, version)?,
         _ => return Err(Failure::no_such_path()),
     };
     Ok(route::json_value(200, &value))
@@ -91,7 +92,7 @@ fn group(table: &Table, name: &str, alone: bool) -> Value {
     group
 }
 
-fn resources(table: &Table, group: &str, version: &str) -> Result<Value> {
+fn resources(api: &Api, table: &Table, group: &str, version: &str) -> Result<Value> {
     let found = table.of_version(group, version);
     if found.is_empty() {
         return Err(Failure::no_such_path());
@@ -117,6 +118,10 @@ fn resources(table: &Table, group: &str, version: &str) -> Result<Value> {
             }
             resources.push(entry);
         }
+        for (place, _) in api.extensions().iter().filter(|(place, _)| place.is_of(&resource)) {
+            resources.push(json!({"name": format!("{}/{}", resource.plural, place.sub), "singularName": "",
+                "namespaced": resource.namespaced, "kind": place.kind, "verbs": Place::VERBS}));
+        }
     }
     let api_version = stolos_k8s::kind::api_version(group, version);
     Ok(json!({"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": api_version, "resources": resources}))
@@ -140,7 +145,7 @@ fn aggregated(headers: &HeaderMap) -> Option<&'static str> {
     })
 }
 
-fn aggregate(table: &Table, version: &'static str, core: bool, headers: &HeaderMap) -> Response<Body> {
+fn aggregate(api: &Api, table: &Table, version: &'static str, core: bool, headers: &HeaderMap) -> Response<Body> {
     let groups = table.groups.iter().filter(|(group, _)| group.is_empty() == core);
     let items: Vec<Value> = groups
         .map(|(group, versions)| {
@@ -148,7 +153,8 @@ fn aggregate(table: &Table, version: &'static str, core: bool, headers: &HeaderM
                 .iter()
                 .map(|version| {
                     let found = table.of_version(group, version);
-                    let resources: Vec<Value> = found.iter().map(aggregate_resource).collect();
+                    let resources: Vec<Value> =
+                        found.iter().map(|resource| aggregate_resource(api, resource)).collect();
                     json!({"version": version, "freshness": "Current", "resources": resources})
                 })
                 .collect();
@@ -168,9 +174,9 @@ fn aggregate(table: &Table, version: &'static str, core: bool, headers: &HeaderM
     response.unwrap_or_else(|| openapi::tagged(route::respond(200, &media, list), &tag))
 }
 
-fn aggregate_resource(resource: &Arc<Resource>) -> Value {
+fn aggregate_resource(api: &Api, resource: &Arc<Resource>) -> Value {
     let kind = |group: &str, version: &str, kind: &str| json!({"group": group, "version": version, "kind": kind});
-    let subresources: Vec<Value> = resource
+    let mut subresources: Vec<Value> = resource
         .subresources
         .iter()
         .map(|sub| {
@@ -178,6 +184,10 @@ fn aggregate_resource(resource: &Arc<Resource>) -> Value {
             json!({"subresource": sub.name, "responseKind": kind(group, version, name), "verbs": sub.verbs})
         })
         .collect();
+    for (place, _) in api.extensions().iter().filter(|(place, _)| place.is_of(resource)) {
+        let answered = kind(&place.group, &place.version, &place.kind);
+        subresources.push(json!({"subresource": place.sub, "responseKind": answered, "verbs": Place::VERBS}));
+    }
     let mut entry = json!({
         "resource": resource.plural,
         "responseKind": kind(&resource.group, &resource.version, &resource.kind),

@@ -13,6 +13,7 @@ use crate::api::Api;
 use crate::auth::{self, Caller, User};
 use crate::failure::Result;
 use crate::metrics::Series;
+use crate::registry::Resource;
 use crate::route::{self, BoxError, Target};
 
 pub use crate::route::Body;
@@ -31,6 +32,8 @@ pub struct Place {
     pub plural: String,
     /// The subresource.
     pub sub: String,
+    /// The kind that discovery says it has.
+    pub kind: String,
 }
 
 /// Serves a part of a resource.
@@ -78,6 +81,14 @@ impl Rights {
 }
 
 impl Place {
+    /// What discovery says can be done here: as of Kubernetes' own subresources that connect (v1.34, `pods/proxy`).
+    pub(crate) const VERBS: [&'static str; 5] = ["create", "delete", "get", "patch", "update"];
+
+    /// Whether it is a part of this resource.
+    pub(crate) fn is_of(&self, resource: &Resource) -> bool {
+        (&self.group, &self.version, &self.plural) == (&resource.group, &resource.version, &resource.plural)
+    }
+
     /// The object's name, the path up to and with the subresource, and the rest of `path`, if it is here.
     fn find<'a>(&self, path: &'a str) -> Option<(String, &'a str, &'a str)> {
         let below = path.strip_prefix("/apis/")?.strip_prefix(self.group.as_str())?.strip_prefix('/')?;
@@ -127,7 +138,7 @@ where
     };
     let response = match auth::acting(&api, caller, request.headers()) {
         Ok((user, by)) => {
-            let Place { group, version, plural, sub } = place;
+            let Place { group, version, plural, sub, kind: _ } = place;
             let target = Target { group, version, plural, sub, name: name.clone(), namespace: String::new() };
             let request = request.map(|body| body.map_err(Into::into).boxed_unsync());
             let api = Arc::clone(&api);
@@ -151,6 +162,7 @@ mod tests {
             version: "v1alpha1".into(),
             plural: "clusters".into(),
             sub: "proxy".into(),
+            kind: "ClusterProxyOptions".into(),
         };
         let root = "/apis/cluster.karmada.io/v1alpha1/clusters";
         for (path, expected) in [

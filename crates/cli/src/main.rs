@@ -12,6 +12,7 @@ mod input;
 mod lab;
 mod root;
 mod screen;
+mod terminal;
 mod view;
 mod view_check;
 

@@ -28,6 +28,11 @@ const ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 /// How long a connection may take to be made.
 const CONNECT: Duration = Duration::from_secs(10);
 
+/// An API server that says nothing for so long is asked whether it is there, so often, at most so many times: a session or
+/// a watch on a connection of its own (HTTP/1.1 has no pings) must not hang where a machine has gone without a word. What
+/// waits for a slow reader goes on: that one answers.
+const SILENCE: (Duration, Duration, u32) = (Duration::from_secs(15), Duration::from_secs(5), 3);
+
 /// A stream of bytes, whatever carries it.
 pub type Carried = Pin<Box<dyn Duplex>>;
 
@@ -275,6 +280,8 @@ impl Dialer {
         Ok(TokioIo::new(match &self.reach {
             Reach::Net(net) => {
                 let stream = stolos_serve::net::reach(&**net, host, port).await?;
+                let (silence, interval, unanswered) = SILENCE;
+                stream.ask_whether_alive(silence, interval, unanswered);
                 if plain { Dialled::Plain(stream) } else { Dialled::Tls(Box::new(tls.connect(name()?, stream).await?)) }
             }
             Reach::Way(way) => {

@@ -13,8 +13,10 @@ use stolos_cluster::lease::{Candidate, Held, Lease, Taken, Times};
 use stolos_cluster::objects::{self, Resource};
 use stolos_serve::{Net, Stop, because};
 
+use crate::admission::Asked;
 use crate::control::{Door, Pages, Settings, start};
 use crate::evict::Settings as Patience;
+use crate::front::Front;
 use crate::{Error, install, label};
 
 const NAMESPACE: &str = "karmada-system";
@@ -40,6 +42,8 @@ pub struct Election<'a> {
     pub identity: String,
     /// The door for agents.
     pub door: Box<OpenDoor<'a>>,
+    /// What it serves itself, if it does.
+    pub front: Option<Arc<Front>>,
     /// How patient it is with its members.
     pub patience: Patience,
     /// What it says of itself.
@@ -93,6 +97,9 @@ pub async fn elect(election: Election<'_>, stop: &Stop) {
             }
             Ok(Taken::Theirs { holder, .. }) => {
                 election.pages.stands(true);
+                if let Some(front) = &election.front {
+                    front.stands_by(&holder);
+                }
                 if leader.as_ref() != Some(&holder) {
                     (election.news)(Part::StandsBy { leader: &holder });
                     leader = Some(holder);
@@ -131,6 +138,7 @@ async fn take(client: &kube::Client, candidate: &Candidate) -> Result<Taken, Err
 impl Election<'_> {
     fn fails(&self, why: &str, failures: u32) -> Duration {
         self.pages.stands(false);
+        self.front.iter().for_each(|front| front.waits());
         (self.news)(Part::Fails { why });
         STAND_BY.saturating_mul(1 << (failures - 1).min(16)).min(SLOWEST)
     }
@@ -146,6 +154,9 @@ impl Election<'_> {
         let led = match started {
             Ok(running) => {
                 self.pages.acts(&running);
+                if let Some(front) = &self.front {
+                    front.leads(&running).await;
+                }
                 (self.news)(Part::Leads);
                 tokio::select! {
                     () = held.lost() => {}
@@ -153,6 +164,7 @@ impl Election<'_> {
                 }
                 term.ask();
                 self.pages.stands(false);
+                self.front.iter().for_each(|front| front.waits());
                 running.ended().await;
                 Ok(())
             }
@@ -167,9 +179,10 @@ impl Election<'_> {
 
     async fn begin(&self, term: &Stop) -> Result<crate::Running, String> {
         let door = (self.door)().await?;
-        // Somebody else's API server does not reach this process.
         let (client, net) = (self.client.clone(), Arc::clone(&self.net));
-        let settings = Settings { client, net, door, admission: None, patience: self.patience };
+        // Somebody else's API server reaches this process only where it listens for it.
+        let admission = self.front.as_ref().map(|front| Asked::There { client: front.hook() });
+        let settings = Settings { client, net, door, admission, patience: self.patience };
         start(settings, term).await.map_err(|error| because(&error))
     }
 }

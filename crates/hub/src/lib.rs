@@ -10,8 +10,8 @@
 //! [`start`] does: it keeps mirrors of what there is, in the hub and in every member, and one queue for each
 //! question (which policy, which clusters, which Works, what in the member, what came of it). Every answer looks at
 //! everything it needs anew, so that doing it twice is as good as once. It is given a client of an API server and does
-//! not know which one: its own process's or any other, where [`elect()`] says which of several hubs acts. [`proxy`] lets others
-//! through to members, [`everywhere`] asks many of them at once.
+//! not know which one: its own process's or any other, where [`elect()`] says which of several hubs acts and [`front`](mod@front)
+//! is what it serves beside that API. [`proxy`] lets others through to members, [`everywhere`] asks many of them at once.
 
 mod admission;
 pub mod admit;
@@ -23,6 +23,7 @@ pub mod estimate;
 mod event;
 pub mod everywhere;
 pub mod evict;
+pub mod front;
 pub mod gate;
 mod install;
 pub mod interpret;
@@ -41,8 +42,10 @@ pub mod why;
 
 use std::time::Duration;
 
+pub use admission::Asked;
 pub use control::{Door, Pages, Review, Running, Settings, start};
 pub use elect::{Election, OpenDoor, Part, elect};
+pub use front::Front;
 pub use install::{definitions, install};
 
 /// Who the hub's writes are by.
@@ -82,6 +85,9 @@ pub enum Error {
     /// The hub has no such cluster.
     #[error("the hub has no cluster `{0}`")]
     NoCluster(String),
+    /// What the hub serves on somebody else's API cannot be served.
+    #[error("{0}")]
+    Front(String),
     /// Something between the hub and an agent went wrong.
     #[error("{0}")]
     Agents(String),

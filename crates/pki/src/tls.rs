@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, aws_lc_rs};
+use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig,
@@ -79,6 +80,8 @@ pub enum ClientAuth {
     Optional(Roots, Peers),
     /// It does, and refuses clients without one.
     Required(Roots, Peers),
+    /// It does, and takes clients without one too; whom a certificate names is for the caller to read.
+    Named(Roots),
 }
 
 /// A client that checks identities, TLS 1.2 to 1.3.
@@ -147,6 +150,11 @@ pub fn server(credentials: &Credentials, clients: ClientAuth, alpn: &[&[u8]]) ->
         ClientAuth::None => builder.with_no_client_auth(),
         ClientAuth::Optional(roots, peers) => {
             builder.with_client_cert_verifier(Arc::new(IdentityVerifier::new(&roots, peers, false)?))
+        }
+        ClientAuth::Named(roots) => {
+            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots.store()?), provider());
+            let verifier = verifier.allow_unauthenticated().build().map_err(|e| Error::make("TLS server", e))?;
+            builder.with_client_cert_verifier(verifier)
         }
         ClientAuth::Required(roots, peers) => {
             builder.with_client_cert_verifier(Arc::new(IdentityVerifier::new(&roots, peers, true)?))

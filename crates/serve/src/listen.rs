@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use http::{Request, Response};
 use http_body::Body;
 use hyper::body::Incoming;
@@ -14,7 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::task::TaskTracker;
 
-use crate::{Listener, Stop};
+use crate::{Listener, Stop, Stream};
 
 /// What a server knows of the connection a request came in on.
 #[derive(Clone, Debug)]
@@ -34,11 +35,19 @@ pub struct Settings {
     pub handshake: Duration,
     /// How long open requests may go on after [`Stop`].
     pub grace: Duration,
+    /// Who takes connections elsewhere, if anybody does.
+    pub aside: Option<Arc<dyn Aside>>,
+}
+
+/// Takes connections elsewhere, before anything of them is read.
+pub trait Aside: Send + Sync + 'static {
+    /// The connection, if it is to be served here after all; nothing, when it was taken elsewhere and has ended.
+    fn take(&self, stream: Stream) -> BoxFuture<'_, Option<Stream>>;
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { tls: None, handshake: Duration::from_secs(10), grace: Duration::from_secs(5) }
+        Self { tls: None, handshake: Duration::from_secs(10), grace: Duration::from_secs(5), aside: None }
     }
 }
 
@@ -80,6 +89,13 @@ where
         let (settings, service, stop, cut) = (settings.clone(), Arc::clone(&service), stop.child(), cut.child());
         tasks.spawn(crate::meter::inherit(async move {
             let served = async {
+                let stream = match &settings.aside {
+                    Some(aside) => match aside.take(stream).await {
+                        Some(stream) => stream,
+                        None => return,
+                    },
+                    None => stream,
+                };
                 let Some(tls) = &settings.tls else {
                     let peer = Peer { address, certificates: Arc::from([]) };
                     return connection(stream, service(peer), stop).await;

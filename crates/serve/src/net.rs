@@ -432,6 +432,14 @@ impl Stream {
         self.tcp.local_addr()
     }
 
+    /// Has the kernel ask the other end whether it is still there: after `silence`, then every `interval`, and gives the
+    /// connection up after `unanswered` questions.
+    pub fn ask_whether_alive(&self, silence: Duration, interval: Duration, unanswered: u32) {
+        let asking = socket2::TcpKeepalive::new().with_time(silence).with_interval(interval).with_retries(unanswered);
+        // A system that cannot is as it was.
+        let _ = socket2::SockRef::from(&self.tcp).set_tcp_keepalive(&asking);
+    }
+
     /// Makes the drop of this connection a reset instead of an orderly end.
     pub fn reset_on_drop(&self) {
         let _ = socket2::SockRef::from(&self.tcp).set_linger(Some(Duration::ZERO));
@@ -780,6 +788,19 @@ mod tests {
         assert!((100..320).contains(&greeted), "{greeted}");
         gate.set_weather(Weather::default());
         assert_eq!((gate.late(1 << 20), gate.greeting()), (Duration::ZERO, Duration::ZERO));
+    }
+
+    #[tokio::test]
+    async fn the_kernel_asks_whether_the_other_end_is_there() {
+        let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let stream = HostNet::default().dial(tcp.local_addr().unwrap()).await.unwrap();
+        let socket = || socket2::SockRef::from(stream.tcp());
+        assert!(!socket().keepalive().unwrap());
+        stream.ask_whether_alive(Duration::from_secs(15), Duration::from_secs(5), 3);
+        assert!(socket().keepalive().unwrap());
+        let times = (socket().tcp_keepalive_time().unwrap(), socket().tcp_keepalive_interval().unwrap());
+        assert_eq!(times, (Duration::from_secs(15), Duration::from_secs(5)));
+        assert_eq!(socket().tcp_keepalive_retries().unwrap(), 3);
     }
 
     #[tokio::test]

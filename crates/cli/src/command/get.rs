@@ -97,7 +97,8 @@ pub(crate) async fn run(args: GetArgs, screen: &Screen) -> Result<Exit, Failure>
         fields: args.field_selector,
         as_table: !matches!(args.output, Form::Json | Form::Yaml),
     };
-    let answers = everywhere::ask(&hub, &members, &question, Duration::from_secs(args.timeout)).await;
+    let answers =
+        everywhere::ask(&args.which.members().await?, &members, &question, Duration::from_secs(args.timeout)).await;
     let empty = match args.output {
         Form::Json => {
             screen.document(Output::Json, &everywhere::list(&answers))?;

@@ -15,9 +15,10 @@ use clap::{Args, Subcommand};
 use stolos_apiserver::Server;
 use stolos_apiserver::runtime::ServiceResolver;
 use stolos_cluster::{Kubeconfig, connect};
+use stolos_hub::front::{self, Service};
 use stolos_hub::member;
 use stolos_hub::model::PurgeMode;
-use stolos_hub::{Door, Pages, Review, everywhere, evict, gate};
+use stolos_hub::{Asked, Door, Pages, Review, everywhere, evict, gate};
 use stolos_serve::{HostNet, Listener, Net as _, Stop, Stream};
 
 use crate::background;
@@ -97,9 +98,19 @@ pub(crate) struct UpArgs {
     #[command(flatten)]
     data: DataArgs,
 
-    /// Where it listens [default: where it did before, else a free port of 127.0.0.1]
-    #[arg(long, value_name = "ADDRESS", conflicts_with = "kubeconfig")]
+    /// Where it listens [default: where it did before, else a free port of 127.0.0.1; with `--kubeconfig`: nowhere]. With
+    /// `--kubeconfig` members are reached there, and that API asks there before Karmada's kinds are written
+    #[arg(long, value_name = "ADDRESS")]
     listen: Option<SocketAddr>,
+
+    /// The Service of the cluster behind `--kubeconfig` that leads to `--listen`, for its API server, which otherwise dials the
+    /// first `--san`
+    #[arg(long, value_name = "NAMESPACE/NAME[:PORT]", requires = "kubeconfig", requires = "listen")]
+    service: Option<Service>,
+
+    /// Where other hubs on that API reach this one's `--listen` [default: the address that it listens on, else the first `--san`]
+    #[arg(long, value_name = "IP", env = "POD_IP")]
+    peer: Option<IpAddr>,
 
     /// Where agents come in of members that cannot be dialled [default: where they did before, else a free port beside
     /// the API; with `--kubeconfig`: nowhere]
@@ -128,7 +139,7 @@ pub(crate) struct UpArgs {
     context: Option<String>,
 
     /// Where it is written who asked what of which member through the hub [default: audit.jsonl in the hub's folder]
-    #[arg(long, value_name = "FILE", conflicts_with = "kubeconfig")]
+    #[arg(long, value_name = "FILE")]
     audit_log: Option<PathBuf>,
 
     /// This hub's name in the Lease, to which it adds a random part [default: the host's]
@@ -437,7 +448,7 @@ async fn up(args: &UpArgs, screen: &Screen, stop: &Stop) -> Result<Exit, Failure
         client: server.client(),
         net,
         door,
-        admission: Some(REVIEWS.to_owned()),
+        admission: Some(Asked::Here { url: REVIEWS.to_owned() }),
         patience: args.patience.settings(),
     };
     let hub = stolos_hub::start(settings, stop).await;
@@ -513,13 +524,17 @@ async fn door(args: &UpArgs, held: &Held) -> Result<Option<Door>, Failure> {
     let beside = || args.kubeconfig.is_none().then(|| held.remembered(LISTEN)).flatten();
     let Some(address) = wanted.or_else(|| Some((beside()?.ip(), 0).into())) else { return Ok(None) };
     let listener = held.listen(AGENTS, "--agents", address).await?;
-    // What people say it is called comes first: that is what agents are told.
+    Ok(Some(Door { listener, names: names(args, address) }))
+}
+
+/// What this hub is called at an address. What people say comes first: that is what others are told.
+fn names(args: &UpArgs, address: SocketAddr) -> Vec<String> {
     let mut names = args.san.clone();
     if !address.ip().is_unspecified() {
         names.push(address.ip().to_string());
     }
     names.push("localhost".to_owned());
-    Ok(Some(Door { listener, names }))
+    names
 }
 
 /// The hub's own API server, and the kubeconfigs for it.
@@ -610,18 +625,49 @@ impl WhichArgs {
         existing(Some(&file), context.as_deref()).await
     }
 
-    /// A client of a member, as the hub serves it.
-    pub(crate) async fn member(&self, name: &str) -> Result<kube::Client, Failure> {
+    /// What serves the members of the hub whose client `hub` is, if that is not the hub's own API.
+    pub(crate) async fn notice(&self, hub: &kube::Client) -> Result<Option<front::Notice>, Failure> {
+        // One in a folder of this machine has an API of its own.
+        if self.hub_kubeconfig.is_none() {
+            return Ok(None);
+        }
+        Ok(front::notice(hub).await?)
+    }
+
+    /// A client of what serves members, with `below` behind its address.
+    async fn serving(&self, below: &str) -> Result<kube::Client, Failure> {
         let (file, context) = self.kubeconfig()?;
         let kubeconfig = Kubeconfig::find(Some(&file), None)?;
         let Some(context) = context.as_deref().or(kubeconfig.current_context()) else {
             return Err(Failure::new("the kubeconfig has no current context").hint("name one with `--hub-context`"));
         };
         let mut config = kubeconfig.context(context).await?;
-        let hub = config.cluster_url.to_string();
-        let server = format!("{}{}", hub.trim_end_matches('/'), everywhere::proxy(name));
+        let net = Arc::new(HostNet::default());
+        let mut hub = config.cluster_url.to_string();
+        let api = stolos_cluster::client(config.clone(), net.clone())?;
+        if let Some(front::Notice { address, authority }) = self.notice(&api).await? {
+            hub = format!("https://{address}");
+            let authority = stolos_pki::Roots::from_pem(&authority).map_err(|error| {
+                Failure::caused(&error).while_doing("could not use what the hub says of its address")
+            })?;
+            config.root_cert = Some(authority.certificates().iter().map(|one| one.der().to_vec()).collect());
+            config.tls_server_name = None;
+            config.accept_invalid_certs = false;
+            config.proxy_url = None;
+        }
+        let server = format!("{}{below}", hub.trim_end_matches('/'));
         config.cluster_url = server.parse().map_err(|_| Failure::new(format!("`{server}` is no URL")))?;
-        Ok(stolos_cluster::client(config, Arc::new(HostNet::default()))?)
+        Ok(stolos_cluster::client(config, net)?)
+    }
+
+    /// A client of a member, as the hub serves it.
+    pub(crate) async fn member(&self, name: &str) -> Result<kube::Client, Failure> {
+        self.serving(&everywhere::proxy(name)).await
+    }
+
+    /// A client of all members, as the hub serves them below `clusters/NAME/proxy`.
+    pub(crate) async fn members(&self) -> Result<kube::Client, Failure> {
+        self.serving("").await
     }
 }
 

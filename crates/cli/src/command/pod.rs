@@ -1,18 +1,21 @@
 //! Into a pod of a member: its log, and commands in it.
 
-use std::io::Write as _;
+use std::io::{IsTerminal as _, Write as _};
 
 use clap::Args;
-use futures::AsyncReadExt as _;
+use futures::channel::mpsc::Sender;
+use futures::{AsyncReadExt as _, SinkExt as _};
 use k8s_openapi::api::core::v1::Pod;
-use kube::api::{Api, AttachParams, ListParams, LogParams};
+use kube::api::{Api, AttachParams, ListParams, LogParams, TerminalSize};
 use stolos_cluster::objects::{self, Resource};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::command::hub::WhichArgs;
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::screen::Screen;
+use crate::terminal::Raw;
 
 /// Which pod.
 #[derive(Args, Debug)]
@@ -70,9 +73,8 @@ pub(crate) struct LogsArgs {
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   stolos exec deployment/hello --cluster eu -- env
-  tar cf - page | stolos exec hello-7d4b --cluster eu -i -- tar xf - -C /srv
-
-A terminal takes kubectl: `stolos hub kubeconfig eu > eu.kubeconfig`, then `kubectl --kubeconfig eu.kubeconfig exec -it …`.")]
+  stolos exec deployment/hello --cluster eu -it -- sh
+  tar cf - page | stolos exec hello-7d4b --cluster eu -i -- tar xf - -C /srv")]
 pub(crate) struct ExecArgs {
     #[command(flatten)]
     of: PodArgs,
@@ -80,6 +82,10 @@ pub(crate) struct ExecArgs {
     /// Pass standard input on
     #[arg(short = 'i', long)]
     stdin: bool,
+
+    /// Give it a terminal: this one, with what is typed, Ctrl-C included, and with its size
+    #[arg(short = 't', long, requires = "stdin")]
+    tty: bool,
 
     /// The command with its arguments
     #[arg(last = true, required = true, value_name = "COMMAND")]
@@ -167,11 +173,18 @@ pub(crate) async fn logs(args: LogsArgs, screen: &Screen) -> Result<Exit, Failur
 
 pub(crate) async fn exec(args: ExecArgs, screen: &Screen) -> Result<Exit, Failure> {
     let (pods, pod) = args.of.find().await?;
+    let tty = args.tty && std::io::stdin().is_terminal();
+    if args.tty && !tty {
+        // In kubectl's words.
+        screen.line("Unable to use a TTY - input is not a terminal or the right kind of file");
+    }
     let wanted = AttachParams {
         container: args.of.container.clone(),
         stdin: args.stdin,
         stdout: true,
-        stderr: true,
+        // A terminal has one output.
+        stderr: !tty,
+        tty,
         ..AttachParams::default()
     };
     let cluster = &args.of.cluster;
@@ -179,6 +192,9 @@ pub(crate) async fn exec(args: ExecArgs, screen: &Screen) -> Result<Exit, Failur
     let mut process = started.map_err(|error| failed(&error, &format!("run a command in {pod}"), cluster))?;
     let (status, stdin) = (process.take_status(), process.stdin());
     let (stdout, stderr) = (process.stdout(), process.stderr());
+    let terminal = if tty { Raw::take() } else { Ok(None) };
+    let terminal = terminal.map_err(|error| Failure::caused(&error).while_doing("could not use this terminal"))?;
+    let sizes = process.terminal_size().filter(|_| tty);
     // What is typed may go on for longer than the command.
     let typing = stdin.map(|mut into| {
         tokio::spawn(async move {
@@ -188,14 +204,21 @@ pub(crate) async fn exec(args: ExecArgs, screen: &Screen) -> Result<Exit, Failur
     });
     let out = carry(stdout, |bytes| screen.bytes(bytes));
     let err = carry(stderr, |bytes| std::io::stderr().write_all(bytes));
-    tokio::join!(out, err);
-    let status = match status {
-        Some(status) => status.await,
-        None => None,
+    let ended = async {
+        tokio::join!(out, err);
+        match status {
+            Some(status) => status.await,
+            None => None,
+        }
+    };
+    let status = tokio::select! {
+        status = ended => status,
+        never = resized(terminal.as_ref(), sizes) => match never {},
     };
     if let Some(typing) = typing {
         typing.abort();
     }
+    drop(terminal);
     let Some(status) = status else {
         return Err(Failure::new(format!("the session with {pod} in {cluster} broke off")));
     };
@@ -209,6 +232,24 @@ pub(crate) async fn exec(args: ExecArgs, screen: &Screen) -> Result<Exit, Failur
         None => Err(Failure::new(format!("could not run a command in {pod} in {cluster}"))
             .because(status.message.unwrap_or_else(|| "it did not say why".to_owned()))),
     }
+}
+
+/// Tells the other end how large the terminal is, now and whenever that changes. Never ends.
+async fn resized(terminal: Option<&Raw>, sizes: Option<Sender<TerminalSize>>) -> std::convert::Infallible {
+    let changed = signal(SignalKind::window_change());
+    if let (Some(terminal), Some(mut sizes), Ok(mut changed)) = (terminal, sizes, changed) {
+        loop {
+            if let Some((width, height)) = terminal.size()
+                && sizes.send(TerminalSize { width, height }).await.is_err()
+            {
+                break;
+            }
+            if changed.recv().await.is_none() {
+                break;
+            }
+        }
+    }
+    std::future::pending().await
 }
 
 /// Passes on what comes, until it ends or nobody wants it.

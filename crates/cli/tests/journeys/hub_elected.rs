@@ -21,6 +21,19 @@ impl Outside {
         finish(self.world.program(&self.kubectl, ["--context", context].iter().chain(args))).await
     }
 
+    /// Runs kubectl in a member, through the hub that listens at `hub`.
+    async fn through(&self, hub: &str, member: &str, args: &[&str]) -> Run {
+        let server = format!("https://{hub}/apis/cluster.karmada.io/v1alpha1/clusters/{member}/proxy");
+        let which = ["--kubeconfig", "members.kubeconfig", "--server", &server];
+        finish(self.world.program(&self.kubectl, which.iter().chain(args))).await
+    }
+
+    /// Where a hub listens for members' readers and for the API server.
+    fn listens(&self, name: &str) -> String {
+        let path = self.world.path(&format!("hub-{name}/listen"));
+        std::fs::read_to_string(path).unwrap().trim().to_owned()
+    }
+
     /// Puts a ConfigMap for `eu` and `ap` on the API.
     async fn propagate(&self, name: &str) {
         let both = format!(
@@ -30,7 +43,13 @@ impl Outside {
              placement: {{clusterAffinity: {{clusterNames: [eu, ap]}}}}\n"
         );
         let file = self.world.write("both.yaml", &both);
-        self.kubectl("us", &["apply", "-f", text(&file)]).await.ends_with(0);
+        // Policies wait for a hub that answers; whatever else is written does not.
+        self.kubectl("us", &["create", "configmap", &format!("{name}-beside")]).await.ends_with(0);
+        eventually("the policy is taken", PATIENCE, async || {
+            let run = self.kubectl("us", &["apply", "-f", text(&file)]).await;
+            if run.code == Some(0) { Ok(()) } else { Err(run.err) }
+        })
+        .await;
     }
 
     /// Waits until a member has a ConfigMap of the hub's.
@@ -54,6 +73,8 @@ impl Elected {
     fn start(hub: &Outside, name: &str, agents: &str) -> Self {
         let mut command = hub.world.stolos(["hub", "up", "--kubeconfig"]);
         command.arg(hub.world.path("kubeconfig")).args(["--context", "us", "--identity", "pod-0", "--agents", agents]);
+        // Outside of the lab, where its API servers reach it: the host's own address is nobody's there.
+        command.args(["--listen", "127.0.0.2:0"]);
         command.args(["--data", &format!("hub-{name}")]).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut process = command.spawn().unwrap();
         let mut said = BufReader::new(process.stderr.take().unwrap()).lines();
@@ -114,6 +135,9 @@ async fn of_two_hubs_on_one_api_one_acts() {
         hub.has(member, "one").await;
     }
 
+    asked_before_writes(&hub).await;
+    members_are_reached(&hub, &api).await;
+
     // Killed, not asked to end: its Lease says that it is there for some seconds more.
     first.process.kill().await.unwrap();
     hub.propagate("two").await;
@@ -121,6 +145,11 @@ async fn of_two_hubs_on_one_api_one_acts() {
     for member in ["eu", "ap"] {
         hub.has(member, "two").await;
     }
+    // Who leads now is where members are reached, and who is asked.
+    let names = ["get", "configmap", "two", "--all-clusters", "-o", "name"];
+    let seen = hub.world.good(&[&names[..], &api[..]].concat()).await.out;
+    assert_eq!(seen, "ap configmap/two\neu configmap/two\n");
+    asked_before_writes(&hub).await;
     // What was there stays as it was, and is still looked after.
     hub.kubectl("eu", &["delete", "configmap", "one"]).await.ends_with(0);
     hub.has("eu", "one").await;
@@ -141,4 +170,64 @@ async fn of_two_hubs_on_one_api_one_acts() {
     }
     hub.world.good(&[&["hub", "unjoin", "eu"], &api[..]].concat()).await;
     hub.world.good(&["hub", "down", "--data", "hub-third"]).await;
+}
+
+/// The API server asks the hub before it writes a policy, or deletes what is protected.
+async fn asked_before_writes(hub: &Outside) {
+    let both = "apiVersion: policy.karmada.io/v1alpha1\nkind: PropagationPolicy\nmetadata: {name: wrong}\nspec:\n  \
+        resourceSelectors: [{apiVersion: v1, kind: ConfigMap, namespace: other}]\n";
+    let file = hub.world.write("wrong.yaml", both);
+    let refused = hub.kubectl("us", &["apply", "-f", text(&file)]).await.ends_with(1).err;
+    let words =
+        r#"admission webhook "policies.hub.stolos.dev" denied the request: spec.resourceSelectors[0].namespace"#;
+    assert!(refused.contains(words), "{refused}");
+    let label = "resourcetemplate.karmada.io/deletion-protected";
+    hub.kubectl("us", &["create", "configmap", "precious"]).await.ends_with(0);
+    hub.kubectl("us", &["label", "configmap", "precious", &format!("{label}=Always")]).await.ends_with(0);
+    let refused = hub.kubectl("us", &["delete", "configmap", "precious"]).await.ends_with(1).err;
+    assert!(refused.contains(r#"admission webhook "deletion.hub.stolos.dev" denied the request"#), "{refused}");
+    hub.kubectl("us", &["label", "configmap", "precious", &format!("{label}-")]).await.ends_with(0);
+    hub.kubectl("us", &["delete", "configmap", "precious"]).await.ends_with(0);
+}
+
+/// Members are reached beside that API, by whoever may there, also by way of the hub that stands by.
+async fn members_are_reached(hub: &Outside, api: &[&str]) {
+    let all = [&["get", "configmap", "one", "--all-clusters", "-o", "name"], api].concat();
+    assert_eq!(hub.world.good(&all).await.out, "ap configmap/one\neu configmap/one\n");
+    hub.world.good(&[&["hub", "kubeconfig", "--out", "members.kubeconfig"], api].concat()).await;
+    let (first, second) = (hub.listens("first"), hub.listens("second"));
+    for (place, member) in [(&first, "eu"), (&first, "ap"), (&second, "eu"), (&second, "ap")] {
+        let name = hub.through(place, member, &["get", "configmap", "one", "-o", "name"]).await.ends_with(0).out;
+        assert_eq!(name, "configmap/one\n", "{member} at {place}");
+    }
+    // A token is what that API says of it, and so is what they may.
+    let token = hub.kubectl("us", &["create", "token", "default"]).await.ends_with(0).out.trim().to_owned();
+    let by = |token: &str| {
+        let text = std::fs::read_to_string(hub.world.path("members.kubeconfig")).unwrap();
+        let mut config: serde_json::Value = serde_saphyr::from_str(&text).unwrap();
+        config["users"][0]["user"] = serde_json::json!({"token": token});
+        hub.world.write("members.kubeconfig", &config.to_string());
+    };
+    by(&token);
+    let version = ["get", "--raw", "/apis/cluster.karmada.io/v1alpha1/clusters/eu/proxy/version"];
+    let refused = hub.through(&first, "eu", &version).await.ends_with(1).err;
+    let words = r#"User "system:serviceaccount:default:default" cannot get resource "clusters/proxy""#;
+    assert!(refused.contains(words), "{refused}");
+    let role =
+        ["create", "clusterrole", "eu-reader", "--verb=get,list", "--resource=clusters.cluster.karmada.io/proxy"];
+    hub.kubectl("us", &[&role[..], &["--resource-name=eu"]].concat()).await.ends_with(0);
+    let binding = ["create", "clusterrolebinding", "eu-reader", "--clusterrole=eu-reader"];
+    hub.kubectl("us", &[&binding[..], &["--serviceaccount=default:default"]].concat()).await.ends_with(0);
+    // The hub lets them, and the member decides what they may there.
+    let refused = eventually("the hub lets them", PATIENCE, async || {
+        let run = hub.through(&second, "eu", &["get", "configmap", "one"]).await;
+        if run.err.contains(r#"resource "configmaps""#) { Ok(run.err) } else { Err(run.err) }
+    })
+    .await;
+    assert!(refused.contains(r#"User "system:serviceaccount:default:default" cannot get"#), "{refused}");
+    by("nobody's");
+    let refused = hub.through(&second, "eu", &version).await.ends_with(1).err;
+    assert!(refused.contains("Unauthorized") || refused.contains("logged in"), "{refused}");
+    let log = std::fs::read_to_string(hub.world.path("hub-first/audit.jsonl")).unwrap();
+    assert!(log.contains(r#""user":"system:serviceaccount:default:default""#) && !log.contains(&token), "{log}");
 }

@@ -237,6 +237,13 @@ async fn kubectl_works_in_members_through_the_hub() {
         let read = tokio::time::timeout(PATIENCE, stream.read_to_string(&mut answer)).await.expect("no answer");
         assert!(read.is_ok() && answer.starts_with("HTTP/1.1 200"), "{member}: {answer}");
     }
+    // The hub says that it has such a part, and kubectl takes it for no kind.
+    let known = hub.kubectl(&["get", "--raw", "/apis/cluster.karmada.io/v1alpha1"]).await.ends_with(0).document();
+    let known = known["resources"].as_array().unwrap().iter().find(|known| known["name"] == "clusters/proxy").cloned();
+    assert_eq!(known.map(|known| known["kind"].clone()), Some("ClusterProxyOptions".into()));
+    let kinds = hub.kubectl(&["api-resources", "--api-group=cluster.karmada.io", "-o", "name"]).await.ends_with(0).out;
+    assert_eq!(kinds, "clusters.cluster.karmada.io\n");
+    assert_eq!(hub.kubectl(&["auth", "can-i", "get", "clusters/proxy"]).await.ends_with(0).out, "yes\n");
     let nowhere = hub.kubectl(&["get", "--raw", &format!("{}/version", proxy("nowhere"))]).await.ends_with(1);
     assert!(nowhere.err.contains(r#"clusters.cluster.karmada.io "nowhere" not found"#), "{}", nowhere.err);
     hub.world.good(&["hub", "down", "--data", "hub"]).await;
@@ -465,6 +472,7 @@ async fn all_members_are_one_view() {
         ["exec", "talker", "--cluster", "eu", "--data", "hub", "--", "sh", "-c", "echo out; echo err >&2; exit 7"];
     let ran = hub.world.run(&ran).await.ends_with(7);
     assert_eq!((ran.out.as_str(), ran.err.as_str()), ("out\n", "err\n"));
+    in_a_terminal(&hub, &["exec", "talker", "--cluster", "eu", "--data", "hub", "-it", "--", "sh"]).await;
 
     // A kubeconfig of it is all that plain kubectl needs.
     hub.world.good(&["hub", "kubeconfig", "--out", "members.kubeconfig", "--data", "hub"]).await;
@@ -484,6 +492,19 @@ async fn all_members_are_one_view() {
     .await;
     hub.world.good(&["hub", "down", "--data", "hub"]).await;
     assert!(hub.process.wait().await.unwrap().success());
+}
+
+/// Somebody types into a shell in a pod, at a terminal of their own.
+async fn in_a_terminal(hub: &Hub, args: &[&str]) {
+    let Some(python) = programs::program("STOLOS_PYTHON") else { return };
+    let stolos = hub.world.stolos(args);
+    let stolos = stolos.as_std();
+    let mut command = Command::new(python);
+    command.args(["-c", include_str!("terminal.py")]).arg(stolos.get_program()).args(stolos.get_args());
+    command.envs(stolos.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    command.current_dir(stolos.get_current_dir().unwrap()).kill_on_drop(true);
+    let run = finish(command).await.ends_with(0);
+    assert_eq!(run.out, "ended with 5, the terminal is as it was\n", "{}", run.err);
 }
 
 /// Follows a ConfigMap that counts, by resource version through whatever cuts the way to it, until it has counted to `last`;

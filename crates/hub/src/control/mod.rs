@@ -33,6 +33,7 @@ use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
+use crate::admission::Asked;
 use crate::event::{self, Recorder};
 use crate::evict::Settings as Patience;
 use crate::evict::application::Watch;
@@ -65,8 +66,8 @@ pub struct Settings {
     pub net: Arc<dyn Net>,
     /// Where agents of members come in that cannot be dialled, if they may.
     pub door: Option<Door>,
-    /// The URL at which the API server asks [`Running::review`] before it writes, if it can.
-    pub admission: Option<String>,
+    /// Where the API server asks [`Running::review`] before it writes, if it can.
+    pub admission: Option<Asked>,
     /// How patient it is with its members.
     pub patience: Patience,
 }
@@ -140,8 +141,8 @@ pub async fn start(settings: Settings, stop: &Stop) -> Result<Running, Error> {
         stop.ask();
         return Err(Error::NotServed(FIRST_LOOK));
     }
-    if let Some(url) = admission {
-        crate::admission::install(&hub.client, &url).await?;
+    if let Some(asked) = admission {
+        crate::admission::install(&hub.client, &asked).await?;
     }
     // Whose certificate is good is known by now.
     if let (Some(door), Some(relay)) = (door, relay) {

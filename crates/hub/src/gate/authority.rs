@@ -1,4 +1,5 @@
-//! Who signs agents' certificates: kept in the hub's API, so that every replica of a hub has the same.
+//! Who signs agents' certificates, and those of the hub's own doors: kept in the hub's API, so that every replica of a hub
+//! has the same.
 
 use std::time::{Duration, SystemTime};
 
@@ -15,8 +16,8 @@ const SECRET: &str = "stolos-agents-ca";
 /// Ten years: agents are told its fingerprint, so it is not replaced under way.
 const VALIDITY: Duration = Duration::from_secs(3650 * 86_400);
 
-/// The hub's authority for agents, made if there is none.
-pub(super) async fn of(client: &kube::Client) -> Result<Authority, Error> {
+/// The hub's authority, made if there is none.
+pub(crate) async fn of(client: &kube::Client) -> Result<Authority, Error> {
     let secrets = Resource::named("v1", "Secret")?;
     if let Some(secret) = objects::get(client, &secrets, Some(NAMESPACE), SECRET).await? {
         return load(&secret);

@@ -13,7 +13,7 @@
 pub mod agent;
 pub mod token;
 
-mod authority;
+pub(crate) mod authority;
 mod guest;
 mod serve;
 

@@ -117,11 +117,10 @@ impl Proxy {
     }
 
     /// Answers. `allowed` says whether the caller may do this verb to `clusters/proxy` of the member.
-    pub async fn answer(
-        &self,
-        call: Call,
-        allowed: impl FnOnce(&str) -> Result<(), Box<Response<Body>>>,
-    ) -> Response<Body> {
+    pub async fn answer<F>(&self, call: Call, allowed: impl FnOnce(&'static str) -> F) -> Response<Body>
+    where
+        F: Future<Output = Result<(), Box<Response<Body>>>>,
+    {
         let Call { caller, by, member, base, rest, request } = call;
         let upgrade = headers::upgrade(request.headers());
         let query = request.uri().query().unwrap_or_default().to_owned();
@@ -146,7 +145,7 @@ impl Proxy {
             let resource = stolos_k8s::status::Resource::new("cluster.karmada.io", "clusters");
             return self.refused(record, Status::method_not_allowed(resource, &method));
         };
-        if let Err(refusal) = allowed(verb) {
+        if let Err(refusal) = allowed(verb).await {
             self.settle(record, refusal.status().as_u16());
             return *refusal;
         }

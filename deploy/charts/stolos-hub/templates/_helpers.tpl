@@ -25,3 +25,8 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- define "stolos-hub.existing" -}}
 {{- if or .Values.existing.kubeconfigSecret .Values.existing.inCluster -}}true{{- end -}}
 {{- end -}}
+
+{{- /* On an API that is not its own a hub is reached by that API server as a Service of its cluster, or by the first of names. */ -}}
+{{- define "stolos-hub.listens" -}}
+{{- if or .Values.existing.inCluster (and .Values.existing.kubeconfigSecret .Values.names) -}}true{{- end -}}
+{{- end -}}

@@ -6,11 +6,12 @@ use std::time::Instant;
 
 use futures::FutureExt as _;
 use stolos_cluster::objects::{self, Resource};
+use stolos_hub::front::{Address, Front};
 use stolos_hub::{Election, Pages, Part};
 use stolos_k8s::meta;
 use stolos_serve::{HostNet, Stop};
 
-use super::{AGENTS, Held, UpArgs, door};
+use super::{AGENTS, Held, LISTEN, UpArgs, door, names, proxy};
 use crate::background;
 use crate::exit::Exit;
 use crate::failure::Failure;
@@ -47,6 +48,32 @@ pub(super) async fn run(
             ));
         }
     }
+    let identity = stolos_cluster::lease::identity(args.identity.as_deref());
+    let (front, serving, log) = match args.listen.or_else(|| held.remembered(LISTEN)) {
+        None => {
+            let stop = stop.clone();
+            (None, async move { stop.asked().await }.boxed(), None)
+        }
+        Some(address) => {
+            let listener = held.listen(LISTEN, "--listen", address).await?;
+            let (log, audit) = proxy::log(args.audit_log.as_deref(), &held.folder)?;
+            let address = Address {
+                listener,
+                names: names(args, address),
+                service: args.service.clone(),
+                peer: args.peer,
+                identity: identity.clone(),
+            };
+            let opened = Front::open(&client, address, audit, stop).await;
+            let (front, serving) =
+                opened.map_err(|error| Failure::caused(&error).while_doing("could not start the hub"))?;
+            screen.line(format!(
+                "  while this hub leads, members are reached at {}, and the API asks there before Karmada's kinds are written",
+                front.address()
+            ));
+            (Some(front), serving, Some(log))
+        }
+    };
     let up = AtomicBool::new(false);
     let news = |part: Part<'_>| {
         let good = screen.progress_tone(Tone::Good, "✓");
@@ -67,13 +94,17 @@ pub(super) async fn run(
     let election = Election {
         client,
         net: Arc::new(HostNet::default()),
-        identity: stolos_cluster::lease::identity(args.identity.as_deref()),
+        identity,
+        front,
         door: Box::new(|| async { door(args, held).await.map_err(|failure| failure.to_string()) }.boxed()),
         patience: args.patience.settings(),
         pages,
         news: Box::new(news),
     };
-    stolos_hub::elect(election, stop).await;
+    let ((), ()) = tokio::join!(stolos_hub::elect(election, stop), serving);
+    if let Some(log) = log {
+        log.close().await;
+    }
     screen.line("Stopping the hub; what is on the API and in its members stays");
     Ok(Exit::Good)
 }

@@ -2,9 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use clap::Args;
 use serde_json::{Value, json};
 use stolos_hub::everywhere;
+use stolos_hub::front::Notice;
 
 use super::WhichArgs;
 use crate::exit::Exit;
@@ -48,7 +51,8 @@ pub(super) async fn run(args: KubeconfigArgs, screen: &Screen) -> Result<Exit, F
     let config: Value = serde_saphyr::from_str(&text).map_err(|error| failed(&error))?;
     let folder = std::path::absolute(&path).map_err(|error| failed(&error))?;
     let folder = folder.parent().unwrap_or(Path::new("/"));
-    let config = of_members(&config, context.as_deref(), folder, &members)
+    let notice = args.which.notice(&hub).await?;
+    let config = of_members(&config, context.as_deref(), folder, notice.as_ref(), &members)
         .map_err(|why| Failure::new(format!("{} cannot be used: {why}", path.display())))?;
     let text = serde_saphyr::to_string(&config).map_err(|error| Failure::caused(&error))?;
     let text = format!("{WRITTEN}\n{text}");
@@ -70,7 +74,13 @@ pub(super) async fn run(args: KubeconfigArgs, screen: &Screen) -> Result<Exit, F
 }
 
 /// The same person's kubeconfig, with a context for each member.
-fn of_members(hub: &Value, context: Option<&str>, folder: &Path, members: &[String]) -> Result<Value, String> {
+fn of_members(
+    hub: &Value,
+    context: Option<&str>,
+    folder: &Path,
+    notice: Option<&Notice>,
+    members: &[String],
+) -> Result<Value, String> {
     let named = |list: &str, name: &str| {
         let found = hub[list].as_array().into_iter().flatten().find(|entry| entry["name"] == name);
         found.cloned().ok_or_else(|| format!("it has no {} `{name}`", list.trim_end_matches('s')))
@@ -89,6 +99,11 @@ fn of_members(hub: &Value, context: Option<&str>, folder: &Path, members: &[Stri
                 part[*field] = folder.join(path).to_string_lossy().into();
             }
         }
+    }
+    if let Some(Notice { address, authority }) = notice {
+        // A hub beside somebody else's API, with an authority of its own.
+        let authority = BASE64_STANDARD.encode(authority);
+        cluster = json!({"server": format!("https://{address}"), "certificate-authority-data": authority});
     }
     let server = text(&cluster["server"]);
     let entry = |name: &String| {
@@ -116,7 +131,7 @@ mod tests {
             "clusters": [{"name": "c", "cluster": {"server": "https://hub:1/", "certificate-authority": "ca.crt"}}],
             "users": [{"name": "me", "user": {"token": "secret", "client-key": "/k.pem"}},
                 {"name": "other", "user": {"token": "not this"}}]});
-        let config = of_members(&hub, None, Path::new("/home"), &["eu".into(), "ap".into()]).unwrap();
+        let config = of_members(&hub, None, Path::new("/home"), None, &["eu".into(), "ap".into()]).unwrap();
         let servers: Vec<_> = config["clusters"].as_array().unwrap().iter().map(|c| &c["cluster"]["server"]).collect();
         let root = "https://hub:1/apis/cluster.karmada.io/v1alpha1/clusters";
         assert_eq!(servers, [&json!(format!("{root}/eu/proxy")), &json!(format!("{root}/ap/proxy"))]);
@@ -124,7 +139,12 @@ mod tests {
         assert_eq!(config["users"], json!([{"name": "me", "user": {"token": "secret", "client-key": "/k.pem"}}]));
         assert_eq!(config["contexts"][1], json!({"name": "ap", "context": {"cluster": "ap", "user": "me"}}));
         assert_eq!(config["current-context"], "eu");
-        assert_eq!(of_members(&hub, Some("x"), Path::new("/"), &[]).unwrap_err(), "it has no context `x`");
-        assert_eq!(of_members(&json!({}), None, Path::new("/"), &[]).unwrap_err(), "it has no current context");
+        // Beside somebody else's API a hub has an address and an authority of its own.
+        let notice = Notice { address: "front:2".into(), authority: "PEM".into() };
+        let config = of_members(&hub, None, Path::new("/home"), Some(&notice), &["eu".into()]).unwrap();
+        let server = "https://front:2/apis/cluster.karmada.io/v1alpha1/clusters/eu/proxy";
+        assert_eq!(config["clusters"][0]["cluster"], json!({"server": server, "certificate-authority-data": "UEVN"}));
+        assert_eq!(of_members(&hub, Some("x"), Path::new("/"), None, &[]).unwrap_err(), "it has no context `x`");
+        assert_eq!(of_members(&json!({}), None, Path::new("/"), None, &[]).unwrap_err(), "it has no current context");
     }
 }
