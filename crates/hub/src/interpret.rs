@@ -18,7 +18,7 @@ pub use aggregate::aggregate;
 pub use custom::{Interpreters, Operation};
 pub use dependencies::{Dependency, dependencies};
 pub use prune::manifest;
-pub use replicas::{Replicas, completions, replicas, revise};
+pub use replicas::{Replicas, completions, count, replicas, revise};
 pub use retain::{merge, retain};
 pub use script::{ScriptError, check};
 pub use status::{Ready, health, ready, reflect};

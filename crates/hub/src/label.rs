@@ -73,6 +73,15 @@ pub const PRESERVED: &str = "stolos.dev/preserved-labels";
 
 /// Annotation on a Work: the fewest replicas that it has asked for since its member last said something. Stolos' own.
 pub const LEAST_ASKED: &str = "stolos.dev/least-asked";
+/// Annotation on a member's object that has replicas: which generation of its Work it was written for. What was sent for an
+/// older one and is still on its way finds another revision then and changes nothing. Stolos' own.
+pub const WORK_GENERATION: &str = "stolos.dev/work-generation";
+/// Annotation on a binding: the clusters where a Work has let go of its object because the binding wanted it there again, with
+/// how many replicas it asked for, until another Work has taken the object over. Stolos' own.
+pub const LEFT_BEHIND: &str = "stolos.dev/left-behind";
+/// Condition: whether something is waited for before a copy becomes smaller, at a binding and at its Works. Karmada has none
+/// such.
+pub const SETTLED: &str = "Settled";
 
 /// Annotation on a Cluster: which certificates of its agents are good, where that is not its UID: those before were ended
 /// by hand. Stolos' own.

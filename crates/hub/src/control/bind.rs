@@ -14,6 +14,7 @@ use super::copies::{Moving, Part};
 use super::template::{TemplateKey, mark};
 use crate::evict::guard::{self, Action, Step, Wait};
 use crate::evict::state;
+use crate::label::SETTLED;
 use crate::mirror::{Key, Mirror};
 use crate::queue::{Again, Trouble};
 use crate::{interpret, label, name};
@@ -22,8 +23,6 @@ use crate::{interpret, label, name};
 const FROM: &str = "binding-controller";
 /// Who says it of what has no namespace.
 const FROM_CLUSTER: &str = "cluster-resource-binding-controller";
-/// The condition that says whether something is waited for before a copy becomes smaller. Karmada has none such.
-pub(super) const SETTLED: &str = "Settled";
 /// How often what is waited for is looked after, besides every time that something is said of it.
 const LOOKED_AFTER: Duration = Duration::from_secs(5);
 
@@ -62,6 +61,7 @@ pub(super) async fn look(hub: Arc<Hub>, key: Key) -> Result<Again, Trouble> {
             return Err(error);
         }
     };
+    hub.forget_left_behind(&key).await?;
     hub.queues.aggregate.add(key.clone());
     let waiting = leaving || !waits.is_empty();
     hub.wait_for(&key, waiting);

@@ -1,6 +1,7 @@
 //! What each cluster has of a template and is to have, as [`crate::evict::guard`] wants to know it.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, PoisonError};
 
 use serde_json::Value;
 use stolos_k8s::meta;
@@ -12,6 +13,7 @@ use super::template::TemplateKey;
 use crate::evict::floor::{Floor, budgets_of};
 use crate::evict::guard::{self, Copy, Facts, Place};
 use crate::interpret::{self, Ready};
+use crate::mirror::{Key, Mirror};
 use crate::model::Health;
 use crate::queue::Trouble;
 use crate::{label, name};
@@ -52,11 +54,13 @@ impl Hub {
                 work.filter(|work| meta::label(work, id) == meta::label(binding, id))
             })
             .collect();
+        let left = guard::left_behind(meta::annotation(binding, label::LEFT_BEHIND));
         for (cluster, work) in clusters.iter().zip(&works) {
             let name = meta::name(cluster);
             let going = meta::deletion_timestamp(cluster).is_some();
             let share = targets.iter().find(|(target, _)| target == name).filter(|_| !going);
-            if share.is_none() && work.is_none() {
+            let left = left.get(name).copied().filter(|_| !going);
+            if share.is_none() && work.is_none() && left.is_none() {
                 continue;
             }
             let mut wanted = None;
@@ -74,7 +78,7 @@ impl Hub {
             }
             let heard = is_ready(cluster) && !self.doubts().contains_key(name);
             let needed = !numbered && wanted.is_none() && self.serves_what_leaves(template, name);
-            places.push(Place { cluster: name, wanted, work: work.as_deref(), heard, needed });
+            places.push(Place { cluster: name, wanted, work: work.as_deref(), heard, needed, left });
         }
         let tasks = binding["spec"]["gracefulEvictionTasks"].as_array().into_iter().flatten();
         let directly = |task: &Value| task["purgeMode"] == "Directly" || task["purgeMode"] == "Immediately";
@@ -111,12 +115,16 @@ impl Hub {
     fn serves_what_leaves(&self, template: &Value, cluster: &str) -> bool {
         let selector = template["spec"]["selector"].as_object().filter(|selector| !selector.is_empty());
         let Some(selector) = selector.filter(|_| meta::kind(template) == "Service") else { return false };
-        self.own.works.of_namespace(&name::execution_namespace(cluster)).iter().any(|work| {
+        let space = name::execution_namespace(cluster);
+        let pods = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
+        let works = pods.that_may_be_selected(&space, meta::namespace(template), selector);
+        drop(pods);
+        works.iter().filter_map(|work| self.own.works.get(&space, work)).any(|work| {
             let manifest = &work["spec"]["workload"]["manifests"][0];
             let labels = manifest.pointer("/spec/template/metadata/labels");
             meta::namespace(manifest) == meta::namespace(template)
                 && labels.is_some_and(|labels| selector.iter().all(|(key, value)| labels[key] == *value))
-                && binding_of(work)
+                && binding_of(&work)
                     .and_then(|key| self.binding(&key))
                     .is_some_and(|(_, binding)| targets(&binding).iter().all(|(name, _)| name != cluster))
         })
@@ -152,6 +160,55 @@ impl Hub {
         };
         guard::last_look(&moving.copies, cluster, good, guard::asked(live), to, &moving.floor)
             .map_err(|wait| wait.to_string().into())
+    }
+
+    /// Notes at its binding that a Work lets go of its object, of so many replicas, or that the object is gone.
+    pub(super) async fn leave_behind(&self, work: &Value, cluster: &str, replicas: Option<i64>) -> Result<(), Trouble> {
+        let Some((mirror, binding)) = binding_of(work).and_then(|key| self.binding(&key)) else { return Ok(()) };
+        let mut left = guard::left_behind(meta::annotation(&binding, label::LEFT_BEHIND));
+        match replicas {
+            Some(replicas) => left.insert(cluster.to_owned(), replicas),
+            None => left.remove(cluster),
+        };
+        self.put_left_behind(&mirror, &binding, &left).await
+    }
+
+    /// Forgets what another Work has taken over, or what is in a cluster that is no longer the hub's.
+    pub(super) async fn forget_left_behind(&self, key: &Key) -> Result<(), Trouble> {
+        let Some((mirror, binding)) = self.binding(key) else { return Ok(()) };
+        let Some(left) = meta::annotation(&binding, label::LEFT_BEHIND) else { return Ok(()) };
+        let mut left = guard::left_behind(Some(left));
+        let of = TemplateKey::of_binding(&binding);
+        let work_name = name::work(&of.kind, &of.name, &of.namespace);
+        left.retain(|cluster, _| {
+            let work = self.own.works.get(&name::execution_namespace(cluster), &work_name);
+            let of = self.own.clusters.get("", cluster);
+            work.is_none_or(|work| meta::deletion_timestamp(&work).is_some())
+                && of.is_some_and(|of| meta::deletion_timestamp(&of).is_none())
+        });
+        self.put_left_behind(&mirror, &binding, &left).await
+    }
+
+    async fn put_left_behind(
+        &self,
+        mirror: &Mirror,
+        binding: &Value,
+        left: &BTreeMap<String, i64>,
+    ) -> Result<(), Trouble> {
+        let before = meta::annotation(binding, label::LEFT_BEHIND);
+        if *left == guard::left_behind(before) && !(left.is_empty() && before.is_some()) {
+            return Ok(());
+        }
+        let mut after = binding.clone();
+        if left.is_empty() {
+            if let Some(annotations) = after["metadata"]["annotations"].as_object_mut() {
+                annotations.remove(label::LEFT_BEHIND);
+            }
+        } else {
+            meta::set_annotation(&mut after, label::LEFT_BEHIND, &serde_json::to_string(left)?);
+        }
+        self.change(mirror, binding, &after).await?;
+        Ok(())
     }
 
     /// Whether a binding wants its copy in a cluster, so that a Work that goes there lets go of it instead of taking it.

@@ -1,5 +1,6 @@
 //! Works become objects in members, stay as they are written, and say how they are.
 
+use std::borrow::Cow;
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash as _, Hasher as _};
 use std::sync::Arc;
@@ -17,7 +18,7 @@ use crate::interpret::ScriptError;
 use crate::mirror::{Changed, Key, Mirror};
 use crate::model::Health;
 use crate::queue::{Again, Queue, Trouble};
-use crate::{MANAGER, label};
+use crate::{MANAGER, interpret, label};
 
 /// Who says it.
 const FROM: &str = "execution-controller";
@@ -70,7 +71,7 @@ pub(super) async fn look(hub: Arc<Hub>, key: Key) -> Result<Again, Trouble> {
     let (mut statuses, mut unread, mut waits) = (Vec::new(), Vec::new(), Vec::new());
     let was_applied = condition(&status, "Applied").is_some_and(|applied| applied["status"] == "True");
     for (ordinal, manifest) in manifests.iter().enumerate() {
-        let outcome = apply(&hub, name, &member, &work, manifest).await;
+        let outcome = apply(&hub, name, &member, &work, &for_member(&work, manifest)).await;
         let about = hub.about_template(manifest);
         let place = format!("{}/{}", meta::namespace(manifest), meta::name(manifest));
         match outcome {
@@ -98,7 +99,9 @@ pub(super) async fn look(hub: Arc<Hub>, key: Key) -> Result<Again, Trouble> {
         }
     }
     if failures.is_empty() && !waits.is_empty() {
-        // What the condition said of the manifest before is true as ever.
+        // What `Applied` said of the manifest before is true as ever.
+        set_condition(&mut status, label::SETTLED, "False", "ReplacementNotReady", &waits.join(", "));
+        of_generation(&mut status, label::SETTLED, &work);
         status["manifestStatuses"] = statuses.into();
         hub.put_status(&hub.own.works, &work, &status).await?;
         return Err(waits.join(", ").into());
@@ -113,6 +116,9 @@ pub(super) async fn look(hub: Arc<Hub>, key: Key) -> Result<Again, Trouble> {
             _ => ("AppliedSuccessful", "Manifest has been successfully applied"),
         };
         set_condition(&mut status, "Applied", "True", reason, message);
+        if condition(&status, label::SETTLED).is_some() {
+            set_condition(&mut status, label::SETTLED, "True", "Settled", "what is in the member is as it was decided");
+        }
         if changed {
             let text = format!("Sync work({}/{}) to cluster({name}) successful.", key.0, key.1);
             hub.events.normal(&work, FROM, "SyncSucceed", text);
@@ -125,18 +131,32 @@ pub(super) async fn look(hub: Arc<Hub>, key: Key) -> Result<Again, Trouble> {
         hub.events.warning(&work, FROM, "SyncFailed", told);
     }
     status["manifestStatuses"] = statuses.into();
-    // Of which manifest the members' words are: of an older one they say nothing.
-    if let Some(conditions) = status["conditions"].as_array_mut() {
-        for applied in conditions.iter_mut().filter(|condition| condition["type"] == "Applied") {
-            applied["observedGeneration"] = meta::generation(&work).into();
-        }
-    }
+    of_generation(&mut status, "Applied", &work);
     hub.put_status(&hub.own.works, &work, &status).await?;
     failures.extend(unread);
     match failures.is_empty() {
         true => Ok(None),
         false => Err(failures.join(", ").into()),
     }
+}
+
+/// Says of a condition which manifest it is about: of an older one the members' words say nothing.
+fn of_generation(status: &mut Value, kind: &str, work: &Value) {
+    for condition in status["conditions"].as_array_mut().into_iter().flatten().filter(|it| it["type"] == kind) {
+        condition["observedGeneration"] = meta::generation(work).into();
+    }
+}
+
+/// A manifest as it goes to the member. What has replicas bears the generation of its Work, so that the first write for a
+/// manifest changes the object's revision even where nothing else is different: a write for an older manifest that nobody
+/// waits for any more, but that is still on its way, then finds another revision than it was made for.
+fn for_member<'a>(work: &Value, manifest: &'a Value) -> Cow<'a, Value> {
+    if interpret::count(manifest).is_none() {
+        return Cow::Borrowed(manifest);
+    }
+    let mut marked = manifest.clone();
+    meta::set_annotation(&mut marked, label::WORK_GENERATION, &meta::generation(work).to_string());
+    Cow::Owned(marked)
 }
 
 /// How one manifest is in the member. A status that no script can read stays as it was said before.
@@ -374,8 +394,14 @@ async fn end(hub: &Arc<Hub>, name: &str, cluster: Option<&Value>, work: &Value) 
                 let kept = work["spec"]["preserveResourcesOnDeletion"] == true;
                 take_back(hub, name, &member, work, manifest, kept).await?;
             }
+            hub.leave_behind(work, name, None).await?;
         }
-        (Ending::LetGo, _) => {}
+        (Ending::LetGo, _) if leaving => {}
+        // It is wanted now; should it not be any more when the next Work is to be made, that is known.
+        (Ending::LetGo, _) => {
+            let replicas = asked(&work["spec"]["workload"]["manifests"][0]);
+            hub.leave_behind(work, name, Some(replicas)).await?;
+        }
         _ => return Err(format!("{name} is not ready: what it has of this Work cannot be taken back yet").into()),
     }
     let left: Vec<_> = finalizers.into_iter().filter(|known| *known != label::WORK_FINALIZER).collect();
@@ -423,7 +449,9 @@ fn freed(live: &Value) -> Value {
     let mut free = live.clone();
     for of in ["labels", "annotations"] {
         if let Some(known) = free["metadata"][of].as_object_mut() {
-            known.retain(|key, _| !key.split('/').next().unwrap_or_default().ends_with("karmada.io"));
+            known.retain(|key, _| {
+                key != label::WORK_GENERATION && !key.split('/').next().unwrap_or_default().ends_with("karmada.io")
+            });
         }
     }
     free
@@ -455,10 +483,21 @@ mod tests {
         assert!(may_change(&manifest("abort"), &unlabelled));
     }
 
+    /// Two generations of a Work never look the same in a member, so that the second is a write that is seen.
+    #[test]
+    fn each_generation_is_a_write_of_its_own() {
+        let manifest = json!({"apiVersion": "apps/v1", "kind": "Deployment", "spec": {"replicas": 4}});
+        let of = |generation: i64| for_member(&json!({"metadata": {"generation": generation}}), &manifest).into_owned();
+        assert_ne!(fingerprint(&of(1)), fingerprint(&of(2)));
+        assert_eq!(fingerprint(&of(2)), fingerprint(&of(2)));
+        let plain = json!({"apiVersion": "v1", "kind": "ConfigMap"});
+        assert_eq!(*for_member(&json!({"metadata": {"generation": 2}}), &plain), plain);
+    }
+
     #[test]
     fn what_is_left_behind_bears_nothing_of_the_hubs() {
         let live = json!({"metadata": {"labels": {"app": "a", label::MANAGED: "true", label::BINDING_ID: "x"},
-            "annotations": {label::WORK_NAME: "w", "mine": "1"}}});
+            "annotations": {label::WORK_NAME: "w", label::WORK_GENERATION: "2", "mine": "1"}}});
         assert_eq!(freed(&live), json!({"metadata": {"labels": {"app": "a"}, "annotations": {"mine": "1"}}}));
     }
 }

@@ -1,7 +1,9 @@
 //! Policies as types and where to look for them: a template asks for those that may select it and a policy for the
-//! templates that it may select, without either looking through all of the other.
+//! templates that it may select, without either looking through all of the other. A Service finds its pods' Works likewise.
 
+use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::hash::{Hash as _, Hasher as _};
 use std::sync::Arc;
 
 use serde_json::Value;
@@ -101,6 +103,65 @@ impl Claims {
     }
 }
 
+/// Which Works bring pods with a label: execution namespace, namespace of the pods, key and value, of which only a hash is
+/// kept. Whoever asks looks at what is found.
+#[derive(Default)]
+pub(super) struct Pods(HashMap<u64, BTreeSet<Arc<str>>>);
+
+impl Pods {
+    /// A Work was one thing and is another now.
+    pub(super) fn put(&mut self, before: Option<&Value>, now: Option<&Value>) {
+        let Some(work) = now.or(before).filter(|_| before.map(pods) != now.map(pods)) else { return };
+        let (was, is) = (before.map(labelled).unwrap_or_default(), now.map(labelled).unwrap_or_default());
+        let name: Arc<str> = meta::name(work).into();
+        for label in was {
+            if let Some(names) = self.0.get_mut(&label) {
+                names.remove(&name);
+                if names.is_empty() {
+                    self.0.remove(&label);
+                }
+            }
+        }
+        for label in is {
+            self.0.entry(label).or_default().insert(Arc::clone(&name));
+        }
+    }
+
+    /// The names of the Works of an execution namespace that may bring pods that a selector selects: those of its rarest
+    /// label.
+    pub(super) fn that_may_be_selected(
+        &self,
+        space: &str,
+        namespace: &str,
+        selector: &serde_json::Map<String, Value>,
+    ) -> Vec<Arc<str>> {
+        let label = |(key, value): (&String, &Value)| self.0.get(&labelled_by(space, namespace, key, value.as_str()?));
+        let found: Option<Vec<_>> = selector.iter().map(label).collect();
+        let rarest = found.into_iter().flatten().min_by_key(|names| names.len());
+        rarest.into_iter().flatten().cloned().collect()
+    }
+}
+
+/// The namespace and the labels of the pods that a Work brings.
+fn pods(work: &Value) -> (&str, Option<&serde_json::Map<String, Value>>) {
+    let manifest = &work["spec"]["workload"]["manifests"][0];
+    let labels = manifest.pointer("/spec/template/metadata/labels").and_then(Value::as_object);
+    (meta::namespace(manifest), labels)
+}
+
+fn labelled(work: &Value) -> BTreeSet<u64> {
+    let (namespace, labels) = pods(work);
+    let of =
+        |(key, value): (&String, &Value)| Some(labelled_by(meta::namespace(work), namespace, key, value.as_str()?));
+    labels.into_iter().flatten().filter_map(of).collect()
+}
+
+fn labelled_by(space: &str, namespace: &str, key: &str, value: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (space, namespace, key, value).hash(&mut hasher);
+    hasher.finish()
+}
+
 impl Hub {
     /// Queues the templates that a policy selects, or has claimed.
     pub(super) fn queue_templates(&self, policy: &Value) {
@@ -195,5 +256,34 @@ mod tests {
         assert_eq!(claims.of(&key("second")), [TemplateKey::of(&second)]);
         claims.put(Some(&second), None);
         assert!(claims.0.is_empty());
+    }
+
+    #[test]
+    fn a_service_finds_the_works_of_its_pods() {
+        let work = |space: &str, name: &str, labels: Value| {
+            json!({"metadata": {"namespace": space, "name": name}, "spec": {"workload": {"manifests": [
+                {"kind": "Deployment", "metadata": {"namespace": "shop"}, "spec": {"template": {"metadata": {"labels": labels}}}}]}}})
+        };
+        let web = work("karmada-es-eu", "web", json!({"app": "web", "team": "a"}));
+        let all = [
+            &web,
+            &work("karmada-es-eu", "api", json!({"app": "api", "team": "a"})),
+            &work("karmada-es-us", "web", json!({"app": "web", "team": "a"})),
+        ];
+        let mut pods = Pods::default();
+        all.iter().for_each(|work| pods.put(None, Some(work)));
+        let found = |pods: &Pods, namespace: &str, selector: Value| {
+            pods.that_may_be_selected("karmada-es-eu", namespace, selector.as_object().unwrap()).join(" ")
+        };
+        assert_eq!(found(&pods, "shop", json!({"team": "a", "app": "web"})), "web");
+        assert_eq!(found(&pods, "shop", json!({"team": "a"})), "api web");
+        assert_eq!(found(&pods, "shop", json!({"team": "a", "app": "db"})), "");
+        assert_eq!(found(&pods, "bank", json!({"app": "web"})), "");
+        let moved = work("karmada-es-eu", "web", json!({"app": "www"}));
+        pods.put(Some(&web), Some(&moved));
+        assert_eq!(found(&pods, "shop", json!({"app": "web"})), "");
+        assert_eq!(found(&pods, "shop", json!({"app": "www"})), "web");
+        [&moved, all[1], all[2]].iter().for_each(|work| pods.put(Some(work), None));
+        assert!(pods.0.is_empty());
     }
 }

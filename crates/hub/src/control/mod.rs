@@ -221,6 +221,8 @@ pub(crate) struct Hub {
     policies: RwLock<index::Policies>,
     /// Templates, by the policy that has claimed them.
     claims: Arc<Mutex<index::Claims>>,
+    /// Works, by the labels of the pods that they bring.
+    pods: Arc<Mutex<index::Pods>>,
     /// Members as types, with the revision that was read.
     read_clusters: Mutex<HashMap<String, (String, Arc<Cluster>)>>,
     /// Override policies as types, as of the last change of one.
@@ -377,6 +379,7 @@ impl Hub {
     ) -> Arc<Self> {
         let queues = Arc::new(Queues::new());
         let moving: Arc<Mutex<HashSet<Key>>> = Arc::default();
+        let pods: Arc<Mutex<index::Pods>> = Arc::default();
         let of = |api_version: &str, kind: &str, plural: &str, namespaced| Resource {
             api_version: api_version.to_owned(),
             kind: kind.to_owned(),
@@ -421,8 +424,11 @@ impl Hub {
                 Mirror::new(of(WORK, kind, plural, namespaced), None, None, changed)
             };
             let poke = Arc::clone(&queues);
-            let waiting = Arc::clone(&moving);
+            let (waiting, of_pods) = (Arc::clone(&moving), Arc::clone(&pods));
             let works = Mirror::new(member::works(), None, None, move |before, now| {
+                let mut pods = of_pods.lock().unwrap_or_else(PoisonError::into_inner);
+                pods.put(before.map(|before| &**before), now.map(|now| &**now));
+                drop(pods);
                 poke.add_work(before, now);
                 // What it says may be what another copy waits for.
                 if let Some(binding) = now.and_then(|work| bind::binding_of(work))
@@ -465,6 +471,7 @@ impl Hub {
                 read_clusters: Mutex::default(),
                 policies: RwLock::default(),
                 claims: Arc::default(),
+                pods,
                 read_overrides: RwLock::default(),
                 interpreters: RwLock::new(Interpreters::well_known()),
                 scripts: Semaphore::new(interpret::SCRIPTS_AT_ONCE),

@@ -3,6 +3,7 @@
 //! A hub knows of a member what it last said, and of a silent one nothing. So of each copy two numbers are known: how many
 //! replicas are good at least, and at most. What is to stay is counted by the first, what would be lost by the second.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -11,7 +12,7 @@ use stolos_k8s::meta;
 
 use super::floor::{By, Floor};
 use crate::interpret;
-use crate::label::LEAST_ASKED;
+use crate::label::{LEAST_ASKED, SETTLED};
 
 /// What one cluster has of a workload and is to have. What has no replicas counts as one.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -32,6 +33,8 @@ pub struct Copy {
     pub leaving: bool,
     /// The policy wants it gone first (`purgeMode: Directly`).
     pub purged: bool,
+    /// How many a Work asked for that has let go of it; nothing: none has.
+    pub left: Option<i64>,
 }
 
 /// What is to be done with one cluster's Work now.
@@ -148,6 +151,8 @@ pub struct Place<'a> {
     pub heard: bool,
     /// Something that is leaving needs it there.
     pub needed: bool,
+    /// How many a Work asked for that has let go of it ([`left_behind`]).
+    pub left: Option<i64>,
 }
 
 /// The copies of a binding, and how many good replicas are wanted in all.
@@ -155,7 +160,7 @@ pub struct Place<'a> {
 pub fn copies(facts: &Facts<'_>, places: &[Place<'_>]) -> (Vec<Copy>, i64) {
     let has_task = |cluster: &str, direct| facts.tasks.contains(&(cluster, direct));
     let copies = places.iter().map(|place| {
-        let Place { cluster, wanted, work, heard, needed } = place;
+        let Place { cluster, wanted, work, heard, needed, left } = place;
         let held = work.map(|work| asked(&work["spec"]["workload"]["manifests"][0]));
         let (least, most) = work.zip(held).map_or((0, 0), |(work, held)| said(work, held));
         Copy {
@@ -167,6 +172,7 @@ pub fn copies(facts: &Facts<'_>, places: &[Place<'_>]) -> (Vec<Copy>, i64) {
             heard: *heard,
             leaving: has_task(cluster, false) || *needed,
             purged: has_task(cluster, true),
+            left: *left,
         }
     });
     let sum =
@@ -187,7 +193,7 @@ pub fn copies(facts: &Facts<'_>, places: &[Place<'_>]) -> (Vec<Copy>, i64) {
 /// How many replicas a manifest asks for; one where its kind has none.
 #[must_use]
 pub fn asked(manifest: &Value) -> i64 {
-    interpret::replicas(manifest).map_or(1, |replicas| replicas.count)
+    interpret::count(manifest).unwrap_or(1)
 }
 
 /// What becomes of a member's object when its Work goes.
@@ -210,6 +216,12 @@ pub fn ending(leaves: bool, wanted: bool, reached: bool) -> Ending {
         (false, false, false) => Ending::Wait,
         (_, _, true) => Ending::TakeBack,
     }
+}
+
+/// Where a Work has let go of its object, with how many replicas it asked for, by a binding's annotation ([`crate::label::LEFT_BEHIND`]).
+#[must_use]
+pub fn left_behind(annotation: Option<&str>) -> BTreeMap<String, i64> {
+    annotation.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default()
 }
 
 /// The last look before a member's object of which `good` are ready becomes one of `to`: the others may be other ones by now
@@ -265,7 +277,8 @@ pub fn plan(copies: &[Copy], floor: &Floor) -> Vec<Step> {
             continue;
         }
         let Some(held) = copy.held else {
-            steps.extend(copy.wanted.map(|wanted| step(Action::Put(wanted), None)));
+            // What was let go of and is not wanted after all is taken over first, and goes as any other then.
+            steps.extend(copy.wanted.or(copy.left).map(|wanted| step(Action::Put(wanted), None)));
             continue;
         };
         if copy.wanted.is_some() && wanted >= held {
@@ -312,21 +325,33 @@ pub fn plan(copies: &[Copy], floor: &Floor) -> Vec<Step> {
     steps
 }
 
-/// Whether what a Work says of its member is about its manifest as it is now.
-fn is_current(work: &Value) -> bool {
-    let applied = work["status"]["conditions"].as_array().into_iter().flatten().find(|c| c["type"] == "Applied");
-    applied.is_some_and(|applied| {
-        applied["status"] == "True" && applied["observedGeneration"].as_i64() == Some(meta::generation(work))
+/// Whether a Work's condition says so of its manifest as it is now.
+fn says(work: &Value, condition: &str, status: &str) -> bool {
+    let said = work["status"]["conditions"].as_array().into_iter().flatten().find(|c| c["type"] == condition);
+    said.is_some_and(|said| {
+        said["status"] == status && said["observedGeneration"].as_i64() == Some(meta::generation(work))
     })
 }
 
-/// The fewest replicas that a Work has asked for since its member last said something about it ([`LEAST_ASKED`]), if it is
-/// to ask for so many now: what was ready then, and no more than this, is ready still.
+/// Whether what a Work says of its member is about its manifest as it is now.
+fn is_current(work: &Value) -> bool {
+    says(work, "Applied", "True")
+}
+
+/// Whether all of a Work's manifest is in its member but that it is to become smaller, which the last look did not let it:
+/// the object bears the mark of this generation, so that nothing that was sent for an older one can arrive any more.
+fn is_held_back(work: &Value) -> bool {
+    says(work, SETTLED, "False")
+}
+
+/// The fewest replicas that a Work has asked for and that may still become true in its member, if it is to ask for so many
+/// now ([`LEAST_ASKED`]): what was ready when the member said something last, and no more than this, is ready still.
 #[must_use]
 pub fn least_asked(before: Option<&Value>, now: i64) -> i64 {
     let Some(before) = before.filter(|before| !is_current(before)) else { return now };
     let known = meta::annotation(before, LEAST_ASKED).and_then(|text| text.parse::<i64>().ok());
-    known.unwrap_or_else(|| asked(&before["spec"]["workload"]["manifests"][0])).min(now)
+    let asked = asked(&before["spec"]["workload"]["manifests"][0]);
+    known.filter(|_| !is_held_back(before)).unwrap_or(asked).min(now)
 }
 
 /// How many replicas of a Work's first manifest are good, at least and at most, by what its member said last. Of a manifest

@@ -30,6 +30,7 @@ fn copies(rows: &str) -> Vec<Copy> {
             heard: !is("silent"),
             leaving: is("leaving"),
             purged: is("purged"),
+            left: words.iter().find_map(|word| word.strip_prefix("left=")).and_then(number),
         }
     };
     rows.split(',').map(|row| copy(row.trim())).collect()
@@ -73,6 +74,9 @@ fn the_new_ones_are_ready_before_the_old_ones_go() {
         ("eu -/10 10 silent, us 10/10 10", "eu left…, us 10"),
         ("eu 4/10 10 silent, us 6/6 6", "eu 10…, us 6"),
         ("ap -/5 5, eu 5/5 5 silent, us 5/5 5", "ap left…, eu 5, us 5"),
+        // What a Work has let go of is wanted, or is taken over to be taken away.
+        ("eu 4/- 0 left=6, us 6/6 6", "eu 4, us 6"),
+        ("eu -/- 0 left=6, us 10/10 10", "eu 6, us 10"),
         // What an eviction task keeps stays whole; what is purged goes first.
         ("eu -/10 10 leaving, us 10/10 10", "eu left, us 10"),
         ("eu -/10 10 purged, us 10/10 0", "eu gone, us 10"),

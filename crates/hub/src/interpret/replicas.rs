@@ -22,7 +22,14 @@ pub struct Replicas {
 /// The replicas of a workload; nothing for other kinds.
 #[must_use]
 pub fn replicas(template: &Value) -> Option<Replicas> {
-    let count = match native(template)? {
+    let count = count(template)?;
+    Some(Replicas { count, requirements: pod_template(template).and_then(requirements) })
+}
+
+/// How many replicas a workload has; nothing for other kinds.
+#[must_use]
+pub fn count(template: &Value) -> Option<i64> {
+    Some(match native(template)? {
         Native::Deployment | Native::StatefulSet | Native::ReplicaSet => {
             number(template, "/spec/replicas").unwrap_or(0)
         }
@@ -32,8 +39,7 @@ pub fn replicas(template: &Value) -> Option<Replicas> {
         }
         Native::Pod => 1,
         _ => return None,
-    };
-    Some(Replicas { count, requirements: pod_template(template).and_then(requirements) })
+    })
 }
 
 /// Sets a member's share, where the template has the field.

@@ -3,127 +3,246 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::world::{Chance, Member, Memory, Wish, World, cluster};
+use serde_json::json;
+
+use super::member::{Member, Object};
+use super::rules::Rule;
+use super::world::{Answer, App, Chance, Memory, Stored, Tally, Wish, World, cluster};
 use crate::evict::Settings;
-use crate::evict::rate::Rate;
+use crate::label::APPLIED_PLACEMENT;
 use crate::model::{
-    Binding, ClusterAffinity, Division, Placement, PurgeMode, ReplicaScheduling, SchedulingType, Taint, TaintEffect,
-    Toleration, TolerationOperator,
+    Binding, ClusterAffinity, Division, Placement, PurgeMode, ReplicaScheduling, SchedulingType, StaticWeight, Taint,
+    TaintEffect, TargetCluster, Toleration, TolerationOperator, Weights,
 };
 
 pub(super) const NAMES: [&str; 5] = ["ap", "eu", "me", "sa", "us"];
 pub(super) const MINE: &str = "example.com/mine";
 
 /// A world as a seed makes it.
-pub(super) fn world(seed: u64, tells: bool) -> World {
+pub(super) fn world(seed: u64, tells: bool, off: Option<Rule>) -> World {
     let mut chance = Chance(seed.wrapping_mul(0x2545_F491_4F6C_DD1D) ^ 0x5DEE_CE66_D1CE_4E5B);
-    let members = 2 + chance.below(3) as usize;
+    let members = 2 + chance.one_of(3);
     let purge = if chance.is(10) { PurgeMode::Directly } else { PurgeMode::Gracefully };
     let settings = Settings {
-        failover_eviction_timeout: Duration::from_secs([20, 60, 300][chance.below(3) as usize]),
-        graceful_eviction_timeout: Duration::from_secs([30, 120, 600][chance.below(3) as usize]),
+        failover_eviction_timeout: Duration::from_secs([20, 60, 300][chance.one_of(3)]),
+        graceful_eviction_timeout: Duration::from_secs([30, 120, 600][chance.one_of(3)]),
         eviction_rate: 0.5,
         purge_mode: purge,
         ..Settings::default()
     };
-    let mut binding = Binding::default();
-    binding.metadata.generation = 1;
-    binding.spec.resource.api_version = "apps/v1".to_owned();
-    binding.spec.resource.kind = "Deployment".to_owned();
-    binding.spec.resource.uid = format!("{seed:x}");
-    let began = 0;
-    let memory = Memory {
-        doubts: BTreeMap::new(),
-        mirror: BTreeMap::new(),
-        books: BTreeMap::new(),
-        rate: Rate::new(settings.eviction_rate),
-        began,
+    // One workload mostly, with a Service of it, or with another one that leaves at the same rate.
+    let kinds: &[bool] = match chance.below(10) {
+        0..=5 => &[false],
+        6 | 7 => &[false, true],
+        8 => &[false, false],
+        _ => &[false, true, false],
     };
-    let mut world = World {
+    let mut world = empty(seed, chance, settings, &NAMES[..members], kinds);
+    (world.log, world.off) = (tells.then(Vec::new), off);
+    (0..kinds.len()).for_each(|of| world.edit(of));
+    NAMES.into_iter().for_each(|name| world.list(name));
+    world
+}
+
+/// Three clusters and one workload, nine replicas of which are to be in two of them.
+pub(super) fn of_three() -> World {
+    let mut world = empty(0, Chance(0), Settings::default(), &NAMES[..3], &[false]);
+    let app = &mut world.apps[0];
+    app.wish.replicas = 9;
+    app.binding.spec.replicas = 9;
+    let clusters = ["ap", "me"].map(str::to_owned).to_vec();
+    app.binding.spec.placement = Some(Placement {
+        cluster_affinity: Some(ClusterAffinity { clusters, ..ClusterAffinity::default() }),
+        replica_scheduling: Some(ReplicaScheduling {
+            scheduling: SchedulingType::Divided,
+            division: Some(Division::Weighted),
+            ..ReplicaScheduling::default()
+        }),
+        ..Placement::default()
+    });
+    app.binding.spec.clusters = vec![target("ap", 4), target("me", 5)];
+    let applied = serde_json::to_string(&app.binding.spec.placement).unwrap();
+    app.binding.metadata.annotations.insert(APPLIED_PLACEMENT.to_owned(), applied);
+    app.binding.status.scheduler_observed_generation = app.binding.metadata.generation;
+    world
+}
+
+pub(super) fn target(name: &str, replicas: i64) -> TargetCluster {
+    TargetCluster { name: name.to_owned(), replicas }
+}
+
+fn empty(seed: u64, chance: Chance, settings: Settings, names: &[&str], kinds: &[bool]) -> World {
+    World {
         seed,
         chance,
         now: 0,
         skew: 0,
         settings,
-        wish: Wish { replicas: 1, floor: None },
-        members: NAMES[..members].iter().map(|name| ((*name).to_owned(), Member::new())).collect(),
-        clusters: NAMES[..members].iter().map(|name| cluster(name)).collect(),
-        binding,
-        works: BTreeMap::new(),
-        memory,
+        members: names.iter().map(|name| ((*name).to_owned(), Member::new(kinds, 1))).collect(),
+        clusters: names.iter().map(|name| cluster(name)).collect(),
+        apps: kinds.iter().enumerate().map(|(at, serves)| app(&format!("{seed:x}-{at}"), *serves)).collect(),
+        memory: Memory::new(&settings, 0),
         ops: Vec::new(),
+        late: Vec::new(),
         next: 0,
-        log: tells.then(Vec::new),
-        taken: 0,
-        evicted: 0,
+        log: None,
+        off: None,
+        violation: None,
+        tally: Tally::default(),
+    }
+}
+
+fn app(uid: &str, serves: bool) -> App {
+    let mut binding = Binding::default();
+    binding.metadata.generation = 1;
+    let (version, kind) = if serves { ("v1", "Service") } else { ("apps/v1", "Deployment") };
+    version.clone_into(&mut binding.spec.resource.api_version);
+    kind.clone_into(&mut binding.spec.resource.kind);
+    uid.clone_into(&mut binding.spec.resource.uid);
+    let wish = Wish { replicas: i64::from(!serves), floor: None, image: 1, overrides: BTreeMap::new() };
+    App { binding, works: BTreeMap::new(), wish, before: None, serves }
+}
+
+/// A placement as people write it.
+fn placement(chance: &mut Chance) -> Placement {
+    let names: Vec<String> = NAMES.iter().filter(|_| chance.is(70)).map(|name| (*name).to_owned()).collect();
+    let mut tolerations = Vec::new();
+    if chance.is(25) {
+        let seconds = [None, Some(0), Some(30), Some(200)][chance.one_of(4)];
+        tolerations.push(Toleration {
+            operator: TolerationOperator::Exists,
+            effect: Some(TaintEffect::NoExecute),
+            toleration_seconds: seconds,
+            ..Toleration::default()
+        });
+    }
+    let named = |clusters: Vec<String>| ClusterAffinity { clusters, ..ClusterAffinity::default() };
+    // Whoever is not named weighs nothing.
+    let fixed = if chance.is(30) {
+        let weight = |name: &&str, chance: &mut Chance| StaticWeight {
+            target_cluster: named(vec![(*name).to_owned()]),
+            weight: 1 + chance.below(4),
+        };
+        NAMES.iter().filter_map(|name| chance.is(80).then(|| weight(&name, chance))).collect()
+    } else {
+        Vec::new()
     };
-    world.edit();
-    world
+    let divided = ReplicaScheduling {
+        scheduling: SchedulingType::Divided,
+        division: Some(if chance.is(25) { Division::Aggregated } else { Division::Weighted }),
+        weights: (!fixed.is_empty()).then_some(Weights { fixed, dynamic: None }),
+        ..ReplicaScheduling::default()
+    };
+    Placement {
+        cluster_affinity: Some(named(names)),
+        cluster_tolerations: tolerations,
+        replica_scheduling: chance.is(75).then_some(divided),
+        ..Placement::default()
+    }
 }
 
 impl World {
-    /// Somebody edits the policy or the template.
-    pub(super) fn edit(&mut self) {
-        let chance = &mut self.chance;
-        if chance.is(70) || self.binding.spec.placement.is_none() {
-            let names: Vec<String> = NAMES.iter().filter(|_| chance.is(70)).map(|name| (*name).to_owned()).collect();
-            let mut tolerations = Vec::new();
-            if chance.is(25) {
-                let seconds = [None, Some(0), Some(30), Some(200)][chance.below(4) as usize];
-                tolerations.push(Toleration {
-                    operator: TolerationOperator::Exists,
-                    effect: Some(TaintEffect::NoExecute),
-                    toleration_seconds: seconds,
-                    ..Toleration::default()
-                });
+    /// Puts a copy of the first workload where it is: what its Work asks for and has been told of the first generation, and
+    /// how many there are, all of them good. The Work's revision.
+    pub(super) fn put_copy(&mut self, name: &str, (asked, found): (i64, i64), generation: i64) -> u64 {
+        let uid = self.id();
+        let mark = (uid, if self.is_off(Rule::Mark) { 0 } else { 1 });
+        let object =
+            Object { version: 1, generation: 1, observed: true, replicas: found, ready: found, image: 1, mark };
+        let work = json!({
+            "metadata": {"generation": generation},
+            "spec": {"workload": {"manifests": [{"apiVersion": "apps/v1", "kind": "Deployment",
+                "spec": {"replicas": asked}, "image": 1}]}},
+            "status": {"conditions": [{"type": "Applied", "status": "True", "observedGeneration": 1}],
+                "manifestStatuses": [{"status": object.status(), "health": object.health()}]},
+        });
+        self.members.get_mut(name).unwrap().slots[0].object = Some(object);
+        self.apps[0].works.insert(name.to_owned(), Stored { uid, revision: uid, work, said_at: 0 });
+        uid
+    }
+
+    /// Somebody asks for the end of a Work of the first workload.
+    pub(super) fn end_work(&mut self, name: &str) {
+        self.apps[0].works.get_mut(name).unwrap().work["metadata"]["deletionTimestamp"] = "now".into();
+    }
+
+    /// Somebody edits the policy, an override policy or the template, or takes the last edit back. A Service goes where its
+    /// pods go.
+    pub(super) fn edit(&mut self, of: usize) {
+        let of = if self.apps[of].serves { 0 } else { of };
+        let app = &mut self.apps[of];
+        let known = app.binding.spec.placement.clone().map(|placement| (app.wish.clone(), placement));
+        let before = std::mem::replace(&mut app.before, known);
+        match before.filter(|_| self.chance.is(25)) {
+            Some((wish, placement)) => {
+                app.wish = wish;
+                self.put_placement(of, &placement);
             }
-            let divided = ReplicaScheduling {
-                scheduling: SchedulingType::Divided,
-                division: Some(if chance.is(25) { Division::Aggregated } else { Division::Weighted }),
-                ..ReplicaScheduling::default()
-            };
-            self.binding.spec.placement = Some(Placement {
-                cluster_affinity: Some(ClusterAffinity { clusters: names, ..ClusterAffinity::default() }),
-                cluster_tolerations: tolerations,
-                replica_scheduling: chance.is(75).then_some(divided),
-                ..Placement::default()
-            });
+            None => self.edit_anew(of),
         }
+        let app = &mut self.apps[of];
+        app.binding.spec.replicas = app.wish.replicas;
+        app.binding.metadata.generation += 1;
+        self.say(|it| {
+            format!("somebody wants {of}: {:?} by {:?}", it.apps[of].wish, it.apps[of].binding.spec.placement)
+        });
+    }
+
+    fn edit_anew(&mut self, of: usize) {
+        if self.chance.is(70) || self.apps[of].binding.spec.placement.is_none() {
+            let placement = placement(&mut self.chance);
+            self.put_placement(of, &placement);
+        }
+        let (chance, wish) = (&mut self.chance, &mut self.apps[of].wish);
         if chance.is(50) {
-            self.wish.replicas = 1 + chance.below(10);
+            wish.replicas = 1 + chance.below(10);
         }
         if chance.is(30) {
-            self.wish.floor = chance.is(60).then(|| chance.below(self.wish.replicas + 1));
+            wish.floor = chance.is(60).then(|| chance.below(wish.replicas + 1));
         }
-        self.binding.spec.replicas = self.wish.replicas;
-        self.binding.metadata.generation += 1;
-        self.say(|it| format!("somebody wants {:?} by {:?}", it.wish, it.binding.spec.placement));
+        if chance.is(15) {
+            wish.image += 1;
+        }
+        if chance.is(20) {
+            let name = NAMES[chance.one_of(NAMES.len())];
+            match chance.is(60) {
+                true => drop(wish.overrides.insert(name.to_owned(), 1 + chance.below(10))),
+                false => wish.overrides.clear(),
+            }
+        }
+    }
+
+    fn put_placement(&mut self, of: usize, placement: &Placement) {
+        for (at, app) in self.apps.iter_mut().enumerate() {
+            if at == of || (app.serves && of == 0) {
+                app.binding.spec.placement = Some(placement.clone());
+                app.binding.metadata.generation += 1;
+            }
+        }
     }
 
     /// The hub reaches a member again: it sees everything anew.
     pub(super) fn list(&mut self, name: &str) {
         if let Some(member) = self.members.get_mut(name).filter(|member| member.reached) {
-            member.flow.clear();
-            let report = member.report(self.now);
-            self.memory.mirror.insert(name.to_owned(), report);
+            for app in 0..member.slots.len() {
+                member.slots[app].flow.clear();
+                self.memory.mirror.insert((app, name.to_owned()), member.report(app, self.now));
+            }
         }
     }
 
-    /// The hub is killed and started again, with another clock; what was on its way arrives, or does not.
+    /// The hub is killed and started again, with another clock; what was on its way arrives now, much later, or never.
     pub(super) fn crash(&mut self) {
         self.say(|_| "the hub is killed".to_owned());
         for op in std::mem::take(&mut self.ops) {
-            if self.chance.is(50) {
-                self.arrive(op, true);
+            match self.chance.below(4) {
+                0 | 1 => self.arrive(op, Answer::Late),
+                2 => self.give_up(op),
+                _ => {}
             }
         }
         self.skew = self.chance.below(240_000) - 120_000;
-        let rate = Rate::new(self.settings.eviction_rate);
-        self.memory.doubts.clear();
-        self.memory.books.clear();
-        self.memory.mirror.clear();
-        self.memory.rate = rate;
-        self.memory.began = self.now;
+        self.memory = Memory::new(&self.settings, self.now);
         for name in NAMES {
             self.list(name);
         }
@@ -131,55 +250,60 @@ impl World {
 
     /// Something goes wrong, or somebody does something.
     pub(super) fn fault(&mut self) {
-        let name = NAMES[self.chance.below(NAMES.len() as i64) as usize];
-        let (now, what) = (self.now, self.chance.below(12));
+        let name = NAMES[self.chance.one_of(NAMES.len())];
+        let (now, what) = (self.now, self.chance.below(13));
         let clock = self.clock();
-        let known = self.members.contains_key(name);
-        match what {
-            0 | 1 if known => self.members.get_mut(name).unwrap().reached = false,
-            2 if known => {
-                let member = self.members.get_mut(name).unwrap();
-                member.lose(i64::MAX, now);
+        let Self { members, chance, .. } = self;
+        match (what, members.get_mut(name)) {
+            (0 | 1, Some(member)) => member.reached = false,
+            (2, Some(member)) => {
+                (0..member.slots.len()).for_each(|app| member.lose(app, i64::MAX, now));
                 (member.reached, member.alive) = (false, false);
             }
-            3..=5 if known => {
-                let member = self.members.get_mut(name).unwrap();
+            (3..=5, Some(member)) => {
                 (member.reached, member.alive) = (true, true);
                 self.list(name);
             }
-            6 if known => {
-                let count = 1 + self.chance.below(4);
-                let member = self.members.get_mut(name).unwrap();
-                member.lose(count, now);
-                let report = member.report(now);
-                member.flow.push((now + 4_000, report));
-            }
-            7 if known => self.members.get_mut(name).unwrap().stuck = now + self.chance.below(120_000),
-            8 => self.crash(),
-            9 => self.edit(),
-            10 => {
-                // Somebody clears a cluster, or is done with that.
-                if let Some(cluster) = self.clusters.iter_mut().find(|cluster| cluster.metadata.name == name) {
-                    let before = cluster.spec.taints.len();
-                    cluster.spec.taints.retain(|taint| taint.key != MINE);
-                    if cluster.spec.taints.len() == before {
-                        let (key, value) = (MINE.to_owned(), String::new());
-                        let (effect, time_added) = (TaintEffect::NoExecute, Some(clock));
-                        cluster.spec.taints.push(Taint { key, value, effect, time_added });
-                    }
+            (6, Some(member)) => {
+                let app = chance.one_of(member.slots.len());
+                if !member.slots[app].plain {
+                    member.lose(app, 1 + chance.below(4), now);
+                    member.tell(app, now, chance);
                 }
             }
-            11 => match self.clusters.iter_mut().find(|cluster| cluster.metadata.name == name) {
+            (7, Some(member)) => member.stuck = now + chance.below(120_000),
+            (8, _) => self.crash(),
+            (9, _) => {
+                let of = self.chance.one_of(self.apps.len());
+                self.edit(of);
+            }
+            (10, _) => self.clear(name),
+            (11, _) => match self.clusters.iter_mut().find(|cluster| cluster.metadata.name == name) {
                 Some(leaving) => leaving.metadata.deletion_timestamp = Some(clock),
                 None => {
                     self.clusters.push(cluster(name));
                     self.clusters.sort_by(|one, other| one.metadata.name.cmp(&other.metadata.name));
-                    self.members.entry(name.to_owned()).or_insert_with(Member::new);
+                    let plain: Vec<bool> = self.apps.iter().map(|app| app.serves).collect();
+                    self.members.entry(name.to_owned()).or_insert_with(|| Member::new(&plain, 1));
                     self.list(name);
                 }
             },
+            // The clock is set right, or wrong.
+            (12, _) => self.skew = chance.below(240_000) - 120_000,
             _ => return,
         }
         self.say(|_| format!("fault {what} of {name}"));
+    }
+
+    /// Somebody clears a cluster, or is done with that.
+    fn clear(&mut self, name: &str) {
+        let time_added = Some(self.clock());
+        let Some(cluster) = self.clusters.iter_mut().find(|cluster| cluster.metadata.name == name) else { return };
+        let before = cluster.spec.taints.len();
+        cluster.spec.taints.retain(|taint| taint.key != MINE);
+        if cluster.spec.taints.len() == before {
+            let (key, value, effect) = (MINE.to_owned(), String::new(), TaintEffect::NoExecute);
+            cluster.spec.taints.push(Taint { key, value, effect, time_added });
+        }
     }
 }

@@ -1,13 +1,17 @@
-//! The world of the sweep: members as they really are, and how they fail. No thread, no socket, no clock.
+//! The world of the sweep: what is true, what the hub's store says, and what the hub believes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
-use serde_json::{Value, json};
+use serde_json::Value;
 
+use super::member::{Asked, Member, Report};
+use super::rules::Rule;
 use crate::evict::Settings;
+use crate::evict::guard;
 use crate::evict::rate::Rate;
-use crate::model::{ApiEnablement, ApiResource, Binding, Cluster};
+use crate::label::LEFT_BEHIND;
+use crate::model::{ApiEnablement, ApiResource, Binding, Cluster, Placement};
 
 /// Chance that is the same every time (SplitMix64).
 pub(super) struct Chance(pub(super) u64);
@@ -25,147 +29,59 @@ impl Chance {
         (self.next() % u64::try_from(limit.max(1)).unwrap()).cast_signed()
     }
 
+    pub(super) fn one_of(&mut self, count: usize) -> usize {
+        usize::try_from(self.below(count as i64)).unwrap()
+    }
+
     pub(super) fn is(&mut self, percent: i64) -> bool {
         self.below(100) < percent
     }
 }
 
-/// A member's object.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) struct Object {
-    pub(super) version: u64,
-    pub(super) generation: i64,
-    /// Whether the member's own controller has seen this generation.
-    pub(super) observed: bool,
-    pub(super) replicas: i64,
-    pub(super) ready: i64,
-}
-
-impl Object {
-    pub(super) fn status(&self) -> Value {
-        let observed = if self.observed { self.generation } else { self.generation - 1 };
-        json!({"generation": self.generation, "observedGeneration": observed, "availableReplicas": self.ready})
-    }
-
-    pub(super) fn is_well(&self) -> bool {
-        self.observed && self.ready >= self.replicas
-    }
-
-    /// How many may be ready.
-    pub(super) fn good(&self) -> i64 {
-        if self.observed { self.ready } else { self.replicas.max(self.ready) }
-    }
-}
-
-/// What a member says of its object: as it was at a time.
-#[derive(Clone, Debug)]
-pub(super) struct Report {
-    pub(super) version: u64,
-    pub(super) at: i64,
-    pub(super) object: Option<Object>,
-}
-
-/// A member as it is.
-pub(super) struct Member {
-    /// Whether the hub reaches it.
-    pub(super) reached: bool,
-    /// Whether its pods run.
-    pub(super) alive: bool,
-    pub(super) object: Option<Object>,
-    pub(super) version: u64,
-    /// Until when new pods do not become ready.
-    pub(super) stuck: i64,
-    /// What is on its way to the hub, and when it arrives.
-    pub(super) flow: Vec<(i64, Report)>,
-    /// Good replicas that faults have taken, and when.
-    pub(super) losses: Vec<(i64, i64)>,
-}
-
-impl Member {
-    pub(super) fn new() -> Self {
-        let (flow, losses) = (Vec::new(), Vec::new());
-        Self { reached: true, alive: true, object: None, version: 1, stuck: 0, flow, losses }
-    }
-
-    pub(super) fn ready(&self) -> i64 {
-        self.object.as_ref().filter(|_| self.alive).map_or(0, |object| object.ready)
-    }
-
-    /// Takes good replicas away, as faults do.
-    pub(super) fn lose(&mut self, count: i64, now: i64) {
-        let version = self.version + 1;
-        if let Some(object) = &mut self.object
-            && object.ready > 0
-        {
-            let lost = count.min(object.ready);
-            object.ready -= lost;
-            object.version = version;
-            self.version = version;
-            self.losses.push((now, lost));
-        }
-    }
-
-    /// What faults have taken since.
-    pub(super) fn lost_since(&self, then: i64) -> i64 {
-        self.losses.iter().filter(|(at, _)| *at >= then).map(|(_, count)| count).sum()
-    }
-
-    pub(super) fn report(&self, now: i64) -> Report {
-        Report { version: self.version, at: now, object: self.object.clone() }
-    }
-
-    /// Its own controllers work for a moment.
-    pub(super) fn work(&mut self, now: i64, chance: &mut Chance) {
-        if !self.alive {
-            return;
-        }
-        let stuck = self.stuck > now;
-        let version = self.version + 1;
-        let Some(object) = &mut self.object else { return };
-        let before = object.clone();
-        object.observed = true;
-        if object.ready < object.replicas && !stuck {
-            object.ready += 1 + chance.below(object.replicas - object.ready);
-        }
-        if *object != before {
-            object.version = version;
-            self.version = version;
-            let report = self.report(now);
-            // Late, out of order, twice.
-            for _ in 0..1 + i64::from(chance.is(15)) {
-                self.flow.push((now + chance.below(8_000), report.clone()));
-            }
-        }
-    }
-}
-
 /// A request that is on its way.
 #[derive(Clone, Debug)]
-pub(super) enum Op {
-    /// Makes a Work ask for so many, if it is as it was (`revision`), or makes it.
-    PutWork { cluster: String, replicas: i64, revision: Option<u64> },
+pub(super) struct Op {
+    /// Of which workload.
+    pub(super) app: usize,
+    pub(super) cluster: String,
+    pub(super) what: Write,
+}
+
+/// What a request is to do.
+#[derive(Clone, Debug)]
+pub(super) enum Write {
+    /// Makes a Work ask for so many of an image, if it is as it was (`revision`), or makes it.
+    PutWork { replicas: i64, image: i64, revision: Option<u64> },
     /// Asks for a Work's end.
-    RemoveWork { cluster: String, uid: u64 },
+    RemoveWork { uid: u64 },
     /// Creates a member's object.
-    Create { cluster: String, replicas: i64 },
-    /// Makes a member's object ask for so many, if it is as it was.
-    Set { cluster: String, replicas: i64, version: u64, views: Views },
+    Create { asked: Asked },
+    /// Changes a member's object, if it is as it was; `settles`: it is then as its Work says.
+    Set { asked: Asked, version: u64, views: Views, settles: bool },
     /// Deletes a member's object, if it is as it was.
-    Delete { cluster: String, version: u64, views: Views },
+    Delete { version: u64, views: Views },
 }
 
 impl Op {
-    /// Whether it is on its way to a member.
-    pub(super) fn is_to(&self, name: &str) -> bool {
-        match self {
-            Self::Create { cluster, .. } | Self::Set { cluster, .. } | Self::Delete { cluster, .. } => cluster == name,
-            Self::PutWork { .. } | Self::RemoveWork { .. } => false,
-        }
+    /// Whether it writes a Work.
+    pub(super) fn is_work(&self) -> bool {
+        matches!(self.what, Write::PutWork { .. } | Write::RemoveWork { .. })
     }
 }
 
+/// What becomes of a request's answer.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Answer {
+    /// The hub hears it.
+    Heard,
+    /// It does not, and knows that.
+    Lost,
+    /// It stopped waiting long ago.
+    Late,
+}
+
 /// What a decision to take good replicas away was made from: how many must stay, and of which members what was believed, with
-/// the time that it was true at.
+/// the time that it was true at; nothing of those that the hub had seen to be silent.
 #[derive(Clone, Debug)]
 pub(super) struct Views {
     pub(super) floor: i64,
@@ -183,21 +99,77 @@ pub(super) struct Stored {
     pub(super) said_at: i64,
 }
 
+impl Stored {
+    pub(super) fn is_leaving(&self) -> bool {
+        !self.work["metadata"]["deletionTimestamp"].is_null()
+    }
+
+    pub(super) fn image(&self) -> i64 {
+        self.work["spec"]["workload"]["manifests"][0]["image"].as_i64().unwrap_or(0)
+    }
+}
+
 /// What people want.
 #[derive(Clone, Debug)]
 pub(super) struct Wish {
     pub(super) replicas: i64,
     pub(super) floor: Option<i64>,
+    pub(super) image: i64,
+    /// How many an override policy wants in a cluster, whatever was divided.
+    pub(super) overrides: BTreeMap<String, i64>,
+}
+
+/// One workload, or the Service of the first.
+pub(super) struct App {
+    pub(super) binding: Binding,
+    pub(super) works: BTreeMap<String, Stored>,
+    pub(super) wish: Wish,
+    /// What people wanted before they edited it last.
+    pub(super) before: Option<(Wish, Placement)>,
+    /// A Service: it has no replicas, and stays as long as pods that leave.
+    pub(super) serves: bool,
+}
+
+impl App {
+    pub(super) fn left_behind(&self) -> BTreeMap<String, i64> {
+        guard::left_behind(self.binding.metadata.annotations.get(LEFT_BEHIND).map(String::as_str))
+    }
+
+    pub(super) fn leave_behind(&mut self, left: &BTreeMap<String, i64>) {
+        let annotations = &mut self.binding.metadata.annotations;
+        match left.is_empty() {
+            true => annotations.remove(LEFT_BEHIND),
+            false => annotations.insert(LEFT_BEHIND.to_owned(), serde_json::to_string(left).unwrap()),
+        };
+    }
 }
 
 /// What the hub knows besides its store; gone when it is killed.
 pub(super) struct Memory {
     pub(super) doubts: BTreeMap<String, i64>,
-    pub(super) mirror: BTreeMap<String, Report>,
-    /// Members whose object is as it was written last.
-    pub(super) books: BTreeMap<String, (i64, u64)>,
+    pub(super) mirror: BTreeMap<(usize, String), Report>,
+    /// What was written last.
+    pub(super) books: BTreeMap<(usize, String), Asked>,
     pub(super) rate: Rate,
     pub(super) began: i64,
+    /// When a workload was sent away last.
+    pub(super) sent_away: Option<i64>,
+    /// Who was silent when it was asked last. No decision is made from it: it says what the hub had a chance to know.
+    pub(super) silent: BTreeSet<String>,
+}
+
+impl Memory {
+    pub(super) fn new(settings: &Settings, began: i64) -> Self {
+        Self {
+            doubts: BTreeMap::new(),
+            mirror: BTreeMap::new(),
+            books: BTreeMap::new(),
+            rate: Rate::new(settings.eviction_rate),
+            began,
+            sent_away: None,
+            silent: BTreeSet::new(),
+        }
+    }
 }
 
 pub(super) struct World {
@@ -207,28 +179,45 @@ pub(super) struct World {
     /// How wrong the hub's clock is.
     pub(super) skew: i64,
     pub(super) settings: Settings,
-    pub(super) wish: Wish,
     pub(super) members: BTreeMap<String, Member>,
     pub(super) clusters: Vec<Cluster>,
-    pub(super) binding: Binding,
-    pub(super) works: BTreeMap<String, Stored>,
+    pub(super) apps: Vec<App>,
     pub(super) memory: Memory,
     pub(super) ops: Vec<Op>,
+    /// Requests that nobody waits for any more and that are still on their way.
+    pub(super) late: Vec<Op>,
     pub(super) next: u64,
     pub(super) log: Option<Vec<String>>,
-    /// How many times good replicas were taken away, and how many copies were evicted: a sweep that never does proves nothing.
-    pub(super) taken: usize,
-    pub(super) evicted: usize,
+    /// The rule of the guard that is broken.
+    pub(super) off: Option<Rule>,
+    /// What should never have been.
+    pub(super) violation: Option<String>,
+    pub(super) tally: Tally,
 }
 
-/// A Cluster that serves Deployments.
+/// What has happened: a sweep in which nothing does proves nothing.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Tally {
+    /// How many times good replicas were taken away.
+    pub(super) taken: usize,
+    /// How many copies were sent away from their clusters.
+    pub(super) evicted: usize,
+    /// How many writes arrived after the hub had stopped waiting for them, and changed something.
+    pub(super) late: usize,
+    /// How often a copy waited to become smaller.
+    pub(super) waits: usize,
+}
+
+/// A Cluster that serves Deployments and Services.
 pub(super) fn cluster(name: &str) -> Cluster {
     let mut cluster = Cluster::default();
     name.clone_into(&mut cluster.metadata.name);
-    cluster.status.api_enablements = vec![ApiEnablement {
-        group_version: "apps/v1".to_owned(),
-        resources: vec![ApiResource { name: "deployments".to_owned(), kind: "Deployment".to_owned() }],
-    }];
+    let serves = |version: &str, name: &str, kind: &str| ApiEnablement {
+        group_version: version.to_owned(),
+        resources: vec![ApiResource { name: name.to_owned(), kind: kind.to_owned() }],
+    };
+    cluster.status.api_enablements =
+        vec![serves("apps/v1", "deployments", "Deployment"), serves("v1", "services", "Service")];
     cluster
 }
 
@@ -236,6 +225,10 @@ impl World {
     pub(super) fn id(&mut self) -> u64 {
         self.next += 1;
         self.next
+    }
+
+    pub(super) fn is_off(&self, rule: Rule) -> bool {
+        self.off == Some(rule)
     }
 
     pub(super) fn say(&mut self, what: impl FnOnce(&Self) -> String) {
@@ -250,33 +243,40 @@ impl World {
         Timestamp::from_millisecond(1_700_000_000_000 + self.now + self.skew).unwrap()
     }
 
-    /// Breaks, with all that led here.
-    #[track_caller]
-    pub(super) fn violated(&self, what: &str) -> ! {
-        let log = self.log.as_ref().map_or_else(String::new, |log| log.join("\n"));
-        panic!("seed {}: {what}\n{log}\nSTOLOS_SEED={} plays it again and tells it", self.seed, self.seed);
+    /// Something is as it never should be: the first such thing is remembered, with all that led there.
+    pub(super) fn violated(&mut self, what: &str) {
+        if self.violation.is_none() {
+            let log = self.log.as_ref().map_or_else(String::new, |log| log.join("\n"));
+            let seed = self.seed;
+            self.violation =
+                Some(format!("seed {seed}: {what}\n{log}\nSTOLOS_SEED={seed} plays it again and tells it"));
+        }
     }
 
     pub(super) fn cluster(&self, name: &str) -> Option<&Cluster> {
         self.clusters.iter().find(|cluster| cluster.metadata.name == name)
     }
 
+    /// Whether a cluster leaves the hub, or has left it.
+    pub(super) fn leaves(&self, name: &str) -> bool {
+        self.cluster(name).is_none_or(|cluster| cluster.metadata.deletion_timestamp.is_some())
+    }
+
     /// A member's pods disappear, or its object does: the request that did it, against what it was allowed by.
-    pub(super) fn check(&mut self, cluster: &str, before: i64, after: i64, views: &Views) {
+    pub(super) fn check(&mut self, app: usize, cluster: &str, before: i64, after: i64, views: &Views) {
         if after >= before {
             return;
         }
-        self.taken += 1;
+        self.tally.taken += 1;
         if views.free {
             return;
         }
-        let ready: i64 = self.members.values().map(Member::ready).sum();
-        let unseen: i64 = (views.counted.iter())
-            .map(|(name, counted, at)| self.members.get(name).map_or(*counted, |it| it.lost_since(*at)).min(*counted))
-            .sum();
+        let ready: i64 = self.members.values().map(|member| member.ready(app)).sum();
+        let lost = |name: &str, at: i64| self.members.get(name).map_or(i64::MAX, |it| it.lost_since(app, at));
+        let unseen: i64 = views.counted.iter().map(|(name, counted, at)| lost(name, *at).min(*counted)).sum();
         if ready + unseen < views.floor {
             self.violated(&format!(
-                "{cluster} went from {before} to {after} ready, which leaves {ready} of {}, {unseen} lost unseen: {views:?}",
+                "{app} in {cluster} went from {before} to {after} ready, which leaves {ready} of {}, {unseen} lost unseen: {views:?}",
                 views.floor
             ));
         }
