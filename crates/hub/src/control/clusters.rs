@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use stolos_cluster::objects::{self, Resource};
 use stolos_k8s::meta;
+use tokio::time::Instant;
 
 use super::Hub;
 use super::members::Member;
@@ -79,7 +80,11 @@ async fn execution_space(hub: &Hub, name: &str, cluster: &Value) -> Result<(), T
 
 /// The status as it should be by what the member says now.
 async fn observed(hub: &Arc<Hub>, name: &str, cluster: &Value, member: &Member) -> Value {
+    let asked = Instant::now();
     let seen = member::observe(&member.client).await;
+    if seen.health.ready {
+        hub.answered().insert(name.to_owned(), asked);
+    }
     let mut status = cluster["status"].clone();
     if status.is_null() {
         status = json!({});
@@ -233,7 +238,7 @@ impl Hub {
             doubts.remove(name);
             return true;
         }
-        let now = tokio::time::Instant::now();
+        let now = Instant::now();
         let since = *doubts.entry(name.to_owned()).or_insert(now);
         let believed = health::believed(before, seen, now.duration_since(since), &self.patience);
         if believed {

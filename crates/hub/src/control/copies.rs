@@ -8,7 +8,6 @@ use stolos_k8s::meta;
 
 use super::Hub;
 use super::bind::{binding_of, links, targets};
-use super::clusters::is_ready;
 use super::template::TemplateKey;
 use crate::evict::floor::{Floor, budgets_of};
 use crate::evict::guard::{self, Copy, Facts, Place};
@@ -76,7 +75,7 @@ impl Hub {
                 wanted = Some((*replicas, guard::asked(&manifest)));
                 parts.push(Part { cluster: name.to_owned(), manifest, overridden });
             }
-            let heard = is_ready(cluster) && !self.doubts().contains_key(name);
+            let heard = self.hears(cluster);
             let needed = !numbered && wanted.is_none() && self.serves_what_leaves(template, name);
             places.push(Place { cluster: name, wanted, work: work.as_deref(), heard, needed, left });
         }

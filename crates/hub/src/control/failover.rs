@@ -7,7 +7,6 @@ use serde_json::Value;
 use stolos_k8s::meta;
 
 use super::Hub;
-use super::clusters::is_ready;
 use super::template::TemplateKey;
 use crate::evict::application::{self, Failures};
 use crate::mirror::{self, Mirror};
@@ -50,7 +49,7 @@ pub(super) async fn look(
     }
     let well = |cluster: &str| {
         let of = hub.own.clusters.get("", cluster)?;
-        (is_ready(&of) && !hub.doubts().contains_key(cluster)).then(|| manifest(cluster)).flatten()
+        hub.hears(&of).then(|| manifest(cluster)).flatten()
     };
     let key = mirror::key(object);
     let (due, again, watch) = {

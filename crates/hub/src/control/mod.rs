@@ -37,6 +37,7 @@ use crate::admission::Asked;
 use crate::event::{self, Recorder};
 use crate::evict::Settings as Patience;
 use crate::evict::application::Watch;
+use crate::evict::health;
 use crate::evict::rate::Rate;
 use crate::interpret::Interpreters;
 use crate::member::{self, CREDENTIALS, Ways};
@@ -250,6 +251,8 @@ pub(crate) struct Hub {
     watches: Mutex<HashMap<Key, Watch>>,
     /// Since when members say something else than their `Ready` condition.
     doubts: Mutex<HashMap<String, Instant>>,
+    /// When members were asked last that said then that they are well.
+    answered: Mutex<HashMap<String, Instant>>,
     events: Recorder,
     stop: Stop,
     tasks: TaskTracker,
@@ -485,6 +488,7 @@ impl Hub {
                 began: Instant::now(),
                 watches: Mutex::default(),
                 doubts: Mutex::default(),
+                answered: Mutex::default(),
                 events,
                 stop,
                 tasks,
@@ -753,8 +757,20 @@ impl Hub {
     fn forget(&self, name: &str) {
         self.forget_member(name);
         self.doubts().remove(name);
+        self.answered().remove(name);
         self.read_clusters.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
         self.prepared.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
+    }
+
+    fn answered(&self) -> MutexGuard<'_, HashMap<String, Instant>> {
+        self.answered.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether what a member has may be counted on: it is ready, and has said so itself just now.
+    fn hears(&self, cluster: &Value) -> bool {
+        let name = meta::name(cluster);
+        let answered = self.answered().get(name).map(Instant::elapsed);
+        clusters::is_ready(cluster) && !self.doubts().contains_key(name) && health::heard(answered, &self.patience)
     }
 
     fn doubts(&self) -> MutexGuard<'_, HashMap<String, Instant>> {

@@ -27,6 +27,16 @@ impl Seen {
     }
 }
 
+/// How much later than it is to be asked again a member may have been asked, and still counts as heard.
+const LATE: Duration = Duration::from_secs(5);
+
+/// Whether what a member has may be counted on: so long ago it was asked whether it is well, and said yes. A hub that has just
+/// begun to lead, and one that is late, have asked nobody, whatever the store says.
+#[must_use]
+pub fn heard(answered: Option<Duration>, settings: &Settings) -> bool {
+    answered.is_some_and(|ago| ago <= settings.status_update_frequency + LATE)
+}
+
 /// Whether the condition becomes what was seen. `before` is the condition's status, `since` for how long something else than
 /// it has been seen.
 #[must_use]

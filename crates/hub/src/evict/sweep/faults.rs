@@ -24,6 +24,7 @@ pub(super) fn world(seed: u64, tells: bool, off: Option<Rule>) -> World {
     let members = 2 + chance.one_of(3);
     let purge = if chance.is(10) { PurgeMode::Directly } else { PurgeMode::Gracefully };
     let settings = Settings {
+        status_update_frequency: Duration::from_secs([10, 30, 90][chance.one_of(3)]),
         failover_eviction_timeout: Duration::from_secs([20, 60, 300][chance.one_of(3)]),
         graceful_eviction_timeout: Duration::from_secs([30, 120, 600][chance.one_of(3)]),
         eviction_rate: 0.5,

@@ -26,10 +26,9 @@ impl World {
             _ if name < "b" => Seen::Silent,
             _ => Seen::NotReady,
         };
-        match seen {
-            Seen::Ready => self.memory.silent.remove(name),
-            _ => self.memory.silent.insert(name.to_owned()),
-        };
+        if seen == Seen::Ready {
+            self.memory.answered.insert(name.to_owned(), self.now);
+        }
         let (clock, now, settings) = (self.clock(), self.now, self.settings);
         let Some(at) = self.clusters.iter().position(|cluster| cluster.metadata.name == name) else { return };
         let cluster = &mut self.clusters[at];
@@ -185,7 +184,11 @@ impl World {
             .map(|(cluster, work)| {
                 let name = cluster.metadata.name.as_str();
                 let wanted = self.wanted(of, name);
-                let heard = cluster.status.ready() && !self.memory.doubts.contains_key(name);
+                let answered = self.memory.answered.get(name).map(|at| (self.now - at).unsigned_abs());
+                let heard = cluster.status.ready()
+                    && !self.memory.doubts.contains_key(name)
+                    && (self.is_off(Rule::Unasked)
+                        || health::heard(answered.map(Duration::from_millis), &self.settings));
                 let left = left.get(name).copied().filter(|_| !self.leaves(name));
                 let needed = app.serves && wanted.is_none() && self.pods_leave(name);
                 Place {
@@ -276,11 +279,18 @@ impl World {
         self.apps[of].leave_behind(&left);
     }
 
+    /// Whether a member has answered so lately that what it has lost since may be unknown.
+    fn is_fresh(&self, name: &str) -> bool {
+        let patience = self.settings.status_update_frequency + Duration::from_secs(5);
+        let at = self.memory.answered.get(name);
+        at.is_some_and(|at| Duration::from_millis((self.now - at).unsigned_abs()) <= patience)
+    }
+
     /// What a decision to make a member's object smaller is made from.
     fn views(&self, of: usize, copies: &[Copy], cluster: &str, floor: &Floor) -> Views {
         let app = &self.apps[of];
         let purged = copies.iter().any(|copy| copy.cluster == cluster && copy.purged);
-        let heard = |copy: &&Copy| copy.cluster != cluster && !self.memory.silent.contains(&copy.cluster);
+        let heard = |copy: &&Copy| copy.cluster != cluster && self.is_fresh(&copy.cluster);
         let counted = copies.iter().filter(heard).filter_map(|copy| {
             let counted = guard::counted(std::slice::from_ref(copy), "");
             let at = app.works.get(&copy.cluster)?.said_at;

@@ -13,6 +13,8 @@ pub(super) enum Rule {
     LastLook,
     /// What is silent counts for nothing (`Place::heard`).
     Silence,
+    /// What nobody has asked just now counts for nothing, whatever the store says of it (`health::heard`).
+    Unasked,
     /// What a member says of an older manifest is not said of the newest (`guard::said`).
     Generation,
     /// What goes counts for nothing (`guard::said`).
@@ -32,14 +34,15 @@ pub(super) enum Rule {
 }
 
 /// Those that seeds see broken, and the seed to begin with: one of the last before the first that sees it.
-const SEEN: [(Rule, u64); 9] = [
+const SEEN: [(Rule, u64); 10] = [
     (Rule::Floor, 0),
     (Rule::LastLook, 0),
     (Rule::Silence, 0),
-    (Rule::Generation, 300),
-    (Rule::Ending, 300),
-    (Rule::LeastAsked, 300),
-    (Rule::Precondition, 1_150),
+    (Rule::Unasked, 0),
+    (Rule::Generation, 2_700),
+    (Rule::Ending, 100),
+    (Rule::LeastAsked, 2_700),
+    (Rule::Precondition, 2_350),
     (Rule::Needed, 0),
     (Rule::Rate, 0),
 ];

@@ -1,6 +1,6 @@
 //! The world of the sweep: what is true, what the hub's store says, and what the hub believes.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use serde_json::Value;
@@ -81,7 +81,7 @@ pub(super) enum Answer {
 }
 
 /// What a decision to take good replicas away was made from: how many must stay, and of which members what was believed, with
-/// the time that it was true at; nothing of those that the hub had seen to be silent.
+/// the time that it was true at; nothing of those that had not answered just before.
 #[derive(Clone, Debug)]
 pub(super) struct Views {
     pub(super) floor: i64,
@@ -154,8 +154,8 @@ pub(super) struct Memory {
     pub(super) began: i64,
     /// When a workload was sent away last.
     pub(super) sent_away: Option<i64>,
-    /// Who was silent when it was asked last. No decision is made from it: it says what the hub had a chance to know.
-    pub(super) silent: BTreeSet<String>,
+    /// When members were asked last that were well then.
+    pub(super) answered: BTreeMap<String, i64>,
 }
 
 impl Memory {
@@ -167,7 +167,7 @@ impl Memory {
             rate: Rate::new(settings.eviction_rate),
             began,
             sent_away: None,
-            silent: BTreeSet::new(),
+            answered: BTreeMap::new(),
         }
     }
 }
