@@ -45,7 +45,7 @@ impl Operation {
 const MUTATING: &str = "mutatingwebhookconfigurations.admissionregistration.k8s.io";
 const VALIDATING: &str = "validatingwebhookconfigurations.admissionregistration.k8s.io";
 
-/// Lets everybody who may change an object do so.
+/// Lets everybody who may change an object do so; whether there was somebody.
 ///
 /// # Errors
 ///
@@ -56,21 +56,23 @@ pub(crate) async fn mutate(
     operation: Operation,
     sub: &str,
     before: Option<&Value>,
-    mut object: Value,
+    object: &mut Value,
     how: &How,
-) -> Result<Value> {
+) -> Result<bool> {
     let is_new_pod = &*resource.storage == "pods" && operation == Operation::Create && sub.is_empty();
     if is_new_pod {
-        tolerations(&mut object);
-        limits::fill(api, &mut object);
-        service_account(api, &mut object).await?;
+        tolerations(object);
+        limits::fill(api, object);
+        service_account(api, object).await?;
     }
-    if &*resource.storage == "persistentvolumeclaims" && operation == Operation::Create && sub.is_empty() {
-        storage_class(api, &mut object);
+    let is_new_claim =
+        &*resource.storage == "persistentvolumeclaims" && operation == Operation::Create && sub.is_empty();
+    if is_new_claim {
+        storage_class(api, object);
     }
     let webhooks = webhook::of(api, MUTATING, resource);
     if webhooks.is_empty() {
-        return Ok(object);
+        return Ok(is_new_pod || is_new_claim);
     }
     let question = Question { resource, operation, sub, before, how };
     let mut seen_by: Vec<Option<Value>> = vec![None; webhooks.len()];
@@ -78,27 +80,26 @@ pub(crate) async fn mutate(
         let at_start = object.clone();
         for (webhook, seen) in webhooks.iter().zip(&mut seen_by) {
             let again = round > 0;
-            if again
-                && (webhook["reinvocationPolicy"] != "IfNeeded" || seen.as_ref().is_none_or(|seen| *seen == object))
+            if again && (webhook["reinvocationPolicy"] != "IfNeeded" || seen.as_ref().is_none_or(|seen| seen == object))
             {
                 continue;
             }
-            let Some(as_what) = webhook::matches(api, webhook, &question, Some(&object))? else { continue };
-            if let Some(patched) = webhook::ask(api, webhook, &question, &as_what, Some(&object), true).await? {
-                object = patched;
+            let Some(as_what) = webhook::matches(api, webhook, &question, Some(object))? else { continue };
+            if let Some(patched) = webhook::ask(api, webhook, &question, &as_what, Some(object), true).await? {
+                *object = patched;
             }
             *seen = Some(object.clone());
         }
-        if is_new_pod && object != at_start {
-            limits::fill(api, &mut object);
+        if is_new_pod && *object != at_start {
+            limits::fill(api, object);
             // Containers that a webhook added need the account's token as well.
-            service_account(api, &mut object).await?;
+            service_account(api, object).await?;
         }
-        if object == at_start {
+        if *object == at_start {
             break;
         }
     }
-    Ok(object)
+    Ok(true)
 }
 
 /// Asks everybody, those who may change objects too, whether an object may go.

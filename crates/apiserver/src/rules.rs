@@ -214,7 +214,7 @@ pub(crate) fn apply(resource: &Resource, current: Option<&Value>, wanted: &Value
 /// Keeps `managedFields` over an ordinary write.
 pub(crate) fn track_update(resource: &Resource, before: Option<&Value>, after: &mut Value, by: Writer<'_>) {
     let api_version = resource.api_version();
-    *after = ssa::update(before, after, &write(resource, &api_version, by));
+    ssa::update(before, after, &write(resource, &api_version, by));
 }
 
 /// Whether two objects are the same but for the times in `managedFields` and the revision.
@@ -256,13 +256,10 @@ fn same_but(a: &Map<String, Value>, b: &Map<String, Value>, same: impl Fn(&str, 
 #[must_use]
 pub(crate) fn same_but_metadata_and_status(a: &Value, b: &Value) -> bool {
     let (Some(a), Some(b)) = (a.as_object(), b.as_object()) else { return a == b };
-    let rest = |map: &Map<String, Value>| {
-        map.iter()
-            .filter(|(key, _)| !matches!(key.as_str(), "metadata" | "status"))
-            .map(|(key, value)| (key.clone(), value.clone()))
-            .collect::<Map<String, Value>>()
-    };
-    rest(a) == rest(b)
+    fn rest(map: &Map<String, Value>) -> impl Iterator<Item = (&String, &Value)> {
+        map.iter().filter(|(key, _)| !matches!(key.as_str(), "metadata" | "status"))
+    }
+    rest(a).eq(rest(b))
 }
 
 /// Sets the value at a JSON pointer, making objects on the way.

@@ -36,14 +36,17 @@ pub(crate) fn read(resource: &Resource, object: &mut Value) -> Result<Vec<String
     })
 }
 
-/// Fields that are there twice in a body: `duplicate field "spec.replicas"`. Nothing for what is no JSON.
-#[must_use]
-pub(crate) fn duplicates(body: &[u8]) -> Vec<String> {
+/// Reads JSON, and names the fields that are there twice: `duplicate field "spec.replicas"`. The last one counts.
+///
+/// # Errors
+///
+/// When it is no JSON.
+pub(crate) fn read_json(body: &[u8]) -> serde_json::Result<(Value, Vec<String>)> {
     let mut found = Vec::new();
     let mut reader = serde_json::Deserializer::from_slice(body);
-    // What cannot be read is refused where the body is read for good.
-    let _ = DeserializeSeed::deserialize(Duplicates { path: &Path::Root, found: &mut found }, &mut reader);
-    found
+    let value = DeserializeSeed::deserialize(Json { path: &Path::Root, found: &mut found }, &mut reader)?;
+    reader.end()?;
+    Ok((value, found))
 }
 
 /// The most that is said of one body, as in Kubernetes.
@@ -66,76 +69,76 @@ impl std::fmt::Display for Path<'_> {
     }
 }
 
-/// Reads any value and keeps nothing of it but the names of fields that come twice.
-struct Duplicates<'a> {
+/// Reads any value, and keeps the names of fields that come twice.
+struct Json<'a> {
     path: &'a Path<'a>,
     found: &'a mut Vec<String>,
 }
 
-impl<'de> DeserializeSeed<'de> for Duplicates<'_> {
-    type Value = ();
+impl<'de> DeserializeSeed<'de> for Json<'_> {
+    type Value = Value;
 
-    fn deserialize<D: serde::Deserializer<'de>>(self, reader: D) -> Result<(), D::Error> {
+    fn deserialize<D: serde::Deserializer<'de>>(self, reader: D) -> Result<Value, D::Error> {
         reader.deserialize_any(self)
     }
 }
 
-impl<'de> Visitor<'de> for Duplicates<'_> {
-    type Value = ();
+impl<'de> Visitor<'de> for Json<'_> {
+    type Value = Value;
 
     fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("JSON")
     }
 
-    fn visit_bool<E>(self, _: bool) -> Result<(), E> {
-        Ok(())
+    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+        Ok(value.into())
     }
 
-    fn visit_i64<E>(self, _: i64) -> Result<(), E> {
-        Ok(())
+    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+        Ok(value.into())
     }
 
-    fn visit_u64<E>(self, _: u64) -> Result<(), E> {
-        Ok(())
+    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+        Ok(value.into())
     }
 
-    fn visit_f64<E>(self, _: f64) -> Result<(), E> {
-        Ok(())
+    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
+        Ok(value.into())
     }
 
-    fn visit_str<E>(self, _: &str) -> Result<(), E> {
-        Ok(())
+    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+        Ok(value.into())
     }
 
-    fn visit_unit<E>(self) -> Result<(), E> {
-        Ok(())
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<(), A::Error> {
-        let mut index = 0;
-        while let Some(()) = {
-            let path = Path::Index(self.path, index);
-            list.next_element_seed(Duplicates { path: &path, found: self.found })?
-        } {
-            index += 1;
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Value, A::Error> {
+        let mut all = Vec::new();
+        loop {
+            let path = Path::Index(self.path, all.len());
+            match list.next_element_seed(Json { path: &path, found: self.found })? {
+                Some(item) => all.push(item),
+                None => return Ok(all.into()),
+            }
         }
-        Ok(())
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
-        let mut seen = std::collections::BTreeSet::new();
-        while let Some(name) = map.next_key::<std::borrow::Cow<'de, str>>()? {
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
+        let mut all = serde_json::Map::new();
+        while let Some(name) = map.next_key::<String>()? {
             let path = Path::Field(self.path, &name);
-            if seen.contains(&*name) && self.found.len() < MOST_DOUBTS {
+            if all.contains_key(&name) && self.found.len() < MOST_DOUBTS {
                 let said = format!("duplicate field {:?}", path.to_string());
                 if !self.found.contains(&said) {
                     self.found.push(said);
                 }
             }
-            map.next_value_seed(Duplicates { path: &path, found: self.found })?;
-            seen.insert(name.into_owned());
+            let value = map.next_value_seed(Json { path: &path, found: self.found })?;
+            all.insert(name, value);
         }
-        Ok(())
+        Ok(all.into())
     }
 }
 
@@ -759,7 +762,7 @@ mod tests {
     fn fields_that_come_twice_are_named() {
         let body =
             br#"{"spec": {"a": [{"x": 1}, {"x": 1, "x": {"y": 1, "y": 2}}], "b": 1, "b": 2, "b": 3}, "spec": {}}"#;
-        let said = duplicates(body);
+        let (_, said) = read_json(body).unwrap();
         assert_eq!(
             said,
             [
@@ -769,8 +772,9 @@ mod tests {
                 "duplicate field \"spec\""
             ]
         );
-        assert_eq!(duplicates(b"k8s\0 no JSON"), Vec::<String>::new());
-        assert_eq!(duplicates(br#"{"a": 1, "a": "#), ["duplicate field \"a\""]);
+        for wrong in [&b"k8s\0 no JSON"[..], br#"{"a": 1, "a": "#, b"{} {}"] {
+            assert!(read_json(wrong).is_err());
+        }
     }
 
     #[test]

@@ -76,11 +76,9 @@ impl How {
         })
     }
 
-    /// The same for a request with a body.
-    fn with_body(ask: &Ask, body: &Bytes) -> Result<Self> {
-        let how = Self::of(ask)?;
-        let doubts = if how.fields == FieldValidation::Ignore { Vec::new() } else { validate::duplicates(body) };
-        Ok(Self { doubts, ..how })
+    /// The same for a request with a body in which something may be doubtful.
+    fn with(ask: &Ask, doubts: Vec<String>) -> Result<Self> {
+        Ok(Self { doubts, ..Self::of(ask)? })
     }
 }
 
@@ -155,7 +153,7 @@ pub(crate) async fn answer(api: &Arc<Api>, ask: Ask, body: Bytes) -> Result<Resp
         if ask.verb != "create" {
             return Err(Failure::method_not_allowed());
         }
-        return auth::review(api, &ask, &decode_for(&ask, &body)?);
+        return auth::review(api, &ask, &decode_for(&ask, &body)?.0);
     }
     if !ask.target.sub.is_empty() && resource.subresource(&ask.target.sub).is_none() {
         return Err(Failure::no_such_path());
@@ -168,8 +166,8 @@ pub(crate) async fn answer(api: &Arc<Api>, ask: Ask, body: Bytes) -> Result<Resp
             if !ask.target.name.is_empty() {
                 return Err(Failure::method_not_allowed());
             }
-            let object = decode_for(&ask, &body)?;
-            let how = How::with_body(&ask, &body)?;
+            let (object, doubts) = decode_for(&ask, &body)?;
+            let how = How::with(&ask, doubts)?;
             let made = create(api, resource, &ask.target.namespace, object, &how).await?;
             Ok(route::json_bytes(201, route::render(ask.form()?, resource, &made)))
         }
@@ -184,9 +182,9 @@ pub(crate) async fn answer(api: &Arc<Api>, ask: Ask, body: Bytes) -> Result<Resp
             delete_collection(api, &ask, &options).await
         }
         ("scale", _) => scale(api, &ask, &body).await,
-        ("token", "create") => auth::token_request(api, &ask, decode_for(&ask, &body)?),
-        ("binding", "create") => bind(api, &ask, &decode_for(&ask, &body)?).await,
-        ("eviction", "create") => evict(api, &ask, &decode_for(&ask, &body)?).await,
+        ("token", "create") => auth::token_request(api, &ask, decode_for(&ask, &body)?.0),
+        ("binding", "create") => bind(api, &ask, &decode_for(&ask, &body)?.0).await,
+        ("eviction", "create") => evict(api, &ask, &decode_for(&ask, &body)?.0).await,
         _ => Err(Failure::method_not_allowed()),
     }
 }
@@ -209,27 +207,29 @@ pub(crate) fn get(api: &Arc<Api>, ask: &Ask) -> Result<Response<Body>> {
     Ok(route::json_bytes(200, route::render(ask.form()?, &ask.resource, &object)))
 }
 
-fn decode(body: &Bytes) -> Result<Value> {
+/// A body, and which fields are there twice in it.
+fn decode(body: &Bytes) -> Result<(Value, Vec<String>)> {
     if body.starts_with(b"k8s\0") {
         return Err(Failure::unsupported_media_type("application/vnd.kubernetes.protobuf", "application/json"));
     }
     if body.is_empty() {
         return Err(Failure::bad_request("the body of the request is empty"));
     }
-    serde_json::from_slice(body).map_err(|error| Failure::bad_request(format!("cannot read the body as JSON: {error}")))
+    validate::read_json(body).map_err(|error| Failure::bad_request(format!("cannot read the body as JSON: {error}")))
 }
 
 /// What is applied may be YAML (of which JSON is a part); kubectl sends JSON, people with curl do not.
-fn decode_yaml(body: &Bytes) -> Result<Value> {
+fn decode_yaml(body: &Bytes) -> Result<(Value, Vec<String>)> {
     if body.is_empty() || serde_json::from_slice::<serde::de::IgnoredAny>(body).is_ok() {
         return decode(body);
     }
     let read = std::str::from_utf8(body).map_err(|error| error.to_string());
     let read = read.and_then(|text| serde_saphyr::from_str(text).map_err(|error| error.to_string()));
-    read.map_err(|error| Failure::bad_request(format!("error decoding YAML: {error}")))
+    let read = read.map_err(|error| Failure::bad_request(format!("error decoding YAML: {error}")))?;
+    Ok((read, Vec::new()))
 }
 
-fn decode_for(ask: &Ask, body: &Bytes) -> Result<Value> {
+fn decode_for(ask: &Ask, body: &Bytes) -> Result<(Value, Vec<String>)> {
     match ask.content_type() {
         "" | "application/json" => decode(body),
         other => Err(Failure::unsupported_media_type(other, "application/json")),
@@ -317,8 +317,9 @@ pub(crate) async fn create(
             continue;
         }
         shape(resource, &mut object);
-        object = admit::mutate(api, resource, admit::Operation::Create, "", None, object, how).await?;
-        shape(resource, &mut object);
+        if admit::mutate(api, resource, admit::Operation::Create, "", None, &mut object, how).await? {
+            shape(resource, &mut object);
+        }
         let _claimed = (&*resource.storage == CRDS).then(|| naming::settle(api, &mut object));
         let causes = validate::check(api, resource, None, &object);
         if !causes.is_empty() {
@@ -380,8 +381,9 @@ pub(crate) async fn change(
         keep_metadata(resource, before, &mut new, name, namespace)?;
         let mut new = merge_part(resource, sub, before, new)?;
         shape(resource, &mut new);
-        new = admit::mutate(api, resource, admit::Operation::Update, sub, Some(before), new, how).await?;
-        shape(resource, &mut new);
+        if admit::mutate(api, resource, admit::Operation::Update, sub, Some(before), &mut new, how).await? {
+            shape(resource, &mut new);
+        }
         let _claimed = (&*resource.storage == CRDS).then(|| naming::settle(api, &mut new));
         if resource.has_generation && !rules::same_but_metadata_and_status(before, &new) {
             meta::metadata_mut(&mut new).insert("generation".into(), json!(meta::generation(before) + 1));
@@ -442,7 +444,7 @@ fn dry_run_of(options: &Value) -> Result<bool> {
 
 impl DeleteOptions {
     fn read(ask: &Ask, body: &Bytes) -> Result<Self> {
-        let given = if body.is_empty() { json!({}) } else { decode(body)? };
+        let given = if body.is_empty() { json!({}) } else { decode(body)?.0 };
         let text = |value: &Value| value.as_str().map(str::to_owned);
         let orphan =
             given["orphanDependents"].as_bool().or_else(|| ask.query.get("orphanDependents").map(|v| v == "true"));
@@ -676,7 +678,7 @@ async fn delete_collection(api: &Arc<Api>, ask: &Ask, options: &DeleteOptions) -
 
 async fn update(api: &Arc<Api>, ask: &Ask, body: &Bytes) -> Result<Response<Body>> {
     let (resource, target) = (&ask.resource, &ask.target);
-    let given = decode_for(ask, body)?;
+    let (given, doubts) = decode_for(ask, body)?;
     let name = meta::name(&given);
     if !name.is_empty() && name != target.name {
         let message = format!("the name of the object ({name}) does not match the name on the URL ({})", target.name);
@@ -693,7 +695,7 @@ async fn update(api: &Arc<Api>, ask: &Ask, body: &Bytes) -> Result<Response<Body
         return Err(Failure::invalid(&resource.kind, &resource.group, &target.name, &[cause]));
     }
     let place = (target.namespace.as_str(), target.name.as_str(), target.sub.as_str());
-    let how = How::with_body(ask, body)?;
+    let how = How::with(ask, doubts)?;
     let made = change(api, resource, place, &how, |_| Ok(given.clone())).await?;
     Ok(route::json_bytes(200, route::render(ask.form()?, resource, &made)))
 }
@@ -709,9 +711,9 @@ async fn patch(api: &Arc<Api>, ask: &Ask, body: &Bytes) -> Result<Response<Body>
         "application/apply-patch+yaml" | "application/apply-patch+json" => return apply(api, ask, body).await,
         other => return Err(Failure::unsupported_media_type(other, accepted)),
     };
-    let patch = decode(body)?;
+    let (patch, doubts) = decode(body)?;
     let place = (target.namespace.as_str(), target.name.as_str(), target.sub.as_str());
-    let how = How { patching: true, ..How::with_body(ask, body)? };
+    let how = How { patching: true, ..How::with(ask, doubts)? };
     let made = change(api, resource, place, &how, |now| rules::patch(kind, resource, now, &patch)).await?;
     Ok(route::json_bytes(200, route::render(ask.form()?, resource, &made)))
 }
@@ -727,8 +729,8 @@ fn applier(ask: &Ask) -> Result<&str> {
 async fn apply(api: &Arc<Api>, ask: &Ask, body: &Bytes) -> Result<Response<Body>> {
     let (resource, target) = (&ask.resource, &ask.target);
     let manager = applier(ask)?;
-    let mut applied = decode_yaml(body)?;
-    let how = How::with_body(ask, body)?;
+    let (mut applied, doubts) = decode_yaml(body)?;
+    let how = How::with(ask, doubts)?;
     report(resource, &applied, &how, &how.doubts)?;
     let unknown = identify(resource, &mut applied)?;
     if !unknown.is_empty() {
@@ -826,7 +828,7 @@ async fn scale(api: &Arc<Api>, ask: &Ask, body: &Bytes) -> Result<Response<Body>
         ("get", _) => return Ok(route::json_value(200, &scale_of(resource, &current.value))),
         ("patch", "application/apply-patch+yaml" | "application/apply-patch+json") => {
             let manager = applier(ask)?;
-            let given = decode_yaml(body)?;
+            let (given, _) = decode_yaml(body)?;
             if given["kind"].as_str().is_some_and(|kind| kind != "Scale") {
                 return Err(Failure::bad_request("the applied configuration is no Scale"));
             }
@@ -844,7 +846,7 @@ async fn scale(api: &Arc<Api>, ask: &Ask, body: &Bytes) -> Result<Response<Body>
             change(api, resource, place, &how, |now| rules::apply(resource, Some(now), &wanted, by)).await?
         }
         ("update" | "patch", kind) => {
-            let body = decode(body)?;
+            let (body, _) = decode(body)?;
             let kind = if kind == "application/json-patch+json" { PatchKind::Json } else { PatchKind::Merge };
             change(api, resource, place, &How::of(ask)?, |now| {
                 let given = match ask.verb {

@@ -204,12 +204,20 @@ impl FieldSet {
     /// What is in either.
     pub fn union(&self, other: &Self) -> Self {
         let mut union = self.clone();
-        union.member |= other.member;
-        for (step, below) in &other.below {
-            let mine = union.below.entry(step.clone()).or_default();
-            *mine = mine.union(below);
-        }
+        union.add(other.clone());
         union
+    }
+
+    /// Puts in what is in the other.
+    pub fn add(&mut self, other: Self) {
+        if self.below.is_empty() {
+            self.below = other.below;
+        } else {
+            for (step, below) in other.below {
+                self.below.entry(step).or_default().add(below);
+            }
+        }
+        self.member |= other.member;
     }
 
     /// What is in both.
@@ -225,14 +233,22 @@ impl FieldSet {
 
     /// What is in this and not in the other.
     pub fn difference(&self, other: &Self) -> Self {
-        let mut rest = FieldSet { member: self.member && !other.member, below: BTreeMap::new() };
-        for (step, below) in &self.below {
-            match other.below.get(step) {
-                Some(others) => rest.put(step.clone(), below.difference(others)),
-                None => rest.put(step.clone(), below.clone()),
+        let mut rest = self.clone();
+        rest.subtract(other);
+        rest
+    }
+
+    /// Takes out what is in the other.
+    pub fn subtract(&mut self, other: &Self) {
+        self.member &= !other.member;
+        for (step, others) in &other.below {
+            if let Some(below) = self.below.get_mut(step) {
+                below.subtract(others);
+                if below.is_empty() {
+                    self.below.remove(step);
+                }
             }
         }
-        rest
     }
 
     /// The paths in it, as kubectl writes them.

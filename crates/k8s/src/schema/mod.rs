@@ -46,6 +46,36 @@ pub struct Schema {
     checks: Checks,
 }
 
+/// The way to a place of an object. It is text only when something is to be said of the place.
+enum Trail<'a> {
+    Root(&'a str),
+    Field(&'a Trail<'a>, &'a str),
+    Index(&'a Trail<'a>, usize),
+}
+
+impl Trail<'_> {
+    fn is_root(&self) -> bool {
+        matches!(self, Trail::Root(""))
+    }
+}
+
+impl std::fmt::Display for Trail<'_> {
+    fn fmt(&self, text: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Trail::Root(place) => text.write_str(place),
+            Trail::Field(above, name) if above.is_root() => text.write_str(name),
+            Trail::Field(above, name) => write!(text, "{above}.{name}"),
+            Trail::Index(above, index) => write!(text, "{above}[{index}]"),
+        }
+    }
+}
+
+impl From<&Trail<'_>> for String {
+    fn from(trail: &Trail<'_>) -> Self {
+        trail.to_string()
+    }
+}
+
 /// JSON types of a schema.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Type {
@@ -134,7 +164,7 @@ impl Schema {
     /// Drops fields the schema does not know, and says which: `spec.foo`.
     pub fn prune(&self, value: &mut Value) -> Vec<String> {
         let mut dropped = Vec::new();
-        self.prune_at("", value, &mut dropped);
+        self.prune_at(&Trail::Root(""), value, &mut dropped);
         dropped
     }
 
@@ -168,13 +198,13 @@ impl Schema {
         }
     }
 
-    fn prune_at(&self, path: &str, value: &mut Value, dropped: &mut Vec<String>) {
+    fn prune_at(&self, path: &Trail<'_>, value: &mut Value, dropped: &mut Vec<String>) {
         match value {
             Value::Object(map) => self.prune_map(path, map, dropped),
             Value::Array(list) => {
                 if let Some(items) = &self.items {
                     for (index, item) in list.iter_mut().enumerate() {
-                        items.prune_at(&format!("{path}[{index}]"), item, dropped);
+                        items.prune_at(&Trail::Index(path, index), item, dropped);
                     }
                 }
             }
@@ -182,20 +212,20 @@ impl Schema {
         }
     }
 
-    fn prune_map(&self, path: &str, map: &mut Map<String, Value>, dropped: &mut Vec<String>) {
+    fn prune_map(&self, path: &Trail<'_>, map: &mut Map<String, Value>, dropped: &mut Vec<String>) {
         map.retain(|name, value| {
-            let below = || if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+            let below = Trail::Field(path, name);
             if self.embedded_resource && matches!(name.as_str(), "apiVersion" | "kind" | "metadata") {
                 return true;
             }
             match self.properties.get(name).or(self.additional.as_deref()) {
                 Some(schema) => {
-                    schema.prune_at(&below(), value, dropped);
+                    schema.prune_at(&below, value, dropped);
                     true
                 }
                 None if self.preserve_unknown_fields => true,
                 None => {
-                    dropped.push(below());
+                    dropped.push(below.to_string());
                     false
                 }
             }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 
-use super::{ListType, Schema, Type};
+use super::{ListType, Schema, Trail, Type};
 use crate::path::Step;
 use crate::status::{Fault, FieldError};
 
@@ -17,11 +17,11 @@ impl Schema {
     /// Everything that is wrong with a value at a field.
     pub fn validate_at(&self, field: &str, value: &Value) -> Vec<FieldError> {
         let mut problems = Vec::new();
-        self.check(field, value, &mut problems);
+        self.check(&Trail::Root(field), value, &mut problems);
         problems
     }
 
-    fn check(&self, field: &str, value: &Value, problems: &mut Vec<FieldError>) {
+    fn check(&self, field: &Trail<'_>, value: &Value, problems: &mut Vec<FieldError>) {
         if value.is_null() && self.nullable {
             return;
         }
@@ -33,7 +33,7 @@ impl Schema {
             Value::Object(map) => {
                 for name in &self.checks.required {
                     if !map.contains_key(name) {
-                        problems.push(FieldError::required(below(field, name), ""));
+                        problems.push(FieldError::required(&Trail::Field(field, name), ""));
                     }
                 }
                 self.check_counts(
@@ -46,10 +46,10 @@ impl Schema {
                 );
                 for (name, value) in map {
                     if let Some(schema) = self.properties.get(name).or(self.additional.as_deref()) {
-                        schema.check(&below(field, name), value, problems);
+                        schema.check(&Trail::Field(field, name), value, problems);
                     }
                 }
-                if self.embedded_resource && !field.is_empty() {
+                if self.embedded_resource && !field.is_root() {
                     check_embedded(field, value, problems);
                 }
             }
@@ -57,7 +57,7 @@ impl Schema {
                 self.check_counts(field, list.len(), self.checks.min_items, self.checks.max_items, "items", problems);
                 if let Some(items) = &self.items {
                     for (index, item) in list.iter().enumerate() {
-                        items.check(&format!("{field}[{index}]"), item, problems);
+                        items.check(&Trail::Index(field, index), item, problems);
                     }
                 }
                 self.check_list_type(field, list, problems);
@@ -74,7 +74,7 @@ impl Schema {
     }
 
     /// Whether it is of the right type, so that looking further makes sense.
-    fn check_type(&self, field: &str, value: &Value, problems: &mut Vec<FieldError>) -> bool {
+    fn check_type(&self, field: &Trail<'_>, value: &Value, problems: &mut Vec<FieldError>) -> bool {
         if self.int_or_string {
             let right = is_integer(value) || value.is_string();
             if !right {
@@ -109,7 +109,7 @@ impl Schema {
         fits
     }
 
-    fn check_choices(&self, field: &str, value: &Value, problems: &mut Vec<FieldError>) {
+    fn check_choices(&self, field: &Trail<'_>, value: &Value, problems: &mut Vec<FieldError>) {
         if let Some(choices) = &self.checks.choices
             && !choices.iter().any(|choice| equal(choice, value))
         {
@@ -119,7 +119,7 @@ impl Schema {
 
     fn check_counts(
         &self,
-        field: &str,
+        field: &Trail<'_>,
         found: usize,
         least: Option<u64>,
         most: Option<u64>,
@@ -139,7 +139,7 @@ impl Schema {
         }
     }
 
-    fn check_list_type(&self, field: &str, list: &[Value], problems: &mut Vec<FieldError>) {
+    fn check_list_type(&self, field: &Trail<'_>, list: &[Value], problems: &mut Vec<FieldError>) {
         let mut seen = BTreeSet::new();
         for (index, item) in list.iter().enumerate() {
             let (identity, shown) = match self.list_type {
@@ -152,12 +152,12 @@ impl Schema {
                 }
             };
             if !seen.insert(identity) {
-                problems.push(FieldError::duplicate(format!("{field}[{index}]"), shown));
+                problems.push(FieldError::duplicate(&Trail::Index(field, index), shown));
             }
         }
     }
 
-    fn check_text(&self, field: &str, text: &str, problems: &mut Vec<FieldError>) {
+    fn check_text(&self, field: &Trail<'_>, text: &str, problems: &mut Vec<FieldError>) {
         let checks = &self.checks;
         let length = text.chars().count() as u64;
         if let Some(most) = checks.max_length
@@ -185,7 +185,7 @@ impl Schema {
         }
     }
 
-    fn check_number(&self, field: &str, value: &Value, number: f64, problems: &mut Vec<FieldError>) {
+    fn check_number(&self, field: &Trail<'_>, value: &Value, number: f64, problems: &mut Vec<FieldError>) {
         let checks = &self.checks;
         let mut wrong = |wish: String| {
             problems.push(FieldError::invalid(field, value.clone(), format!("{field} in body should be {wish}")));
@@ -212,54 +212,52 @@ impl Schema {
         }
     }
 
-    fn check_combinations(&self, field: &str, value: &Value, problems: &mut Vec<FieldError>) {
+    fn check_combinations(&self, field: &Trail<'_>, value: &Value, problems: &mut Vec<FieldError>) {
         let checks = &self.checks;
         for schema in &checks.all_of {
             schema.check(field, value, problems);
         }
-        let fits = |schema: &&Schema| schema.validate_at(field, value).is_empty();
-        let name = Value::from(field);
+        let fits = |schema: &&Schema| {
+            let mut problems = Vec::new();
+            schema.check(field, value, &mut problems);
+            problems.is_empty()
+        };
         let mut wrong = |detail: String| {
+            let detail = format!("{} {detail}", Value::from(field.to_string()));
             problems.push(FieldError { field: field.into(), fault: Fault::Invalid, value: Some("".into()), detail });
         };
         if !checks.any_of.is_empty() && !checks.any_of.iter().any(|schema| fits(&schema)) {
-            wrong(format!("{name} must validate at least one schema (anyOf)"));
+            wrong("must validate at least one schema (anyOf)".into());
         }
         if !checks.one_of.is_empty() {
             match checks.one_of.iter().filter(fits).count() {
                 1 => {}
-                0 => wrong(format!("{name} must validate one and only one schema (oneOf). Found none valid")),
+                0 => wrong("must validate one and only one schema (oneOf). Found none valid".into()),
                 found => {
-                    wrong(format!(
-                        "{name} must validate one and only one schema (oneOf). Found {found} valid alternatives"
-                    ));
+                    wrong(format!("must validate one and only one schema (oneOf). Found {found} valid alternatives"));
                 }
             }
         }
         if let Some(not) = checks.not.as_deref()
             && fits(&not)
         {
-            wrong(format!("{name} must not validate the schema (not)"));
+            wrong("must not validate the schema (not)".into());
         }
     }
 }
 
-fn check_embedded(field: &str, value: &Value, problems: &mut Vec<FieldError>) {
+fn check_embedded(field: &Trail<'_>, value: &Value, problems: &mut Vec<FieldError>) {
     for name in ["apiVersion", "kind"] {
         match value.get(name).and_then(Value::as_str) {
             Some(text) if !text.is_empty() => {}
-            _ => problems.push(FieldError::required(below(field, name), "must not be empty")),
+            _ => problems.push(FieldError::required(&Trail::Field(field, name), "must not be empty")),
         }
     }
 }
 
-fn below(field: &str, name: &str) -> String {
-    if field.is_empty() { name.to_owned() } else { format!("{field}.{name}") }
-}
-
-fn wrong_type(field: &str, value: &Value, wanted: &str) -> FieldError {
+fn wrong_type(field: &Trail<'_>, value: &Value, wanted: &str) -> FieldError {
     let found = type_name(value);
-    let place = if field.is_empty() { "<nil>" } else { field };
+    let place = if field.is_root() { "<nil>".to_owned() } else { field.to_string() };
     FieldError::wrong_type(field, found, format!("{place} in body must be of type {wanted}: \"{found}\""))
 }
 

@@ -1,10 +1,13 @@
 //! Which fields a value has, and which differ between two.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use serde_json::Value;
 
+use super::Write;
 use crate::lists::{List, Shape};
+use crate::meta;
 use crate::path::{FieldSet, Step};
 
 /// What differs between an object and its successor.
@@ -18,7 +21,13 @@ pub(super) struct Changes {
 
 impl Changes {
     pub(super) fn between(old: Option<&Value>, new: &Value, shape: Shape<'_>) -> Self {
-        compare(old, Some(new), shape, Place::Root)
+        compare(old, Some(new), shape, Place::Root(None))
+    }
+
+    /// What differs in the part that a write is about. Nulls are as good as absent.
+    pub(super) fn between_parts(old: Option<&Value>, new: &Value, write: &Write<'_>) -> Self {
+        let (old, new) = (old.map(without_nulls), without_nulls(new));
+        compare(old.as_deref(), Some(&new), write.shape, Place::Root(Some(write)))
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -43,26 +52,37 @@ impl Changes {
 }
 
 /// Where a value stands: some parts of an object are always there, as far as ownership goes.
-#[derive(Clone, Copy, PartialEq)]
-enum Place {
-    /// The object.
-    Root,
-    /// Its `metadata`, `spec` or `status`.
+#[derive(Clone, Copy)]
+enum Place<'a> {
+    /// The object: all of it, or what a write is about.
+    Root(Option<&'a Write<'a>>),
+    /// Its `metadata`, likewise.
+    Metadata(Option<&'a Write<'a>>),
+    /// Its `spec` or `status`.
     Part,
     /// Anything else.
     Inside,
 }
 
-impl Place {
+impl Place<'_> {
     fn below(self, key: &str) -> Self {
         match (self, key) {
-            (Place::Root, "metadata" | "spec" | "status") => Place::Part,
+            (Place::Root(write), "metadata") => Place::Metadata(write),
+            (Place::Root(_), "spec" | "status") => Place::Part,
             _ => Place::Inside,
+        }
+    }
+
+    fn counts(self, key: &str) -> bool {
+        match self {
+            Place::Root(Some(write)) => write.is_about(key),
+            Place::Metadata(Some(write)) => write.is_about_metadata(key),
+            _ => true,
         }
     }
 }
 
-fn compare(old: Option<&Value>, new: Option<&Value>, shape: Shape<'_>, place: Place) -> Changes {
+fn compare(old: Option<&Value>, new: Option<&Value>, shape: Shape<'_>, place: Place<'_>) -> Changes {
     if old == new {
         return Changes::default();
     }
@@ -70,7 +90,8 @@ fn compare(old: Option<&Value>, new: Option<&Value>, shape: Shape<'_>, place: Pl
     let mut changes = Changes::default();
     match (old, new) {
         (None | Some(Value::Object(_)), None | Some(Value::Object(_))) if either_full && !shape.is_atomic() => {
-            for key in keys(old).chain(keys(new)) {
+            let gone = keys(old).filter(|key| entry(new, key).is_none());
+            for key in gone.chain(keys(new)).filter(|key| place.counts(key)) {
                 let below = compare(entry(old, key), entry(new, key), shape.field(key).0, place.below(key));
                 changes.put(Step::Field(key.to_owned()), below);
             }
@@ -80,7 +101,7 @@ fn compare(old: Option<&Value>, new: Option<&Value>, shape: Shape<'_>, place: Pl
             let (Some(old), Some(new)) = (by_step(old, &list), by_step(new, &list)) else {
                 return Changes::whole(old, new);
             };
-            for step in old.keys().chain(new.keys()) {
+            for step in old.keys().filter(|step| !new.contains_key(step)).chain(new.keys()) {
                 let below = compare(old.get(step).copied(), new.get(step).copied(), shape.item(), Place::Inside);
                 changes.put(step.clone(), below);
             }
@@ -96,7 +117,7 @@ fn compare(old: Option<&Value>, new: Option<&Value>, shape: Shape<'_>, place: Pl
         }
         _ => return Changes::whole(old, new),
     }
-    if place == Place::Inside {
+    if matches!(place, Place::Inside) {
         match (old, new) {
             (None, Some(_)) => changes.changed.set_member(),
             (Some(_), None) => changes.removed.set_member(),
@@ -155,6 +176,23 @@ pub(super) fn by_step<'a>(list: Option<&'a Value>, kind: &List<'_>) -> Option<BT
     match kind {
         List::Atomic => None,
         _ => Some(found),
+    }
+}
+
+fn without_nulls(value: &Value) -> Cow<'_, Value> {
+    if !has_nulls(value) {
+        return Cow::Borrowed(value);
+    }
+    let mut value = value.clone();
+    meta::remove_nulls(&mut value);
+    Cow::Owned(value)
+}
+
+fn has_nulls(value: &Value) -> bool {
+    match value {
+        Value::Object(map) => map.values().any(|value| value.is_null() || has_nulls(value)),
+        Value::Array(list) => list.iter().any(has_nulls),
+        _ => false,
     }
 }
 

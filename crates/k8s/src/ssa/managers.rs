@@ -144,8 +144,13 @@ impl Managers {
     /// Reads an object's managers.
     pub(super) fn of(object: Option<&Value>) -> Self {
         let entries = object.and_then(|object| object.pointer("/metadata/managedFields")).and_then(Value::as_array);
+        Self::read(entries.map_or(&[], Vec::as_slice))
+    }
+
+    /// Reads `managedFields`.
+    pub(super) fn read(entries: &[Value]) -> Self {
         let mut managers = Managers::default();
-        for entry in entries.into_iter().flatten() {
+        for entry in entries {
             let text = |key: &str| entry.get(key).and_then(Value::as_str).unwrap_or("");
             let operation = match text("operation") {
                 "Apply" => Operation::Apply,
@@ -160,7 +165,7 @@ impl Managers {
                 time: text("time").to_owned(),
                 fields: FieldSet::new(),
             });
-            managed.fields = managed.fields.union(&fields);
+            managed.fields.add(fields);
         }
         managers
     }
@@ -185,7 +190,9 @@ impl Managers {
 
     /// What all but one manage.
     pub(super) fn all_but(&self, me: &ManagerId) -> FieldSet {
-        self.others(me).fold(FieldSet::new(), |all, (_, managed)| all.union(&managed.fields))
+        let mut all = FieldSet::new();
+        self.others(me).for_each(|(_, managed)| all.add(managed.fields.clone()));
+        all
     }
 
     /// An object without managers belongs to what was before the first apply.
@@ -213,14 +220,16 @@ impl Managers {
     /// Others lose what is changed or gone.
     pub(super) fn give_up(&mut self, me: &ManagerId, changes: &Changes) {
         for (_, managed) in self.0.iter_mut().filter(|(id, _)| *id != me) {
-            managed.fields = managed.fields.difference(&changes.changed).difference(&changes.removed);
+            managed.fields.subtract(&changes.changed);
+            managed.fields.subtract(&changes.removed);
         }
     }
 
     /// Everybody loses what a write that is no apply changed or removed.
     pub(super) fn give_up_to_update(&mut self, changes: &Changes) {
         for managed in self.0.values_mut() {
-            managed.fields = managed.fields.difference(&changes.changed).difference(&changes.removed);
+            managed.fields.subtract(&changes.changed);
+            managed.fields.subtract(&changes.removed);
         }
     }
 
@@ -248,7 +257,7 @@ impl Managers {
             time: String::new(),
             fields: FieldSet::new(),
         });
-        managed.fields = managed.fields.union(&fields);
+        managed.fields.add(fields);
         managed.time = write.now.into();
     }
 
@@ -308,7 +317,7 @@ impl Managers {
             let bucket = ManagerId::new(Operation::Update, ANCIENT, &old.api_version, "");
             match self.0.get_mut(&bucket) {
                 Some(managed) => {
-                    managed.fields = managed.fields.union(&old.fields);
+                    managed.fields.add(old.fields);
                     managed.time = managed.time.clone().max(old.time);
                 }
                 None => {

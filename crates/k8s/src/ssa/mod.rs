@@ -135,33 +135,34 @@ fn applied_before(live: Option<&Value>, write: &Write<'_>) -> FieldSet {
     set.difference(&now.changed).difference(&now.removed).difference(&added.changed)
 }
 
-/// Keeps the books for a create, update or patch: `new` is what will be stored, and who manages what is written into it.
+/// Keeps the books for a create, update or patch: `object` is what will be stored, and who manages what is written into it.
 ///
-/// A write that changes nothing changes no times either. `new` may carry `managedFields` of its own; one empty entry
+/// A write that changes nothing changes no times either. `object` may carry `managedFields` of its own; one empty entry
 /// (`[{}]`) forgets all managers.
-pub fn update(live: Option<&Value>, new: &Value, write: &Write<'_>) -> Value {
-    let mut object = without_managed_fields(new);
-    let given = new.pointer("/metadata/managedFields").and_then(Value::as_array);
-    if let Some([only]) = given.map(Vec::as_slice)
+pub fn update(live: Option<&Value>, object: &mut Value, write: &Write<'_>) {
+    let metadata = object.get_mut("metadata").and_then(Value::as_object_mut);
+    let given = match metadata.and_then(|metadata| metadata.remove("managedFields")) {
+        Some(Value::Array(given)) => given,
+        _ => Vec::new(),
+    };
+    if let [only] = given.as_slice()
         && only.as_object().is_some_and(serde_json::Map::is_empty)
     {
-        return object;
+        return;
     }
-    let mut managers = Managers::of(Some(new));
-    if managers.is_empty() || given.is_some_and(|given| !Managers::readable(given)) {
+    let mut managers = Managers::read(&given);
+    if managers.is_empty() || !Managers::readable(&given) {
         managers = Managers::of(live);
     }
     if live.is_some() && managers.is_empty() {
         // Nobody kept books so far (or they were cleared): the first apply will.
-        return object;
+        return;
     }
-    let old = live.map(|live| own_part(&without_managed_fields(live), write));
-    let changes = Changes::between(old.as_ref(), &own_part(&object, write), write.shape);
+    let changes = Changes::between_parts(live, object, write);
     let me = ManagerId::updater(write);
     managers.give_up_to_update(&changes);
     managers.add_updated(me, strip(changes.changed), write);
-    managers.write(&mut object);
-    object
+    managers.write(object);
 }
 
 /// Who manages which fields of an object, for display: manager, operation, and fields as kubectl writes them.
@@ -174,20 +175,31 @@ fn own_part(object: &Value, write: &Write<'_>) -> Value {
     let mut part = object.clone();
     meta::remove_nulls(&mut part);
     if let Some(map) = part.as_object_mut() {
-        if write.subresource == "status" {
-            map.retain(|key, _| matches!(key.as_str(), "apiVersion" | "kind" | "metadata" | "status"));
-        } else if write.status_apart {
-            map.remove("status");
-        }
+        map.retain(|key, _| write.is_about(key));
         if let Some(metadata) = map.get_mut("metadata").and_then(Value::as_object_mut) {
-            let server = ["managedFields", "uid", "resourceVersion", "generation", "creationTimestamp", "selfLink"];
-            metadata.retain(|key, _| !server.contains(&key.as_str()));
-            if write.subresource == "status" {
-                metadata.retain(|key, _| matches!(key.as_str(), "name" | "namespace"));
-            }
+            metadata.retain(|key, _| write.is_about_metadata(key));
         }
     }
     part
+}
+
+impl Write<'_> {
+    /// Whether it is about a field of the object.
+    fn is_about(&self, field: &str) -> bool {
+        match self.subresource {
+            "status" => matches!(field, "apiVersion" | "kind" | "metadata" | "status"),
+            _ => !(self.status_apart && field == "status"),
+        }
+    }
+
+    /// Whether it is about a field of its metadata.
+    fn is_about_metadata(&self, field: &str) -> bool {
+        let server = ["managedFields", "uid", "resourceVersion", "generation", "creationTimestamp", "selfLink"];
+        match self.subresource {
+            "status" => matches!(field, "name" | "namespace"),
+            _ => !server.contains(&field),
+        }
+    }
 }
 
 /// Fields nobody manages.

@@ -18,6 +18,12 @@ fn by(manager: &str) -> Write<'_> {
     }
 }
 
+fn updated(live: Option<&Value>, new: &Value, write: &Write<'_>) -> Value {
+    let mut object = new.clone();
+    update(live, &mut object, write);
+    object
+}
+
 fn deployment(spec: Value) -> Value {
     json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "a", "namespace": "b"}, "spec": spec})
 }
@@ -76,7 +82,7 @@ fn what_is_not_wanted_any_more_goes_unless_others_want_it() {
 
 #[test]
 fn conflicts_are_said_as_kubectl_prints_them() {
-    let object = update(None, &deployment(json!({"replicas": 1, "paused": false})), &by("x"));
+    let object = updated(None, &deployment(json!({"replicas": 1, "paused": false})), &by("x"));
     let one = apply(Some(&object), &deployment(json!({"replicas": 2})), &by("me"), false).unwrap_err();
     assert_eq!(one.to_string(), "Apply failed with 1 conflict: conflict with \"x\" using apps/v1: .spec.replicas");
     let status = one.to_status();
@@ -109,18 +115,18 @@ fn conflicts_are_said_as_kubectl_prints_them() {
 fn other_writes_take_what_they_change() {
     let write = Write { now: THEN, ..by("kubectl") };
     let created =
-        update(None, &deployment(json!({"replicas": 1, "template": {"metadata": {"labels": {"a": "1"}}}})), &write);
+        updated(None, &deployment(json!({"replicas": 1, "template": {"metadata": {"labels": {"a": "1"}}}})), &write);
     assert_eq!(
         created["metadata"]["managedFields"][0]["fieldsV1"],
         json!({"f:spec": {"f:replicas": {}, "f:template": {".": {}, "f:metadata": {".": {}, "f:labels": {".": {}, "f:a": {}}}}}})
     );
     // A write that changes nothing keeps times.
-    assert_eq!(update(Some(&created), &no_books(created.clone()), &by("kubectl")), created);
-    assert_eq!(update(Some(&created), &no_books(created.clone()), &by("other")), created);
+    assert_eq!(updated(Some(&created), &no_books(created.clone()), &by("kubectl")), created);
+    assert_eq!(updated(Some(&created), &no_books(created.clone()), &by("other")), created);
     // Somebody else scales.
     let mut scaled = created.clone();
     scaled["spec"]["replicas"] = json!(3);
-    let scaled = update(Some(&created), &scaled, &Write { subresource: "scale", ..by("hpa") });
+    let scaled = updated(Some(&created), &scaled, &Write { subresource: "scale", ..by("hpa") });
     let books = scaled["metadata"]["managedFields"].as_array().unwrap();
     assert_eq!(books.len(), 2);
     assert_eq!(books[1]["subresource"], "scale");
@@ -129,7 +135,7 @@ fn other_writes_take_what_they_change() {
     // One empty entry forgets everybody.
     let mut reset = created.clone();
     reset["metadata"]["managedFields"] = json!([{}]);
-    assert!(update(Some(&created), &reset, &by("kubectl"))["metadata"].get("managedFields").is_none());
+    assert!(updated(Some(&created), &reset, &by("kubectl"))["metadata"].get("managedFields").is_none());
 }
 
 #[test]
@@ -151,7 +157,7 @@ fn status_is_kept_apart() {
 #[test]
 fn an_object_nobody_kept_books_of_belongs_to_before_the_first_apply() {
     let live = deployment(json!({"replicas": 1}));
-    assert_eq!(update(Some(&live), &live, &by("x")), live);
+    assert_eq!(updated(Some(&live), &live, &by("x")), live);
     let error = apply(Some(&live), &deployment(json!({"replicas": 2})), &by("me"), false).unwrap_err();
     assert!(error.to_string().contains("\"before-first-apply\" using apps/v1: .spec.replicas"), "{error}");
 }
@@ -190,7 +196,7 @@ fn many_writers_become_ancient() {
         meta::set_label(&mut next, &format!("l{index}"), "1");
         let (manager, now) = (format!("m{index}"), format!("2026-01-01T00:00:{index:02}Z"));
         let live = (index > 0).then_some(&object);
-        object = update(live, &next, &Write { now: &now, ..by(&manager) });
+        object = updated(live, &next, &Write { now: &now, ..by(&manager) });
     }
     let owners = owners(&object);
     assert_eq!(owners.len(), 10);
@@ -260,7 +266,7 @@ proptest! {
 
     #[test]
     fn what_is_applied_is_there_and_owned(before in any_config(), config in any_config()) {
-        let live = update(None, &before, &by("x"));
+        let live = updated(None, &before, &by("x"));
         let object = apply(Some(&live), &config, &by("me"), true).unwrap();
         let wanted = own_part(&config, &by("me"));
         prop_assert_eq!(&merge::merge(Some(&object), &wanted, by("me").shape), &object);
@@ -295,8 +301,8 @@ proptest! {
 
     #[test]
     fn an_update_that_changes_nothing_changes_no_books(before in any_config()) {
-        let live = update(None, &before, &Write { now: THEN, ..by("x") });
-        prop_assert_eq!(update(Some(&live), &live, &by("y")), live);
+        let live = updated(None, &before, &Write { now: THEN, ..by("x") });
+        prop_assert_eq!(updated(Some(&live), &live, &by("y")), live);
     }
 
     #[test]
@@ -311,8 +317,8 @@ proptest! {
                     prop_assert_eq!(again, Ok(object));
                 }
             }
-            update(Some(&live), &config, &write);
-            update(None, &config, &write);
+            updated(Some(&live), &config, &write);
+            updated(None, &config, &write);
         }
     }
 }

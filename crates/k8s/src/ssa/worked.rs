@@ -15,6 +15,12 @@ fn by(manager: &str) -> Write<'_> {
     }
 }
 
+fn updated(live: Option<&Value>, new: &Value, write: &Write<'_>) -> Value {
+    let mut object = new.clone();
+    update(live, &mut object, write);
+    object
+}
+
 fn deployment(spec: Value) -> Value {
     json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "nginx-deployment"}, "spec": spec})
 }
@@ -38,7 +44,7 @@ fn ownership_is_transferred() {
     // The autoscaler scales: the field changes hands, and who still applies it is told.
     let mut scaled = live.clone();
     scaled["spec"]["replicas"] = json!(5);
-    let scaled = update(Some(&live), &scaled, &Write { subresource: "scale", ..by("hpa") });
+    let scaled = updated(Some(&live), &scaled, &Write { subresource: "scale", ..by("hpa") });
     let told = apply(Some(&scaled), &full(Some(3)), &by("kubectl"), false).unwrap_err().to_string();
     let said =
         "Apply failed with 1 conflict: conflict with \"hpa\" with subresource \"scale\" using apps/v1: .spec.replicas";
@@ -84,7 +90,7 @@ fn books_are_closed_by_one_empty_entry_only() {
         let mut new = live.clone();
         new["metadata"]["managedFields"] = books;
         new["spec"]["paused"] = json!(true);
-        owned(&update(Some(&live), &new, &by("two")))
+        owned(&updated(Some(&live), &new, &by("two")))
     };
     let both = ["one Apply: .spec.replicas", "two Update: .spec.paused"];
     for books in [
@@ -109,7 +115,7 @@ fn kubectl_moves_from_client_side_apply_without_conflicts() {
     let config = deployment(json!({"replicas": 3, "paused": false}));
     let mut first = config.clone();
     meta::set_annotation(&mut first, LAST_APPLIED, &config.to_string());
-    let live = update(None, &first, &by("kubectl-client-side-apply"));
+    let live = updated(None, &first, &by("kubectl-client-side-apply"));
     let wish = deployment(json!({"replicas": 4, "paused": true}));
     // Anybody else is in conflict with it.
     assert!(apply(Some(&live), &wish, &by("me"), false).is_err());
@@ -120,7 +126,7 @@ fn kubectl_moves_from_client_side_apply_without_conflicts() {
     // What somebody else changed since is a conflict for kubectl too.
     let mut scaled = live.clone();
     scaled["spec"]["replicas"] = json!(9);
-    let scaled = update(Some(&live), &scaled, &by("hpa"));
+    let scaled = updated(Some(&live), &scaled, &by("hpa"));
     let told = apply(Some(&scaled), &wish, &by("kubectl"), false).unwrap_err().to_string();
     assert_eq!(told, "Apply failed with 1 conflict: conflict with \"hpa\" using apps/v1: .spec.replicas");
 }
