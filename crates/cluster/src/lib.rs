@@ -3,6 +3,7 @@
 //! What to write is never decided here. Start at [`Kubeconfig`], then [`connect()`], then [`objects`]. [`lease`] says which of
 //! several acts.
 
+mod bare;
 mod connect;
 pub mod forward;
 mod kubeconfig;
@@ -10,6 +11,7 @@ pub mod lease;
 pub mod objects;
 mod pass;
 
+pub use bare::Bare;
 pub use connect::{Carried, Cluster, Duplex, Reach, Way, client, client_over, connect, in_cluster};
 pub use kubeconfig::{Kubeconfig, from_kubeconfig_text};
 pub use pass::{Passage, Unpassed};

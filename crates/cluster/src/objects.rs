@@ -7,11 +7,11 @@ use kube::api::{
     Api, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams, Preconditions, PropagationPolicy,
     WatchParams,
 };
-use kube::core::{ApiResource, GroupVersionKind, WatchEvent};
+use kube::core::{ApiResource, DynamicResourceScope, GroupVersionKind, Request, WatchEvent};
 use serde_json::Value;
 use stolos_k8s::meta;
 
-use crate::Error;
+use crate::{Bare, Error};
 
 /// How long one request may take.
 pub const ANSWER: Duration = Duration::from_secs(30);
@@ -64,6 +64,19 @@ impl Resource {
     /// The API of this kind, in one namespace or in all.
     #[must_use]
     pub fn api(&self, client: &kube::Client, namespace: Option<&str>) -> Api<DynamicObject> {
+        self.api_of(client, namespace)
+    }
+
+    /// The same, of objects as [`Bare`] ones.
+    #[must_use]
+    pub fn bare_api(&self, client: &kube::Client, namespace: Option<&str>) -> Api<Bare> {
+        self.api_of(client, namespace)
+    }
+
+    fn api_of<K>(&self, client: &kube::Client, namespace: Option<&str>) -> Api<K>
+    where
+        K: kube::Resource<DynamicType = ApiResource, Scope = DynamicResourceScope>,
+    {
         let (group, version) = self.api_version.split_once('/').unwrap_or(("", &self.api_version));
         let resource =
             ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, version, &self.kind), &self.plural);
@@ -188,7 +201,7 @@ pub async fn apply(
     bounded(what, resource.api(client, namespace).patch(name, &params, &Patch::Apply(object))).await.map(to_value)
 }
 
-/// Creates `object` as `manager`.
+/// Creates `object` as `manager`; what it is then, without `managedFields`.
 ///
 /// # Errors
 ///
@@ -197,10 +210,12 @@ pub async fn create(client: &kube::Client, resource: &Resource, object: &Value, 
     let (namespace, name) = place(object);
     let what = || format!("create {}", describe(resource, namespace, name));
     let params = PostParams { dry_run: false, field_manager: Some(manager.to_owned()) };
-    bounded(what, resource.api(client, namespace).create(&params, &dynamic(what, object)?)).await.map(to_value)
+    let url = Request::new(resource.bare_api(client, namespace).resource_url());
+    write(client, what, url.create(&params, object.to_string().into_bytes())).await
 }
 
-/// Puts `object` in the place of the one of its name, as `manager`; of that very revision where the object names one.
+/// Puts `object` in the place of the one of its name, as `manager`; of that very revision where the object names one. What
+/// it is then, without `managedFields`.
 ///
 /// # Errors
 ///
@@ -214,11 +229,12 @@ pub async fn replace(
     let (namespace, name) = place(object);
     let what = || format!("replace {}", describe(resource, namespace, name));
     let params = PostParams { dry_run: false, field_manager: Some(manager.to_owned()) };
-    bounded(what, resource.api(client, namespace).replace(name, &params, &dynamic(what, object)?)).await.map(to_value)
+    let url = Request::new(resource.bare_api(client, namespace).resource_url());
+    write(client, what, url.replace(name, &params, object.to_string().into_bytes())).await
 }
 
 /// Merges `patch` (RFC 7386) into the object called `name`, as `manager`: into its status where `status` is set, into
-/// everything else where it is not.
+/// everything else where it is not. What it is then, without `managedFields`.
 ///
 /// # Errors
 ///
@@ -236,13 +252,22 @@ pub async fn merge(
         format!("change {of}{}", describe(resource, namespace, name))
     };
     let params = PatchParams { field_manager: Some(manager.to_owned()), ..PatchParams::default() };
-    let (api, patch) = (resource.api(client, namespace), Patch::Merge(patch));
-    let changed = if status {
-        bounded(what, api.patch_status(name, &params, &patch)).await
-    } else {
-        bounded(what, api.patch(name, &params, &patch)).await
+    let url = Request::new(resource.bare_api(client, namespace).resource_url());
+    let patch = Patch::Merge(patch);
+    let request = match status {
+        true => url.patch_subresource("status", name, &params, &patch),
+        false => url.patch(name, &params, &patch),
     };
-    changed.map(to_value)
+    write(client, what, request).await
+}
+
+async fn write(
+    client: &kube::Client,
+    what: impl Fn() -> String,
+    request: Result<http::Request<Vec<u8>>, kube::core::request::Error>,
+) -> Result<Value, Error> {
+    let written = async { client.request::<Bare>(request.map_err(kube::Error::BuildRequest)?).await };
+    Ok(bounded(what, written).await?.value)
 }
 
 /// Asks for the deletion of the object called `name`, in the foreground; only of the very object with `uid` if given.
@@ -313,11 +338,6 @@ fn describe(resource: &Resource, namespace: Option<&str>, name: &str) -> String 
 
 fn place(object: &Value) -> (Option<&str>, &str) {
     (text(object, "/metadata/namespace"), text(object, "/metadata/name").unwrap_or_default())
-}
-
-fn dynamic(what: impl Fn() -> String, object: &Value) -> Result<DynamicObject, Error> {
-    let read = serde_json::from_value(object.clone());
-    read.map_err(|error| Error::Request { what: what(), source: Box::new(kube::Error::SerdeError(error)) })
 }
 
 fn to_value(object: DynamicObject) -> Value {

@@ -1,6 +1,7 @@
 //! What is to be looked at: each thing once, never twice at the same time, later and later while it fails.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap, HashSet, VecDeque};
 use std::fmt::Debug;
 use std::hash::Hash;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -20,6 +21,8 @@ pub(crate) type Trouble = Box<dyn std::error::Error + Send + Sync>;
 /// When a thing is to be looked at again though nothing has changed; `None` for never.
 pub(crate) type Again = Option<Duration>;
 
+/// How long what happens to one thing is gathered, where whoever asks is in no hurry.
+const SOON: Duration = Duration::from_millis(100);
 const FIRST: Duration = Duration::from_millis(50);
 const LAST: Duration = Duration::from_secs(30);
 
@@ -56,13 +59,20 @@ struct Waiting<K> {
     /// What is in `ready`.
     queued: HashSet<K>,
     later: HashMap<K, Instant>,
+    /// The entries of `later` by time; those that are no longer in it are passed over.
+    times: BinaryHeap<Reverse<(Instant, K)>>,
     failures: HashMap<K, u32>,
 }
 
-impl<K: Clone + Eq + Hash + Debug + Send + 'static> Queue<K> {
+impl<K: Clone + Ord + Hash + Debug + Send + 'static> Queue<K> {
     pub(crate) fn new(name: &'static str) -> Arc<Self> {
-        let waiting =
-            Waiting { ready: VecDeque::new(), queued: HashSet::new(), later: HashMap::new(), failures: HashMap::new() };
+        let waiting = Waiting {
+            ready: VecDeque::new(),
+            queued: HashSet::new(),
+            later: HashMap::new(),
+            times: BinaryHeap::new(),
+            failures: HashMap::new(),
+        };
         Arc::new(Self {
             name,
             waiting: Mutex::new(waiting),
@@ -102,12 +112,18 @@ impl<K: Clone + Eq + Hash + Debug + Send + 'static> Queue<K> {
         self.wake.notify_one();
     }
 
+    /// Looks at a thing in a moment, once for all that happens to it until then.
+    pub(crate) fn add_soon(&self, key: K) {
+        self.add_after(key, SOON);
+        self.wake.notify_one();
+    }
+
     fn add_after(&self, key: K, delay: Duration) {
         let at = Instant::now() + delay;
         let mut waiting = self.waiting();
-        if !waiting.queued.contains(&key) {
-            let known = waiting.later.entry(key).or_insert(at);
-            *known = at.min(*known);
+        if !waiting.queued.contains(&key) && waiting.later.get(&key).is_none_or(|known| at < *known) {
+            waiting.later.insert(key.clone(), at);
+            waiting.times.push(Reverse((at, key)));
         }
     }
 
@@ -167,14 +183,20 @@ impl<K: Clone + Eq + Hash + Debug + Send + 'static> Queue<K> {
     fn due(&self) -> Option<Instant> {
         let now = Instant::now();
         let mut waiting = self.waiting();
-        let due: Vec<K> = waiting.later.iter().filter(|(_, at)| **at <= now).map(|(key, _)| key.clone()).collect();
-        for key in due {
-            waiting.later.remove(&key);
-            if waiting.queued.insert(key.clone()) {
-                waiting.ready.push_back(key);
+        while let Some(Reverse((at, key))) = waiting.times.peek() {
+            let is_meant = waiting.later.get(key) == Some(at);
+            if is_meant && *at > now {
+                return Some(*at);
+            }
+            let Some(Reverse((_, key))) = waiting.times.pop() else { break };
+            if is_meant {
+                waiting.later.remove(&key);
+                if waiting.queued.insert(key.clone()) {
+                    waiting.ready.push_back(key);
+                }
             }
         }
-        waiting.later.values().min().copied()
+        None
     }
 
     /// The first that is not being looked at.
@@ -214,5 +236,26 @@ mod tests {
         Arc::clone(&queue).run(1, stop, look).await;
         // `a` once, `b` four times.
         assert_eq!(looks.load(Ordering::Acquire), 5);
+    }
+
+    #[tokio::test]
+    async fn what_happens_together_is_looked_at_once() {
+        let (queue, stop) = (Queue::new("test"), Stop::new());
+        let looked = Arc::new(Mutex::new(Vec::new()));
+        let (told, asked) = (Arc::clone(&looked), stop.clone());
+        let look = move |key: &'static str| {
+            told.lock().unwrap().push(key);
+            if key == "last" {
+                asked.ask();
+            }
+            async { Ok(None) }
+        };
+        for _ in 0..3 {
+            queue.add_soon("often");
+        }
+        queue.add_after("last", SOON * 2);
+        queue.add("now");
+        Arc::clone(&queue).run(4, stop, look).await;
+        assert_eq!(*looked.lock().unwrap(), ["now", "often", "last"]);
     }
 }

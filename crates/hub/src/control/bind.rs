@@ -62,7 +62,7 @@ pub(super) async fn look(hub: Arc<Hub>, key: Key) -> Result<Again, Trouble> {
         }
     };
     hub.forget_left_behind(&key).await?;
-    hub.queues.aggregate.add(key.clone());
+    hub.queues.aggregate.add_soon(key.clone());
     let waiting = leaving || !waits.is_empty();
     hub.wait_for(&key, waiting);
     if let Some((mirror, now)) = hub.binding(&key) {

@@ -230,15 +230,21 @@ async fn apply(
 ) -> Result<bool, Trouble> {
     let mut claimed = template.clone();
     claim.put(&mut claimed);
-    let template = if claimed == *template { template.clone() } else { hub.change(mirror, template, &claimed).await? };
-    let key = binding_key(&template);
+    let written;
+    let template = if claimed == *template {
+        template
+    } else {
+        written = hub.change(mirror, template, &claimed).await?;
+        &*written
+    };
+    let key = binding_key(template);
     let bindings = hub.bindings_of(&key.0);
     let before = bindings.get(&key.0, &key.1);
     if before.as_ref().is_some_and(|before| meta::deletion_timestamp(before).is_some()) {
         return Err("the binding of a template of this name is still on its way out".into());
     }
-    let needs = needs(hub, &template).await?;
-    let wanted = binding(&template, policy, claim, needs, before.as_deref())?;
+    let needs = needs(hub, template).await?;
+    let wanted = binding(template, policy, claim, needs, before.as_deref())?;
     match before {
         None => hub.create(bindings, &wanted).await?,
         Some(before) if essence(&before) == essence(&wanted) => return Ok(false),

@@ -132,8 +132,8 @@ impl Hub {
     /// Something has changed that decides what may stay where it is.
     pub(super) fn look_at_evictions(&self) {
         for bindings in [&self.own.bindings, &self.own.cluster_bindings] {
-            for binding in bindings.list() {
-                self.queues.evict.add(crate::mirror::key(&binding));
+            for binding in bindings.keys() {
+                self.queues.evict.add(binding);
             }
         }
     }

@@ -12,6 +12,7 @@ use stolos_k8s::meta;
 use super::clusters::{condition, is_ready, set_condition};
 use super::interpret::unanswered;
 use super::members::Member;
+use super::template::essence;
 use super::{Hub, difference};
 use crate::evict::guard::{Ending, asked, ending};
 use crate::interpret::ScriptError;
@@ -234,9 +235,9 @@ async fn apply(
         None => match objects::create(&member.client, &mirror.resource, manifest, MANAGER).await {
             Ok(object) => {
                 member.applied(&mirror.resource, manifest, &object);
-                let object = stripped(object);
-                mirror.wrote(object.clone());
-                return outcome(Arc::new(object), Did::Created);
+                let object = Arc::new(object);
+                mirror.wrote(&object);
+                return outcome(object, Did::Created);
             }
             // Somebody's, or ours with its label taken away.
             Err(error) if error.is_conflict() => {
@@ -293,11 +294,11 @@ async fn apply(
         if waits.is_none() {
             member.applied(&mirror.resource, manifest, &object);
         }
-        let object = stripped(object);
         // That nothing had to be done shows only now: the API server fills in what the manifest leaves out.
         let did = if fingerprint(&object) == fingerprint(&live) { Did::Nothing } else { Did::Changed };
-        mirror.wrote(object.clone());
-        return Ok(Outcome { object: Arc::new(object), mirror, did, waits });
+        let object = Arc::new(object);
+        mirror.wrote(&object);
+        return Ok(Outcome { object, mirror, did, waits });
     }
     Err("somebody else in the member keeps writing it".into())
 }
@@ -323,16 +324,8 @@ fn is_managed(object: &Value) -> bool {
 
 /// What of an object is its spec, its labels and so on: neither status nor books.
 fn fingerprint(object: &Value) -> u64 {
-    let mut object = object.clone();
-    if let Some(fields) = object.as_object_mut() {
-        fields.remove("status");
-    }
-    let metadata = meta::metadata_mut(&mut object);
-    for book in ["resourceVersion", "generation", "managedFields"] {
-        metadata.remove(book);
-    }
     let mut hasher = DefaultHasher::new();
-    object.to_string().hash(&mut hasher);
+    essence(object).for_each(|field| field.hash(&mut hasher));
     hasher.finish()
 }
 

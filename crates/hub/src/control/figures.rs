@@ -141,7 +141,7 @@ fn write(page: &mut Exposition, hub: &Hub) {
             page.sample("stolos_hub_looks_total", &[("queue", queue.name), ("result", result)], count);
         }
     }
-    let bindings = [hub.own.bindings.list(), hub.own.cluster_bindings.list()].concat();
+    let bindings = [hub.own.bindings.glance(), hub.own.cluster_bindings.glance()].concat();
     let mut counts: BTreeMap<&str, usize> = ["scheduled", "unscheduled", "applied"].map(|state| (state, 0)).into();
     for binding in &bindings {
         let is = |kind: &str| condition(&binding["status"], kind).is_some_and(|found| found["status"] == "True");
@@ -160,7 +160,7 @@ fn write(page: &mut Exposition, hub: &Hub) {
     }
     let help = "Templates that no policy selects.";
     page.single("stolos_hub_unmatched_templates", "gauge", help, hub.waiting().len());
-    works(page, &hub.own.works.list());
+    works(page, &hub.own.works.glance());
     members(page, &hub.own.clusters.list());
 }
 

@@ -336,7 +336,7 @@ impl Queues {
             self.evict.add(key.clone());
         }
         if !same("spec") {
-            self.aggregate.add(key);
+            self.aggregate.add_soon(key);
         }
     }
 
@@ -366,7 +366,8 @@ impl Queues {
         if let Some(binding) = of
             && changed("status")
         {
-            self.aggregate.add(binding);
+            // Several members say something of one template at about the same time.
+            self.aggregate.add_soon(binding);
         }
     }
 }
@@ -533,7 +534,7 @@ impl Hub {
         at_once: usize,
         look: impl Fn(Arc<Self>, K) -> F + Send + 'static,
     ) where
-        K: Clone + Eq + std::hash::Hash + std::fmt::Debug + Send + 'static,
+        K: Clone + Ord + std::hash::Hash + std::fmt::Debug + Send + 'static,
         F: Future<Output = Result<Again, Trouble>> + Send + 'static,
     {
         let hub = Arc::clone(self);
@@ -551,8 +552,8 @@ impl Hub {
         }
         let mesh = |cluster: &Arc<Value>| meta::annotation(cluster, crate::mesh::MESH).map(str::to_owned);
         if before.and_then(mesh) != now.and_then(mesh) {
-            for binding in self.own.bindings.list() {
-                self.queues.depend.add(mirror::key(&binding));
+            for binding in self.own.bindings.keys() {
+                self.queues.depend.add(binding);
             }
         }
         let facts = |cluster: &Value| {
@@ -569,8 +570,8 @@ impl Hub {
             return;
         }
         for bindings in [&self.own.bindings, &self.own.cluster_bindings] {
-            for binding in bindings.list() {
-                self.queues.schedule.add(mirror::key(&binding));
+            for binding in bindings.keys() {
+                self.queues.schedule.add(binding);
             }
         }
         self.look_at_evictions();
@@ -588,8 +589,8 @@ impl Hub {
 
     /// A member has become ready, is reached in another way, or leaves: all its Works are looked at.
     fn retry_works(&self, cluster: &str) {
-        for work in self.own.works.of_namespace(&crate::name::execution_namespace(cluster)) {
-            self.queues.works.add(mirror::key(&work));
+        for work in self.own.works.keys_of_namespace(&crate::name::execution_namespace(cluster)) {
+            self.queues.works.add(work);
         }
     }
 
@@ -784,15 +785,20 @@ impl Hub {
         key: &Key,
         patch: &Value,
         status: bool,
-    ) -> Result<Value, stolos_cluster::Error> {
+    ) -> Result<Arc<Value>, stolos_cluster::Error> {
         let place = (Some(key.0.as_str()).filter(|n| !n.is_empty()), key.1.as_str());
-        let now = objects::merge(&self.client, &mirror.resource, place, patch, status, MANAGER).await?;
-        mirror.wrote(now.clone());
+        let now = Arc::new(objects::merge(&self.client, &mirror.resource, place, patch, status, MANAGER).await?);
+        mirror.wrote(&now);
         Ok(now)
     }
 
     /// Makes `after` of an object of a mirrored kind, if nobody else has changed it; what it is then.
-    async fn change(&self, mirror: &Mirror, before: &Value, after: &Value) -> Result<Value, stolos_cluster::Error> {
+    async fn change(
+        &self,
+        mirror: &Mirror,
+        before: &Value,
+        after: &Value,
+    ) -> Result<Arc<Value>, stolos_cluster::Error> {
         let mut patch = difference(before, after);
         patch["metadata"]["resourceVersion"] = meta::resource_version(before).into();
         self.merge(mirror, &mirror::key(before), &patch, false).await
@@ -814,16 +820,16 @@ impl Hub {
     }
 
     /// Creates an object of a mirrored kind.
-    async fn create(&self, mirror: &Mirror, object: &Value) -> Result<Value, stolos_cluster::Error> {
-        let now = objects::create(&self.client, &mirror.resource, object, MANAGER).await?;
-        mirror.wrote(now.clone());
+    async fn create(&self, mirror: &Mirror, object: &Value) -> Result<Arc<Value>, stolos_cluster::Error> {
+        let now = Arc::new(objects::create(&self.client, &mirror.resource, object, MANAGER).await?);
+        mirror.wrote(&now);
         Ok(now)
     }
 
     /// Replaces an object of a mirrored kind.
-    async fn replace(&self, mirror: &Mirror, object: &Value) -> Result<Value, stolos_cluster::Error> {
-        let now = objects::replace(&self.client, &mirror.resource, object, MANAGER).await?;
-        mirror.wrote(now.clone());
+    async fn replace(&self, mirror: &Mirror, object: &Value) -> Result<Arc<Value>, stolos_cluster::Error> {
+        let now = Arc::new(objects::replace(&self.client, &mirror.resource, object, MANAGER).await?);
+        mirror.wrote(&now);
         Ok(now)
     }
 }

@@ -62,7 +62,7 @@ pub(super) async fn look(hub: Arc<Hub>, key: Key) -> Result<Again, Trouble> {
     };
     let changed = placed != *object;
     let before = condition(&object["status"], "Scheduled").cloned();
-    let now = if changed { hub.change(&mirror, &object, &placed).await? } else { Value::clone(&object) };
+    let now = if changed { hub.change(&mirror, &object, &placed).await? } else { Arc::clone(&object) };
     let value = if fine { "True" } else { "False" };
     set_condition(&mut status, "Scheduled", value, decision.outcome.reason(), decision.outcome.message());
     let observed = status["schedulerObservedGeneration"] == meta::generation(&now);
@@ -73,7 +73,7 @@ pub(super) async fn look(hub: Arc<Hub>, key: Key) -> Result<Again, Trouble> {
     let news = changed || before.as_ref() != condition(&status, "Scheduled");
     if news {
         let template = hub.template(&TemplateKey::of_binding(&object));
-        for about in [Some(&now), template.as_ref().map(|(_, template)| &**template)].into_iter().flatten() {
+        for about in [Some(&now), template.as_ref().map(|(_, template)| template)].into_iter().flatten() {
             match fine {
                 true => hub.events.normal(about, FROM, "ScheduleBindingSucceed", decision.outcome.event()),
                 false => hub.events.warning(about, FROM, "ScheduleBindingFailed", decision.outcome.event()),

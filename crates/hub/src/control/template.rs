@@ -109,18 +109,16 @@ fn is_template_kind(kind: &Kind) -> bool {
 
 /// Whether something else than the status and the books has changed.
 fn has_changed(before: &Value, now: &Value) -> bool {
-    let essence = |object: &Value| {
-        let mut object = object.clone();
-        if let Some(fields) = object.as_object_mut() {
-            fields.remove("status");
-        }
-        let metadata = meta::metadata_mut(&mut object);
-        for book in ["resourceVersion", "generation", "managedFields"] {
-            metadata.remove(book);
-        }
-        object
-    };
-    essence(before) != essence(now)
+    !essence(before).eq(essence(now))
+}
+
+/// What people write of an object, field by field: neither its status nor the books.
+pub(super) fn essence(object: &Value) -> impl Iterator<Item = (&String, &Value)> {
+    const BOOKS: [&str; 3] = ["resourceVersion", "generation", "managedFields"];
+    let fields =
+        object.as_object().into_iter().flatten().filter(|(field, _)| !matches!(field.as_str(), "status" | "metadata"));
+    let metadata = object["metadata"].as_object().into_iter().flatten();
+    fields.chain(metadata.filter(|(field, _)| !BOOKS.contains(&field.as_str())))
 }
 
 /// Whether the hub leaves the objects of a namespace alone.
