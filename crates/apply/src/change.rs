@@ -132,7 +132,7 @@ pub(crate) async fn make(hands: &Hands<'_>, step: &Step, hear: &Ears<'_>) -> Res
             secret["data"] = json!({read: BASE64_STANDARD.encode(text)});
             apply(hands, &cluster, &secret).await
         }
-        Change::Join { member, region, zone, labels } => {
+        Change::Join { member, region, zone, labels, agent } => {
             let joining = Joining {
                 name: member.clone(),
                 provider: None,
@@ -141,10 +141,25 @@ pub(crate) async fn make(hands: &Hands<'_>, step: &Step, hear: &Ears<'_>) -> Res
                 labels: labels.clone(),
             };
             let joined = hands.clusters.get(member)?;
-            once(hands, stolos_hub::member::join(&cluster.client, &joined, &joining)).await.map_err(|e| because(&e))?;
+            let joining = async {
+                match agent {
+                    Some(image) => stolos_hub::member::install(&cluster.client, &joined, &joining, image).await,
+                    None => stolos_hub::member::join(&cluster.client, &joined, &joining).await,
+                }
+            };
+            once(hands, joining).await.map_err(|e| because(&e))?;
+            if agent.is_some() {
+                (hear.waiting)(&format!("the agent of {member} to be let in"));
+                let registered = stolos_hub::member::registered(&cluster.client, &joined, member, hands.patience).await;
+                registered.map_err(|error| Cause::TimedOut(because(&error)))?;
+            }
             (hear.waiting)(&format!("the hub to reach {member}"));
             let ready = stolos_hub::member::ready(&cluster.client, member, hands.patience).await;
-            ready.map_err(|error| Cause::TimedOut(because(&error)))
+            ready.map_err(|error| Cause::TimedOut(because(&error)))?;
+            if agent.is_none() {
+                stolos_hub::member::uninstall(&joined).await.map_err(|e| because(&e))?;
+            }
+            Ok(())
         }
         Change::Unjoin { member } => {
             let net = std::sync::Arc::new(stolos_serve::HostNet::default());

@@ -6,8 +6,8 @@ use serde_json::Value;
 use stolos_cluster::objects::{self, Resource};
 use stolos_cluster::{Cluster, Error};
 use stolos_plan::{
-    ClusterState, LocalChart, MESH_LABEL, ObjectKey, Objects, Observed, Remembered, SAMPLE_NAMESPACE, SYSTEM_NAMESPACE,
-    Sight, Unreadable, hub_namespace, remembered_hub,
+    AGENT, ClusterState, LocalChart, MESH_LABEL, ObjectKey, Objects, Observed, Remembered, SAMPLE_NAMESPACE,
+    SYSTEM_NAMESPACE, Sight, Unreadable, hub_namespace, remembered_hub,
 };
 use stolos_spec::{Charts, Mesh};
 
@@ -19,8 +19,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// How many questions one cluster is asked at a time. They share one connection where the API server speaks HTTP/2.
 const AT_ONCE: usize = 64;
 
-/// Namespaces that a mesh makes.
-const NAMESPACES: [&str; 3] = [SYSTEM_NAMESPACE, SAMPLE_NAMESPACE, "bookinfo"];
+/// Namespaces that a mesh makes, and that of an agent.
+const NAMESPACES: [&str; 4] = [SYSTEM_NAMESPACE, SAMPLE_NAMESPACE, "bookinfo", AGENT];
 
 /// What is listed in those: what a mesh is made of, and what else a person may have put there.
 const INSIDE: [(&str, &str); 16] = [

@@ -20,6 +20,8 @@ use crate::verify::gateway_addresses;
 
 /// A cluster that has not answered by then is reported as unreachable.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a member may take to answer through its tunnel.
+const THROUGH: Duration = Duration::from_secs(3);
 
 /// The state of a mesh. Fields are only ever added.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -249,13 +251,21 @@ async fn tunnel(hub: &Cluster, own: Option<&Cluster>, name: &str) -> Result<(Str
     let uid = uid.await;
     let same = members.iter().find(|member| uid.is_some() && member["spec"]["id"].as_str() == uid.as_deref());
     let member = same.or_else(|| members.iter().find(|member| meta::name(member) == name));
-    let Some(member) = member.map(meta::name) else { return Err("it is not a member of the hub".to_owned()) };
+    let Some(member) = member else { return Err("it is not a member of the hub".to_owned()) };
+    let conditions = member["status"]["conditions"].as_array().into_iter().flatten();
+    let without = conditions.into_iter().find(|c| c["type"] == "AgentConnected" && c["status"] == "False");
+    let (since, member) = (without.and_then(|c| c["lastTransitionTime"].as_str()), meta::name(member));
+    // The hub waits for it to come back before it gives up on a request: what it knows already is said at once.
+    if let Some(since) = since {
+        return Ok((member.to_owned(), Some(format!("no agent of {member} is connected since {since}"))));
+    }
     let path = format!("/apis/cluster.karmada.io/v1alpha1/clusters/{member}/proxy/version");
     let request = http::Request::get(path).body(vec![]).map_err(|error| error.to_string())?;
-    let cut = match hub.client.request::<Value>(request).await {
-        Ok(_) => None,
-        Err(kube::Error::Api(status)) => Some(status.message.clone()),
-        Err(error) => Some(stolos_serve::because(&error)),
+    let cut = match tokio::time::timeout(THROUGH, hub.client.request::<Value>(request)).await {
+        Ok(Ok(_)) => None,
+        Ok(Err(kube::Error::Api(status))) => Some(status.message.clone()),
+        Ok(Err(error)) => Some(stolos_serve::because(&error)),
+        Err(_) => Some(format!("no answer through the tunnel of {member} in {} s", THROUGH.as_secs())),
     };
     Ok((member.to_owned(), cut))
 }

@@ -1,7 +1,7 @@
 //! Clusters that are read through a hub.
 
 use serde_json::{Value, json};
-use stolos_spec::{HUB, Mesh, SourceText, read};
+use stolos_spec::{HUB, Join, Mesh, SourceText, read};
 
 use crate::tests::{DAY, World, ids, mesh as direct};
 use crate::*;
@@ -126,7 +126,7 @@ fn what_the_hub_does_not_have_is_said_before_anything_is_written() {
     let of = |world: &World| plan(&mesh(&["east", "west"]), &world.observed).map(drop).unwrap_err().to_string();
     insta::assert_snapshot!(of(&world), @r"
     west: its API server is to be reached through the hub, and it is not a member of that
-      → `stolos hub token create` at the hub, then `stolos agent west …` in the cluster
+      → `stolos hub token create west` at the hub, and what it prints in the cluster; or `hub.join: agent`
       → leave `api: {via: tunnel}` out where the others can dial it
     ");
     world.state(HUB).objects.put(json!({"apiVersion": "cluster.karmada.io/v1alpha1", "kind": "Cluster",
@@ -270,7 +270,7 @@ fn a_remote_behind_the_hub() {
 #[test]
 fn apply_joins_what_can_be_dialled() {
     let mut mesh = mesh(&["west"]);
-    mesh.hub.as_mut().unwrap().join = true;
+    mesh.hub.as_mut().unwrap().join = Some(Join::Dialled);
     let fresh = world(&["west"]);
     let first = plan(&mesh, &fresh.observed).unwrap();
     assert!(of_hub(&first).contains(&"+ hub/hub/join-east".to_owned()), "{:?}", of_hub(&first));
@@ -289,10 +289,10 @@ fn apply_joins_what_can_be_dialled() {
     let mut cluster = half.state(HUB).objects.remove(&key).unwrap();
     cluster["status"] = json!({});
     half.state(HUB).objects.put(cluster);
-    assert_eq!(ids(&plan(&mesh, &half.observed).unwrap()), ["+ hub/hub/join-east"]);
+    assert_eq!(ids(&plan(&mesh, &half.observed).unwrap()), ["~ hub/hub/join-east"]);
 
     let mut unwilling = mesh.clone();
-    unwilling.hub.as_mut().unwrap().join = false;
+    unwilling.hub.as_mut().unwrap().join = None;
     let leaving = plan(&unwilling, &built.observed).unwrap();
     assert_eq!(ids(&leaving), ["- leftovers/hub/unjoin-east"]);
     let mut alone = mesh.clone();
@@ -319,6 +319,99 @@ fn apply_joins_what_can_be_dialled() {
     other.state(HUB).objects.put(json!({"apiVersion": "cluster.karmada.io/v1alpha1", "kind": "Cluster",
         "metadata": {"name": "east"}, "spec": {"id": "another"}}));
     assert!(plan(&mesh, &other.observed).unwrap_err().to_string().contains("is another cluster"));
+}
+
+/// One run makes clusters members that nobody dials, and a mesh over them; and takes both back, whatever cut it short.
+#[test]
+fn apply_installs_agents_and_reads_through_them() {
+    let mut mesh = mesh(&["east", "west"]);
+    mesh.hub.as_mut().unwrap().join = Some(Join::Agent);
+    let fresh = world(&[]);
+    let first = plan(&mesh, &fresh.observed).unwrap();
+    let place = |id: &str| first.steps.iter().position(|step| step.id.as_str() == id).unwrap_or_else(|| panic!("{id}"));
+    assert!(place("hub/hub/join-west") < place("links/east/west"));
+    let mut built = fresh.clone();
+    built.run(&first);
+    assert_eq!(ids(&plan(&mesh, &built.observed).unwrap()), Vec::<String>::new());
+    assert!(kubeconfig(&mut built, "east", "west").contains("/clusters/west/proxy"));
+
+    let because = |world: &World| {
+        let plan = plan(&mesh, &world.observed).unwrap();
+        plan.steps.iter().map(|step| format!("{}: {}", step.id, step.because)).collect::<Vec<_>>().join("\n")
+    };
+    let here = |api: &str, kind: &str| ObjectKey::new(api, kind, Some(AGENT), AGENT);
+    let cluster = |name: &str| ObjectKey::new("cluster.karmada.io/v1alpha1", "Cluster", None, name);
+    let mut said = Vec::new();
+    for what in ["no Deployment", "another image", "no certificate", "ended by hand", "over", "dialled"] {
+        let mut world = built.clone();
+        match what {
+            "no Deployment" => drop(world.state("west").objects.remove(&here("apps/v1", "Deployment"))),
+            "another image" => {
+                let mut live = world.state("west").objects.remove(&here("apps/v1", "Deployment")).unwrap();
+                live["spec"]["template"]["spec"]["containers"][0]["image"] = "stolos:old".into();
+                world.state("west").objects.put(live);
+            }
+            "no certificate" => {
+                let mut live = world.state("west").objects.remove(&here("v1", "Secret")).unwrap();
+                live["data"] = json!({"token": "dXNlZA=="});
+                world.state("west").objects.put(live);
+            }
+            "ended by hand" => {
+                let mut live = world.state(HUB).objects.remove(&cluster("west")).unwrap();
+                live["metadata"]["annotations"] = json!({"stolos.dev/agents-epoch": "2"});
+                world.state(HUB).objects.put(live);
+            }
+            "dialled" => {
+                let mut live = world.state(HUB).objects.remove(&cluster("west")).unwrap();
+                live["spec"]["syncMode"] = "Push".into();
+                world.state(HUB).objects.put(live);
+            }
+            _ => world.observed.now += 2 * DAY,
+        }
+        said.push(format!("{what}: {}", because(&world)));
+        // Whatever it was, the next run puts it right.
+        if what != "ended by hand" {
+            world.run(&plan(&mesh, &world.observed).unwrap());
+            assert_eq!(because(&world), "", "{what}");
+        }
+    }
+    insta::assert_snapshot!(said.join("\n").replace(VERSION, "VERSION"), @"
+    no Deployment: hub/hub/join-west: the agent of west is not installed
+    another image: hub/hub/join-west: the agent of west runs stolos:old, not stolos:VERSION
+    no certificate: hub/hub/join-west: the agent of west has no certificate that the hub takes: it gets a token for another
+    ended by hand: hub/hub/join-west: the agent of west has no certificate that the hub takes: it gets a token for another
+    over: hub/hub/join-east: the agent of east has no certificate that the hub takes: it gets a token for another
+    hub/hub/join-west: the agent of west has no certificate that the hub takes: it gets a token for another
+    dialled: hub/hub/join-west: the hub dials west, where an agent is to dial it
+    ");
+
+    // Nobody who is read through the hub is taken out of it, and who is to be dialled from now on has no agent any more.
+    let mut kept = mesh.clone();
+    kept.hub.as_mut().unwrap().join = None;
+    assert_eq!(ids(&plan(&kept, &built.observed).unwrap()), Vec::<String>::new());
+    let mut dialled = mesh.clone();
+    dialled.hub.as_mut().unwrap().join = Some(Join::Dialled);
+    dialled.clusters.iter_mut().for_each(|cluster| cluster.api = None);
+    let mut world = built.clone();
+    world.run(&plan(&dialled, &world.observed).unwrap());
+    assert_eq!(ids(&plan(&dialled, &world.observed).unwrap()), Vec::<String>::new());
+    assert!(world.state("west").objects.get(&here("apps/v1", "Deployment")).is_none());
+
+    for cut in 0..first.steps.len() {
+        let mut world = fresh.clone();
+        first.steps[..cut].iter().for_each(|step| world.carry_out(step));
+        world.run(&plan(&mesh, &world.observed).unwrap());
+        assert_eq!(ids(&plan(&mesh, &world.observed).unwrap()), Vec::<String>::new(), "after {cut} steps");
+    }
+    let back = teardown(&mesh, &built.observed).unwrap();
+    for cut in 0..=back.steps.len() {
+        let mut world = built.clone();
+        back.steps[..cut].iter().for_each(|step| world.carry_out(step));
+        world.run(&teardown(&mesh, &world.observed).unwrap());
+        assert_eq!(world.state(HUB).objects.iter().count(), 0, "after {cut} steps");
+        let rest: Vec<_> = ["east", "west"].map(|name| world.state(name).objects.iter().count()).into();
+        assert_eq!(rest, [1, 1], "after {cut} steps");
+    }
 }
 
 /// Cut short after any step, forth and back, the next run ends in the same state.

@@ -42,7 +42,7 @@ pub use build::{
 pub use export::{Export, ExportOptions, Format, Secrets, export};
 pub use graph::{Blast, Leftover, Member, Note, Plan, Purpose, Summary};
 pub use object::{
-    CACERTS_SECRET, CREDENTIAL_LABEL, DRAINED, DRAINER, MANAGED_BY_LABEL, MANAGER, MEMBERSHIP, MESH_LABEL,
+    AGENT, CACERTS_SECRET, CREDENTIAL_LABEL, DRAINED, DRAINER, MANAGED_BY_LABEL, MANAGER, MEMBERSHIP, MESH_LABEL,
     READER_SERVICE_ACCOUNT, ROOT_CONFIG_MAP, SAMPLE_NAMESPACE, SYSTEM_NAMESPACE, UPGRADING, drained, is_owned,
     link_kubeconfig, ours, peer_secret, remote_secret_name, secret_text, token_life, upgrading,
 };

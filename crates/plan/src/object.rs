@@ -18,6 +18,8 @@ pub const CREDENTIAL_LABEL: &str = "stolos.dev/credential";
 pub const MEMBERSHIP: &str = "stolos-mesh";
 /// The field manager of that annotation: an apply neither sets it nor takes it away.
 pub const DRAINER: &str = "stolos-drain";
+/// The namespace of the agent that dials a hub, its Deployment, and the Secret with its certificate.
+pub const AGENT: &str = "stolos-agent";
 /// Where the samples run.
 pub const SAMPLE_NAMESPACE: &str = "sample";
 

@@ -132,7 +132,7 @@ pub enum Change {
         /// The Secret without its data.
         secret: Value,
     },
-    /// Make a cluster a member of the hub, which then dials it.
+    /// Make a cluster a member of the hub, which then dials it, or is dialled by an agent that is installed there.
     #[serde(rename_all = "camelCase")]
     Join {
         /// The cluster, which is called so in the hub as well.
@@ -143,6 +143,9 @@ pub enum Change {
         zone: Option<String>,
         /// Labels of the hub's Cluster.
         labels: BTreeMap<String, String>,
+        /// The image of the agent in it that dials the hub, where it is not the hub that dials.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        agent: Option<String>,
     },
     /// Take a cluster out of the hub, with all that the hub brought there.
     #[serde(rename_all = "camelCase")]

@@ -144,11 +144,13 @@ impl World {
                 secret["data"][read] = BASE64_STANDARD.encode(text).into();
                 self.apply_secret(&cluster, &secret, &uid);
             }
-            Change::Join { member, labels, .. } => {
+            Change::Join { member, labels, agent, .. } => {
                 let id = self.state(member).uid.clone();
+                let mode = if agent.is_some() { "Pull" } else { "Push" };
+                self.agent(member, &uid, agent.as_deref());
                 self.state(&cluster).objects.put(
                     json!({"apiVersion": "cluster.karmada.io/v1alpha1", "kind": "Cluster",
-                    "metadata": {"name": member, "labels": labels, "uid": uid}, "spec": {"id": id, "syncMode": "Push"},
+                    "metadata": {"name": member, "labels": labels, "uid": uid}, "spec": {"id": id, "syncMode": mode},
                     "status": {"conditions": [{"type": "Ready", "status": "True"}]}}),
                 );
             }
@@ -156,6 +158,7 @@ impl World {
                 let key = ObjectKey::new("cluster.karmada.io/v1alpha1", "Cluster", None, member);
                 let gone = self.state(&cluster).objects.remove(&key).unwrap();
                 assert!(is_owned("mymesh", &gone), "{key}");
+                self.agent(member, &uid, None);
             }
             Change::Remove { objects } => {
                 for (key, uid) in objects {
@@ -332,6 +335,28 @@ impl World {
         let keys: Vec<_> = state.objects.iter().filter(|(k, o)| goes(k, o)).map(|(k, _)| k.clone()).collect();
         assert!(!keys.is_empty(), "{} is not there", gone.name);
         keys.iter().for_each(|key| drop(state.objects.remove(key)));
+    }
+
+    /// An agent comes that is let in as the Cluster with this `uid`, or goes.
+    fn agent(&mut self, cluster: &str, uid: &str, image: Option<&str>) {
+        let now = self.observed.now;
+        let objects = &mut self.state(cluster).objects;
+        let Some(image) = image else {
+            let gone: Vec<_> = objects.iter().map(|(key, _)| key.clone()).filter(|key| key.name == AGENT).collect();
+            gone.iter().for_each(|key| drop(objects.remove(key)));
+            return;
+        };
+        let authority = Authority::new_root("hub", Duration::from_secs(864_000), now).unwrap();
+        let id = stolos_pki::SpiffeId::new("hub.stolos.dev", "karmada-cluster", format!("{cluster}.{uid}"));
+        let request = stolos_pki::WorkloadRequest::new(&id).unwrap();
+        let chain = authority.sign_workload(&request.csr_pem, &id, Duration::ZERO, now).unwrap();
+        objects.put(json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": AGENT}}));
+        objects.put(json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": AGENT, "namespace": AGENT},
+            "data": {"agent.pem": BASE64_STANDARD.encode(&chain[0])}}));
+        objects.put(
+            json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": AGENT, "namespace": AGENT},
+            "spec": {"template": {"spec": {"containers": [{"image": image}]}}}}),
+        );
     }
 
     fn apply_secret(&mut self, cluster: &str, secret: &Value, uid: &str) {

@@ -30,8 +30,8 @@ pub use file::{Reading, Told, read, read_all, recognise};
 pub use fleet::{FleetMember, from_fleet};
 pub use gateway::{ClusterGateway, GATEWAY_PORT};
 pub use mesh::{
-    Api, Charts, Cluster, ControlPlane, Engine, Gateways, Hub, ISTIO_CHARTS, Installer, IntermediateTrust, Mesh, Mtls,
-    Origin, Role, Root, Sample, Trust,
+    Api, Charts, Cluster, ControlPlane, Engine, Gateways, Hub, ISTIO_CHARTS, Installer, IntermediateTrust, Join, Mesh,
+    Mtls, Origin, Role, Root, Sample, Trust,
 };
 pub use mesh_file::{API_VERSION, HUB};
 pub use name::{ClusterName, MeshName, NameError, NetworkName};

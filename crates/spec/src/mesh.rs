@@ -61,7 +61,7 @@ impl Mesh {
     /// Whether anything of the mesh is, or is to be, in a hub.
     #[must_use]
     pub fn needs_hub(&self) -> bool {
-        self.uses_tunnel() || self.hub.as_ref().is_some_and(|hub| hub.join)
+        self.uses_tunnel() || self.hub.as_ref().is_some_and(|hub| hub.join.is_some())
     }
 
     /// Whether any cluster's API server is reached through the hub.
@@ -113,8 +113,26 @@ pub struct Hub {
     pub kubeconfig: Option<PathBuf>,
     /// The URL under which control planes reach it, if it is not the kubeconfig's.
     pub address: Option<String>,
-    /// Whether `apply` makes the clusters members of it that can be dialled.
-    pub join: bool,
+    /// How `apply` makes clusters members of it, if it does.
+    pub join: Option<Join>,
+}
+
+/// How a cluster becomes a member of a hub.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Join {
+    /// The hub dials it: only those that can be dialled.
+    Dialled,
+    /// An agent in it dials the hub.
+    Agent,
+}
+
+impl Hub {
+    /// How `apply` makes `cluster` a member, if it does.
+    #[must_use]
+    pub fn joins(&self, cluster: &Cluster) -> Option<Join> {
+        self.join.filter(|join| *join == Join::Agent || cluster.api != Some(Api::Tunnel))
+    }
 }
 
 /// A cluster of the mesh.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::draft::{self, DEFAULT_NETWORK, Member};
 use crate::gateway;
-use crate::mesh::{Api, Charts, Engine, Hub, Installer, Mesh, Mtls, Origin, Root, Sample};
+use crate::mesh::{Api, Charts, Engine, Hub, Installer, Join, Mesh, Mtls, Origin, Root, Sample};
 use crate::problem::{At, Notes, nearest, one_of, quoted};
 use crate::yaml::{Fields, Node, Unknown, Value};
 use crate::{ClusterName, MeshName, NetworkName};
@@ -313,7 +313,7 @@ const LONGEST_WITH_HUB: usize = 51;
 fn hub(notes: &mut Notes<'_>, node: &Node, path: &str, members: &[Member], mesh: Option<&MeshName>) -> Option<Hub> {
     let folder = notes.file().path.parent().map(PathBuf::from).unwrap_or_default();
     let (context, at, kubeconfig, address, join) = match node.text() {
-        Some(context) => (context.to_owned(), node.at, None, None, false),
+        Some(context) => (context.to_owned(), node.at, None, None, None),
         None => {
             let fields =
                 Fields::of(notes, node, path, &["context", "kubeconfig", "address", "join"], Unknown::Refused)?;
@@ -322,7 +322,7 @@ fn hub(notes: &mut Notes<'_>, node: &Node, path: &str, members: &[Member], mesh:
                 check_url(notes, url, at, "a hub");
                 url.trim_end_matches('/').to_owned()
             });
-            let choices = [("true", true), ("false", false)];
+            let choices = [("true", Some(Join::Dialled)), ("agent", Some(Join::Agent)), ("false", None)];
             let join = fields.text(notes, "join");
             let join = join.and_then(|(text, at)| choice(notes, text, at, "answer to whether to join", &choices));
             let Some((context, at)) = fields.text(notes, "context").filter(|(text, _)| !text.is_empty()) else {
@@ -331,7 +331,7 @@ fn hub(notes: &mut Notes<'_>, node: &Node, path: &str, members: &[Member], mesh:
                     .hint("write `hub: {context: hub}`, with the kubeconfig context of the hub's API");
                 return None;
             };
-            (context.to_owned(), at, kubeconfig.map(|(path, _)| folder.join(path)), address, join.unwrap_or(false))
+            (context.to_owned(), at, kubeconfig.map(|(path, _)| folder.join(path)), address, join.flatten())
         }
     };
     for member in members {

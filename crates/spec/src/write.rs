@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use crate::draft;
-use crate::mesh::{Api, ControlPlane, Engine, Installer, Mesh, Mtls, Origin, Role, Sample};
+use crate::mesh::{Api, ControlPlane, Engine, Installer, Join, Mesh, Mtls, Origin, Role, Sample};
 use crate::name::like;
 use crate::problem::{Notes, Problems, SourceText};
 use crate::{MeshName, NetworkName, Reading};
@@ -136,8 +136,10 @@ pub fn mesh_yaml(mesh: &Mesh) -> String {
                 let _ = writeln!(text, "    {key}: {}", scalar(value));
             }
         }
-        if hub.join {
-            text.push_str("    join: true\n");
+        match hub.join {
+            Some(Join::Dialled) => text.push_str("    join: true\n"),
+            Some(Join::Agent) => text.push_str("    join: agent\n"),
+            None => {}
         }
     }
     if mesh.mtls == Mtls::Permissive {

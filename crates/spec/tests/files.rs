@@ -1,6 +1,6 @@
 //! The files of other systems, read unmodified, and what people are told about them.
 
-use stolos_spec::{Charts, Installer, Mtls, Origin, Reading, Sample, SourceText, read};
+use stolos_spec::{Charts, Installer, Mesh, Mtls, Origin, Reading, Sample, SourceText, read};
 
 fn text(path: &str) -> SourceText {
     let whole = format!("{}/tests/inputs/{path}", env!("CARGO_MANIFEST_DIR"));
@@ -1464,6 +1464,14 @@ fn a_hub_leads_to_clusters_that_cannot_be_dialled() {
     let reading = understood(text);
     assert_eq!(stolos_spec::mesh_yaml(&reading.mesh), text);
     assert!(reading.mesh.uses_tunnel());
+    let joins = |mesh: &Mesh| mesh.clusters.iter().map(|c| mesh.hub.as_ref()?.joins(c)).collect::<Vec<_>>();
+    assert_eq!(joins(&reading.mesh), [None, Some(stolos_spec::Join::Dialled)]);
+    let agents = text.replace("join: true", "join: agent");
+    let reading = understood(&agents);
+    assert_eq!(stolos_spec::mesh_yaml(&reading.mesh), agents);
+    assert_eq!(joins(&reading.mesh), [Some(stolos_spec::Join::Agent); 2]);
+    let wrong = text.replace("join: true", "join: maybe");
+    assert!(problems(&wrong).contains("`true`, `agent` or `false`"), "{}", problems(&wrong));
     let short = understood("hub: over-there\nclusters: [{a: x}]\n").mesh;
     assert_eq!(
         short.hub.map(|hub| (hub.context, hub.kubeconfig, hub.address)),

@@ -38,15 +38,17 @@ pub struct Limits {
     pub streams: usize,
     /// Connections at once of one member; when another comes, the oldest is closed.
     pub connections: usize,
-    /// Connections at once of whom nobody knows yet: in their handshake, or with [`Others`].
+    /// Connections at once of whom nobody knows yet.
     pub strangers: usize,
+    /// Connections at once that are with [`Others`]; one more is closed.
+    pub others: usize,
     /// How long a stream may wait: for an agent to come back, for a place, and for the agent's answer.
     pub patience: Duration,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { streams: 1024, connections: 4, strangers: 256, patience: Duration::from_secs(10) }
+        Self { streams: 1024, connections: 4, strangers: 256, others: 64, patience: Duration::from_secs(10) }
     }
 }
 
@@ -115,6 +117,8 @@ pub struct Member {
 /// The end that agents dial: knows them by their certificates, and opens streams to their clusters.
 pub struct Relay {
     limits: Limits,
+    /// Turns with [`Others`].
+    turns: Semaphore,
     members: Mutex<BTreeMap<String, Known>>,
     changed: Notify,
     numbers: AtomicU64,
@@ -156,7 +160,8 @@ impl Relay {
     /// A relay that nobody has dialled yet.
     #[must_use]
     pub fn new(limits: Limits) -> Arc<Self> {
-        Arc::new(Self { limits, members: Mutex::default(), changed: Notify::new(), numbers: AtomicU64::new(0) })
+        let turns = Semaphore::new(limits.others);
+        Arc::new(Self { limits, turns, members: Mutex::default(), changed: Notify::new(), numbers: AtomicU64::new(0) })
     }
 
     /// Takes agents in on `listener` until `stop`.
@@ -219,6 +224,9 @@ impl Relay {
         let session = stream.get_ref().1;
         if session.alpn_protocol() != Some(PROTOCOL) {
             let others = others.ok_or("it speaks another protocol")?;
+            // Who asks for something must not keep agents out that want in.
+            let _turn = self.turns.try_acquire().map_err(|_| "too many ask at once".to_owned())?;
+            drop(place);
             others(stream, from).await;
             return Ok(());
         }

@@ -55,12 +55,14 @@ impl Hub {
     pub(super) async fn let_in(&self, names: &[String], kubeconfig: &Path) -> Result<Vec<Agent>> {
         let mut agents = Vec::new();
         for name in names {
-            let made = self.run(&["hub", "token", "create"]).stdout(Stdio::piped()).output()?;
+            let made = self.run(&["hub", "token", "create", name]).stdout(Stdio::piped()).output()?;
             ensure!(made.status.success(), "no token was made");
             let line = String::from_utf8(made.stdout)?;
-            // `stolos agent NAME --hub … --token … --authority …`
-            let words = line.split_whitespace().skip(1).map(|word| if word == "NAME" { name } else { word });
+            // `STOLOS_AGENT_TOKEN=… stolos agent NAME --hub … --authority …`
+            let (token, words) = line.trim().split_once(' ').context("what was printed is no command")?;
+            let words = words.split_whitespace().skip(1);
             let mut agent = on_end(&self.stolos);
+            agent.env("STOLOS_AGENT_TOKEN", token.trim_start_matches("STOLOS_AGENT_TOKEN="));
             agent.env("XDG_STATE_HOME", self.home.path().join("agents")).stdout(Stdio::null()).stderr(Stdio::null());
             agent.args(words).args(["--context", name]).arg("--kubeconfig").arg(kubeconfig);
             agents.push(Agent(agent.spawn()?));

@@ -4,11 +4,12 @@ use std::time::SystemTime;
 
 use clap::Args;
 use stolos_cluster::{Kubeconfig, connect};
-use stolos_hub::gate::agent::{self, Hub, Identity, News, Registering, Target};
-use stolos_hub::{Error, member};
+use stolos_hub::gate::agent::{self, Hub, Identity, News, Registering, Store, Target};
+use stolos_hub::{Error, gate, member};
 use stolos_serve::{HostNet, Stop};
 
 use super::hub::JoiningArgs;
+use super::role::container;
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::input::StateArgs;
@@ -21,8 +22,12 @@ pub(crate) struct AgentArgs {
     name: String,
 
     /// Where the hub takes agents in, as `stolos hub token create` says it
-    #[arg(long, value_name = "HOST:PORT")]
-    hub: String,
+    #[arg(long, value_name = "HOST:PORT", required_unless_present = "in_cluster")]
+    hub: Option<String>,
+
+    /// This is a pod of the cluster, as `hub.join: agent` makes it: all that it is to know is in a Secret of its own
+    #[arg(long, conflicts_with_all = ["hub", "token", "authority", "context", "kubeconfig", "data"])]
+    in_cluster: bool,
 
     /// The one-time token, needed until the hub has let it in once
     #[arg(long, value_name = "TOKEN", env = "STOLOS_AGENT_TOKEN", hide_env_values = true, requires = "authority")]
@@ -49,62 +54,76 @@ pub(crate) struct AgentArgs {
 }
 
 pub(crate) async fn run(args: AgentArgs, screen: &Screen, stop: &Stop) -> Result<Exit, Failure> {
+    if args.in_cluster {
+        let words = ["agent", args.name.as_str(), "--in-cluster"].map(str::to_owned);
+        gate::pod::run(container(words.to_vec(), screen), stop.clone()).await?;
+        return Ok(Exit::Good);
+    }
     let net = Arc::new(HostNet::default());
-    let (host, port) = address(&args.hub)?;
+    // Without `--in-cluster` there is one: clap says so.
+    let at = args.hub.unwrap_or_default();
+    let (host, port) = address(&at)?;
     let hub = Hub { net, host, port };
     let kubeconfig = Kubeconfig::find(args.kubeconfig.as_deref(), None)?;
     let context = args.context.as_ref().unwrap_or(&args.name);
     let cluster = connect(&kubeconfig, context, &args.name).await?;
     let api = Target::of_url(&cluster.server)
         .ok_or_else(|| Failure::new(format!("`{}` is no URL of an API server", cluster.server)))?;
-    let folder = StateArgs { state: args.data }.folder(&format!("agent-{}", args.name))?;
-    let mut token = args.token;
-    loop {
-        let identity = match (Identity::load(&folder, SystemTime::now())?, token.take()) {
-            (Some(identity), unused) => {
-                token = unused;
-                identity
-            }
-            (None, Some(token)) => {
-                screen.line(format!("Registering {} with the hub at {}", args.name, args.hub));
-                let registering = Registering {
-                    token: stolos_pki::Secret::new(token),
-                    // With a token there is an authority: clap says so.
-                    fingerprint: args.authority.clone().unwrap_or_default(),
-                    joining: args.joining.clone().of(&args.name),
-                    credential: Some(member::credential(&cluster, &args.name).await?),
-                };
-                agent::register(&hub, registering, &folder).await?
-            }
-            (None, None) => {
-                return Err(Failure::new(format!("the hub has not let {} in yet", args.name))
-                    .hint("`stolos hub token create` prints the command with a token that does"));
-            }
-        };
-        let good = screen.progress_tone(Tone::Good, "✓");
-        let bad = screen.progress_tone(Tone::Bad, "✗");
-        let news = |news| match news {
-            News::Connected => screen.line(format!("{good} connected to {}", args.hub)),
-            News::Lost { why, pause } => {
-                screen.line(format!("{bad} not connected to {}: {why}; again in {}", args.hub, elapsed(pause)));
-            }
-        };
-        match agent::run(hub.clone(), identity, &args.name, api.clone(), stop.clone(), news).await {
-            Ok(()) => return Ok(Exit::Good),
-            // What ended is kept no longer: a token that was given lets it in again.
-            Err(ended @ Error::Ended(_)) => {
-                Identity::forget(&folder)?;
-                if token.is_none() {
-                    return Err(Failure::from(ended).hint(format!(
-                        "`stolos hub token create --rotate {}`, or without `--rotate` where it has left the hub, prints \
-                         the command with a token that lets it in again",
-                        args.name
-                    )));
+    let store = Store::Folder(StateArgs { state: args.data }.folder(&format!("agent-{}", args.name))?);
+    let again = format!(
+        "at the hub, `stolos hub token create {}` prints the command with a token that lets it in again",
+        args.name
+    );
+    let registered = match args.token {
+        Some(token) => {
+            let token = stolos_pki::Secret::new(token);
+            // With a token there is an authority: clap says so.
+            let fingerprint = args.authority.clone().unwrap_or_default();
+            let who = (args.name.as_str(), member::identity(&cluster.client).await?);
+            member::check_name(who.0)?;
+            match agent::may_register(&hub, &token, &fingerprint, (who.0, &who.1)).await {
+                Ok(()) => {
+                    screen.line(format!("Registering {} with the hub at {at}", args.name));
+                    let joining = args.joining.of(&args.name);
+                    let credential = Some(member::credential(&cluster, &args.name).await?);
+                    let registering = Registering { token, fingerprint, joining, credential };
+                    Ok(agent::register(&hub, registering, &store).await?)
                 }
-                screen.line(format!("{bad} {ended}"));
+                // It was used the last time, or is another's: what it brought then may still be good.
+                Err(refused @ Error::Token(_)) => Err(Some(refused)),
+                Err(error) => return Err(error.into()),
             }
-            Err(error) => return Err(error.into()),
         }
+        None => Err(None),
+    };
+    let identity = match registered {
+        Ok(identity) => identity,
+        Err(refused) => match Identity::load(&store, &args.name, SystemTime::now()).await {
+            Ok(Some(identity)) => identity,
+            Ok(None) => {
+                let none = || Failure::new(format!("the hub has not let {} in yet", args.name));
+                return Err(refused.map_or_else(none, Failure::from).hint(again));
+            }
+            Err(ended @ Error::Ended(_)) => return Err(Failure::from(refused.unwrap_or(ended)).hint(again)),
+            Err(error) => return Err(error.into()),
+        },
+    };
+    let good = screen.progress_tone(Tone::Good, "✓");
+    let bad = screen.progress_tone(Tone::Bad, "✗");
+    let news = |news| match news {
+        News::Connected => screen.line(format!("{good} connected to {at}")),
+        News::Lost { why, pause } => {
+            screen.line(format!("{bad} not connected to {at}: {why}; again in {}", elapsed(pause)));
+        }
+    };
+    match agent::run(hub, identity, &args.name, api, stop.clone(), news).await {
+        Ok(()) => Ok(Exit::Good),
+        Err(ended @ Error::Ended(_)) => {
+            // What ended is kept no longer.
+            store.forget().await?;
+            Err(Failure::from(ended).hint(again))
+        }
+        Err(error) => Err(error.into()),
     }
 }
 

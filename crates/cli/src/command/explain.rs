@@ -47,7 +47,7 @@ const FINDINGS: &[(&str, &str, &str)] = &[
         "no-member",
         "A cluster is to be reached through the hub, and the hub does not have it, or has another one under its name. The mesh \
          file asks for that with `api: {via: tunnel}`.",
-        "`stolos hub token create` at the hub prints the line that makes it a member, typed in that cluster.",
+        "`stolos hub token create NAME` at the hub prints the line that makes it a member, typed in that cluster.",
     ),
     (
         "no-root",

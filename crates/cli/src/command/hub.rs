@@ -72,13 +72,16 @@ pub(crate) enum TokenCommand {
 /// `stolos hub token create`
 #[derive(Args, Debug)]
 pub(crate) struct TokenArgs {
+    /// What the cluster is, or will be, called in the hub: the token lets an agent of no other in
+    name: String,
+
     /// For how many hours it is good
     #[arg(long, value_name = "HOURS", default_value_t = 24, value_parser = clap::value_parser!(u64).range(1..=8760))]
     ttl: u64,
 
-    /// End the certificates of this member's agents, and let in those that come with the new token: one for each agent
-    #[arg(long, value_name = "NAME")]
-    rotate: Option<String>,
+    /// End the certificates of all agents that the member has had so far, at once
+    #[arg(long)]
+    rotate: bool,
 
     #[command(flatten)]
     which: WhichArgs,
@@ -737,22 +740,20 @@ async fn token(args: &TokenArgs, screen: &Screen) -> Result<Exit, Failure> {
         return Err(Failure::new("this hub takes no agents in").hint("`stolos hub up --agents ADDRESS` does"));
     };
     let hours = count(usize::try_from(args.ttl).unwrap_or(usize::MAX), "hour");
-    let where_to = match &args.rotate {
-        Some(name) => {
-            gate::end(&hub, name).await?;
-            screen.line(format!("The certificates of {name}'s agents have ended."));
-            format!("In {name}")
-        }
-        None => "In the cluster that is to join".to_owned(),
-    };
-    let token = gate::token::create(&hub, Duration::from_secs(args.ttl * 3600), args.rotate.as_deref()).await?;
-    screen.line(format!("{where_to}, within {hours} and once:"));
+    let name = args.name.as_str();
+    member::check_name(name)?;
+    if args.rotate {
+        gate::end(&hub, name).await?;
+        screen.line(format!("The certificates of {name}'s agents have ended."));
+    }
+    let token = gate::token::create(&hub, Duration::from_secs(args.ttl * 3600), name).await?;
+    screen.line(format!("In the cluster {name}, within {hours} and once:"));
+    // Arguments of programs are there for everybody to see.
     screen.data(&format!(
-        "stolos agent {} --hub {} --authority {} --token {}",
-        args.rotate.as_deref().unwrap_or("NAME"),
+        "STOLOS_AGENT_TOKEN={} stolos agent {name} --hub {} --authority {}",
+        token.expose(),
         notice.address,
-        notice.authority,
-        token.expose()
+        notice.authority
     ));
     Ok(Exit::Good)
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::{Args, Subcommand};
-use stolos_lab::catalogue::Envoy;
+use stolos_lab::catalogue::{Envoy, Image, Launch};
 use stolos_lab::{EnvoyFor, Fault, Lab, LabCluster, LabConfig, socket};
 use stolos_serve::Stop;
 use stolos_spec::{MeshName, from_contexts, mesh_yaml};
@@ -355,7 +355,21 @@ impl UpArgs {
             })?;
             config.catalogue.set_envoy(Envoy { program, of: self.envoy_for.into() });
         }
+        // The image of this program, as far as a lab has a use for it: the agent that `hub.join: agent` installs.
+        config.catalogue.add("stolos", Image::new("stolos", |launch| Box::pin(agent(launch))));
         Ok(config)
+    }
+}
+
+/// A pod of an agent.
+async fn agent(launch: Launch) -> i32 {
+    let output = launch.container.output.clone();
+    match stolos_hub::gate::pod::run(launch.container, launch.stop).await {
+        Ok(()) => 0,
+        Err(error) => {
+            output.line(format!("error: {}", stolos_serve::because(&error)));
+            1
+        }
     }
 }
 

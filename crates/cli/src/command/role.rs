@@ -53,7 +53,7 @@ pub(crate) async fn control(args: ControlArgs, screen: &Screen, stop: &Stop) -> 
 }
 
 /// This process as the container it is.
-fn container(args: Vec<String>, screen: &Screen) -> Container {
+pub(crate) fn container(args: Vec<String>, screen: &Screen) -> Container {
     let env: std::collections::BTreeMap<String, String> = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
         .collect();

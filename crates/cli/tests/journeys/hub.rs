@@ -6,6 +6,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use serde_json::Value;
+use stolos_cluster::objects::{self, Resource};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, Command};
 
@@ -401,6 +402,28 @@ async fn policies_do_what_they_say() {
     hub.process.kill().await.unwrap();
 }
 
+/// What `hub token create` prints: where the hub takes agents in, and what else they are told.
+pub(crate) struct Invitation {
+    pub(crate) address: String,
+    flags: [String; 4],
+}
+
+impl Invitation {
+    pub(crate) fn of(said: &str) -> Self {
+        let words: Vec<&str> = said.split_whitespace().skip_while(|word| !word.starts_with("STOLOS_AGENT")).collect();
+        let [token, "stolos", "agent", _, "--hub", address, "--authority", authority] = words[..] else {
+            panic!("{said}")
+        };
+        let token = token.trim_start_matches("STOLOS_AGENT_TOKEN=");
+        Self { address: address.to_owned(), flags: ["--authority", authority, "--token", token].map(str::to_owned) }
+    }
+
+    /// The authority and the token, as flags, before `more`.
+    pub(crate) fn flags<'a>(&'a self, more: &[&'a str]) -> Vec<&'a str> {
+        self.flags.iter().map(String::as_str).chain(more.iter().copied()).collect()
+    }
+}
+
 impl Hub {
     /// Starts an agent, which ends with its handle, and waits until it says that it is connected.
     pub(crate) async fn agent(&self, name: &str, more: &[&str], address: &str) -> Child {
@@ -439,24 +462,38 @@ pub(crate) async fn connected(mut command: Command) -> Child {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_member_that_dials_out() {
     let Some(mut hub) = Hub::start().await else { return };
-    let said = hub.world.good(&["hub", "token", "create", "--data", "hub"]).await.out;
-    let words: Vec<&str> = said.split_whitespace().collect();
-    assert_eq!(words[..4], ["stolos", "agent", "NAME", "--hub"], "{said}");
-    let address = words[4].to_owned();
-    let credentials = [&words[5..], &["--context", "eu", "--region", "eu-west"]].concat();
+    let invited = Invitation::of(&hub.world.good(&["hub", "token", "create", "eu", "--data", "hub"]).await.out);
+    let address = invited.address.clone();
+    let credentials = invited.flags(&["--context", "eu", "--region", "eu-west"]);
+    let (authority, token) = (credentials[1], credentials[3]);
 
     // Another hub's authority, then another token: nobody is let in, and the good token is as good as before.
     let wrong = "sha256:0000000000000000000000000000000000000000000000000000000000000000";
-    let flags = ["agent", "eu", "--hub", &address, "--data", "agent-eu", "--authority", wrong, "--token", words[8]];
+    let flags = ["agent", "eu", "--hub", &address, "--data", "agent-eu", "--authority", wrong, "--token", token];
     let refused = hub.world.run(&flags).await.ends_with(1);
     assert!(refused.err.contains("it is another hub, or somebody between"), "{}", refused.err);
-    let flags = ["agent", "eu", "--hub", &address, "--data", "agent-eu", "--authority", words[6], "--token"];
+    let flags = ["agent", "eu", "--hub", &address, "--data", "agent-eu", "--authority", authority, "--token"];
     let refused = hub.world.run(&[&flags[..], &["aaaaaa.0123456789abcdef"]].concat()).await.ends_with(1);
     assert!(refused.err.contains("the hub does not know this token"), "{}", refused.err);
-    let agent = hub.agent("eu", &credentials, &address).await;
+    // It is eu's alone: ap does not come in with it, under no name, and whoever is refused has made nothing in the cluster.
     let again = ["agent", "ap", "--hub", &address, "--data", "agent-ap"];
-    let refused = hub.world.run(&[&again[..], &words[5..]].concat()).await.ends_with(1);
+    let refused = hub.world.run(&[&again[..], &credentials[..4]].concat()).await.ends_with(1);
+    assert!(refused.err.contains("this token was not made for an agent of `ap`"), "{}", refused.err);
+    let roles = Resource::named("rbac.authorization.k8s.io/v1", "ClusterRole").unwrap();
+    for member in ["eu", "ap"] {
+        let cluster = hub.world.cluster(member).await;
+        let all = objects::list(&cluster.client, &roles, None, None).await.unwrap();
+        let of_hub = |role: &&serde_json::Value| role["metadata"]["name"].as_str().unwrap().contains("karmada");
+        assert_eq!(all.iter().filter(of_hub).count(), 0, "{member}");
+    }
+    let agent = hub.agent("eu", &credentials, &address).await;
+    let used = ["agent", "eu", "--hub", &address, "--data", "agent-other", "--context", "eu"];
+    let refused = hub.world.run(&[&used[..], &credentials[..4]].concat()).await.ends_with(1);
     assert!(refused.err.contains("the hub does not know this token; it was used already"), "{}", refused.err);
+    // What eu's agent keeps is no other's.
+    let other = ["agent", "ap", "--hub", &address, "--data", "agent-eu"];
+    let refused = hub.world.run(&other).await.ends_with(1);
+    assert!(refused.err.contains("it is the identity of `eu`, not of `ap`"), "{}", refused.err);
     let none = hub.world.run(&again).await.ends_with(1);
     assert!(none.err.contains("stolos hub token create"), "{}", none.err);
 
@@ -506,17 +543,14 @@ async fn a_member_that_dials_out() {
 /// The identity of a member's agents ends when it is said so, and when the member leaves: a copy of it opens nothing again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_certificate_ends_with_its_membership() {
-    fn given(said: &[String]) -> Vec<&str> {
-        said[5..].iter().map(String::as_str).chain(["--context", "eu"]).collect()
-    }
     let Some(hub) = Hub::start().await else { return };
     let token = async |more: &[&str]| {
-        let said = hub.world.good(&[&["hub", "token", "create", "--data", "hub"], more].concat()).await.out;
-        said.split_whitespace().map(str::to_owned).collect::<Vec<_>>()
+        Invitation::of(&hub.world.good(&[&["hub", "token", "create", "eu", "--data", "hub"], more].concat()).await.out)
     };
-    let said = token(&[]).await;
-    let address = said[4].clone();
-    let mut first = hub.agent("eu", &given(&said), &address).await;
+    let invited = token(&[]).await;
+    let address = invited.address.clone();
+    let here = ["--context", "eu"];
+    let mut first = hub.agent("eu", &invited.flags(&here), &address).await;
     let copy = |name: &str| {
         let (from, to) = (hub.world.path("agent-eu"), hub.world.path(name));
         std::fs::create_dir(&to).unwrap();
@@ -532,17 +566,11 @@ async fn a_certificate_ends_with_its_membership() {
     copy("stolen-before");
 
     // Ended by hand: the agent that is connected ends, and a token for that member alone lets another in.
-    let said = token(&["--rotate", "eu"]).await;
-    let at = said.iter().position(|word| word == "stolos").unwrap();
-    let said = &said[at..];
-    assert_eq!(said[..3], ["stolos", "agent", "eu"], "{said:?}");
+    let invited = token(&["--rotate"]).await;
     let ended = tokio::time::timeout(PATIENCE, first.wait()).await.expect("it goes on").unwrap();
     assert_eq!(ended.code(), Some(1));
     refused("stolen-before", "the certificate of this agent of `eu` was ended").await;
-    let other = ["agent", "ap", "--hub", &address, "--data", "agent-ap", "--context", "ap"];
-    let other = hub.world.run(&[&other[..], &given(said)[..4]].concat()).await.ends_with(1);
-    assert!(other.err.contains("this token was not made for an agent of `ap`"), "{}", other.err);
-    let second = hub.agent("eu", &given(said), &address).await;
+    let second = hub.agent("eu", &invited.flags(&here), &address).await;
     copy("stolen-after");
     copy("stolen-again");
 
@@ -550,15 +578,19 @@ async fn a_certificate_ends_with_its_membership() {
     hub.world.good(&["hub", "unjoin", "eu", "--data", "hub"]).await;
     drop(second);
     refused("stolen-after", "the hub has no cluster `eu` any more").await;
-    let said = token(&[]).await;
-    std::fs::remove_dir_all(hub.world.path("agent-eu")).unwrap();
-    let _third = hub.agent("eu", &given(&said), &address).await;
+    // A token is what counts where there is one, whatever else is kept.
+    let _third = hub.agent("eu", &token(&[]).await.flags(&here), &address).await;
+    eventually("eu is back", PATIENCE, async || {
+        let clusters = hub.kubectl(&["get", "clusters"]).await.out;
+        if clusters.contains("eu ") { Ok(()) } else { Err(clusters) }
+    })
+    .await;
     for folder in ["stolen-before", "stolen-after", "stolen-again"] {
         let kept = hub.world.path(folder).join("agent.pem").exists();
         assert_eq!(kept, folder == "stolen-again", "{folder}: what ended is not kept");
     }
     refused("stolen-again", "the certificate of this agent of `eu` was ended").await;
-    let wrong = hub.world.run(&["hub", "token", "create", "--data", "hub", "--rotate", "nobody"]).await.ends_with(1);
+    let wrong = hub.world.run(&["hub", "token", "create", "nobody", "--data", "hub", "--rotate"]).await.ends_with(1);
     assert!(wrong.err.contains("the hub has no cluster `nobody`"), "{}", wrong.err);
 }
 

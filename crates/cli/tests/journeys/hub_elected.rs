@@ -6,7 +6,7 @@ use std::process::Stdio;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::Child;
 
-use crate::hub::{PATIENCE, agent};
+use crate::hub::{Invitation, PATIENCE, agent};
 use crate::programs;
 use crate::world::{Run, World, eventually, finish, text};
 
@@ -127,9 +127,8 @@ async fn of_two_hubs_on_one_api_one_acts() {
 
     let api = ["--hub-kubeconfig", "kubeconfig", "--hub-context", "us"];
     hub.world.good(&[&["hub", "join", "eu"], &api[..]].concat()).await;
-    let said = hub.world.good(&[&["hub", "token", "create"], &api[..]].concat()).await.out;
-    let words: Vec<&str> = said.split_whitespace().collect();
-    let _agent = agent(&hub.world, "ap", &words[5..], words[4]).await;
+    let invited = Invitation::of(&hub.world.good(&[&["hub", "token", "create", "ap"], &api[..]].concat()).await.out);
+    let _agent = agent(&hub.world, "ap", &invited.flags(&[]), &invited.address).await;
     hub.propagate("one").await;
     for member in ["eu", "ap"] {
         hub.has(member, "one").await;

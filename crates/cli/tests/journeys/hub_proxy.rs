@@ -14,7 +14,7 @@ use stolos_cluster::{Kubeconfig, connect};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, Lines};
 use tokio::process::{Child, ChildStderr, ChildStdout, Command};
 
-use crate::hub::connected;
+use crate::hub::{Invitation, connected};
 use crate::programs;
 use crate::world::{Run, World, eventually, finish, text};
 
@@ -60,12 +60,9 @@ impl Hub {
         let said = tokio::time::timeout(PATIENCE, lines.next_line()).await.expect("it is not up").unwrap();
         assert!(said.is_some_and(|line| line.starts_with("export KUBECONFIG=")), "it did not start");
         world.good(&["hub", "join", "ap", "--data", "hub"]).await;
-        let said = world.good(&["hub", "token", "create", "--data", "hub"]).await.out;
-        let words: Vec<String> = said.split_whitespace().map(str::to_owned).collect();
-        let hub = Self { world, kubectl, process, door: words[4].clone() };
-        let mut flags: Vec<&str> = words[5..].iter().map(String::as_str).collect();
-        flags.extend(["--context", "eu"]);
-        let agent = hub.agent(&flags).await;
+        let invited = Invitation::of(&world.good(&["hub", "token", "create", "eu", "--data", "hub"]).await.out);
+        let hub = Self { world, kubectl, process, door: invited.address.clone() };
+        let agent = hub.agent(&invited.flags(&["--context", "eu"])).await;
         eventually("both members", PATIENCE, async || {
             let clusters = hub.kubectl(&["get", "clusters"]).await.out;
             let ready = |name: &str, mode: &str| {
@@ -394,9 +391,8 @@ async fn a_member_with_two_agents_outlives_one_and_says_when_both_are_gone() {
     };
     standing(1, 0).await;
     // The second has a token and a folder of its own, as in another pod.
-    let said = hub.world.good(&["hub", "token", "create", "--data", "hub"]).await.out;
-    let flags: Vec<&str> = said.split_whitespace().skip(5).chain(["--context", "eu", "--data", "agent-eu-2"]).collect();
-    let second = hub.agent(&flags).await;
+    let invited = Invitation::of(&hub.world.good(&["hub", "token", "create", "eu", "--data", "hub"]).await.out);
+    let second = hub.agent(&invited.flags(&["--context", "eu", "--data", "agent-eu-2"])).await;
     standing(2, 0).await;
     hub.hide().await;
 

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::hub::{Hub, MEMBERS, PATIENCE};
+use crate::hub::{Hub, Invitation, MEMBERS, PATIENCE};
 use crate::world::eventually;
 
 /// What the tutorial's `hello` lacks for its last command to find anything: a region in its environment, another one in
@@ -62,9 +62,9 @@ async fn from_one_deployment_to_answers_of_every_region() {
     let Some(mut hub) = Hub::start().await else { return };
     let mut agents = Vec::new();
     for (member, region) in [("eu", "eu-west"), ("ap", "ap-south"), ("us", "us-west")] {
-        let said = hub.world.good(&["hub", "token", "create", "--data", "hub"]).await.out;
-        let words: Vec<&str> = said.split_whitespace().collect();
-        agents.push(hub.agent(member, &[&words[5..], &["--region", region]].concat(), words[4]).await);
+        let said = hub.world.good(&["hub", "token", "create", member, "--data", "hub"]).await.out;
+        let invited = Invitation::of(&said);
+        agents.push(hub.agent(member, &invited.flags(&["--region", region]), &invited.address).await);
     }
     eventually("three members that dialled", PATIENCE, async || {
         let clusters = hub.kubectl(&["get", "clusters"]).await.out;

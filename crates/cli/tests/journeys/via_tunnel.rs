@@ -12,12 +12,12 @@ use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD};
 use serde_json::Value;
 use stolos_cluster::objects::{self, Resource};
 use stolos_cluster::{Cluster, Kubeconfig, connect};
-use stolos_spec::{Api, Hub, Origin, Sample, SourceText, mesh_yaml, read};
+use stolos_spec::{Api, Hub, Join, Origin, Sample, SourceText, mesh_yaml, read};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::Child;
 
 use crate::bundle::{secrets, unpacked};
-use crate::hub::agent;
+use crate::hub::{Invitation, agent};
 use crate::lists::{at_rest, everything, identities, meant};
 use crate::programs;
 use crate::setup_mesh::equal_lists;
@@ -33,7 +33,12 @@ fn mesh(through: bool) -> String {
     mesh.origin = Origin::Mesh;
     mesh.control_plane.version = None;
     mesh.samples.insert(Sample::Sleep);
-    mesh.hub = Some(Hub { context: "hub".into(), kubeconfig: Some("hub.yaml".into()), address: None, join: !through });
+    mesh.hub = Some(Hub {
+        context: "hub".into(),
+        kubeconfig: Some("hub.yaml".into()),
+        address: None,
+        join: (!through).then_some(Join::Dialled),
+    });
     for cluster in &mut mesh.clusters {
         cluster.api = through.then_some(Api::Tunnel);
     }
@@ -76,12 +81,12 @@ impl Apart {
     }
 
     /// A one-time token.
-    async fn token(&mut self) -> String {
-        let said = self.world.good(&["hub", "token", "create", "--data", "hub"]).await.out;
-        let words: Vec<&str> = said.split_whitespace().collect();
-        let after = |flag: &str| words[words.iter().position(|word| *word == flag).unwrap() + 1].to_owned();
-        self.door = [after("--hub"), after("--authority")];
-        after("--token")
+    async fn token(&mut self, cluster: &str) -> String {
+        let said = self.world.good(&["hub", "token", "create", cluster, "--data", "hub"]).await.out;
+        let invited = Invitation::of(&said);
+        let flags = invited.flags(&[]);
+        self.door = [invited.address.clone(), flags[1].to_owned()];
+        flags[3].to_owned()
     }
 
     /// Starts the agent of a cluster, which ends with its handle, and waits until it is connected. It needs a token once.
@@ -96,7 +101,7 @@ impl Apart {
     pub(crate) async fn agents(&mut self, clusters: &[&str]) -> Vec<Child> {
         let mut agents = Vec::new();
         for cluster in clusters {
-            let token = self.token().await;
+            let token = self.token(cluster).await;
             agents.push(self.agent(cluster, Some(&token)).await);
         }
         eventually("all are members", PATIENCE, async || {
@@ -278,6 +283,106 @@ async fn apply_joins_what_can_be_dialled() {
     apart.world.good(&["plan", "-f", file]).await;
     apart.world.good(&["teardown", "-f", file, "--yes"]).await;
     assert_eq!(apart.kubectl(&["get", "clusters", "-o", "name"]).await.ends_with(0).out, "");
+    for (cluster, before) in clusters.iter().zip(&before) {
+        equal_lists(cluster, before).await;
+    }
+}
+
+const HELLO: &str = "apiVersion: apps/v1
+kind: Deployment
+metadata: {name: hello}
+spec:
+  replicas: 4
+  selector: {matchLabels: {app: hello}}
+  template:
+    metadata: {labels: {app: hello}}
+    spec: {containers: [{name: hello, image: stefanprodan/podinfo}]}
+---
+apiVersion: policy.karmada.io/v1alpha1
+kind: PropagationPolicy
+metadata: {name: hello}
+spec:
+  resourceSelectors: [{apiVersion: apps/v1, kind: Deployment, name: hello}]
+  placement:
+    replicaScheduling:
+      replicaSchedulingType: Divided
+      replicaDivisionPreference: Weighted
+      weightPreference:
+        staticWeightList:
+        - {targetCluster: {clusterNames: [cluster1]}, weight: 1}
+        - {targetCluster: {clusterNames: [cluster2]}, weight: 3}
+";
+
+/// `hub.join: agent`: one command installs agents in clusters that nobody dials, builds the mesh that reads through them, and
+/// another takes both back. A workload is placed there, an agent dies and comes back by itself, and what nobody could get in
+/// with any more is mended by the next run.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn apply_installs_agents_and_takes_them_back() {
+    let installed = mesh(true).replace("  hub:\n", "  hub:\n    join: agent\n");
+    let Some(apart) = Apart::of(&installed, &CLUSTERS).await else { return };
+    let file = text(&apart.file);
+    let clusters = apart.world.clusters(&CLUSTERS).await;
+    let mut before = Vec::new();
+    for cluster in &clusters {
+        before.push(identities(&at_rest(&cluster.client).await));
+    }
+    let plan = apart.world.run(&["plan", "-f", file]).await.ends_with(2).out;
+    assert!(plan.contains("+ hub/hub/join-cluster1") && plan.contains("+ links/cluster1/cluster2"), "{plan}");
+    apart.world.good(&["apply", "-f", file, "--yes"]).await;
+    let members = apart.kubectl(&["get", "clusters"]).await.out;
+    let ready = members.lines().filter(|line| line.split_whitespace().skip(2).take(2).eq(["Pull", "True"]));
+    assert_eq!(ready.count(), 2, "{members}");
+    apart.world.good(&["plan", "-f", file]).await;
+    apart.world.proven(&apart.file, 4).await;
+
+    apart.world.write("hello.yaml", HELLO);
+    apart.kubectl(&["apply", "-f", "hello.yaml"]).await.ends_with(0);
+    let runs = async |cluster: &str| {
+        let get = ["--kubeconfig", "kubeconfig", "--context", cluster, "get", "deployment", "hello", "-o"];
+        apart.kubectl(&[&get[..], &["jsonpath={.status.readyReplicas}"]].concat()).await.out
+    };
+    let placed = async |wanted: [&str; 2]| {
+        eventually("the workload is where it is to be", PATIENCE, async || {
+            let now = [runs("cluster1").await, runs("cluster2").await];
+            if now == wanted { Ok(()) } else { Err(format!("{now:?}")) }
+        })
+        .await
+    };
+    placed(["1", "3"]).await;
+
+    // Its pod may do nothing but keep its own certificate.
+    let may = |what: &'static [&'static str]| {
+        let who =
+            ["--as", "system:serviceaccount:stolos-agent:stolos-agent", "--kubeconfig", "kubeconfig", "--context"];
+        let ask = [&["auth", "can-i"][..], what, &who[..], &["cluster2"]].concat();
+        let apart = &apart;
+        async move { apart.kubectl(&ask).await.out.trim() == "yes" }
+    };
+    assert!(may(&["get", "secrets/stolos-agent", "-n", "stolos-agent"]).await);
+    assert!(!may(&["list", "secrets", "-n", "stolos-agent"]).await && !may(&["get", "pods", "-A"]).await);
+
+    // A pod that dies comes back by itself, with the certificate that it kept.
+    let agent = ["--kubeconfig", "kubeconfig", "--context", "cluster2", "-n", "stolos-agent"];
+    apart.kubectl(&[&agent[..], &["delete", "pods", "--all"]].concat()).await.ends_with(0);
+    apart.kubectl(&["scale", "deployment", "hello", "--replicas=8"]).await.ends_with(0);
+    placed(["2", "6"]).await;
+    apart.world.good(&["plan", "-f", file]).await;
+
+    // What it kept was ended by hand, and nobody gave it a token: the next run does.
+    apart.world.good(&["hub", "token", "create", "cluster2", "--data", "hub", "--rotate"]).await;
+    let plan = apart.world.run(&["plan", "-f", file]).await.ends_with(2).out;
+    assert!(plan.contains("the agent of cluster2 has no certificate that the hub takes"), "{plan}");
+    apart.world.good(&["apply", "-f", file, "--yes"]).await;
+    apart.world.good(&["plan", "-f", file]).await;
+    apart.kubectl(&["scale", "deployment", "hello", "--replicas=4"]).await.ends_with(0);
+    placed(["1", "3"]).await;
+
+    // The hub takes no last copy away because its clusters leave: whose it is does.
+    apart.kubectl(&["delete", "-f", "hello.yaml"]).await.ends_with(0);
+    placed(["", ""]).await;
+    apart.world.good(&["teardown", "-f", file, "--yes"]).await;
+    assert_eq!(apart.kubectl(&["get", "clusters", "-o", "name"]).await.ends_with(0).out, "");
+    assert_eq!(apart.in_hub().await, BTreeSet::new());
     for (cluster, before) in clusters.iter().zip(&before) {
         equal_lists(cluster, before).await;
     }

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
@@ -14,7 +13,8 @@ use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
 use serde::Serialize;
-use stolos_pki::{Certificate, Credentials, Roots, WorkloadRequest};
+use serde::de::DeserializeOwned;
+use stolos_pki::{Certificate, Credentials, Roots, SpiffeId, WorkloadRequest};
 use stolos_serve::{Net, Stop, handshake, net};
 use stolos_tunnel::PROTOCOL;
 use stolos_tunnel::agent::Config;
@@ -22,7 +22,8 @@ pub use stolos_tunnel::agent::{News, Target};
 use tokio::sync::Notify;
 use tokio_rustls::TlsConnector;
 
-use super::{API, Certified, LARGEST, Registration, Renewal, TRUST_DOMAIN};
+pub use super::store::Store;
+use super::{API, Certified, LARGEST, Question, Registration, Renewal, TRUST_DOMAIN};
 use crate::Error;
 use crate::member::{Credential, Joining};
 
@@ -30,11 +31,10 @@ use crate::member::{Credential, Joining};
 const ASKING: Duration = Duration::from_secs(30);
 /// How often the age of the certificate is looked at, and how long until a renewal that failed is tried again.
 const LOOKED: Duration = Duration::from_secs(60);
+/// The age at which a certificate is renewed: long before it ends, so that a hub may be away for weeks.
+const RENEWED: Duration = Duration::from_secs(86_400);
 /// How many streams the hub may have open at once.
 const STREAMS: u32 = 1024;
-/// Key and certificates in one file, so that they are of one piece at any moment.
-const OWN: &str = "agent.pem";
-const ROOT: &str = "hub-ca.crt";
 
 /// Where the hub's door is.
 #[derive(Clone)]
@@ -50,7 +50,7 @@ pub struct Hub {
 /// Who an agent is to the hub: what [`Identity::load`] finds or [`register`] gets.
 #[derive(Clone)]
 pub struct Identity {
-    folder: PathBuf,
+    store: Store,
     root: String,
     own: Arc<RwLock<Arc<Credentials>>>,
 }
@@ -68,83 +68,59 @@ pub struct Registering {
 }
 
 impl Identity {
-    /// What was kept in `folder` by an earlier run, if its certificate is still good.
+    /// What an earlier run of an agent of `member` kept in `store`.
     ///
     /// # Errors
     ///
-    /// When files are there that cannot be read or used.
-    pub fn load(folder: &Path, now: SystemTime) -> Result<Option<Self>, Error> {
-        let read = |name: &str| match std::fs::read_to_string(folder.join(name)) {
-            Ok(text) => Ok(Some(stolos_pki::Secret::new(text))),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(kept(folder, error)),
-        };
-        let (Some(own), Some(root)) = (read(OWN)?, read(ROOT)?) else { return Ok(None) };
-        let own = Credentials::from_pem(own.expose(), own.expose()).map_err(|error| kept(folder, error))?;
-        if own.leaf().not_after() <= now {
-            return Ok(None);
+    /// When something is there that cannot be read or used, or is another member's; [`Error::Ended`] when the certificate is
+    /// over.
+    pub async fn load(store: &Store, member: &str, now: SystemTime) -> Result<Option<Self>, Error> {
+        let Some((own, root)) = store.read().await? else { return Ok(None) };
+        let own = Credentials::from_pem(own.expose(), own.expose()).map_err(|error| store.failed(error))?;
+        let whose = own.leaf().uris().iter().filter_map(|uri| SpiffeId::parse(uri).ok()).next();
+        let whose = whose.map(|id| id.service_account.split('.').next().unwrap_or_default().to_owned());
+        if whose.as_deref() != Some(member) {
+            let whose = whose.unwrap_or_else(|| "nobody".to_owned());
+            return Err(store.failed(format!("it is the identity of `{whose}`, not of `{member}`")));
+        }
+        if let Ok(over) = now.duration_since(own.leaf().not_after()) {
+            let ended =
+                jiff::Timestamp::try_from(own.leaf().not_after()).map(|end| end.to_string()).unwrap_or_default();
+            let days = over.as_secs() / 86_400;
+            return Err(Error::Ended(format!("its certificate ended on {ended}, {days} days ago")));
         }
         let own = Arc::new(RwLock::new(Arc::new(own)));
-        Ok(Some(Self { folder: folder.to_owned(), root: root.expose().to_owned(), own }))
-    }
-
-    /// Removes from `folder` what would be used at the next start.
-    ///
-    /// # Errors
-    ///
-    /// When it cannot be removed.
-    pub fn forget(folder: &Path) -> Result<(), Error> {
-        match std::fs::remove_file(folder.join(OWN)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(kept(folder, error)),
-            _ => Ok(()),
-        }
+        Ok(Some(Self { store: store.clone(), root, own }))
     }
 
     fn own(&self) -> Arc<Credentials> {
         Arc::clone(&self.own.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Takes over a certificate, on disk first: whoever starts again finds the newest, or the one before.
-    fn take(&self, key: &stolos_pki::Secret, chain: &str) -> Result<(), Error> {
-        let fresh = Credentials::from_pem(chain, key.expose()).map_err(|error| kept(&self.folder, error))?;
+    /// Takes over a certificate, when it is kept: whoever starts again finds the newest, or the one before.
+    async fn take(&self, key: &stolos_pki::Secret, chain: &str) -> Result<(), Error> {
+        let fresh = Credentials::from_pem(chain, key.expose()).map_err(|error| self.store.failed(error))?;
         let own = stolos_pki::Secret::new(format!("{}{chain}", key.expose()));
-        for (name, text) in [(ROOT, self.root.as_str()), (OWN, own.expose())] {
-            write(&self.folder.join(name), text).map_err(|error| kept(&self.folder, error))?;
-        }
+        self.store.write(&own, &self.root).await?;
         *self.own.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(fresh);
         Ok(())
     }
 
     fn tls(&self, protocol: &[u8]) -> Result<Arc<ClientConfig>, Error> {
-        let roots = Roots::from_pem(&self.root).map_err(|error| kept(&self.folder, error))?;
-        stolos_pki::tls::client_by_name(Some(&self.own()), &roots, &[protocol]).map_err(|e| kept(&self.folder, e))
+        let roots = Roots::from_pem(&self.root).map_err(|error| self.store.failed(error))?;
+        stolos_pki::tls::client_by_name(Some(&self.own()), &roots, &[protocol]).map_err(|e| self.store.failed(e))
     }
 
-    /// Whether two thirds of the certificate's life are over.
+    /// Whether it is a day old, or two thirds of its life are over.
     fn is_old(&self, now: SystemTime) -> bool {
         let own = self.own();
         let (from, until) = (own.leaf().not_before(), own.leaf().not_after());
         let life = until.duration_since(from).unwrap_or_default();
-        now >= from + life * 2 / 3
+        now >= from + (life * 2 / 3).min(RENEWED)
     }
 }
 
-fn kept(folder: &Path, why: impl ToString) -> Error {
-    Error::Agents(format!("could not use what is kept in {}: {}", folder.display(), why.to_string()))
-}
-
-fn write(path: &Path, text: &str) -> io::Result<()> {
-    use std::io::Write as _;
-    use std::os::unix::fs::OpenOptionsExt as _;
-    let fresh = path.with_extension("new");
-    let _ = std::fs::remove_file(&fresh);
-    let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&fresh)?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all()?;
-    std::fs::rename(&fresh, path)
-}
-
-/// Gets a certificate for a token, and keeps it in `folder` (0700, files 0600).
+/// Gets a certificate for a token, and keeps it in `store`.
 ///
 /// The hub is known by its authority's fingerprint alone: the chain that it shows must have that certificate in it, and
 /// the connection that carries the token is made anew with it as the only root.
@@ -152,9 +128,8 @@ fn write(path: &Path, text: &str) -> io::Result<()> {
 /// # Errors
 ///
 /// When the hub is not reached, is another one, or does not let it in.
-pub async fn register(hub: &Hub, registering: Registering, folder: &Path) -> Result<Identity, Error> {
-    use std::os::unix::fs::DirBuilderExt as _;
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(|error| kept(folder, error))?;
+pub async fn register(hub: &Hub, registering: Registering, store: &Store) -> Result<Identity, Error> {
+    store.prepare()?;
     let root = root(hub, &registering.fingerprint).await?;
     let request = request(&registering.joining.name)?;
     let body = Registration {
@@ -163,18 +138,43 @@ pub async fn register(hub: &Hub, registering: Registering, folder: &Path) -> Res
         joining: registering.joining,
         credential: registering.credential,
     };
-    let roots = Roots::from_pem(&root).map_err(|error| unreached(hub, error))?;
-    let tls = stolos_pki::tls::client_by_name(None, &roots, &[b"http/1.1"]).map_err(|error| unreached(hub, error))?;
-    let certified = ask(hub, tls, "/register", &body).await?.map_err(|said| said.into_error(hub))?;
+    let certified: Certified =
+        ask(hub, by_root(hub, &root)?, "/register", &body).await?.map_err(|said| said.into_error(hub))?;
     let key = request.key.to_pem();
     let own = Credentials::from_pem(&certified.chain, key.expose()).map_err(|error| unreached(hub, error))?;
-    let identity = Identity { folder: folder.to_owned(), root, own: Arc::new(RwLock::new(Arc::new(own))) };
-    identity.take(&key, &certified.chain)?;
+    let identity = Identity { store: store.clone(), root, own: Arc::new(RwLock::new(Arc::new(own))) };
+    identity.take(&key, &certified.chain).await?;
     Ok(identity)
 }
 
+/// Asks whether a token would let a member in with this `id` (the UID of its `kube-system`), without using it up: whoever
+/// is refused has made nothing in the member then.
+///
+/// # Errors
+///
+/// As [`register`].
+pub async fn may_register(
+    hub: &Hub,
+    token: &stolos_pki::Secret,
+    fingerprint: &str,
+    (member, id): (&str, &str),
+) -> Result<(), Error> {
+    let root = root(hub, fingerprint).await?;
+    let question = Question { token: token.expose().to_owned(), name: member.to_owned(), id: id.to_owned() };
+    let answer: serde_json::Value =
+        ask(hub, by_root(hub, &root)?, "/ask", &question).await?.map_err(|said| said.into_error(hub))?;
+    drop(answer);
+    Ok(())
+}
+
+/// TLS towards a hub that is known by its authority, from one that has no certificate yet.
+fn by_root(hub: &Hub, root: &str) -> Result<Arc<ClientConfig>, Error> {
+    let roots = Roots::from_pem(root).map_err(|error| unreached(hub, error))?;
+    stolos_pki::tls::client_by_name(None, &roots, &[b"http/1.1"]).map_err(|error| unreached(hub, error))
+}
+
 fn request(member: &str) -> Result<WorkloadRequest, Error> {
-    let id = stolos_pki::SpiffeId::new(TRUST_DOMAIN, crate::member::CREDENTIALS, member);
+    let id = SpiffeId::new(TRUST_DOMAIN, crate::member::CREDENTIALS, member);
     WorkloadRequest::new(&id).map_err(|error| Error::Agents(format!("could not make a key: {error}")))
 }
 
@@ -210,16 +210,19 @@ struct No {
 
 impl No {
     fn into_error(self, hub: &Hub) -> Error {
-        unreached(hub, format!("it said {}: {}", self.status, self.why))
+        match self.status {
+            StatusCode::UNAUTHORIZED => Error::Token(self.why),
+            status => unreached(hub, format!("it said {status}: {}", self.why)),
+        }
     }
 }
 
-async fn ask(
+async fn ask<T: DeserializeOwned>(
     hub: &Hub,
     tls: Arc<ClientConfig>,
     path: &str,
     body: &impl Serialize,
-) -> Result<Result<Certified, No>, Error> {
+) -> Result<Result<T, No>, Error> {
     let body = serde_json::to_vec(body).map_err(|error| unreached(hub, error))?;
     let name = server_name(hub)?;
     let asking = async {
@@ -312,11 +315,11 @@ pub async fn run(
 async fn renew(hub: &Hub, identity: &Identity, member: &str) -> Result<Arc<ClientConfig>, Error> {
     let request = request(member)?;
     let asked = Renewal { request: request.csr_pem.clone() };
-    let certified = match ask(hub, identity.tls(b"http/1.1")?, "/renew", &asked).await? {
+    let certified: Certified = match ask(hub, identity.tls(b"http/1.1")?, "/renew", &asked).await? {
         Ok(certified) => certified,
         Err(said) if said.status == StatusCode::FORBIDDEN => return Err(Error::Ended(said.why)),
         Err(said) => return Err(said.into_error(hub)),
     };
-    identity.take(&request.key.to_pem(), &certified.chain)?;
+    identity.take(&request.key.to_pem(), &certified.chain).await?;
     identity.tls(PROTOCOL)
 }

@@ -5,17 +5,20 @@
 //!
 //! | asked for | with | answer |
 //! |---|---|---|
-//! | `POST /register` | a token ([`token`]) and a request to certify a key | the member's certificate, for a day; the token is used up |
+//! | `POST /ask` | a token ([`token`]) | whether it would let the member in |
+//! | `POST /register` | a token and a request to certify a key | the member's certificate, for 30 days; the token is used up |
 //! | `POST /renew` | the certificate | a new one, as long as the hub has the member |
 //!
 //! A certificate is good for one membership (`guest`): it ends with that, and when it is ended by hand ([`end`]).
 
 pub mod agent;
+pub mod pod;
 pub mod token;
 
 pub(crate) mod authority;
 mod guest;
 mod serve;
+mod store;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,14 +36,15 @@ use crate::{Error, MANAGER, label};
 
 pub use guest::end;
 pub(crate) use guest::{Known, epoch};
+pub(crate) use store::kept;
 
 /// The ConfigMap that says where the door is.
 const NOTICE: &str = "stolos-agents";
 
 /// The trust domain of members' identities.
 const TRUST_DOMAIN: &str = "hub.stolos.dev";
-/// How long an agent's certificate is good for.
-const CERTIFICATE: Duration = Duration::from_secs(86_400);
+/// How long an agent's certificate is good for: it is renewed daily, and ends at once when its membership does.
+const CERTIFICATE: Duration = Duration::from_secs(30 * 86_400);
 /// What an agent calls its cluster's API server.
 pub(crate) const API: &str = "api";
 /// The largest body of a request or an answer, in bytes.
@@ -59,6 +63,17 @@ struct Registration {
     /// How the hub gets in; nothing of a member that it knows, for which the token was made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     credential: Option<Credential>,
+}
+
+/// What an agent asks before it makes anything in its cluster.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Question {
+    token: String,
+    /// The member's name.
+    name: String,
+    /// UID of the member's namespace `kube-system`.
+    id: String,
 }
 
 /// What an agent that renews says.

@@ -25,7 +25,7 @@ use tokio_rustls::server::TlsStream;
 use tokio_util::task::TaskTracker;
 
 use super::guest::{self, Known};
-use super::{CERTIFICATE, Certified, LARGEST, Registration, Renewal, TRUST_DOMAIN, token};
+use super::{CERTIFICATE, Certified, LARGEST, Question, Registration, Renewal, TRUST_DOMAIN, token};
 use crate::Error;
 use crate::member;
 
@@ -117,13 +117,15 @@ async fn attend(desk: Arc<Desk>, stream: TlsStream<stolos_serve::Stream>, from: 
 
 impl Desk {
     async fn answer(&self, request: Request<Incoming>, member: Result<String, String>) -> Response<Full<Bytes>> {
+        let text = |certified: &Certified| serde_json::to_string(certified).unwrap_or_default();
         let answer = match (request.method(), request.uri().path()) {
-            (&Method::POST, "/register") => self.register(request).await,
-            (&Method::POST, "/renew") => self.renew(request, member).await,
-            _ => Err((StatusCode::NOT_FOUND, "POST /register or /renew".to_owned())),
+            (&Method::POST, "/ask") => self.asked(request).await.map(|()| "{}".to_owned()),
+            (&Method::POST, "/register") => self.register(request).await.as_ref().map(text).map_err(Clone::clone),
+            (&Method::POST, "/renew") => self.renew(request, member).await.as_ref().map(text).map_err(Clone::clone),
+            _ => Err((StatusCode::NOT_FOUND, "POST /ask, /register or /renew".to_owned())),
         };
         let (status, body) = match answer {
-            Ok(certified) => (StatusCode::OK, serde_json::to_string(&certified).unwrap_or_default()),
+            Ok(body) => (StatusCode::OK, body),
             Err((status, why)) => (status, why),
         };
         let mut response = Response::new(Full::from(body));
@@ -132,14 +134,22 @@ impl Desk {
         response
     }
 
+    async fn asked(&self, request: Request<Incoming>) -> Result<(), (StatusCode, String)> {
+        let asked: Question = read(request).await?;
+        // Who has no token for it learns nothing about the name.
+        token::check(&self.client, &asked.token, &asked.name).await.map_err(refused)?;
+        member::may_join(&self.client, &asked.name, &asked.id).await.map_err(refused)
+    }
+
     async fn register(&self, request: Request<Incoming>) -> Result<Certified, (StatusCode, String)> {
         let asked: Registration = read(request).await?;
         let name = asked.joining.name.clone();
+        let token = token::check(&self.client, &asked.token, &name).await.map_err(refused)?;
         let cluster = match &asked.credential {
             Some(credential) => {
                 // What is wrong with the name costs no token.
                 member::may_join(&self.client, &name, &credential.id).await.map_err(refused)?;
-                token::redeem(&self.client, &asked.token, &name, false).await.map_err(refused)?;
+                token.redeem(&self.client).await.map_err(refused)?;
                 member::enter(&self.client, &asked.joining, credential, member::PULL).await.map_err(refused)?
             }
             None => {
@@ -148,7 +158,7 @@ impl Desk {
                     let why = format!("`{name}` is dialled by the hub, or leaves it: it takes no agents");
                     return Err((StatusCode::CONFLICT, why));
                 }
-                token::redeem(&self.client, &asked.token, &name, true).await.map_err(refused)?;
+                token.redeem(&self.client).await.map_err(refused)?;
                 cluster
             }
         };

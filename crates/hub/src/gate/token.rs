@@ -16,53 +16,67 @@ use crate::{Error, MANAGER, label};
 const NAMESPACE: &str = "kube-system";
 const ALPHABET: &[u8] = b"abcdefghijklmnopqrstuvwxyz0123456789";
 
-/// Makes a token that lets one agent in, once, within `life`: any, or one of the member that it is made for.
+/// Makes a token that lets one agent of `member` in, once, within `life`.
 ///
 /// # Errors
 ///
 /// When the hub's API refuses or does not answer.
-pub async fn create(hub: &kube::Client, life: Duration, member: Option<&str>) -> Result<stolos_pki::Secret, Error> {
+pub async fn create(hub: &kube::Client, life: Duration, member: &str) -> Result<stolos_pki::Secret, Error> {
     let (id, secret) = (random(6), random(16));
     let expiration = Timestamp::now() + jiff::SignedDuration::try_from(life).unwrap_or(jiff::SignedDuration::ZERO);
     let data = |text: &str| BASE64_STANDARD.encode(text);
-    let mut object = json!({"apiVersion": "v1", "kind": "Secret", "type": "bootstrap.kubernetes.io/token",
-    "metadata": {"name": kept_as(&id), "namespace": NAMESPACE},
+    let object = json!({"apiVersion": "v1", "kind": "Secret", "type": "bootstrap.kubernetes.io/token",
+    "metadata": {"name": kept_as(&id), "namespace": NAMESPACE, "annotations": {label::TOKEN_MEMBER: member}},
     "data": {
         "token-id": data(&id), "token-secret": data(&secret),
         "expiration": data(&format!("{:.0}", expiration)),
         "description": data("lets one agent of a member into the hub, once"),
         "usage-bootstrap-authentication": data("true"),
     }});
-    if let Some(member) = member {
-        object["metadata"]["annotations"] = json!({label::TOKEN_MEMBER: member});
-    }
     objects::create(hub, &Resource::named("v1", "Secret")?, &object, MANAGER).await?;
     Ok(stolos_pki::Secret::new(format!("{id}.{secret}")))
 }
 
-/// Uses up a token: it lets nobody in again, also when what comes after this fails. One that was made for another member
-/// than `name` is as good as before, and so is one for any when only one for this will do (`own`).
+/// A token that lets an agent of one member in.
+pub(super) struct Good {
+    id: String,
+    uid: String,
+}
+
+fn unknown() -> Error {
+    Error::Token("the hub does not know this token; it was used already, or is over".to_owned())
+}
+
+/// Whether a token lets an agent of the member called `name` in. It is as good as before.
 ///
 /// # Errors
 ///
 /// [`Error::Token`] when it is none, over, or for another; the words do not say which, but for what its own holder knows.
-pub(super) async fn redeem(hub: &kube::Client, token: &str, name: &str, own: bool) -> Result<(), Error> {
-    let unknown = || Error::Token("the hub does not know this token; it was used already, or is over".to_owned());
+pub(super) async fn check(hub: &kube::Client, token: &str, name: &str) -> Result<Good, Error> {
     let (id, secret) = split(token)?;
     let secrets = Resource::named("v1", "Secret")?;
     let found = objects::get(hub, &secrets, Some(NAMESPACE), &kept_as(id)).await?.ok_or_else(unknown)?;
     if !lets_in(&found, secret, Timestamp::now()) {
         return Err(unknown());
     }
-    if meta::annotation(&found, label::TOKEN_MEMBER).map_or(own, |member| member != name) {
+    // A token of kubeadm's or Karmada's kind that somebody else made is for nobody here.
+    if meta::annotation(&found, label::TOKEN_MEMBER) != Some(name) {
         return Err(Error::Token(format!("this token was not made for an agent of `{name}`")));
     }
-    // Of two that use it at once, one deletes it.
-    match objects::delete(hub, &secrets, Some(NAMESPACE), &kept_as(id), Some(meta::uid(&found))).await {
-        Ok(true) => Ok(()),
-        Ok(false) => Err(unknown()),
-        Err(error) if error.is_conflict() => Err(unknown()),
-        Err(error) => Err(error.into()),
+    Ok(Good { id: id.to_owned(), uid: meta::uid(&found).to_owned() })
+}
+
+impl Good {
+    /// Uses it up: it lets nobody in again, also when what comes after this fails.
+    pub(super) async fn redeem(self, hub: &kube::Client) -> Result<(), Error> {
+        let secrets = Resource::named("v1", "Secret")?;
+        // Of two that use it at once, one deletes it.
+        match objects::delete(hub, &secrets, Some(NAMESPACE), &kept_as(&self.id), Some(&self.uid)).await {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(unknown()),
+            Err(error) if error.is_conflict() => Err(unknown()),
+            Err(error) => Err(error.into()),
+        }
     }
 }
 

@@ -96,7 +96,12 @@ pub async fn credential(member: &Cluster, name: &str) -> Result<Credential, Erro
     Ok(Credential { id, server, authority, token, impersonator: Some(impersonator) })
 }
 
-async fn identity(member: &kube::Client) -> Result<String, Error> {
+/// What a cluster is, whatever it is called: the UID of its `kube-system`.
+///
+/// # Errors
+///
+/// When it refuses or does not answer.
+pub async fn identity(member: &kube::Client) -> Result<String, Error> {
     let namespaces = Resource::named("v1", "Namespace")?;
     let system = objects::get(member, &namespaces, None, "kube-system").await?;
     Ok(system.as_ref().map(|system| meta::uid(system).to_owned()).unwrap_or_default())
@@ -194,7 +199,11 @@ pub async fn ready(hub: &kube::Client, name: &str, patience: Duration) -> Result
 }
 
 /// The names that clusters can have (Karmada v1.18.2, `validation.ValidateClusterName`).
-fn check_name(name: &str) -> Result<(), Error> {
+///
+/// # Errors
+///
+/// Why a name is none.
+pub fn check_name(name: &str) -> Result<(), Error> {
     let refused = |why: String| Err(Error::Name { name: name.to_owned(), why });
     if name.len() > LONGEST {
         return refused(format!("it is longer than {LONGEST} characters"));
@@ -219,7 +228,7 @@ pub fn role(name: &str) -> String {
     format!("karmada-controller-manager:karmada-{name}")
 }
 
-fn owner(api_version: &str, kind: &str, owner: &Value) -> Value {
+pub(super) fn owner(api_version: &str, kind: &str, owner: &Value) -> Value {
     json!({"apiVersion": api_version, "kind": kind, "name": meta::name(owner), "uid": meta::uid(owner)})
 }
 

@@ -1,5 +1,6 @@
 //! Member clusters: how they join and leave, how they are reached, what they say of themselves.
 
+mod install;
 mod join;
 mod standing;
 mod status;
@@ -20,7 +21,8 @@ use stolos_k8s::meta;
 use stolos_serve::Net;
 use stolos_tunnel::Relay;
 
-pub use join::{Credential, Joining, PULL, PUSH, credential, join, ready, role};
+pub use install::{AGENT, AGENT_NAMESPACE, install, registered, uninstall};
+pub use join::{Credential, Joining, PULL, PUSH, check_name, credential, identity, join, ready, role};
 pub use standing::{Standing, standings};
 pub use unjoin::{Left, unjoin};
 

@@ -9,12 +9,13 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use stolos_spec::{Api, Cluster, HUB, Mesh};
+use stolos_pki::Certificate;
+use stolos_spec::{Api, Cluster, HUB, Join, Mesh};
 
 use super::{Scene, Sketch, id};
 use crate::graph::Work;
-use crate::object::{MEMBERSHIP, SYSTEM_NAMESPACE, is_owned, mesh_of, namespace, ours};
-use crate::{Action, Change, ClusterState, Condition, Member, ObjectDiff, ObjectKey, Sight};
+use crate::object::{AGENT, MEMBERSHIP, SYSTEM_NAMESPACE, is_owned, mesh_of, namespace, ours, secret_text};
+use crate::{Action, Change, ClusterState, Condition, Member, ObjectDiff, ObjectKey, Sight, VERSION};
 
 const RBAC: &str = "rbac.authorization.k8s.io/v1";
 /// The group and version of the hub's clusters.
@@ -69,20 +70,23 @@ pub(super) struct Way<'a> {
     pub(super) namespace: String,
     /// What the account and its Secret are called.
     pub(super) name: String,
+    /// The step that makes the other a member, if one does.
+    pub(super) member: String,
 }
 
 impl<'a> Way<'a> {
     /// None where the hub does not answer, or does not know the cluster.
     pub(super) fn of(scene: &Scene<'a>, into: &Cluster, read: &Cluster) -> Option<Self> {
         let hub = scene.hub?;
-        let member = member(hub, read, scene.observed.cluster(read.name.as_str())?).ok()?;
+        let (member, _) = called(scene, hub, read, scene.observed.cluster(read.name.as_str())?).ok()?;
         let address = scene.mesh.hub.as_ref().and_then(|hub| hub.address.clone());
         let address = address.unwrap_or_else(|| hub.server.trim_end_matches('/').to_owned());
         Some(Self {
             hub,
-            server: format!("{address}/apis/{CLUSTERS}/clusters/{}/proxy", meta_name(member)),
+            server: format!("{address}/apis/{CLUSTERS}/clusters/{member}/proxy"),
             namespace: hub_namespace(scene.mesh_name()),
             name: pair(into.name.as_str(), read.name.as_str()),
+            member: id_of_join(read.name.as_str()),
         })
     }
 
@@ -119,11 +123,28 @@ fn member<'a>(hub: &'a ClusterState, read: &Cluster, state: &ClusterState) -> Re
         None => {
             let text = "its API server is to be reached through the hub, and it is not a member of that";
             let ways = [
-                format!("`stolos hub token create` at the hub, then `stolos agent {name} …` in the cluster"),
+                format!(
+                    "`stolos hub token create {name}` at the hub, and what it prints in the cluster; or `hub.join: agent`"
+                ),
                 another_way(),
             ];
             Err((text.to_owned(), ways))
         }
+    }
+}
+
+/// What the hub calls a cluster, and its Cluster there; nothing yet where this run makes it a member.
+fn called<'a>(
+    scene: &Scene<'_>,
+    hub: &'a ClusterState,
+    read: &Cluster,
+    state: &ClusterState,
+) -> Result<(String, Option<&'a Value>), (String, [String; 2])> {
+    let joins = scene.mesh.hub.as_ref().and_then(|hub| hub.joins(read)).is_some();
+    match member(hub, read, state) {
+        Ok(found) => Ok((meta_name(found).to_owned(), Some(found))),
+        Err(_) if joins => Ok((read.name.to_string(), None)),
+        Err(why) => Err(why),
     }
 }
 
@@ -171,22 +192,29 @@ pub(super) fn steps(scene: &Scene<'_>, sketch: &mut Sketch) {
 /// Clusters that can be dialled become members, where the file says so. They bear the labels of what is ours: who was a
 /// member before stays one.
 fn join(scene: &Scene<'_>, sketch: &mut Sketch) {
-    let Some(hub) = scene.hub.filter(|_| scene.mesh.hub.as_ref().is_some_and(|hub| hub.join)) else { return };
-    for cluster in scene.mesh.clusters.iter().filter(|cluster| cluster.api != Some(Api::Tunnel)) {
+    let Some(hub) = scene.hub else { return };
+    for cluster in &scene.mesh.clusters {
         let name = cluster.name.as_str();
         let key = ObjectKey::new(CLUSTERS, "Cluster", None, name);
-        sketch.want(HUB, key.clone());
+        let join = scene.mesh.hub.as_ref().and_then(|hub| hub.joins(cluster));
+        // Who is read through the hub stays its member, whoever made it one.
+        if join.is_some() || scene.mesh.hub.is_some() && cluster.api == Some(Api::Tunnel) {
+            sketch.want(HUB, key.clone());
+        }
+        let Some(join) = join else { continue };
         let Some(state) = scene.observed.cluster(name) else { continue };
         let known: Vec<&Value> = hub.objects.kind("Cluster").map(|(_, object)| object).collect();
         let id = |object: &Value| object["spec"]["id"].as_str().unwrap_or_default().to_owned();
-        // One of ours of which the hub says nothing yet was cut short: its credential may never have come.
-        let is_whole = |object: &Value| {
-            !is_owned(scene.mesh_name(), object)
-                || object["status"]["conditions"].as_array().is_some_and(|conditions| !conditions.is_empty())
+        let same = known.iter().find(|object| !state.uid.is_empty() && id(object) == state.uid);
+        let because = match same {
+            None => format!("{name} is not a member of the hub yet"),
+            // Who was a member before stays as it is.
+            Some(object) if !is_owned(scene.mesh_name(), object) => continue,
+            Some(object) => match lacks(scene, join, name, state, object) {
+                Some(why) => why,
+                None => continue,
+            },
         };
-        if known.iter().any(|object| !state.uid.is_empty() && id(object) == state.uid && is_whole(object)) {
-            continue;
-        }
         if known
             .iter()
             .any(|object| meta_name(object) == name && ![String::new(), state.uid.clone()].contains(&id(object)))
@@ -202,12 +230,53 @@ fn join(scene: &Scene<'_>, sketch: &mut Sketch) {
             region: cluster.region.clone(),
             zone: cluster.zone.clone(),
             labels: serde_json::from_value(labels).unwrap_or_default(),
+            agent: (join == Join::Agent).then(agent_image),
         };
-        let diff = vec![ObjectDiff { object: key, action: Action::Add, fields: vec![] }];
-        let because = format!("{name} is not a member of the hub yet");
-        let work = Work::Do { action: Action::Add, change, because, diff };
+        let action = if same.is_some() { Action::Change } else { Action::Add };
+        let diff = vec![ObjectDiff { object: key, action, fields: vec![] }];
+        let work = Work::Do { action, change, because, diff };
         sketch.draft(id_of_join(name), Some(HUB), vec![], work);
     }
+}
+
+/// The image that an agent's pod runs.
+fn agent_image() -> String {
+    format!("stolos:{VERSION}")
+}
+
+/// What is wrong with a member that this mesh made one, so that it is made one again.
+fn lacks(scene: &Scene<'_>, join: Join, name: &str, state: &ClusterState, member: &Value) -> Option<String> {
+    // One of which the hub says nothing yet was cut short: its credential may never have come.
+    if member["status"]["conditions"].as_array().is_none_or(Vec::is_empty) {
+        return Some(format!("{name} is not a member of the hub yet"));
+    }
+    let dials = member["spec"]["syncMode"] == "Pull";
+    match (join, dials) {
+        (Join::Dialled, false) => return None,
+        (Join::Dialled, true) => return Some(format!("{name} is to be dialled by the hub, and an agent dials it")),
+        (Join::Agent, false) => return Some(format!("the hub dials {name}, where an agent is to dial it")),
+        (Join::Agent, true) => {}
+    }
+    let find = |version: &str, kind: &str| state.objects.get(&ObjectKey::new(version, kind, Some(AGENT), AGENT));
+    let (Some(deployment), Some(secret)) = (find("apps/v1", "Deployment"), find("v1", "Secret")) else {
+        return Some(format!("the agent of {name} is not installed"));
+    };
+    let image = &deployment["spec"]["template"]["spec"]["containers"][0]["image"];
+    if *image != *agent_image() {
+        return Some(format!(
+            "the agent of {name} runs {}, not {}",
+            image.as_str().unwrap_or("nothing"),
+            agent_image()
+        ));
+    }
+    // What it registered for: the hub takes no certificate of another membership, nor one that is over.
+    let epoch = member["metadata"]["annotations"]["stolos.dev/agents-epoch"].as_str();
+    let epoch = epoch.or(member["metadata"]["uid"].as_str()).unwrap_or_default();
+    let own = secret_text(secret, "agent.pem").and_then(|pem| Certificate::all_from_pem(&pem).ok()?.into_iter().next());
+    let good = own.is_some_and(|own| {
+        own.not_after() > scene.observed.now && own.uris().iter().any(|uri| uri.ends_with(&format!(".{epoch}")))
+    });
+    (!good).then(|| format!("the agent of {name} has no certificate that the hub takes: it gets a token for another"))
 }
 
 fn id_of_join(member: &str) -> String {
@@ -267,14 +336,14 @@ fn accounts(scene: &Scene<'_>, sketch: &mut Sketch) {
 fn readers(scene: &Scene<'_>, sketch: &mut Sketch, hub: &ClusterState, space: &str, read: &Cluster) {
     let name = read.name.as_str();
     let state = scene.observed.cluster(name);
-    let found = state.map(|state| member(hub, read, state));
+    let found = state.map(|state| called(scene, hub, read, state));
     if let Some(Err((text, ways))) = &found {
         let ways: Vec<&str> = ways.iter().map(String::as_str).collect();
         sketch.problem("no-member", Some(name), text, &ways);
         return;
     }
     let found = found.and_then(Result::ok);
-    if let Some(why) = found.and_then(not_ready) {
+    if let Some(why) = found.as_ref().and_then(|(_, live)| not_ready((*live)?)) {
         let text = format!("the hub does not reach it now ({why}): whoever reads it goes by what is known");
         sketch.note(Some(name), text);
     }
@@ -283,8 +352,8 @@ fn readers(scene: &Scene<'_>, sketch: &mut Sketch, hub: &ClusterState, space: &s
         let called = pair(into.name.as_str(), name);
         let user = format!("system:serviceaccount:{space}:{called}");
         subjects.push(json!({"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": user}));
-        let objects = account(scene.mesh_name(), space, into, read, found.map(meta_name).unwrap_or_default());
-        match found {
+        let objects = account(scene.mesh_name(), space, into, read, found.as_ref().map_or("", |(name, _)| name));
+        match &found {
             Some(_) => {
                 let after = vec![id("links", HUB, "namespace")];
                 sketch.write(HUB, hub, id("links", HUB, &called), after, objects);

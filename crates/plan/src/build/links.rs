@@ -346,7 +346,7 @@ impl<'a> Source<'a> {
         };
         Self {
             state: way.hub,
-            steps: vec![way.step()],
+            steps: vec![way.step(), way.member.clone()],
             secret: way.name.clone(),
             name: way.name,
             namespace: way.namespace,
