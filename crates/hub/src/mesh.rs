@@ -22,6 +22,10 @@ pub const MESH: &str = "hub.stolos.dev/mesh";
 pub const GATEWAY: &str = "hub.stolos.dev/gateway";
 /// On a Cluster: milliseconds to others, by their names in the hub, as JSON.
 pub const LATENCY: &str = "hub.stolos.dev/latency-ms";
+/// On a Cluster: when that was measured (RFC 3339). Without one, nobody knows, and it stays.
+pub const MEASURED: &str = "hub.stolos.dev/latency-measured-at";
+/// How long it is believed: distances change with routes and with regions, not by the hour.
+pub const BELIEVED: jiff::SignedDuration = jiff::SignedDuration::from_hours(24);
 /// On a Service: `false` lets it go where its policy says, and nowhere else.
 pub const EVERYWHERE: &str = "hub.stolos.dev/everywhere";
 
@@ -99,6 +103,21 @@ pub fn seen(membership: Option<&Value>, gateways: &[bool]) -> BTreeMap<&'static 
     seen
 }
 
+/// The annotations that say what was measured from a member just now: milliseconds by name.
+#[must_use]
+pub fn told(far: &Value) -> Value {
+    let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+    serde_json::json!({LATENCY: far.to_string(), MEASURED: now})
+}
+
+/// Whether what was measured from a member is too old to be believed.
+#[must_use]
+pub fn is_over(cluster: &Value, now: jiff::Timestamp) -> bool {
+    let measured = meta::annotation(cluster, MEASURED).filter(|_| meta::annotation(cluster, LATENCY).is_some());
+    // A time that is none was written by nobody who measured.
+    measured.is_some_and(|at| at.parse::<jiff::Timestamp>().map_or(true, |at| now.duration_since(at) > BELIEVED))
+}
+
 /// Where else the Services of a workload go: to every member of the meshes that its clusters are in. A caller there finds
 /// the name, and the mesh the way; without the Service the name is unknown there, and the call ends before it begins.
 #[must_use]
@@ -152,6 +171,22 @@ mod tests {
 
     fn cluster(name: &str, annotations: Value) -> Cluster {
         read(&json!({"metadata": {"name": name, "annotations": annotations}, "spec": {}})).unwrap().0
+    }
+
+    #[test]
+    fn what_was_measured_is_believed_for_a_day() {
+        let now: jiff::Timestamp = "2026-01-02T00:00:00Z".parse().unwrap();
+        for (what, annotations, over) in [
+            ("fresh", json!({LATENCY: "{}", MEASURED: "2026-01-01T12:00:00Z"}), false),
+            ("a day", json!({LATENCY: "{}", MEASURED: "2026-01-01T00:00:00Z"}), false),
+            ("old", json!({LATENCY: "{}", MEASURED: "2025-12-31T23:59:59Z"}), true),
+            ("by a clock that is ahead", json!({LATENCY: "{}", MEASURED: "2026-01-02T01:00:00Z"}), false),
+            ("no time", json!({LATENCY: "{}", MEASURED: "yesterday"}), true),
+            ("written by hand", json!({LATENCY: "{}"}), false),
+            ("nothing", json!({MEASURED: "2025-01-01T00:00:00Z"}), false),
+        ] {
+            assert_eq!(is_over(&json!({"metadata": {"annotations": annotations}}), now), over, "{what}");
+        }
     }
 
     #[test]

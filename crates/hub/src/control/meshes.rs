@@ -37,6 +37,10 @@ pub(super) async fn look(hub: &Hub, name: &str, member: &Member) -> Result<(), T
             patch[key] = wanted.into();
         }
     }
+    if mesh::is_over(&cluster, jiff::Timestamp::now()) {
+        tracing::info!(name, "what was measured from it is too old: its distances count no more");
+        (patch[mesh::LATENCY], patch[mesh::MEASURED]) = (Value::Null, Value::Null);
+    }
     if patch != json!({}) {
         let patch = json!({"metadata": {"annotations": patch}});
         hub.merge(&hub.own.clusters, &(String::new(), name.to_owned()), &patch, false).await?;

@@ -46,7 +46,7 @@ pub(super) async fn measured(args: &MeasuredArgs, screen: &Screen) -> Result<Exi
         let to: serde_json::Map<String, Value> =
             to.iter().filter(|(name, _)| is_member(name)).map(|(name, far)| (name.clone(), (*far).into())).collect();
         let far: Vec<String> = to.iter().map(|(name, far)| format!("{name} {far} ms")).collect();
-        let patch = json!({"metadata": {"annotations": {mesh::LATENCY: Value::Object(to).to_string()}}});
+        let patch = json!({"metadata": {"annotations": mesh::told(&Value::Object(to))}});
         objects::merge(&hub, &clusters(), (None, from), &patch, false, MANAGER).await?;
         screen.data(&format!("{from}: {}", far.join(", ")));
         told += 1;
