@@ -116,7 +116,7 @@ async fn requests_are_counted_by_what_they_were() {
         format!("apiserver_request_total{{code=\"409\",{labels}}} 1"),
         format!("apiserver_request_duration_seconds_bucket{{{labels},le=\"+Inf\"}} 2"),
         format!("apiserver_request_duration_seconds_count{{{labels}}} 2"),
-        "apiserver_storage_objects{resource=\"configmaps\"} 5".into(),
+        "apiserver_storage_objects{resource=\"configmaps\"} 6".into(),
         "apiserver_current_inflight_requests{request_kind=\"mutating\"} 0".into(),
     ] {
         assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
