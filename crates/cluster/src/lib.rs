@@ -122,6 +122,12 @@ impl Error {
         self.status().is_some_and(|s| s.code == 404)
     }
 
+    /// Whether the API server said that this may not be done.
+    #[must_use]
+    pub fn is_forbidden(&self) -> bool {
+        self.status().is_some_and(|s| s.code == 403)
+    }
+
     /// Whether the API server said that somebody else was faster.
     #[must_use]
     pub fn is_conflict(&self) -> bool {

@@ -334,6 +334,8 @@ async fn nobody_may_more_than_both_sides_allow() {
     let root = ["auth", "whoami", "-o", "jsonpath={.status.userInfo.username}"];
     assert_eq!(hub.run("ap", &root).await.ends_with(0).out, "system:serviceaccount:karmada-cluster:karmada-ap");
 
+    may_be_acted_for(&hub).await;
+
     // A member that is away says since when, at once.
     drop(agent);
     let away = eventually("eu is away", PATIENCE, async || {
@@ -488,6 +490,50 @@ async fn all_members_are_one_view() {
     .await;
     hub.world.good(&["hub", "down", "--data", "hub"]).await;
     assert!(hub.process.wait().await.unwrap().success());
+}
+
+/// The account by which the hub passes requests on may act for those whom the hub lets through, and the member itself
+/// refuses anybody else.
+async fn may_be_acted_for(hub: &Hub) {
+    let secret = [
+        "-n",
+        "karmada-cluster",
+        "get",
+        "secret",
+        "ap-impersonator",
+        "-o",
+        "go-template={{.data.token | base64decode}}",
+    ];
+    let token = hub.kubectl(&secret).await.ends_with(0).out;
+    let mut config =
+        hub.past("ap", &["config", "view", "--raw", "--minify", "-o", "json"]).await.ends_with(0).document();
+    config["users"][0]["user"] = serde_json::json!({"token": token});
+    hub.world.write("impersonator.kubeconfig", &config.to_string());
+    let by_it = async |ask: &[&str], who: &[&str]| {
+        finish(hub.command(&[&["--kubeconfig", "impersonator.kubeconfig"], ask].concat(), who)).await
+    };
+    let whoami = ["auth", "whoami", "-o", "jsonpath={.status.userInfo.username}"];
+    // (kubectl forgets the words of an answer to what it asks first.)
+    let raw = ["get", "--raw", "/version"];
+    // By name in a binding, and by a group and having come.
+    let bot = "system:serviceaccount:default:reader";
+    for (who, name) in [(&["--as", bot][..], bot), (&["--as=jane", "--as-group=dev"], "jane")] {
+        assert_eq!(by_it(&whoami, who).await.ends_with(0).out, name);
+    }
+    let account = r#"User "system:serviceaccount:karmada-cluster:karmada-impersonator-ap" cannot impersonate resource"#;
+    for who in [&["--as=mallory"][..], &["--as=jane", "--as-group=system:masters"], &["--as=kubernetes-admin"]] {
+        let refused = by_it(&raw, who).await.ends_with(1).err;
+        assert!(refused.contains(account), "{who:?}: {refused}");
+    }
+    // Who may not come any more may not be acted for any more.
+    hub.kubectl(&["delete", "clusterrolebinding", "dev-everywhere"]).await.ends_with(0);
+    eventually("jane is refused", PATIENCE, async || {
+        let run = by_it(&raw, &["--as=jane"]).await;
+        if run.err.contains(account) { Ok(()) } else { Err(format!("{}{}", run.out, run.err)) }
+    })
+    .await;
+    let said = ["get", "events", "-A", "--field-selector", "reason=SyncImpersonationConfigSucceed", "-o", "name"];
+    assert!(!hub.kubectl(&said).await.ends_with(0).out.is_empty());
 }
 
 /// Somebody types into a shell in a pod, at a terminal of their own.

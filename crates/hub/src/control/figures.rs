@@ -107,6 +107,7 @@ impl Hub {
             works,
             depend,
             aggregate,
+            impersonate,
             kinds: _,
         } = queues;
         vec![
@@ -120,6 +121,7 @@ impl Hub {
             depend.figures(),
             works.figures(),
             aggregate.figures(),
+            impersonate.figures(),
         ]
     }
 }

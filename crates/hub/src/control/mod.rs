@@ -11,6 +11,7 @@ mod evict;
 mod execute;
 mod failover;
 mod figures;
+mod impersonate;
 mod index;
 mod interpret;
 mod members;
@@ -249,6 +250,8 @@ pub(crate) struct Hub {
     began: Instant,
     /// Since when copies are unhealthy whose policy says what happens then.
     watches: Mutex<HashMap<Key, Watch>>,
+    /// Who may be acted for in members.
+    standings: Mutex<BTreeMap<String, impersonate::Standing>>,
     /// Since when members say something else than their `Ready` condition.
     doubts: Mutex<HashMap<String, Instant>>,
     /// When members were asked last that said then that they are well.
@@ -293,6 +296,8 @@ struct Queues {
     depend: Arc<Queue<Key>>,
     /// Bindings: what has come of them.
     aggregate: Arc<Queue<Key>>,
+    /// Members: who may be acted for there.
+    impersonate: Arc<Queue<String>>,
     /// Which kinds there are.
     kinds: Notify,
 }
@@ -310,6 +315,7 @@ impl Queues {
             works: Queue::new("works"),
             depend: Queue::new("depend"),
             aggregate: Queue::new("aggregate"),
+            impersonate: Queue::new("impersonate"),
             kinds: Notify::new(),
         }
     }
@@ -488,6 +494,7 @@ impl Hub {
                 patience,
                 began: Instant::now(),
                 watches: Mutex::default(),
+                standings: Mutex::default(),
                 doubts: Mutex::default(),
                 answered: Mutex::default(),
                 events,
@@ -525,6 +532,7 @@ impl Hub {
         self.answer(&queues.depend, AT_ONCE, depend::look);
         self.answer(&queues.works, WORKS_AT_ONCE, execute::look);
         self.answer(&queues.aggregate, AT_ONCE, aggregate::look);
+        self.answer(&queues.impersonate, AT_ONCE, impersonate::look);
     }
 
     /// Answers the question of a queue until the hub stops.
@@ -569,6 +577,7 @@ impl Hub {
         if before.map(|b| facts(b)) == now.map(|n| facts(n)) {
             return;
         }
+        self.queues.impersonate.add(meta::name(cluster).to_owned());
         for bindings in [&self.own.bindings, &self.own.cluster_bindings] {
             for binding in bindings.keys() {
                 self.queues.schedule.add(binding);
@@ -747,6 +756,7 @@ impl Hub {
 
     fn put_member(&self, name: &str, member: Member) {
         self.members.write().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), Arc::new(member));
+        self.queues.impersonate.add(name.to_owned());
         self.retry_works(name);
     }
 

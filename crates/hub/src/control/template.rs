@@ -77,6 +77,7 @@ pub(super) async fn look(hub: &Arc<Hub>) {
             continue;
         }
         let (queues, touched, claims) = (Arc::clone(&hub.queues), Arc::clone(&hub.touched), Arc::clone(&hub.claims));
+        let weak = Arc::downgrade(hub);
         let mirror = Mirror::new(kind.resource, None, None, move |before, now| {
             let Some(object) = now.or(before) else { return };
             let mut claims = claims.lock().unwrap_or_else(PoisonError::into_inner);
@@ -89,6 +90,10 @@ pub(super) async fn look(hub: &Arc<Hub>) {
                 queues.namespaces.add(meta::name(object).to_owned());
             }
             if before.zip(now).is_none_or(|(before, now)| has_changed(before, now)) {
+                let grants = matches!(meta::kind(object), "ClusterRole" | "ClusterRoleBinding");
+                if grants && let Some(hub) = weak.upgrade() {
+                    hub.roles_changed();
+                }
                 let key = TemplateKey::of(object);
                 touched.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone());
                 queues.templates.add(key);

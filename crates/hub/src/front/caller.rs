@@ -17,11 +17,14 @@ use stolos_k8s::Status;
 use stolos_k8s::status::Resource;
 use stolos_serve::because;
 use stolos_serve::listen::Peer;
+use tokio::sync::Semaphore;
 
 use crate::proxy::Caller;
 
 /// How long an answer is believed.
 const REMEMBERED: Duration = Duration::from_secs(10);
+/// How many questions are asked at once.
+const AT_ONCE: usize = 64;
 /// How many answers are remembered at most.
 const MOST: usize = 4096;
 /// How long the API server may take.
@@ -31,6 +34,8 @@ const EVERYBODY: &str = "system:authenticated";
 /// Finds out who asks, and what they may.
 pub(super) struct Callers {
     client: kube::Client,
+    /// Turns to ask: whoever knows nobody here must not keep the API server busy.
+    turns: Semaphore,
     known: Recent<String, Caller>,
     allowed: Recent<(String, Vec<String>, Right), ()>,
 }
@@ -48,7 +53,7 @@ struct Right {
 
 impl Callers {
     pub(super) fn new(client: kube::Client) -> Self {
-        Self { client, known: Recent::default(), allowed: Recent::default() }
+        Self { client, turns: Semaphore::new(AT_ONCE), known: Recent::default(), allowed: Recent::default() }
     }
 
     /// Who asks, and the name of who that really is, where they act for somebody else.
@@ -120,7 +125,11 @@ impl Callers {
         };
         let request = Request::post(path).header(header::CONTENT_TYPE, "application/json");
         let request = request.body(review.to_string().into_bytes()).map_err(|error| failed(error.to_string()))?;
-        let answer = tokio::time::timeout(ANSWER, self.client.request::<Value>(request)).await;
+        let asking = async {
+            let _turn = self.turns.acquire().await;
+            self.client.request::<Value>(request).await
+        };
+        let answer = tokio::time::timeout(ANSWER, asking).await;
         answer.map_err(|_| failed("no answer in time".to_owned()))?.map_err(|error| failed(because(&error)))
     }
 }

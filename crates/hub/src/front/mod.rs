@@ -39,7 +39,7 @@ use stolos_pki::tls::ClientAuth;
 use stolos_pki::{Authority, Credentials, Roots};
 use stolos_serve::listen::{self, Aside, Peer};
 use stolos_serve::{Listener, Stop, Stream, because};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 use crate::control::{Review, Running};
 use crate::gate::authority;
@@ -62,6 +62,9 @@ const CERTIFICATE: Duration = Duration::from_secs(2 * 86_400);
 const KNOWN: Duration = Duration::from_secs(2);
 /// How long a connection to it may take to be made.
 const REACHED: Duration = Duration::from_secs(2);
+/// How many questions are answered at once, and how long one may take to arrive: nobody is asked who they are.
+const REVIEWS: usize = 64;
+const ARRIVED: Duration = Duration::from_secs(10);
 /// The largest question: an object as it was and as it is to be, each of at most 3 MiB.
 const LARGEST: usize = 8 << 20;
 const MEMBERS: &str = "/apis/cluster.karmada.io/v1alpha1/clusters/";
@@ -157,6 +160,7 @@ pub struct Front {
     identity: String,
     audit: Audit,
     callers: Callers,
+    reviews: Semaphore,
     part: watch::Sender<Part>,
     shown: Mutex<Option<Arc<ServerConfig>>>,
     /// Where who leads was, and when that was read.
@@ -191,6 +195,7 @@ impl Front {
             identity,
             audit,
             callers: Callers::new(client.clone()),
+            reviews: Semaphore::new(REVIEWS),
             part: watch::Sender::new(Part::Waits),
             shown: Mutex::new(None),
             leader: Mutex::new(None),
@@ -362,9 +367,14 @@ impl Front {
 
     /// Answers the API server that asks whether something may be written.
     async fn review(&self, request: Request<Incoming>) -> Response<Body> {
-        let body = match Limited::new(request.into_body(), LARGEST).collect().await {
-            Ok(body) => body.to_bytes(),
-            Err(error) => return said(&Status::bad_request(error.to_string())),
+        let Ok(_turn) = self.reviews.try_acquire() else {
+            return said(&Status::too_many_requests("too much is asked at once", 1));
+        };
+        let arriving = Limited::new(request.into_body(), LARGEST).collect();
+        let body = match tokio::time::timeout(ARRIVED, arriving).await {
+            Ok(Ok(body)) => body.to_bytes(),
+            Ok(Err(error)) => return said(&Status::bad_request(error.to_string())),
+            Err(_) => return said(&Status::timeout("the question has not arrived in time", 1)),
         };
         let asked: Value = match serde_json::from_slice(&body) {
             Ok(asked) => asked,

@@ -228,6 +228,11 @@ pub fn role(name: &str) -> String {
     format!("karmada-controller-manager:karmada-{name}")
 }
 
+/// The role, in a member, of the account that others' requests go by.
+pub(crate) fn impersonator_role(name: &str) -> String {
+    format!("{IMPERSONATOR}-{name}")
+}
+
 pub(super) fn owner(api_version: &str, kind: &str, owner: &Value) -> Value {
     json!({"apiVersion": api_version, "kind": kind, "name": meta::name(owner), "uid": meta::uid(owner)})
 }
@@ -236,8 +241,9 @@ pub(super) fn owner(api_version: &str, kind: &str, owner: &Value) -> Value {
 /// requests on in their names.
 ///
 /// Any kind may be a template, so that the first's role names all of them; but it may neither grant what it does not have
-/// (`escalate`, `bind`) nor be somebody else (`impersonate`), which Karmada's may. The second, called as Karmada's is, may
-/// be somebody else and nothing more.
+/// (`escalate`, `bind`) nor be somebody else (`impersonate`), which Karmada's may, with one exception: the second account's
+/// role. That one, called as Karmada's is, may be somebody else and nothing more; whom, the hub says by its own roles
+/// ([`super::impersonate`]).
 async fn accounts(client: &kube::Client, name: &str) -> Result<(String, String), Error> {
     let (account, role) = names(name);
     let labels = json!({label::SYSTEM: "true"});
@@ -247,6 +253,8 @@ async fn accounts(client: &kube::Client, name: &str) -> Result<(String, String),
     let rules = json!([
         {"apiGroups": ["*"], "resources": ["*"],
             "verbs": ["get", "list", "watch", "create", "update", "patch", "delete"]},
+        {"apiGroups": ["rbac.authorization.k8s.io"], "resources": ["clusterroles"],
+            "resourceNames": [impersonator_role(name)], "verbs": ["escalate"]},
         {"nonResourceURLs": ["/readyz", "/healthz", "/version", "/api", "/api/*", "/apis", "/apis/*", "/openapi/*"],
             "verbs": ["get"]},
     ]);
@@ -262,9 +270,9 @@ async fn accounts(client: &kube::Client, name: &str) -> Result<(String, String),
             "metadata": {"name": CREDENTIALS, "labels": labels, "ownerReferences": owners}}))
         .await?;
     }
+    // Its rules are the hub's to say, and stay as they are when a member joins again.
     let impersonating = put(json!({"apiVersion": RBAC, "kind": "ClusterRole",
-        "metadata": {"name": format!("{IMPERSONATOR}-{name}"), "labels": labels, "ownerReferences": owners},
-        "rules": [{"apiGroups": [""], "resources": ["users", "groups", "serviceaccounts"], "verbs": ["impersonate"]}]}))
+        "metadata": {"name": impersonator_role(name), "labels": labels, "ownerReferences": owners}}))
     .await?;
     let impersonator = format!("{IMPERSONATOR}-{name}");
     for (account, role) in [(&account, &role), (&impersonator, &impersonating)] {

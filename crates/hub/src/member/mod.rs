@@ -1,5 +1,6 @@
 //! Member clusters: how they join and leave, how they are reached, what they say of themselves.
 
+mod impersonate;
 mod install;
 mod join;
 mod standing;
@@ -26,7 +27,8 @@ pub use join::{Credential, Joining, PULL, PUSH, check_name, credential, identity
 pub use standing::{Standing, standings};
 pub use unjoin::{Left, unjoin};
 
-pub(crate) use join::{enter, may_join};
+pub(crate) use impersonate::{Came, Let, Names};
+pub(crate) use join::{enter, impersonator_role, may_join};
 pub(crate) use status::{Kind, enablements, kinds, observe, summary};
 pub(crate) use unjoin::dismiss;
 
@@ -82,8 +84,13 @@ impl Way for Tunnel {
 
 /// A client of the member that a Cluster and its Secret describe. Nothing is sent yet.
 pub(crate) fn client(cluster: &Value, secret: &Value, ways: &Ways) -> Result<kube::Client, Error> {
+    client_by(cluster, secret, secret, ways)
+}
+
+/// The same, of the account whose token is in `by`.
+pub(crate) fn client_by(cluster: &Value, secret: &Value, by: &Value, ways: &Ways) -> Result<kube::Client, Error> {
     let mut config = config(cluster, secret)?;
-    config.auth_info.token = Some(token(cluster, secret)?.into());
+    config.auth_info.token = Some(token(cluster, by)?.into());
     Ok(match reach(cluster, ways)? {
         Reach::Net(net) => stolos_cluster::client(config, net)?,
         Reach::Way(way) => stolos_cluster::client_over(&config, way)?,

@@ -162,6 +162,9 @@ impl Proxy {
                 return self.refused(record, Status::too_many_requests(why, seconds));
             }
         };
+        if !master {
+            self.hub.admit(&member, &caller).await;
+        }
         let passage = match self.way(&member, name) {
             Ok(passage) => passage,
             Err(status) => return self.refused(record, *status),
