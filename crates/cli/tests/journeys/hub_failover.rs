@@ -21,14 +21,14 @@ fn web(pod: &str) -> String {
     )
 }
 
-/// It goes to one of these, and leaves it after two seconds without being well.
+/// It goes to one of these, and leaves it after ten seconds without being well.
 fn policy(to: &str, application: &str) -> String {
     format!(
         "apiVersion: policy.karmada.io/v1alpha1\nkind: PropagationPolicy\nmetadata: {{name: web}}\nspec:\n  \
          propagateDeps: true\n  resourceSelectors: [{{apiVersion: apps/v1, kind: Deployment, name: web}}]\n  \
          placement:\n    clusterAffinity: {{clusterNames: {to}}}\n    \
          spreadConstraints: [{{spreadByField: cluster, minGroups: 1, maxGroups: 1}}]\n  \
-         failover:\n    application:\n      decisionConditions: {{tolerationSeconds: 2}}\n{application}"
+         failover:\n    application:\n      decisionConditions: {{tolerationSeconds: 10}}\n{application}"
     )
 }
 
