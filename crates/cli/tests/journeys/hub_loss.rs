@@ -143,3 +143,19 @@ async fn a_lost_member_loses_nothing() {
     assert!(tasks.is_null(), "{tasks}");
     hub.process.kill().await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_the_hub_cannot_ask_is_not_ready_and_can_leave() {
+    let Some(hub) = Hub::start_with(&QUICK).await else { return };
+    hub.world.good(&["hub", "join", "eu", "--data", "hub"]).await;
+    hub.kubectl(&["delete", "secret", "eu", "-n", "karmada-cluster"]).await.ends_with(0);
+    hub.is("eu", "False", &["cluster.karmada.io/not-ready:NoSchedule", "cluster.karmada.io/not-ready:NoExecute"]).await;
+    let cluster = hub.kubectl(&["get", "cluster", "eu", "-o", "json"]).await.document();
+    let ready = cluster["status"]["conditions"].as_array().unwrap().iter().find(|c| c["type"] == "Ready").unwrap();
+    assert_eq!(ready["reason"], "StatusCollectionFailed");
+    assert_eq!(ready["message"], "the hub has no credential of it");
+    let left = hub.world.run(&["hub", "unjoin", "eu", "--data", "hub"]).await;
+    assert!(matches!(left.code, Some(0 | 2)), "{}{}", left.out, left.err);
+    let clusters = hub.kubectl(&["get", "clusters"]).await;
+    assert!(clusters.err.contains("No resources found"), "{}", clusters.out);
+}

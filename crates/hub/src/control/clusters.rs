@@ -17,6 +17,10 @@ use crate::model::{self, Cluster};
 use crate::queue::{Again, Trouble};
 use crate::{MANAGER, label, name};
 
+/// How long a member is asked for its place in a mesh.
+const MESH: Duration = Duration::from_secs(5);
+/// The conditions that are decided here.
+const CONDITIONS: [&str; 2] = ["Ready", "CompleteAPIEnablements"];
 /// How often the end of a member is looked after.
 const ENDING: Duration = Duration::from_secs(1);
 /// Karmada's words of a member whose agent is silent.
@@ -29,13 +33,11 @@ pub(super) async fn look(hub: Arc<Hub>, name: String) -> Result<Again, Trouble> 
         return Ok(None);
     };
     let secret = hub.own.secrets.get(CREDENTIALS, &name);
-    hub.keep_connected(&name, &cluster, secret.as_deref())?;
+    let way = hub.keep_connected(&name, &cluster, secret.as_deref());
     if meta::deletion_timestamp(&cluster).is_some() {
         // Whether it can still be reached decides what becomes of its Works.
-        if let Some(member) = hub.member(&name) {
-            let status = observed(&hub, &name, &cluster, &member).await;
-            hub.put_status(&hub.own.clusters, &cluster, &status).await?;
-        }
+        let (status, _) = observed(&hub, &name, &cluster, way.as_deref()).await;
+        hub.put_status(&hub.own.clusters, &cluster, &status).await?;
         let cluster = hub.own.clusters.get("", &name).unwrap_or(cluster);
         return end(&hub, &name, &cluster).await;
     }
@@ -48,14 +50,19 @@ pub(super) async fn look(hub: Arc<Hub>, name: String) -> Result<Again, Trouble> 
     }
     execution_space(&hub, &name, &cluster).await?;
     hub.prepare(&name);
-    let Some(member) = hub.member(&name) else { return Ok(None) };
-    let status = observed(&hub, &name, &cluster, &member).await;
-    // What has been written to it since is looked at with the next look.
+    let (mut status, well) = observed(&hub, &name, &cluster, way.as_deref()).await;
+    // What has been written to it since is looked at with the next look, and what others have said stays.
     let now = hub.own.clusters.get("", &name).unwrap_or(cluster);
+    keep_others(&mut status, &now["status"]);
     hub.put_status(&hub.own.clusters, &now, &status).await?;
     let again = taint(&hub, &name).await?;
-    if is_ready(&now) {
-        super::meshes::look(&hub, &name, &member).await?;
+    if let Some(member) = way.ok().filter(|_| well) {
+        // What it says of its mesh can wait; how it is, cannot.
+        match tokio::time::timeout(MESH, super::meshes::look(&hub, &name, &member)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!(member = name, %error, "its mesh is not known"),
+            Err(_) => tracing::debug!(member = name, "its mesh is not known: no answer in time"),
+        }
     }
     let asked = hub.patience.status_update_frequency;
     Ok(Some(again.map_or(asked, |again| again.min(asked))))
@@ -78,16 +85,28 @@ async fn execution_space(hub: &Hub, name: &str, cluster: &Value) -> Result<(), T
     }
 }
 
-/// The status as it should be by what the member says now.
-async fn observed(hub: &Arc<Hub>, name: &str, cluster: &Value, member: &Member) -> Value {
+/// The status as it should be by what the member says now, or by why it cannot be asked; and whether it says that it is well.
+async fn observed(hub: &Arc<Hub>, name: &str, cluster: &Value, way: Result<&Member, &String>) -> (Value, bool) {
+    let mut status = cluster["status"].clone();
+    if status.is_null() {
+        status = json!({});
+    }
+    let member = match way {
+        Ok(member) => member,
+        Err(why) => {
+            let before = condition(&status, "Ready").and_then(|ready| ready["status"].as_str());
+            // Of one that is new the credential may be on its way.
+            if hub.believes(name, Seen::NotReady, before.or(Some(Seen::Ready.status()))) {
+                let seen = Seen::NotReady.status();
+                set_condition(&mut status, "Ready", seen, "StatusCollectionFailed", why);
+            }
+            return (status, false);
+        }
+    };
     let asked = Instant::now();
     let seen = member::observe(&member.client).await;
     if seen.health.ready {
         hub.answered().insert(name.to_owned(), asked);
-    }
-    let mut status = cluster["status"].clone();
-    if status.is_null() {
-        status = json!({});
     }
     // Of a member that dials out nothing is known when its agent is silent (karmada.md 20).
     let is_pulled = cluster["spec"]["syncMode"] == "Pull";
@@ -101,7 +120,7 @@ async fn observed(hub: &Arc<Hub>, name: &str, cluster: &Value, member: &Member) 
         set_condition(&mut status, "Ready", saw.status(), reason, message);
     }
     if !seen.health.ready {
-        return status;
+        return (status, false);
     }
     if let Some(version) = seen.version {
         status["kubernetesVersion"] = version.into();
@@ -123,7 +142,9 @@ async fn observed(hub: &Arc<Hub>, name: &str, cluster: &Value, member: &Member) 
         _ => {}
     }
     let quiet = || -> Box<crate::mirror::Changed> { Box::new(|_, _| {}) };
-    let (Ok(nodes), Ok(pods)) = (Resource::named("v1", "Node"), Resource::named("v1", "Pod")) else { return status };
+    let (Ok(nodes), Ok(pods)) = (Resource::named("v1", "Node"), Resource::named("v1", "Pod")) else {
+        return (status, true);
+    };
     if let (Some(nodes), Some(pods)) =
         tokio::join!(member.mirror(&nodes, None, quiet), member.mirror(&pods, None, quiet))
     {
@@ -131,7 +152,7 @@ async fn observed(hub: &Arc<Hub>, name: &str, cluster: &Value, member: &Member) 
         status["nodeSummary"] = nodes;
         status["resourceSummary"] = resources;
     }
-    status
+    (status, true)
 }
 
 /// A condition of a status, by its type.
@@ -157,6 +178,17 @@ pub(super) fn set_condition(status: &mut Value, kind: &str, value: &str, reason:
     match conditions.iter_mut().find(|condition| condition["type"] == kind) {
         Some(condition) => *condition = now,
         None => conditions.push(now),
+    }
+}
+
+/// Puts back what others have said of a member while it was asked.
+fn keep_others(status: &mut Value, now: &Value) {
+    let of = |status: &Value| status["conditions"].as_array().cloned().unwrap_or_default();
+    let is_ours = |condition: &Value| CONDITIONS.iter().any(|ours| condition["type"] == *ours);
+    let others = of(now).into_iter().filter(|condition| !is_ours(condition));
+    let all: Vec<Value> = of(status).into_iter().filter(is_ours).chain(others).collect();
+    if !all.is_empty() {
+        status["conditions"] = all.into();
     }
 }
 
@@ -217,18 +249,24 @@ async fn end(hub: &Hub, name: &str, cluster: &Value) -> Result<Again, Trouble> {
 }
 
 impl Hub {
-    /// Connects a member, or connects it anew if it is reached in another way now.
-    fn keep_connected(&self, name: &str, cluster: &Value, secret: Option<&Value>) -> Result<(), Trouble> {
-        if self.member(name).is_some_and(|member| member.is_of(cluster, secret)) {
-            return Ok(());
+    /// Connects a member, or connects it anew if it is reached in another way now. Why it cannot be reached at all where
+    /// it cannot: then there is none.
+    fn keep_connected(&self, name: &str, cluster: &Value, secret: Option<&Value>) -> Result<Arc<Member>, String> {
+        if let Some(member) = self.member(name).filter(|member| member.is_of(cluster, secret)) {
+            return Ok(member);
         }
-        let Some(secret) = secret else {
-            self.forget_member(name);
-            return Ok(());
-        };
-        let member = Member::connect(cluster, secret, &self.ways, &self.stop, &self.tasks)?;
-        self.put_member(name, member);
-        Ok(())
+        let connected = secret.ok_or_else(|| "the hub has no credential of it".to_owned()).and_then(|secret| {
+            let connected = Member::connect(cluster, secret, &self.ways, &self.stop, &self.tasks);
+            connected.map_err(|error| format!("the hub cannot reach it: {error}"))
+        });
+        match connected {
+            Ok(member) => self.put_member(name, member),
+            Err(why) => {
+                self.forget_member(name);
+                return Err(why);
+            }
+        }
+        self.member(name).ok_or_else(|| "the hub stops".to_owned())
     }
 
     /// Whether what was seen of a member has held for long enough to be believed.
