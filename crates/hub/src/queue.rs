@@ -221,21 +221,43 @@ mod tests {
         for key in ["a", "b", "a"] {
             queue.add(key);
         }
-        let looks = Arc::new(AtomicUsize::new(0));
-        let (counted, asked) = (Arc::clone(&looks), stop.clone());
+        let looked = Arc::new(Mutex::new(Vec::new()));
+        let (told, asked) = (Arc::clone(&looked), stop.clone());
         let look = move |key: &'static str| {
-            let (looks, stop) = (Arc::clone(&counted), asked.clone());
-            async move {
-                let count = looks.fetch_add(1, Ordering::AcqRel) + 1;
-                if count == 5 {
-                    stop.ask();
-                }
-                if key == "b" { Err("not yet".into()) } else { Ok(None) }
+            let mut told = told.lock().unwrap();
+            told.push(key);
+            if told.len() == 5 {
+                asked.ask();
             }
+            async move { if key == "b" { Err("not yet".into()) } else { Ok(None) } }
         };
         Arc::clone(&queue).run(1, stop, look).await;
-        // `a` once, `b` four times.
-        assert_eq!(looks.load(Ordering::Acquire), 5);
+        assert_eq!(*looked.lock().unwrap(), ["a", "b", "b", "b", "b"]);
+    }
+
+    #[tokio::test]
+    async fn what_is_looked_at_is_not_looked_at_beside_that() {
+        let (queue, stop) = (Queue::new("test"), Stop::new());
+        queue.add("a");
+        let looking = Arc::new(AtomicUsize::new(0));
+        let (again, asked) = (Arc::clone(&queue), stop.clone());
+        let looks = Arc::new(AtomicUsize::new(0));
+        let look = move |key: &'static str| {
+            let (looking, again, asked) = (Arc::clone(&looking), Arc::clone(&again), asked.clone());
+            let count = looks.fetch_add(1, Ordering::AcqRel);
+            async move {
+                assert_eq!(looking.fetch_add(1, Ordering::AcqRel), 0, "two looks at {key} at once");
+                if count < 3 {
+                    again.add(key);
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                } else {
+                    asked.ask();
+                }
+                looking.fetch_sub(1, Ordering::AcqRel);
+                Ok(None)
+            }
+        };
+        Arc::clone(&queue).run(2, stop, look).await;
     }
 
     #[tokio::test]

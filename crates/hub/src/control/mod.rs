@@ -522,7 +522,8 @@ impl Hub {
         self.tasks.spawn(template::follow(Arc::clone(self)));
         self.tasks.spawn(agents::follow(Arc::clone(self)));
         let queues = &self.queues;
-        self.answer(&queues.clusters, AT_ONCE, clusters::look);
+        // As many silent members keep nobody from asking the others.
+        self.answer(&queues.clusters, WORKS_AT_ONCE, clusters::look);
         self.answer(&queues.namespaces, AT_ONCE, namespaces::look);
         self.answer(&queues.policies, AT_ONCE, policies::look);
         self.answer(&queues.templates, AT_ONCE, detect::look);
