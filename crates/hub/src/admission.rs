@@ -55,7 +55,13 @@ fn configuration(asked: &Asked) -> Value {
     };
     // What is protected must not be lost because nobody answers (Karmada's fails, too). Who means it takes the label off,
     // which nobody is asked about.
-    let policies = ["propagationpolicies", "clusterpropagationpolicies", "overridepolicies", "clusteroverridepolicies"];
+    let policies = [
+        "propagationpolicies",
+        "clusterpropagationpolicies",
+        "overridepolicies",
+        "clusteroverridepolicies",
+        "clustertaintpolicies",
+    ];
     let mut protected = hook(
         "deletion.hub.stolos.dev",
         "Fail",
@@ -93,13 +99,13 @@ mod tests {
             lines.collect::<Vec<_>>().join("\n")
         };
         insta::assert_snapshot!(lines(&Asked::Here { url: "https://here/review".into() }), @r#"
-        "Ignore" CREATE,UPDATE policy.karmada.io/propagationpolicies,clusterpropagationpolicies,overridepolicies,clusteroverridepolicies at {"url":"https://here/review"}
+        "Ignore" CREATE,UPDATE policy.karmada.io/propagationpolicies,clusterpropagationpolicies,overridepolicies,clusteroverridepolicies,clustertaintpolicies at {"url":"https://here/review"}
         "Ignore" CREATE,UPDATE config.karmada.io/resourceinterpretercustomizations at {"url":"https://here/review"}
         "Fail" DELETE */* {"resourcetemplate.karmada.io/deletion-protected": String("Always")} at {"url":"https://here/review"}
         "#);
         let there = json!({"service": {"namespace": "stolos", "name": "hub", "path": "/review"}});
         insta::assert_snapshot!(lines(&Asked::There { client: there }), @r#"
-        "Fail" CREATE,UPDATE policy.karmada.io/propagationpolicies,clusterpropagationpolicies,overridepolicies,clusteroverridepolicies at {"service":{"name":"hub","namespace":"stolos","path":"/review"}}
+        "Fail" CREATE,UPDATE policy.karmada.io/propagationpolicies,clusterpropagationpolicies,overridepolicies,clusteroverridepolicies,clustertaintpolicies at {"service":{"name":"hub","namespace":"stolos","path":"/review"}}
         "Fail" CREATE,UPDATE config.karmada.io/resourceinterpretercustomizations at {"service":{"name":"hub","namespace":"stolos","path":"/review"}}
         "Fail" DELETE */* {"resourcetemplate.karmada.io/deletion-protected": String("Always")} at {"service":{"name":"hub","namespace":"stolos","path":"/review"}}
         "#);

@@ -2,6 +2,7 @@
 
 mod overriding;
 mod review;
+mod tainting;
 
 use std::collections::BTreeSet;
 
@@ -17,7 +18,8 @@ use crate::model::{
 };
 
 pub use overriding::{default_override, override_problems};
-pub use review::{Verdict, customization_problem, judge, review};
+pub use review::{Others, Verdict, customization_problem, judge, review};
+pub use tainting::{taint_problems, taint_warnings};
 
 /// Fills in what a PropagationPolicy or ClusterPropagationPolicy leaves open, as the API server's defaults and Karmada's
 /// webhook do. `id` is the permanent id of a policy that has none yet.
@@ -126,6 +128,15 @@ pub fn problems(policy: &PropagationPolicy) -> Vec<Problem> {
             "has both dispatching and dispatchingOnClusters",
             "keep one: all clusters, or those that are named",
         );
+    }
+    if let Some(priority) = &spec.schedule_priority {
+        if priority.priority_class_source != "KubePriorityClass" {
+            let what = format!("is {:?}", priority.priority_class_source);
+            refuse("spec.schedulePriority.priorityClassSource", &what, "write KubePriorityClass");
+        }
+        if priority.priority_class_name.is_empty() {
+            refuse("spec.schedulePriority.priorityClassName", "is empty", "name a PriorityClass of the hub");
+        }
     }
     if spec.suspension.as_ref().is_some_and(|suspension| suspension.scheduling.is_some()) {
         refuse("spec.suspension.scheduling", "is a field of bindings", "take it out");
@@ -361,9 +372,6 @@ pub fn warnings(policy: &PropagationPolicy) -> Vec<Problem> {
         warn("spec.schedulerName", "is not the hub's", "somebody else has to schedule; default-scheduler is the hub's");
     }
     let not_built = "the hub takes it and does not act on it yet";
-    if spec.schedule_priority.is_some() {
-        warn("spec.schedulePriority", not_built, "");
-    }
     if placement.workload_affinity.is_some() {
         warn("spec.placement.workloadAffinity", not_built, "");
     }

@@ -17,7 +17,7 @@ use crate::admission::Asked;
 use crate::control::{Door, Pages, Settings, start};
 use crate::evict::Settings as Patience;
 use crate::front::Front;
-use crate::{Error, install, label};
+use crate::{Error, install, label, place};
 
 const NAMESPACE: &str = "karmada-system";
 const NAME: &str = "stolos-hub";
@@ -46,6 +46,8 @@ pub struct Election<'a> {
     pub front: Option<Arc<Front>>,
     /// How patient it is with its members.
     pub patience: Patience,
+    /// How it places.
+    pub placing: place::Settings,
     /// What it says of itself.
     pub pages: Arc<Pages>,
     /// Told whenever this one's part changes.
@@ -182,7 +184,7 @@ impl Election<'_> {
         let (client, net) = (self.client.clone(), Arc::clone(&self.net));
         // Somebody else's API server reaches this process only where it listens for it.
         let admission = self.front.as_ref().map(|front| Asked::There { client: front.hook() });
-        let settings = Settings { client, net, door, admission, patience: self.patience };
+        let settings = Settings { client, net, door, admission, patience: self.patience, placing: self.placing };
         start(settings, term).await.map_err(|error| because(&error))
     }
 }

@@ -1,6 +1,7 @@
 //! What happens when a cluster is lost, and what never happens: all of it decisions, none of it knows a clock or a socket.
 //!
 //! [`health`] says when a member's word about itself is believed, [`taint`] what a member that is not ready is tainted with,
+//! [`tainting`] with what else by people's policies,
 //! [`task`] which copies leave a tainted cluster and when one that leaves has left (Karmada v1.18.2's taint manager and
 //! graceful eviction), [`application`] which ones leave a cluster that is well because they are not, [`state`] what the
 //! next copy gets from them, [`rate`] how many leave at once. [`guard`] stands before every write that makes something smaller:
@@ -14,6 +15,7 @@ pub mod health;
 pub mod rate;
 pub mod state;
 pub mod taint;
+pub mod tainting;
 pub mod task;
 
 use std::time::Duration;

@@ -9,16 +9,18 @@ use crate::label;
 use crate::{Error, MANAGER};
 
 /// The definitions of Karmada's kinds that the hub works with (fields of Karmada v1.18.2).
-const DEFINITIONS: [&str; 9] = [
+const DEFINITIONS: [&str; 11] = [
     include_str!("../crds/cluster.yaml"),
     include_str!("../crds/propagationpolicy.yaml"),
     include_str!("../crds/clusterpropagationpolicy.yaml"),
     include_str!("../crds/overridepolicy.yaml"),
     include_str!("../crds/clusteroverridepolicy.yaml"),
+    include_str!("../crds/clustertaintpolicy.yaml"),
     include_str!("../crds/resourcebinding.yaml"),
     include_str!("../crds/clusterresourcebinding.yaml"),
     include_str!("../crds/work.yaml"),
     include_str!("../crds/resourceinterpretercustomization.yaml"),
+    include_str!("../crds/workloadrebalancer.yaml"),
 ];
 
 /// How long definitions may take until their kinds are served.
@@ -91,10 +93,12 @@ mod tests {
         clusterpropagationpolicies.policy.karmada.io
         clusterresourcebindings.work.karmada.io
         clusters.cluster.karmada.io
+        clustertaintpolicies.policy.karmada.io
         overridepolicies.policy.karmada.io
         propagationpolicies.policy.karmada.io
         resourcebindings.work.karmada.io
         resourceinterpretercustomizations.config.karmada.io
+        workloadrebalancers.apps.karmada.io
         works.work.karmada.io
         ");
     }

@@ -35,6 +35,7 @@ pub mod model;
 pub mod name;
 pub mod overrides;
 pub mod place;
+mod placing;
 pub mod proxy;
 mod queue;
 pub mod simulate;
@@ -47,6 +48,7 @@ pub use control::{Door, Pages, Review, Running, Settings, start};
 pub use elect::{Election, OpenDoor, Part, elect};
 pub use front::Front;
 pub use install::{definitions, install};
+pub use placing::recorded;
 
 /// Who the hub's writes are by.
 pub const MANAGER: &str = "stolos-hub";

@@ -10,6 +10,8 @@ mod overriding;
 mod placement;
 mod policy;
 mod read;
+mod rebalancing;
+mod tainting;
 mod work;
 
 use std::collections::BTreeMap;
@@ -24,12 +26,18 @@ pub use overriding::*;
 pub use placement::*;
 pub use policy::*;
 pub use read::{Problem, read};
+pub use rebalancing::*;
+pub use tainting::*;
 pub use work::*;
 
 /// A policy that places, of a namespace or of the whole hub (then `metadata.namespace` is empty).
 pub type PropagationPolicy = Object<PropagationSpec>;
 /// A policy that changes what a member gets, of a namespace or of the whole hub.
 pub type OverridePolicy = Object<OverrideSpec>;
+/// A policy that taints member clusters by their conditions.
+pub type ClusterTaintPolicy = Object<TaintPolicySpec>;
+/// Asks that workloads are divided afresh.
+pub type WorkloadRebalancer = Object<RebalancerSpec, RebalancerStatus>;
 /// Where one template goes: a ResourceBinding, or a ClusterResourceBinding (then `metadata.namespace` is empty).
 pub type Binding = Object<BindingSpec, BindingStatus>;
 /// What one member cluster is to hold.

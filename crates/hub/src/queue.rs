@@ -1,7 +1,8 @@
-//! What is to be looked at: each thing once, never twice at the same time, later and later while it fails.
+//! What is to be looked at: each thing once, never twice at the same time, later and later while it fails; what has a higher
+//! rank before the others.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BinaryHeap, HashMap, HashSet};
 use std::fmt::Debug;
 use std::hash::Hash;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -55,23 +56,42 @@ pub(crate) struct Figures {
 }
 
 struct Waiting<K> {
-    ready: VecDeque<K>,
-    /// What is in `ready`.
-    queued: HashSet<K>,
+    ready: BTreeMap<Turn, K>,
+    /// What is in `ready`, and where.
+    queued: HashMap<K, Turn>,
     later: HashMap<K, Instant>,
     /// The entries of `later` by time; those that are no longer in it are passed over.
     times: BinaryHeap<Reverse<(Instant, K)>>,
     failures: HashMap<K, u32>,
+    /// Whose rank is not 0.
+    ranks: HashMap<K, i64>,
+    came: u64,
+}
+
+/// When it is something's turn: by rank, then as they came.
+type Turn = (Reverse<i64>, u64);
+
+impl<K: Clone + Eq + Hash> Waiting<K> {
+    fn push(&mut self, key: K) {
+        if !self.queued.contains_key(&key) {
+            let turn = (Reverse(self.ranks.get(&key).copied().unwrap_or(0)), self.came);
+            self.came += 1;
+            self.queued.insert(key.clone(), turn);
+            self.ready.insert(turn, key);
+        }
+    }
 }
 
 impl<K: Clone + Ord + Hash + Debug + Send + 'static> Queue<K> {
     pub(crate) fn new(name: &'static str) -> Arc<Self> {
         let waiting = Waiting {
-            ready: VecDeque::new(),
-            queued: HashSet::new(),
+            ready: BTreeMap::new(),
+            queued: HashMap::new(),
             later: HashMap::new(),
             times: BinaryHeap::new(),
             failures: HashMap::new(),
+            ranks: HashMap::new(),
+            came: 0,
         };
         Arc::new(Self {
             name,
@@ -105,9 +125,7 @@ impl<K: Clone + Ord + Hash + Debug + Send + 'static> Queue<K> {
     pub(crate) fn add(&self, key: K) {
         let mut waiting = self.waiting();
         waiting.later.remove(&key);
-        if waiting.queued.insert(key.clone()) {
-            waiting.ready.push_back(key);
-        }
+        waiting.push(key);
         drop(waiting);
         self.wake.notify_one();
     }
@@ -118,10 +136,27 @@ impl<K: Clone + Ord + Hash + Debug + Send + 'static> Queue<K> {
         self.wake.notify_one();
     }
 
+    /// From now on a thing goes before those of a lower rank, and after those of a higher one; 0 is what others have.
+    pub(crate) fn rank(&self, key: &K, rank: i64) {
+        let mut waiting = self.waiting();
+        let before = match rank {
+            0 => waiting.ranks.remove(key),
+            rank => waiting.ranks.insert(key.clone(), rank),
+        };
+        if before.unwrap_or(0) != rank
+            && let Some(turn) = waiting.queued.get(key).copied()
+        {
+            let turns = (turn, (Reverse(rank), turn.1));
+            waiting.ready.remove(&turns.0);
+            waiting.ready.insert(turns.1, key.clone());
+            waiting.queued.insert(key.clone(), turns.1);
+        }
+    }
+
     fn add_after(&self, key: K, delay: Duration) {
         let at = Instant::now() + delay;
         let mut waiting = self.waiting();
-        if !waiting.queued.contains(&key) && waiting.later.get(&key).is_none_or(|known| at < *known) {
+        if !waiting.queued.contains_key(&key) && waiting.later.get(&key).is_none_or(|known| at < *known) {
             waiting.later.insert(key.clone(), at);
             waiting.times.push(Reverse((at, key)));
         }
@@ -191,9 +226,7 @@ impl<K: Clone + Ord + Hash + Debug + Send + 'static> Queue<K> {
             let Some(Reverse((_, key))) = waiting.times.pop() else { break };
             if is_meant {
                 waiting.later.remove(&key);
-                if waiting.queued.insert(key.clone()) {
-                    waiting.ready.push_back(key);
-                }
+                waiting.push(key);
             }
         }
         None
@@ -202,8 +235,8 @@ impl<K: Clone + Ord + Hash + Debug + Send + 'static> Queue<K> {
     /// The first that is not being looked at.
     fn next(&self, under_way: &HashSet<K>) -> Option<K> {
         let mut waiting = self.waiting();
-        let index = waiting.ready.iter().position(|key| !under_way.contains(key))?;
-        let key = waiting.ready.remove(index)?;
+        let turn = waiting.ready.iter().find(|(_, key)| !under_way.contains(key)).map(|(turn, _)| *turn)?;
+        let key = waiting.ready.remove(&turn)?;
         waiting.queued.remove(&key);
         Some(key)
     }
@@ -279,5 +312,21 @@ mod tests {
         queue.add("now");
         Arc::clone(&queue).run(4, stop, look).await;
         assert_eq!(*looked.lock().unwrap(), ["now", "often", "last"]);
+    }
+
+    #[tokio::test]
+    async fn what_has_a_higher_rank_goes_first() {
+        let queue = Queue::new("test");
+        queue.rank(&"high", 9);
+        queue.rank(&"low", -1);
+        for key in ["low", "one", "two", "high", "raised", "lowered"] {
+            queue.add(key);
+        }
+        queue.rank(&"raised", 5);
+        queue.rank(&"lowered", -9);
+        queue.rank(&"low", 0);
+        let none = HashSet::new();
+        let order: Vec<&str> = std::iter::from_fn(|| queue.next(&none)).collect();
+        assert_eq!(order, ["high", "raised", "low", "one", "two", "lowered"]);
     }
 }

@@ -24,6 +24,9 @@ pub struct Why {
     pub template: String,
     /// The policy it follows.
     pub policy: Option<Followed>,
+    /// Its rank among bindings that wait, where its policy gives it one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub priority: Option<i64>,
     /// How its place was decided.
     pub decision: Option<Decision>,
     /// What is on its way there, and what it waits for.
@@ -70,6 +73,7 @@ pub fn why(template: &ObjectReference, choice: Option<&Choice<'_>>, decision: Op
             namespace => format!("{kind} {namespace}/{name}"),
         },
         policy,
+        priority: None,
         decision: decision.cloned(),
         under_way: Vec::new(),
         changes,
@@ -95,6 +99,7 @@ pub fn explain(
     });
     let resource = reference(template);
     let mut why = why(&resource, choice.as_ref(), decision.as_ref());
+    why.priority = binding.and_then(|binding| binding.spec.schedule_priority.as_ref()).map(|it| it.priority);
     why.under_way = binding.map(under_way).unwrap_or_default();
     if let Some(binding) = binding {
         let requirements = binding.spec.replica_requirements.as_ref();
@@ -255,7 +260,7 @@ impl fmt::Display for Strategy {
 
 impl fmt::Display for Why {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Why { template, policy, decision, under_way, changes } = self;
+        let Why { template, policy, priority, decision, under_way, changes } = self;
         write!(f, "{template}")?;
         if let Some(decision) = decision {
             match decision.strategy {
@@ -279,6 +284,9 @@ impl fmt::Display for Why {
                     writeln!(f, "  not {policy}: {reason}")?;
                 }
             }
+        }
+        if let Some(priority) = priority {
+            writeln!(f, "  priority {priority}: scheduled, and moved, before what has a lower one (others: 0)")?;
         }
         if let Some(decision) = decision {
             for attempt in &decision.attempts {

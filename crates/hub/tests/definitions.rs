@@ -1,7 +1,10 @@
 //! The hub's kinds as they are served and as they are read are the same: what the one knows, the other does.
 
 use serde_json::{Value, json};
-use stolos_hub::model::{Binding, Cluster, Customization, OverridePolicy, Problem, PropagationPolicy, Work, read};
+use stolos_hub::model::{
+    Binding, Cluster, ClusterTaintPolicy, Customization, OverridePolicy, Problem, PropagationPolicy, Work,
+    WorkloadRebalancer, read,
+};
 use stolos_k8s::schema::Schema;
 
 fn definitions() -> Vec<Value> {
@@ -59,6 +62,8 @@ fn read_back(object: &Value) -> (Value, Vec<Problem>) {
         "ResourceBinding" | "ClusterResourceBinding" => of::<Binding>(object),
         "Work" => of::<Work>(object),
         "Cluster" => of::<Cluster>(object),
+        "WorkloadRebalancer" => of::<WorkloadRebalancer>(object),
+        "ClusterTaintPolicy" => of::<ClusterTaintPolicy>(object),
         "ResourceInterpreterCustomization" => of::<Customization>(object),
         other => panic!("{other}: the test does not know this kind"),
     }
@@ -67,7 +72,7 @@ fn read_back(object: &Value) -> (Value, Vec<Problem>) {
 #[test]
 fn every_field_that_is_served_is_read() {
     let definitions = definitions();
-    assert_eq!(definitions.len(), 9);
+    assert_eq!(definitions.len(), 11);
     for definition in &definitions {
         let kind = &definition["spec"]["names"]["kind"];
         let mut object = sample(schema(definition), ("", ""));

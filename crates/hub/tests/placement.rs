@@ -3,7 +3,9 @@
 use serde_json::{Value, json};
 use stolos_hub::choose::choose;
 use stolos_hub::divide::{Algorithm, Candidate, Division, NameOrder, Strategy};
-use stolos_hub::model::{Binding, Cluster, OverridePolicy, PropagationPolicy, TargetCluster, read};
+use stolos_hub::model::{
+    Binding, Cluster, ClusterTaintPolicy, OverridePolicy, PropagationPolicy, TargetCluster, WorkloadRebalancer, read,
+};
 use stolos_hub::place::{Settings, place};
 use stolos_hub::{admit, overrides, why};
 
@@ -133,8 +135,15 @@ fn the_first_policy_does_what_is_said_of_it_and_why() {
 }
 
 #[test]
+fn the_rebalancer_is_one() {
+    let rebalancer: Value = serde_saphyr::from_str(blocks("yaml")[1]).unwrap();
+    let (read, unknown) = read::<WorkloadRebalancer>(&rebalancer).unwrap();
+    assert_eq!((unknown, read.spec.workloads[0].name.as_str()), (vec![], "hello"));
+}
+
+#[test]
 fn the_override_does_what_is_said_of_it() {
-    let policy: Value = serde_saphyr::from_str(blocks("yaml")[1]).unwrap();
+    let policy: Value = serde_saphyr::from_str(blocks("yaml")[2]).unwrap();
     let (policy, unknown) = read::<OverridePolicy>(&policy).unwrap();
     assert_eq!((unknown, admit::override_problems(&policy)), (vec![], vec![]));
     let template = json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "hello", "namespace": "default"},
@@ -181,6 +190,10 @@ fn policies_of_every_shape_are_accepted() {
                 admit::default(&mut policy, "6f0c");
                 let (read_back, unknown) = read::<PropagationPolicy>(&policy).unwrap();
                 [unknown, admit::problems(&read_back)].concat()
+            }
+            "ClusterTaintPolicy" => {
+                let (read_back, unknown) = read::<ClusterTaintPolicy>(&policy).unwrap();
+                [unknown, admit::taint_problems(&read_back, &[]), admit::taint_warnings(&read_back)].concat()
             }
             _ => {
                 admit::default_override(&mut policy);

@@ -15,10 +15,11 @@ use clap::{Args, Subcommand};
 use stolos_apiserver::Server;
 use stolos_apiserver::runtime::ServiceResolver;
 use stolos_cluster::{Kubeconfig, connect};
+use stolos_hub::divide::Algorithm;
 use stolos_hub::front::{self, Service};
 use stolos_hub::member;
 use stolos_hub::model::PurgeMode;
-use stolos_hub::{Asked, Door, Pages, Review, everywhere, evict, gate};
+use stolos_hub::{Asked, Door, Pages, Review, everywhere, evict, gate, place};
 use stolos_serve::{HostNet, Listener, Net as _, Stop, Stream};
 
 use crate::background;
@@ -145,6 +146,10 @@ pub(crate) struct UpArgs {
     #[arg(long, value_name = "FILE")]
     audit_log: Option<PathBuf>,
 
+    /// Whose algorithms choose policies and clusters and divide replicas: those of Karmada v1.18, or of v1.2
+    #[arg(long, value_name = "VERSION", default_value = "v1.18", value_parser = ["v1.18", "v1.2"])]
+    division: String,
+
     /// This hub's name in the Lease, to which it adds a random part [default: the host's]
     #[arg(long, value_name = "NAME", env = "POD_NAME")]
     identity: Option<String>,
@@ -159,6 +164,14 @@ pub(crate) struct UpArgs {
 
     #[command(flatten, next_help_heading = "When a cluster is lost")]
     patience: PatienceArgs,
+}
+
+impl UpArgs {
+    /// How it places.
+    fn placing(&self) -> place::Settings {
+        let algorithm = if self.division == "v1.2" { Algorithm::V1_2 } else { Algorithm::Newest };
+        place::Settings { algorithm, ..place::Settings::default() }
+    }
 }
 
 /// How patient a hub is with its members: Karmada's flags.
@@ -453,6 +466,7 @@ async fn up(args: &UpArgs, screen: &Screen, stop: &Stop) -> Result<Exit, Failure
         door,
         admission: Some(Asked::Here { url: REVIEWS.to_owned() }),
         patience: args.patience.settings(),
+        placing: args.placing(),
     };
     let hub = stolos_hub::start(settings, stop).await;
     let hub = hub.map_err(|error| Failure::caused(&error).while_doing("could not start the hub"))?;

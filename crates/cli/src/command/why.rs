@@ -59,6 +59,11 @@ async fn all<T: DeserializeOwned>(hub: &kube::Client, resource: &Resource) -> Re
     Ok(found.iter().filter_map(|object| read(object).ok().map(|(object, _)| object)).collect())
 }
 
+/// How the hub places, as it has written it down.
+async fn placing(hub: &kube::Client) -> Result<place::Settings, Failure> {
+    stolos_hub::recorded(hub).await.map_err(|error| Failure::caused(&error))
+}
+
 async fn members(hub: &kube::Client) -> Result<Vec<Cluster>, Failure> {
     all(hub, &hub_kind("cluster.karmada.io/v1alpha1", "Cluster", "clusters", false)).await
 }
@@ -92,7 +97,7 @@ pub(crate) async fn run(args: &WhyArgs, screen: &Screen) -> Result<Exit, Failure
     policies
         .extend(all(&hub, &hub_kind(group, "ClusterPropagationPolicy", "clusterpropagationpolicies", false)).await?);
     let clusters = members(&hub).await?;
-    let why = why::explain(&template, binding.as_ref(), &policies, &clusters, place::Settings::default());
+    let why = why::explain(&template, binding.as_ref(), &policies, &clusters, placing(&hub).await?);
     match args.output.output {
         Output::Json | Output::Yaml => screen.document(args.output.output, &why)?,
         _ => screen.data(&why.to_string()),
@@ -143,7 +148,7 @@ pub(crate) async fn simulate(args: &SimulateArgs, screen: &Screen) -> Result<Exi
     lost.dedup();
     let mut placed: Vec<Binding> = all(&hub, &bindings(true)).await?;
     placed.extend(all::<Binding>(&hub, &bindings(false)).await?);
-    let loss = simulate::lose(&placed, &clusters, &lost, place::Settings::default());
+    let loss = simulate::lose(&placed, &clusters, &lost, placing(&hub).await?);
     match args.output.output {
         Output::Json | Output::Yaml => screen.document(args.output.output, &loss)?,
         _ => screen.data(&loss.to_string()),

@@ -71,7 +71,6 @@ async fn policies_are_taken_or_refused_when_they_are_written() {
     failover
       Warning: spec.failover.application.statePreservation: reaches the next copy only where the old one goes first; write purgeMode: Directly
     preemption
-      Warning: spec.schedulePriority: the hub takes it and does not act on it yet
       Warning: spec.placement.workloadAffinity: the hub takes it and does not act on it yet
     warned
       Warning: spec.resourceSelectors[0].labelSelector: is not looked at beside a name; take one of the two out
@@ -141,6 +140,9 @@ async fn policies_are_taken_or_refused_when_they_are_written() {
       spec.failover.cluster.statePreservation.rules[1].jsonPath: has no path in braces; write where it is in the status, as {.jobID}
     suspended-twice
       The PropagationPolicy "suspended-twice" is invalid: spec.suspension: Invalid value: "object": suspension dispatching cannot co-exist with dispatchingOnClusters.clusterNames
+    taint-of-all
+      Error from server (Forbidden): admission webhook "policies.hub.stolos.dev" denied the request: spec.addOnConditions[0].statusValues: has "Yes"; write True, False or Unknown
+      spec.taints[1]: is not-ready:NoExecute for the second time; take one of the two out
     tolerates-more-than
       Error from server (Forbidden): admission webhook "policies.hub.stolos.dev" denied the request: spec.placement.clusterTolerations[0].operator: is Gt; write Exists or Equal
     two-affinities

@@ -49,9 +49,9 @@ impl Hub {
         for member in ["eu", "ap"] {
             hub.world.good(&["hub", "join", member, "--data", "hub"]).await;
         }
-        let policy = hub.world.write("policy.yaml", &policy("[eu, ap]", application));
-        let said = hub.kubectl(&["apply", "-f", text(&policy)]).await.ends_with(0);
-        assert!(!said.err.contains("Warning"), "{}", said.err);
+        // What takes its time to begin with is not to move.
+        let whole = policy("[eu, ap]", application);
+        hub.apply("policy.yaml", whole.split_once("  failover:").unwrap().0).await;
         hub.apply("web.yaml", &web("nodeSelector: {}")).await;
         let first = eventually("web somewhere", PATIENCE, async || {
             let found = hub.replicas("web").await;
@@ -61,6 +61,14 @@ impl Hub {
             }
         })
         .await;
+        eventually("the hub knows that it is well", PATIENCE, async || {
+            let health = hub.binding_of_web().await["status"]["aggregatedStatus"][0]["health"].clone();
+            if health == "Healthy" { Ok(()) } else { Err(health.to_string()) }
+        })
+        .await;
+        let policy = hub.world.write("policy.yaml", &whole);
+        let said = hub.kubectl(&["apply", "-f", text(&policy)]).await.ends_with(0);
+        assert!(!said.err.contains("Warning"), "{}", said.err);
         let other = if first == "eu" { "ap" } else { "eu" };
         Some((hub, [first, other]))
     }
@@ -179,5 +187,63 @@ async fn what_must_not_run_twice_hands_over_what_it_knew() {
     .await;
     let template = hub.kubectl(&["get", "deployment", "web", "-o", "json"]).await.document();
     assert_eq!(label(template), Value::Null);
+    hub.process.kill().await.unwrap();
+}
+
+/// What a network's watchman might write: without it workloads leave.
+fn no_network(name: &str) -> String {
+    format!(
+        "apiVersion: policy.karmada.io/v1alpha1\nkind: ClusterTaintPolicy\nmetadata: {{name: {name}}}\nspec:\n  \
+         addOnConditions: [{{conditionType: NetworkAvailable, operator: In, statusValues: [\"False\"]}}]\n  \
+         removeOnConditions: [{{conditionType: NetworkAvailable, operator: In, statusValues: [\"True\"]}}]\n  \
+         taints: [{{key: example.com/no-network, effect: NoExecute}}]\n"
+    )
+}
+
+impl Hub {
+    /// Writes a condition of a member.
+    async fn network_is(&self, member: &str, status: &str) {
+        let cluster = self.kubectl(&["get", "cluster", member, "-o", "json"]).await.ends_with(0).document();
+        let mut conditions = cluster["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        conditions.retain(|condition| condition["type"] != "NetworkAvailable");
+        conditions.push(serde_json::json!({"type": "NetworkAvailable", "status": status, "reason": "Measured",
+            "message": "", "lastTransitionTime": "2026-01-02T03:04:05Z"}));
+        let patch = serde_json::json!({"status": {"conditions": conditions}}).to_string();
+        let args = ["patch", "cluster", member, "--subresource=status", "--type=merge", "-p", &patch];
+        self.kubectl(&args).await.ends_with(0);
+    }
+
+    /// Waits until a member has this many taints.
+    async fn has_taints(&self, member: &str, count: usize) {
+        eventually(&format!("{count} taints of {member}"), PATIENCE, async || {
+            let cluster = self.kubectl(&["get", "cluster", member, "-o", "json"]).await.document();
+            let taints = cluster["spec"]["taints"].as_array().cloned().unwrap_or_default();
+            if taints.len() == count { Ok(()) } else { Err(format!("{taints:?}")) }
+        })
+        .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_taint_policy_clears_a_member_by_its_conditions() {
+    let Some((mut hub, [first, other])) = Hub::with_web("      purgeMode: Gracefully\n").await else { return };
+    hub.apply("taints.yaml", &no_network("no-network")).await;
+    let again = hub.world.write("again.yaml", &no_network("again"));
+    let again = hub.kubectl(&["apply", "-f", text(&again)]).await.ends_with(1);
+    assert!(again.err.contains("which the policy no-network has already"), "{}", again.err);
+    let listed = hub.kubectl(&["get", "clustertaintpolicies"]).await.ends_with(0).out;
+    assert!(listed.starts_with("NAME         AGE"), "{listed}");
+
+    hub.network_is(first, "False").await;
+    hub.says("Cluster", first, "TaintClusterSucceed", "example.com/no-network:NoExecute").await;
+    hub.web_moves_to(other).await;
+    assert_eq!(hub.evictions().await, [(first.to_owned(), 1)]);
+    // The end of a policy takes nothing away; its condition does.
+    hub.kubectl(&["delete", "clustertaintpolicy", "no-network"]).await.ends_with(0);
+    hub.has_taints(first, 1).await;
+    hub.apply("taints.yaml", &no_network("no-network")).await;
+    hub.network_is(first, "True").await;
+    hub.has_taints(first, 0).await;
+    hub.web_moves_to(other).await;
     hub.process.kill().await.unwrap();
 }

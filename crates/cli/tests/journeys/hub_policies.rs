@@ -1,6 +1,6 @@
 //! What a policy's fields do, one after the other: kubectl on the hub, and what the members then have.
 
-use crate::hub::{Hub, PATIENCE};
+use crate::hub::{Hub, MEMBERS, PATIENCE};
 use crate::world::eventually;
 
 /// A ConfigMap and its policy, with something more in the policy.
@@ -289,4 +289,84 @@ async fn what_is_preserved_stays_when_its_template_goes() {
     let edit = r#"{"data":{"from":"member"}}"#;
     hub.in_member("eu", &["patch", "configmap", "kept", "--type=merge", "-p", edit]).await.ends_with(0);
     hub.prints("eu", &kept, ".data.from", "member").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_priority_class_ranks_what_a_policy_places() {
+    let Some(hub) = Hub::of_two().await else { return };
+    let class = "  schedulePriority: {priorityClassSource: KubePriorityClass, priorityClassName: high}\n";
+    hub.apply("ranked.yaml", &config("ranked", class)).await;
+    let missing = "Apply policy(default/ranked) failed: there is no PriorityClass high in the hub";
+    hub.says("ConfigMap", "ranked", "ApplyPolicyFailed", missing).await;
+    hub.kubectl(&["create", "priorityclass", "high", "--value=1000"]).await.ends_with(0);
+    hub.hub_prints(&["rb", "ranked-configmap"], ".spec.schedulePriority.priority", "1000").await;
+    hub.only_in(&["configmap", "ranked"], &["eu"]).await;
+    let why = hub.world.good(&["why", "configmap/ranked", "--data", "hub"]).await.out;
+    assert!(why.contains("priority 1000: scheduled, and moved, before what has a lower one"), "{why}");
+}
+
+/// A Deployment that is divided among these.
+fn divided(replicas: i64, to: &str, how: &str) -> String {
+    format!(
+        "apiVersion: apps/v1\nkind: Deployment\nmetadata: {{name: web}}\nspec:\n  replicas: {replicas}\n  \
+         selector: {{matchLabels: {{app: web}}}}\n  template:\n    metadata: {{labels: {{app: web}}}}\n    spec:\n      \
+         containers:\n      - {{name: main, image: stefanprodan/podinfo}}\n---\n\
+         apiVersion: policy.karmada.io/v1alpha1\nkind: PropagationPolicy\nmetadata: {{name: web}}\nspec:\n  \
+         resourceSelectors: [{{apiVersion: apps/v1, kind: Deployment, name: web}}]\n  placement:\n    \
+         clusterAffinity: {{clusterNames: {to}}}\n    replicaScheduling:\n      replicaSchedulingType: Divided\n      \
+         replicaDivisionPreference: Weighted\n      weightPreference: {how}\n"
+    )
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rebalancer_divides_afresh_what_runs() {
+    let Some(hub) = Hub::of_two().await else { return };
+    let by_room = "{dynamicWeight: AvailableReplicas}";
+    hub.apply("web.yaml", &divided(4, "[eu]", by_room)).await;
+    hub.runs("web", &[("eu", 4)]).await;
+    // A cluster more moves nothing.
+    hub.apply("web.yaml", &divided(4, "[eu, ap]", by_room)).await;
+    hub.hub_prints(&["rb", "web-deployment"], ".spec.placement.clusterAffinity.clusterNames", r#"["eu","ap"]"#).await;
+    hub.hub_prints(&["rb", "web-deployment"], ".spec.clusters", r#"[{"name":"eu","replicas":4}]"#).await;
+
+    let rebalancer = "apiVersion: apps.karmada.io/v1alpha1\nkind: WorkloadRebalancer\nmetadata: {name: once}\nspec:\n  \
+                      workloads:\n  - {apiVersion: apps/v1, kind: Deployment, namespace: default, name: web}\n  \
+                      - {apiVersion: apps/v1, kind: Deployment, namespace: default, name: nothing}\n";
+    hub.apply("once.yaml", rebalancer).await;
+    eventually("web in both", PATIENCE, async || {
+        let found = hub.replicas("web").await;
+        let ready: i64 = found.values().map(|(_, ready)| ready).sum();
+        assert!(ready >= 4, "{ready} are ready: {found:?}");
+        let settled = found.values().all(|(wanted, ready)| wanted == ready && *wanted > 0);
+        if found.len() == 2 && ready == 4 && settled { Ok(()) } else { Err(format!("{found:?}")) }
+    })
+    .await;
+    let once = ["workloadrebalancer", "once"];
+    hub.hub_prints(&once, ".status.observedWorkloads[*].result", "Failed Successful").await;
+    hub.hub_prints(&once, ".status.observedWorkloads[0].reason", "ReferencedBindingNotFound").await;
+    // It goes by itself when it is told to.
+    let short = "{\"spec\":{\"ttlSecondsAfterFinished\":0}}";
+    hub.kubectl(&["patch", once[0], once[1], "--type=merge", "-p", short]).await.ends_with(0);
+    eventually("no rebalancer", PATIENCE, async || {
+        let left = hub.kubectl(&["get", "workloadrebalancers", "-o", "name"]).await.ends_with(0).out;
+        if left.is_empty() { Ok(()) } else { Err(left) }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hub_divides_as_v1_2_did_when_it_is_told_to() {
+    let Some(hub) = Hub::start_with(&["--division", "v1.2"]).await else { return };
+    for member in MEMBERS {
+        hub.world.good(&["hub", "join", member, "--data", "hub"]).await;
+    }
+    let weights = "{staticWeightList: [{targetCluster: {clusterNames: [eu]}, weight: 2}, \
+                   {targetCluster: {clusterNames: [ap, us]}, weight: 1}]}";
+    hub.apply("web.yaml", &divided(7, "[eu, ap, us]", weights)).await;
+    // The newest would give 3, 2 and 2.
+    hub.runs("web", &[("eu", 4), ("ap", 2), ("us", 1)]).await;
+    let why = hub.world.good(&["why", "deployment/web", "--data", "hub", "-o", "json"]).await.out;
+    assert!(why.contains(r#""algorithm": "v1.2""#), "{why}");
+    let lost = hub.world.good(&["hub", "simulate", "--lose", "us", "--data", "hub"]).await.out;
+    assert!(lost.contains("default/web"), "{lost}");
 }

@@ -4,10 +4,12 @@
 use serde_json::{Value, json};
 use stolos_k8s::meta;
 
-use super::{default, override_problems, problems, warnings};
+use super::{default, override_problems, problems, taint_problems, taint_warnings, warnings};
 use crate::interpret::{self, Interpreters, Operation, check};
 use crate::label;
-use crate::model::{Customization, CustomizationTarget, OverridePolicy, Problem, PropagationPolicy, read};
+use crate::model::{
+    ClusterTaintPolicy, Customization, CustomizationTarget, OverridePolicy, Problem, PropagationPolicy, read,
+};
 
 /// What is said of a write.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -24,11 +26,20 @@ impl Verdict {
     }
 }
 
-/// Answers an AdmissionReview; `customizations` are those that the hub has.
+/// What the hub has that something written may contradict.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Others {
+    /// What it is told of kinds.
+    pub customizations: Vec<Customization>,
+    /// What taints its members.
+    pub taint_policies: Vec<ClusterTaintPolicy>,
+}
+
+/// Answers an AdmissionReview; `others` is what the hub has.
 #[must_use]
-pub fn review(review: &Value, customizations: &[Customization]) -> Value {
+pub fn review(review: &Value, others: &Others) -> Value {
     let request = &review["request"];
-    let Verdict { refused, warnings } = judge(request, customizations);
+    let Verdict { refused, warnings } = judge(request, others);
     let mut response = json!({"uid": request["uid"], "allowed": refused.is_none()});
     if let Some(why) = refused {
         response["status"] = json!({"code": 403, "message": why, "reason": "Forbidden"});
@@ -41,7 +52,7 @@ pub fn review(review: &Value, customizations: &[Customization]) -> Value {
 
 /// Judges a request of an AdmissionReview.
 #[must_use]
-pub fn judge(request: &Value, customizations: &[Customization]) -> Verdict {
+pub fn judge(request: &Value, others: &Others) -> Verdict {
     if request["operation"] == "DELETE" {
         return match meta::label(&request["oldObject"], label::DELETION_PROTECTED) {
             Some("Always") => Verdict::refused(format!(
@@ -67,9 +78,12 @@ pub fn judge(request: &Value, customizations: &[Customization]) -> Verdict {
             super::default_override(&mut complete);
             of::<OverridePolicy>(&complete, override_problems, |_| Vec::new())
         }
+        "ClusterTaintPolicy" => {
+            of::<ClusterTaintPolicy>(object, |policy| taint_problems(policy, &others.taint_policies), taint_warnings)
+        }
         "ResourceInterpreterCustomization" => match read::<Customization>(object) {
             Err(problem) => Verdict::refused(problem.to_string()),
-            Ok((customization, _)) => match customization_problem(&customization, customizations) {
+            Ok((customization, _)) => match customization_problem(&customization, &others.customizations) {
                 Some(problem) => Verdict::refused(problem),
                 None => Verdict { refused: None, warnings: customization_warnings(&customization) },
             },

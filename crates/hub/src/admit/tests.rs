@@ -73,6 +73,7 @@ fn policies_that_make_no_sense_are_refused() {
         json!({"resourceSelectors": [{"apiVersion": "v1", "kind": "Service",
             "labelSelector": {"matchExpressions": [{"key": "a", "operator": "In"}, {"key": "a", "operator": "Exists", "values": ["x"]}]}}],
             "preemption": "Always"}),
+        json!({"schedulePriority": {"priorityClassSource": "PodPriorityClass", "priorityClassName": ""}}),
         json!({"suspension": {"dispatching": true, "dispatchingOnClusters": {"clusterNames": ["eu"]}}}),
         json!({"failover": {"application": {"purgeMode": "Directly", "gracePeriodSeconds": 5}}}),
         json!({"propagateDeps": true, "failover": {"application": {"gracePeriodSeconds": 0}}}),
@@ -100,6 +101,8 @@ fn policies_that_make_no_sense_are_refused() {
         spec.resourceSelectors[0].name: is empty, and preemption is Always; name the template, or write preemption: Never
         spec.resourceSelectors[0].labelSelector.matchExpressions[0].values: is empty, and the operator compares with it; write what the label may be
         spec.resourceSelectors[0].labelSelector.matchExpressions[1].values: is for In and NotIn only; take it out
+        spec.schedulePriority.priorityClassSource: is "PodPriorityClass"; write KubePriorityClass
+        spec.schedulePriority.priorityClassName: is empty; name a PriorityClass of the hub
         spec.suspension: has both dispatching and dispatchingOnClusters; keep one: all clusters, or those that are named
         spec.propagateDeps: is false, and failover.application is given; write propagateDeps: true
         spec.failover.application.gracePeriodSeconds: is for purgeMode: Gracefully only; take one of the two out
@@ -152,7 +155,6 @@ fn what_does_nothing_is_warned_about() {
         spec.resourceSelectors[0].labelSelector: is not looked at beside a name; take one of the two out
         spec.association: is the old name of propagateDeps; write propagateDeps: true
         spec.schedulerName: is not the hub's; somebody else has to schedule; default-scheduler is the hub's
-        spec.schedulePriority: the hub takes it and does not act on it yet
         spec.placement.workloadAffinity: the hub takes it and does not act on it yet
         spec.placement.replicaScheduling.weightPreference: is not looked at: every cluster gets all replicas; write replicaSchedulingType: Divided
         spec.placement.spreadConstraints[0].maxGroups: is 0, which chooses nothing; write how many at most

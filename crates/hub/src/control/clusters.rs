@@ -11,9 +11,9 @@ use tokio::time::Instant;
 use super::Hub;
 use super::members::Member;
 use crate::evict::health::{self, Seen};
-use crate::evict::taint;
+use crate::evict::{taint, tainting};
 use crate::member::{self, CREDENTIALS};
-use crate::model::{self, Cluster};
+use crate::model::{self, Cluster, ClusterTaintPolicy, ResourceModel};
 use crate::queue::{Again, Trouble};
 use crate::{MANAGER, label, name};
 
@@ -21,6 +21,10 @@ use crate::{MANAGER, label, name};
 const MESH: Duration = Duration::from_secs(5);
 /// The conditions that are decided here.
 const CONDITIONS: [&str; 2] = ["Ready", "CompleteAPIEnablements"];
+/// Who says it of a member's place and its own taints.
+const FROM: &str = "cluster-controller";
+/// Who says it of taints that policies add and take away.
+pub(super) const FROM_TAINTS: &str = "cluster-taint-policy-controller";
 /// How often the end of a member is looked after.
 const ENDING: Duration = Duration::from_secs(1);
 /// Karmada's words of a member whose agent is silent.
@@ -148,7 +152,9 @@ async fn observed(hub: &Arc<Hub>, name: &str, cluster: &Value, way: Result<&Memb
     if let (Some(nodes), Some(pods)) =
         tokio::join!(member.mirror(&nodes, None, quiet), member.mirror(&pods, None, quiet))
     {
-        let (nodes, resources) = member::summary(&nodes.list(), &pods.list());
+        let models: Vec<ResourceModel> =
+            serde_json::from_value(cluster["spec"]["resourceModels"].clone()).unwrap_or_default();
+        let (nodes, resources) = member::summary(&nodes.list(), &pods.list(), &models);
         status["nodeSummary"] = nodes;
         status["resourceSummary"] = resources;
     }
@@ -199,6 +205,12 @@ async fn taint(hub: &Hub, name: &str) -> Result<Again, Trouble> {
     let (read, _) = model::read::<Cluster>(&cluster)?;
     let ready = read.status.conditions.iter().find(|condition| condition.type_ == "Ready");
     let (after, again) = taint::wanted(&read.spec.taints, ready, jiff::Timestamp::now(), &hub.patience);
+    let all = hub.taint_policies();
+    let acting: Vec<ClusterTaintPolicy> =
+        all.iter().filter(|policy| super::policies::tainted_by(policy, &all).is_empty()).cloned().collect();
+    let own = after.len();
+    let after = tainting::by_policies(&read, after, &acting, jiff::Timestamp::now());
+    let from = if after.len() == own { FROM } else { FROM_TAINTS };
     if after == read.spec.taints {
         return Ok(again);
     }
@@ -207,7 +219,7 @@ async fn taint(hub: &Hub, name: &str) -> Result<Again, Trouble> {
     let patch = json!({"metadata": {"resourceVersion": meta::resource_version(&cluster)}, "spec": {"taints": taints}});
     hub.merge(&hub.own.clusters, &(String::new(), name.to_owned()), &patch, false).await?;
     let said = if said.is_empty() { "none".to_owned() } else { said.join(", ") };
-    hub.events.normal(&cluster, "cluster-controller", "TaintClusterSucceed", format!("Its taints are: {said}."));
+    hub.events.normal(&cluster, from, "TaintClusterSucceed", format!("Its taints are: {said}."));
     Ok(again)
 }
 

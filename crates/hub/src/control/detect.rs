@@ -10,7 +10,6 @@ use super::Hub;
 use super::interpret::unanswered;
 use super::template::{TemplateKey, is_of_every_server, is_template};
 use crate::choose::{self, Claim};
-use crate::divide::Algorithm;
 use crate::interpret::Replicas;
 use crate::mirror::{Key, Mirror};
 use crate::model::{Activation, Component, PropagationPolicy};
@@ -54,7 +53,7 @@ async fn follow(hub: &Hub, key: TemplateKey, touched: bool) -> Result<Followed, 
     }
     let needed = hub.tell_needing(&template);
     let policies = hub.policies_for(&template);
-    let choice = choose::choose(&template, policies.iter().map(|policy| &**policy), Algorithm::Newest, true);
+    let choice = choose::choose(&template, policies.iter().map(|policy| &**policy), hub.placing.algorithm, true);
     let Some(choice) = choice else {
         release(hub, &mirror, &template).await?;
         if needed {
@@ -135,6 +134,17 @@ fn said(policy: &PropagationPolicy) -> String {
 }
 
 impl Hub {
+    /// How a policy's templates are ranked, by the class that it names (Karmada's gate `PriorityBasedScheduling`).
+    fn priority(&self, policy: &PropagationPolicy) -> Result<Option<i64>, Trouble> {
+        let Some(said) = &policy.spec.schedule_priority else { return Ok(None) };
+        let classes = self.mirror_of("scheduling.k8s.io/v1", "PriorityClass");
+        let class = classes.and_then(|classes| classes.get("", &said.priority_class_name));
+        match class.and_then(|class| class["value"].as_i64()) {
+            Some(priority) => Ok(Some(priority)),
+            None => Err(format!("there is no PriorityClass {} in the hub", said.priority_class_name).into()),
+        }
+    }
+
     /// The first of the override policies that a policy waits for and that is not there.
     fn missing_override(&self, policy: &PropagationPolicy) -> Option<String> {
         let namespace = policy.metadata.namespace.as_str();
@@ -244,7 +254,8 @@ async fn apply(
         return Err("the binding of a template of this name is still on its way out".into());
     }
     let needs = needs(hub, template).await?;
-    let wanted = binding(template, policy, claim, needs, before.as_deref())?;
+    let priority = hub.priority(policy)?;
+    let wanted = binding(template, policy, claim, (needs, priority), before.as_deref())?;
     match before {
         None => hub.create(bindings, &wanted).await?,
         Some(before) if essence(&before) == essence(&wanted) => return Ok(false),
@@ -301,7 +312,7 @@ fn binding(
     template: &Value,
     policy: &PropagationPolicy,
     claim: &Claimed,
-    needs: Needs,
+    (needs, priority): (Needs, Option<i64>),
     before: Option<&Value>,
 ) -> Result<Value, Trouble> {
     let (namespace, kind) = (meta::namespace(template), meta::kind(template));
@@ -349,6 +360,7 @@ fn binding(
     put("propagateDeps", yes(spec.propagate_deps || spec.association));
     put("conflictResolution", Some(serde_json::to_value(spec.conflict_resolution)?));
     put("placement", Some(serde_json::to_value(&spec.placement)?));
+    put("schedulePriority", priority.map(|priority| json!({"priority": priority})));
     put("failover", spec.failover.as_ref().map(serde_json::to_value).transpose()?);
     put("preserveResourcesOnDeletion", yes(spec.preserve_resources_on_deletion));
     let scheduler = Some(spec.scheduler_name.as_str()).filter(|name| !name.is_empty());

@@ -62,7 +62,7 @@ pub(super) async fn look(
     let requirements = binding.spec.replica_requirements.as_ref();
     let room = |cluster: &Cluster| estimate::available(cluster, requirements);
     let staying: Vec<&Cluster> = clusters.iter().filter(|it| it.metadata.deletion_timestamp.is_none()).collect();
-    let place = |binding: &Binding| match place::place(binding, &staying, &room, place::Settings::default()).outcome {
+    let place = |binding: &Binding| match place::place(binding, &staying, &room, hub.placing).outcome {
         Outcome::Placed { clusters, .. } => Ok(clusters),
         other => Err(other.message().to_owned()),
     };

@@ -108,6 +108,7 @@ impl Hub {
             depend,
             aggregate,
             impersonate,
+            rebalance,
             kinds: _,
         } = queues;
         vec![
@@ -122,6 +123,7 @@ impl Hub {
             works.figures(),
             aggregate.figures(),
             impersonate.figures(),
+            rebalance.figures(),
         ]
     }
 }

@@ -18,6 +18,7 @@ mod members;
 mod meshes;
 mod namespaces;
 mod policies;
+mod rebalance;
 mod schedule;
 mod template;
 
@@ -43,7 +44,8 @@ use crate::evict::rate::Rate;
 use crate::interpret::Interpreters;
 use crate::member::{self, CREDENTIALS, Ways};
 use crate::mirror::{self, Key, Mirror};
-use crate::model::{self, Cluster, OverridePolicy, PropagationPolicy};
+use crate::model::{self, Cluster, ClusterTaintPolicy, OverridePolicy, PropagationPolicy};
+use crate::place;
 use crate::proxy::{Audit, Limits, Proxy};
 use crate::queue::{Again, Queue, Trouble};
 use crate::{Error, MANAGER, gate, overrides};
@@ -72,6 +74,8 @@ pub struct Settings {
     pub admission: Option<Asked>,
     /// How patient it is with its members.
     pub patience: Patience,
+    /// How it places.
+    pub placing: place::Settings,
 }
 
 /// Where agents come in.
@@ -104,8 +108,11 @@ impl Running {
     pub fn review(&self) -> Review {
         let hub = Arc::downgrade(&self.hub);
         Arc::new(move |review| {
-            let known = hub.upgrade().map(|hub| hub.customizations()).unwrap_or_default();
-            crate::admit::review(review, &known)
+            let others = hub.upgrade().map(|hub| crate::admit::Others {
+                customizations: hub.customizations(),
+                taint_policies: hub.taint_policies().as_ref().clone(),
+            });
+            crate::admit::review(review, &others.unwrap_or_default())
         })
     }
 
@@ -131,14 +138,15 @@ impl Running {
 ///
 /// When the API server cannot be made ready. Later trouble is tried again instead.
 pub async fn start(settings: Settings, stop: &Stop) -> Result<Running, Error> {
-    let Settings { client, net, door, admission, patience } = settings;
+    let Settings { client, net, door, admission, patience, placing } = settings;
     crate::install::install(&client).await?;
+    crate::placing::record(&client, placing).await?;
     let tasks = TaskTracker::new();
     let (events, entries) = Recorder::new();
     tasks.spawn(event::write(entries, client.clone(), stop.clone()));
     let relay = door.is_some().then(|| Relay::new(TunnelLimits::default()));
     let ways = Ways { net, relay: relay.clone() };
-    let hub = Hub::new(client, ways, patience, events, stop.clone(), tasks.clone());
+    let hub = Hub::new(client, ways, (patience, placing), events, stop.clone(), tasks.clone());
     if !hub.first_look().await {
         stop.ask();
         return Err(Error::NotServed(FIRST_LOOK));
@@ -164,14 +172,16 @@ struct Own {
     cluster_policies: Arc<Mirror>,
     overrides: Arc<Mirror>,
     cluster_overrides: Arc<Mirror>,
+    taint_policies: Arc<Mirror>,
     bindings: Arc<Mirror>,
     cluster_bindings: Arc<Mirror>,
     works: Arc<Mirror>,
     customizations: Arc<Mirror>,
+    rebalancers: Arc<Mirror>,
 }
 
 impl Own {
-    fn all(&self) -> [&Arc<Mirror>; 10] {
+    fn all(&self) -> [&Arc<Mirror>; 12] {
         [
             &self.clusters,
             &self.secrets,
@@ -179,10 +189,12 @@ impl Own {
             &self.cluster_policies,
             &self.overrides,
             &self.cluster_overrides,
+            &self.taint_policies,
             &self.bindings,
             &self.cluster_bindings,
             &self.works,
             &self.customizations,
+            &self.rebalancers,
         ]
     }
 }
@@ -229,6 +241,8 @@ pub(crate) struct Hub {
     read_clusters: Mutex<HashMap<String, (String, Arc<Cluster>)>>,
     /// Override policies as types, as of the last change of one.
     read_overrides: Typed<OverridePolicy>,
+    /// Taint policies as types, as of the last change of one.
+    read_taint_policies: Typed<ClusterTaintPolicy>,
     /// What is known of kinds, as of the last change of a customization.
     interpreters: RwLock<Arc<Interpreters>>,
     /// Turns of scripts.
@@ -245,6 +259,8 @@ pub(crate) struct Hub {
     moving: Arc<Mutex<HashSet<Key>>>,
     /// How patient it is.
     patience: Patience,
+    /// How it places.
+    placing: place::Settings,
     /// How many workloads leave their clusters at once, by the time since `began`.
     evictions: Mutex<Rate>,
     began: Instant,
@@ -298,6 +314,8 @@ struct Queues {
     aggregate: Arc<Queue<Key>>,
     /// Members: who may be acted for there.
     impersonate: Arc<Queue<String>>,
+    /// Rebalancers: what they ask for.
+    rebalance: Arc<Queue<String>>,
     /// Which kinds there are.
     kinds: Notify,
 }
@@ -316,6 +334,7 @@ impl Queues {
             depend: Queue::new("depend"),
             aggregate: Queue::new("aggregate"),
             impersonate: Queue::new("impersonate"),
+            rebalance: Queue::new("rebalance"),
             kinds: Notify::new(),
         }
     }
@@ -325,10 +344,12 @@ impl Queues {
             // Deleted by hand: the detector makes it anew.
             if let Some(before) = before {
                 self.templates.add(TemplateKey::of_binding(before));
+                self.rank(before, 0);
             }
             return;
         };
         let key = mirror::key(now);
+        self.rank(now, now["spec"]["schedulePriority"]["priority"].as_i64().unwrap_or(0));
         let same = |field: &str| before.is_some_and(|before| before[field] == now[field]);
         let books = ["labels", "annotations", "finalizers", "deletionTimestamp"];
         let marks = before.is_some_and(|b| books.iter().all(|book| b["metadata"][book] == now["metadata"][book]));
@@ -344,6 +365,13 @@ impl Queues {
         if !same("spec") {
             self.aggregate.add_soon(key);
         }
+    }
+
+    /// Bindings of a higher priority are scheduled first, and leave their clusters first.
+    fn rank(&self, binding: &Value, priority: i64) {
+        let key = mirror::key(binding);
+        self.schedule.rank(&key, priority);
+        self.evict.rank(&key, priority);
     }
 
     fn add_work(&self, before: Option<&Arc<Value>>, now: Option<&Arc<Value>>) {
@@ -382,7 +410,7 @@ impl Hub {
     fn new(
         client: kube::Client,
         ways: Ways,
-        patience: Patience,
+        (patience, placing): (Patience, place::Settings),
         events: Recorder,
         stop: Stop,
         tasks: TaskTracker,
@@ -428,6 +456,13 @@ impl Hub {
                     }
                 })
             };
+            let of_hub = hub.clone();
+            let taint_policies = of(POLICY, "ClusterTaintPolicy", "clustertaintpolicies", false);
+            let taint_policies = Mirror::new(taint_policies, None, None, move |_, now| {
+                if let Some(hub) = of_hub.upgrade() {
+                    hub.taint_policy_changed(now);
+                }
+            });
             let binding = |kind, plural, namespaced| {
                 let poke = Arc::clone(&queues);
                 let changed = move |before: Option<&_>, now: Option<&_>| poke.add_binding(before, now);
@@ -459,6 +494,13 @@ impl Hub {
                     hub.customization_changed(before, now);
                 }
             });
+            let poke = Arc::clone(&queues);
+            let rebalancers = of("apps.karmada.io/v1alpha1", "WorkloadRebalancer", "workloadrebalancers", false);
+            let rebalancers = Mirror::new(rebalancers, None, None, move |_, now| {
+                if let Some(now) = now {
+                    poke.rebalance.add(meta::name(now).to_owned());
+                }
+            });
             let own = Own {
                 clusters,
                 secrets,
@@ -466,10 +508,12 @@ impl Hub {
                 cluster_policies: policy("ClusterPropagationPolicy", "clusterpropagationpolicies", false),
                 overrides: overriding("OverridePolicy", "overridepolicies", true),
                 cluster_overrides: overriding("ClusterOverridePolicy", "clusteroverridepolicies", false),
+                taint_policies,
                 bindings: binding("ResourceBinding", "resourcebindings", true),
                 cluster_bindings: binding("ClusterResourceBinding", "clusterresourcebindings", false),
                 works,
                 customizations,
+                rebalancers,
             };
             Self {
                 client,
@@ -483,6 +527,7 @@ impl Hub {
                 claims: Arc::default(),
                 pods,
                 read_overrides: RwLock::default(),
+                read_taint_policies: RwLock::default(),
                 interpreters: RwLock::new(Interpreters::well_known()),
                 scripts: Semaphore::new(interpret::SCRIPTS_AT_ONCE),
                 waiting: Mutex::default(),
@@ -492,6 +537,7 @@ impl Hub {
                 moving,
                 evictions: Mutex::new(Rate::new(patience.eviction_rate)),
                 patience,
+                placing,
                 began: Instant::now(),
                 watches: Mutex::default(),
                 standings: Mutex::default(),
@@ -534,6 +580,7 @@ impl Hub {
         self.answer(&queues.works, WORKS_AT_ONCE, execute::look);
         self.answer(&queues.aggregate, AT_ONCE, aggregate::look);
         self.answer(&queues.impersonate, AT_ONCE, impersonate::look);
+        self.answer(&queues.rebalance, AT_ONCE, rebalance::look);
     }
 
     /// Answers the question of a queue until the hub stops.
@@ -727,6 +774,24 @@ impl Hub {
             let all = [self.own.overrides.list(), self.own.cluster_overrides.list()].concat();
             all.into_iter().filter(|policy| policies::override_refused(policy).is_empty()).collect()
         })
+    }
+
+    /// A taint policy has changed: every member is looked at. One that a webhook would have refused taints nothing.
+    fn taint_policy_changed(&self, now: Option<&Arc<Value>>) {
+        *self.read_taint_policies.write().unwrap_or_else(PoisonError::into_inner) = None;
+        if let Some(policy) = now {
+            for problem in policies::taint_refused(policy, &self.taint_policies()) {
+                self.events.warning(policy, clusters::FROM_TAINTS, "ApplyPolicyFailed", problem);
+            }
+        }
+        for cluster in self.own.clusters.list() {
+            self.queues.clusters.add(meta::name(&cluster).to_owned());
+        }
+    }
+
+    /// All taint policies, as types.
+    fn taint_policies(&self) -> Arc<Vec<ClusterTaintPolicy>> {
+        typed(&self.read_taint_policies, || self.own.taint_policies.list())
     }
 
     /// A member's Cluster.

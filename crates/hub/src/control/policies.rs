@@ -9,7 +9,7 @@ use super::Hub;
 use super::detect::strip;
 use crate::choose::Claim;
 use crate::mirror::{self, Key, Mirror};
-use crate::model::{self, OverridePolicy, PropagationPolicy};
+use crate::model::{self, ClusterTaintPolicy, OverridePolicy, Problem, PropagationPolicy};
 use crate::queue::{Again, Trouble};
 use crate::{admit, label};
 
@@ -59,6 +59,21 @@ pub(super) fn override_refused(policy: &Value) -> Vec<String> {
         Err(problem) => vec![problem.to_string()],
         Ok((policy, _)) => admit::override_problems(&policy).iter().map(ToString::to_string).collect(),
     }
+}
+
+/// Why a taint policy taints nothing, if so. Of two with the same taint, the one that was there first counts.
+pub(super) fn taint_refused(policy: &Value, others: &[ClusterTaintPolicy]) -> Vec<String> {
+    match model::read::<ClusterTaintPolicy>(policy) {
+        Err(problem) => vec![problem.to_string()],
+        Ok((policy, _)) => tainted_by(&policy, others).iter().map(ToString::to_string).collect(),
+    }
+}
+
+/// The same of one that is read.
+pub(super) fn tainted_by(policy: &ClusterTaintPolicy, others: &[ClusterTaintPolicy]) -> Vec<Problem> {
+    let age = |of: &ClusterTaintPolicy| (of.metadata.creation_timestamp, of.metadata.name.clone());
+    let older: Vec<ClusterTaintPolicy> = others.iter().filter(|other| age(other) < age(policy)).cloned().collect();
+    admit::taint_problems(policy, &older)
 }
 
 /// A policy goes: what it has claimed is free, and keeps running where it is.

@@ -33,7 +33,7 @@ pub(super) async fn look(hub: Arc<Hub>, key: Key) -> Result<Again, Trouble> {
     let clusters: Vec<Arc<Cluster>> = staying.filter_map(|cluster| hub.cluster(cluster)).collect();
     let requirements = binding.spec.replica_requirements.as_ref();
     let room = |cluster: &Cluster| estimate::available(cluster, requirements);
-    let decision = place::place(&binding, &clusters, &room, place::Settings::default());
+    let decision = place::place(&binding, &clusters, &room, hub.placing);
     tracing::debug!(binding = ?key, ?trigger, outcome = ?decision.outcome, "scheduled");
 
     let mut placed = Value::clone(&object);

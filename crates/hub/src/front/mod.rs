@@ -41,9 +41,10 @@ use stolos_serve::listen::{self, Aside, Peer};
 use stolos_serve::{Listener, Stop, Stream, because};
 use tokio::sync::{Semaphore, watch};
 
+use crate::admit::Others;
 use crate::control::{Review, Running};
 use crate::gate::authority;
-use crate::model::{self, Customization};
+use crate::model;
 use crate::proxy::{Audit, Body, Call, Limits, Proxy};
 use crate::{Error, MANAGER, install, label};
 use caller::Callers;
@@ -386,7 +387,7 @@ impl Front {
         };
         let answer = match leading {
             Some(leading) => (leading.review)(&asked),
-            None => match self.customizations(&asked).await {
+            None => match self.others(&asked).await {
                 Ok(known) => crate::admit::review(&asked, &known),
                 Err(error) => return said(&Status::unavailable(because(&error))),
             },
@@ -394,16 +395,33 @@ impl Front {
         plain(StatusCode::OK, "application/json", answer.to_string())
     }
 
-    /// The customizations that there are, where one is asked about: a hub that stands by keeps none in mind.
-    async fn customizations(&self, asked: &Value) -> Result<Vec<Customization>, Error> {
-        const KIND: &str = "ResourceInterpreterCustomization";
-        if asked["request"]["kind"]["kind"] != KIND {
-            return Ok(Vec::new());
+    /// What there is that one that is asked about may contradict: a hub that stands by keeps nothing in mind.
+    async fn others(&self, asked: &Value) -> Result<Others, Error> {
+        let mut others = Others::default();
+        match asked["request"]["kind"]["kind"].as_str().unwrap_or_default() {
+            kind @ "ResourceInterpreterCustomization" => {
+                let plural = "resourceinterpretercustomizations";
+                others.customizations = self.all("config.karmada.io/v1alpha1", kind, plural).await?;
+            }
+            kind @ "ClusterTaintPolicy" => {
+                others.taint_policies = self.all("policy.karmada.io/v1alpha1", kind, "clustertaintpolicies").await?;
+            }
+            _ => {}
         }
+        Ok(others)
+    }
+
+    /// All objects of a kind of the hub's that can be read.
+    async fn all<T: serde::de::DeserializeOwned>(
+        &self,
+        version: &str,
+        kind: &str,
+        plural: &str,
+    ) -> Result<Vec<T>, Error> {
         let resource = Resource {
-            api_version: "config.karmada.io/v1alpha1".into(),
-            kind: KIND.into(),
-            plural: "resourceinterpretercustomizations".into(),
+            api_version: version.to_owned(),
+            kind: kind.to_owned(),
+            plural: plural.to_owned(),
             namespaced: false,
         };
         let all = objects::list(&self.client, &resource, None, None).await?;

@@ -9,6 +9,9 @@ use serde_json::{Value, json};
 use stolos_cluster::objects::Resource;
 use stolos_k8s::quantity::Quantity;
 
+use crate::estimate::amount;
+use crate::model::ResourceModel;
+
 /// How long one question to a member may take.
 const ANSWER: Duration = Duration::from_secs(5);
 
@@ -126,15 +129,17 @@ pub(crate) async fn enablements(client: &kube::Client) -> Option<Vec<Value>> {
     Some(all.into_iter().map(|(version, resources)| json!({"groupVersion": version, "resources": resources})).collect())
 }
 
-/// `status.nodeSummary` and `status.resourceSummary`, from a member's nodes and pods.
-pub(crate) fn summary(nodes: &[Arc<Value>], pods: &[Arc<Value>]) -> (Value, Value) {
+/// `status.nodeSummary` and `status.resourceSummary`, from a member's nodes and pods, and its grades of nodes.
+pub(crate) fn summary(nodes: &[Arc<Value>], pods: &[Arc<Value>], models: &[ResourceModel]) -> (Value, Value) {
     let ready = |node: &Value| {
         let mut conditions = node["status"]["conditions"].as_array().into_iter().flatten();
         conditions.any(|c| c["type"] == "Ready" && c["status"] == "True")
     };
     let counted = json!({"totalNum": nodes.len(), "readyNum": nodes.iter().filter(|node| ready(node)).count()});
     let (mut allocatable, mut allocating, mut allocated) = (Sum::default(), Sum::default(), Sum::default());
-    for node in nodes.iter().filter(|node| ready(node) && node["spec"]["unschedulable"] != true) {
+    let open: Vec<&Arc<Value>> =
+        nodes.iter().filter(|node| ready(node) && node["spec"]["unschedulable"] != true).collect();
+    for node in &open {
         allocatable.add(&node["status"]["allocatable"]);
     }
     for pod in pods {
@@ -149,7 +154,46 @@ pub(crate) fn summary(nodes: &[Arc<Value>], pods: &[Arc<Value>]) -> (Value, Valu
         }
         sum.add(&json!({"pods": "1"}));
     }
-    (counted, json!({"allocatable": allocatable.0, "allocating": allocating.0, "allocated": allocated.0}))
+    let mut resources = json!({"allocatable": allocatable.0, "allocating": allocating.0, "allocated": allocated.0});
+    if !models.is_empty() {
+        resources["allocatableModelings"] = modelings(&open, pods, models).into();
+    }
+    (counted, resources)
+}
+
+/// How many nodes there are of each grade by what is left of them (Karmada v1.18.2, gate
+/// `CustomizedClusterResourceModeling`): a node is of the highest grade whose least it has of every resource. One that is full
+/// of pods is of none.
+fn modelings(nodes: &[&Arc<Value>], pods: &[Arc<Value>], models: &[ResourceModel]) -> Vec<Value> {
+    let mut counts = vec![0_i64; models.len()];
+    for node in nodes {
+        let name = node["metadata"]["name"].as_str().unwrap_or_default();
+        let there = pods.iter().filter(|pod| {
+            let phase = pod["status"]["phase"].as_str().unwrap_or_default();
+            pod["spec"]["nodeName"] == name && !matches!(phase, "Succeeded" | "Failed")
+        });
+        let (mut taken, mut count) = (Sum::default(), 0_i128);
+        for pod in there {
+            count += 1;
+            for container in pod["spec"]["containers"].as_array().into_iter().flatten() {
+                taken.add(&container["resources"]["requests"]);
+            }
+        }
+        let allocatable = &node["status"]["allocatable"];
+        if amount(allocatable.get("pods")) <= count * 1_000_000_000 {
+            continue;
+        }
+        let left = |resource: &str| {
+            amount(allocatable.get(resource))
+                - amount(taken.0.get(resource).map(|it| Value::from(it.as_str())).as_ref())
+        };
+        let holds =
+            |model: &&ResourceModel| model.ranges.iter().all(|range| left(&range.name) >= amount(Some(&range.min)));
+        if let Some(at) = models.iter().rposition(|model| holds(&model)) {
+            counts[at] += 1;
+        }
+    }
+    models.iter().zip(counts).map(|(model, count)| json!({"grade": model.grade, "count": count})).collect()
 }
 
 /// Amounts of resources, as Kubernetes writes them.
@@ -184,12 +228,43 @@ mod tests {
         };
         let nodes = [node("True", false), node("True", true), node("False", false)];
         let pods = [pod("Running", "n"), pod("Running", "n"), pod("Pending", ""), pod("Succeeded", "n")];
-        let (nodes, resources) = summary(&nodes, &pods);
+        let (nodes, resources) = summary(&nodes, &pods, &[]);
         assert_eq!(nodes, json!({"totalNum": 3, "readyNum": 2}));
         assert_eq!(
             resources,
             json!({"allocatable": {"cpu": "2", "memory": "4Gi", "pods": "110"},
                 "allocating": {"cpu": "500m", "pods": "1"}, "allocated": {"cpu": "1", "pods": "2"}})
+        );
+    }
+
+    /// What is left of a node decides, and the resource of which it has least.
+    #[test]
+    fn nodes_are_graded_by_what_is_left_of_them() {
+        let node = |name: &str, cpu: &str, memory: &str, pods: &str| {
+            Arc::new(json!({"metadata": {"name": name}, "status": {"conditions": [{"type": "Ready", "status": "True"}],
+                "allocatable": {"cpu": cpu, "memory": memory, "pods": pods}}}))
+        };
+        let pod = |phase: &str, node: &str, cpu: &str| {
+            let requests = json!([{"resources": {"requests": {"cpu": cpu}}}]);
+            Arc::new(json!({"spec": {"nodeName": node, "containers": requests}, "status": {"phase": phase}}))
+        };
+        let models: Vec<ResourceModel> = serde_json::from_value(json!([
+            {"grade": 0, "ranges": [{"name": "cpu", "min": "0", "max": "1"}, {"name": "memory", "min": "0", "max": "4Gi"}]},
+            {"grade": 1, "ranges": [{"name": "cpu", "min": "1", "max": "2"}, {"name": "memory", "min": "4Gi", "max": "16Gi"}]},
+            {"grade": 2, "ranges": [{"name": "cpu", "min": "2", "max": "9"}, {"name": "memory", "min": "16Gi", "max": "99Gi"}]}]))
+        .unwrap();
+        let nodes = [
+            node("large", "8", "64Gi", "110"),
+            node("large-of-cpu", "8", "5Gi", "110"),
+            node("taken", "8", "64Gi", "110"),
+            node("done", "2", "16Gi", "110"),
+            node("full", "8", "64Gi", "1"),
+        ];
+        let pods = [pod("Running", "taken", "7500m"), pod("Succeeded", "done", "2"), pod("Running", "full", "1")];
+        let (_, resources) = summary(&nodes, &pods, &models);
+        assert_eq!(
+            resources["allocatableModelings"],
+            json!([{"grade": 0, "count": 1}, {"grade": 1, "count": 1}, {"grade": 2, "count": 2}])
         );
     }
 }

@@ -98,6 +98,7 @@ pub(super) async fn run(
         front,
         door: Box::new(|| async { door(args, held).await.map_err(|failure| failure.to_string()) }.boxed()),
         patience: args.patience.settings(),
+        placing: args.placing(),
         pages,
         news: Box::new(news),
     };

@@ -20,7 +20,7 @@ fn rule(function: &str) -> Value {
 }
 
 /// What is said, each on a line of its own.
-fn said(request: &Value, known: &[Customization]) -> String {
+fn said(request: &Value, known: &Others) -> String {
     let Verdict { refused, warnings } = judge(request, known);
     let warned = warnings.iter().map(|warning| format!("warning: {warning}"));
     let said: Vec<_> = refused.map(|why| format!("refused: {why}")).into_iter().chain(warned).collect();
@@ -36,6 +36,20 @@ fn what_karmadas_webhooks_refuse_is_refused() {
     ))
     .unwrap()
     .0;
+    let down = |name: &str, taints: Value| {
+        let mut policy = policy(
+            "ClusterTaintPolicy",
+            json!({"taints": taints,
+            "addOnConditions": [{"conditionType": "Ready", "operator": "NotIn", "statusValues": ["True"]}]}),
+        );
+        policy["metadata"] = json!({"name": name});
+        policy
+    };
+    let taints = json!([{"key": "down", "effect": "NoExecute"}]);
+    let known = Others {
+        customizations: vec![known],
+        taint_policies: vec![read(&down("not-ready", taints.clone())).unwrap().0],
+    };
     let lines: Vec<String> = [
         policy("PropagationPolicy", json!({"resourceSelectors": selectors, "placement": {"spreadConstraints": [{"maxGroups": 2}]}})),
         policy("PropagationPolicy", json!({"resourceSelectors": [], "preemption": "Always", "placement": {"clusterAffinity": {}, "clusterAffinities": [{"affinityName": "a"}]}})),
@@ -51,10 +65,17 @@ fn what_karmadas_webhooks_refuse_is_refused() {
         interpreter("other", json!({"componentResource": rule("GetComponents")})),
         interpreter("cache", json!({"componentResource": rule("GetComponents"), "replicaResource": rule("GetReplicas")})),
         interpreter("other", json!({})),
+        down("not-ready", taints.clone()),
+        down("again", taints),
+        down("twice", json!([{"key": "a", "effect": "NoSchedule"}, {"key": "a", "effect": "NoSchedule", "value": "b"}])),
+        down("own", json!([{"key": "cluster.karmada.io/not-ready", "effect": "NoExecute"}])),
+        policy("ClusterTaintPolicy", json!({"taints": [{"key": "a", "effect": "NoSchedule"}]})),
+        policy("ClusterTaintPolicy", json!({"taints": [], "targetClusters": {"fieldSelector": {"matchExpressions": [{"key": "planet", "operator": "In"}]}},
+            "removeOnConditions": [{"conditionType": "Ready", "operator": "In", "statusValues": ["Yes"]}]})),
     ]
     .into_iter()
     .enumerate()
-    .map(|(at, object)| format!("{at} {}", said(&written(object), std::slice::from_ref(&known))))
+    .map(|(at, object)| format!("{at} {}", said(&written(object), &known)))
     .collect();
     insta::assert_snapshot!(lines.join("\n"), @r#"
     0 taken
@@ -73,6 +94,15 @@ fn what_karmadas_webhooks_refuse_is_refused() {
     11 taken
     12 warning: spec.customizations.replicaResource: is not looked at beside componentResource; take one of the two out
     13 warning: spec.customizations: has no script, and so says nothing of shop.example/v1 Cache
+    14 taken
+    15 refused: spec.taints[0]: is down:NoExecute, which the policy not-ready has already; each taint is one policy's: take another key
+    16 refused: spec.taints[1]: is a:NoSchedule for the second time; take one of the two out
+    17 warning: spec.taints[0].key: is a taint of the hub's own, which comes and goes by itself; take another key
+    18 warning: spec: has neither addOnConditions nor removeOnConditions; say when its taints are added or taken away
+    19 refused: spec.targetClusters.fieldSelector.matchExpressions[0].key: is "planet"; write provider, region or zone
+    spec.targetClusters.fieldSelector.matchExpressions[0].values: is empty; write what the field may be
+    spec.taints: is empty; say which taints: key and effect
+    spec.removeOnConditions[0].statusValues: has "Yes"; write True, False or Unknown
     "#);
 }
 
@@ -83,17 +113,17 @@ fn what_was_there_before_can_go_and_what_is_protected_cannot() {
     marked["metadata"]["finalizers"] = json!(["x"]);
     let mut going = policy("PropagationPolicy", json!({"resourceSelectors": [], "priority": 1}));
     let mut update = json!({"uid": "7", "operation": "UPDATE", "oldObject": bad, "object": marked});
-    assert_eq!(judge(&update, &[]), Verdict::default());
+    assert_eq!(judge(&update, &Others::default()), Verdict::default());
     update["object"] = going.clone();
-    assert!(judge(&update, &[]).refused.is_some());
+    assert!(judge(&update, &Others::default()).refused.is_some());
     going["metadata"]["deletionTimestamp"] = json!("2026-01-02T03:04:05Z");
     update["object"] = going;
-    assert_eq!(judge(&update, &[]), Verdict::default());
+    assert_eq!(judge(&update, &Others::default()), Verdict::default());
 
     let delete = |value: &str| {
         let labels = json!({"resourcetemplate.karmada.io/deletion-protected": value});
         json!({"request": {"uid": "7", "operation": "DELETE", "oldObject": {"metadata": {"labels": labels}}}})
     };
-    assert_eq!(review(&delete("Never"), &[])["response"], json!({"uid": "7", "allowed": true}));
-    insta::assert_snapshot!(review(&delete("Always"), &[])["response"], @r#"{"allowed":false,"status":{"code":403,"message":"This resource is protected, please make sure to remove the label: resourcetemplate.karmada.io/deletion-protected","reason":"Forbidden"},"uid":"7"}"#);
+    assert_eq!(review(&delete("Never"), &Others::default())["response"], json!({"uid": "7", "allowed": true}));
+    insta::assert_snapshot!(review(&delete("Always"), &Others::default())["response"], @r#"{"allowed":false,"status":{"code":403,"message":"This resource is protected, please make sure to remove the label: resourcetemplate.karmada.io/deletion-protected","reason":"Forbidden"},"uid":"7"}"#);
 }
