@@ -39,7 +39,7 @@ pub(crate) use joining::JoiningArgs;
 #[derive(Debug, Subcommand)]
 pub(crate) enum HubCommand {
     /// Start a hub: an API server for Karmada's kinds and its controllers, in one process
-    Up(UpArgs),
+    Up(Box<UpArgs>),
     /// End a hub; what is in its folder, and in the members, stays
     Down(DownArgs),
     /// Make a cluster a member that the hub talks to

@@ -63,7 +63,7 @@ impl Callers {
             Some(token) => self.by_token(token.trim()).await?,
             None => peer.certificates.first().and_then(named).ok_or_else(Status::unauthorized)?,
         };
-        let Some((wanted, needs)) = impersonated(headers)? else { return Ok((shown, None)) };
+        let Some((wanted, needs)) = impersonated(headers).map_err(|status| *status)? else { return Ok((shown, None)) };
         for right in needs {
             self.allow(&shown, &right).await?;
         }
@@ -144,7 +144,7 @@ fn named(certificate: &CertificateDer<'static>) -> Option<Caller> {
 }
 
 /// Who is acted for, as the `Impersonate-*` headers say, and what it takes; nothing where nobody is.
-fn impersonated(headers: &HeaderMap) -> Result<Option<(Caller, Vec<Right>)>, Status> {
+fn impersonated(headers: &HeaderMap) -> Result<Option<(Caller, Vec<Right>)>, Box<Status>> {
     if !headers.keys().any(|name| name.as_str().starts_with("impersonate-")) {
         return Ok(None);
     }
@@ -153,11 +153,11 @@ fn impersonated(headers: &HeaderMap) -> Result<Option<(Caller, Vec<Right>)>, Sta
         .map(http::HeaderName::as_str)
         .find(|name| name.starts_with("impersonate-") && !matches!(*name, "impersonate-user" | "impersonate-group"))
     {
-        return Err(Status::bad_request(format!("the hub acts for users and groups, not for {other}")));
+        return Err(Box::new(Status::bad_request(format!("the hub acts for users and groups, not for {other}"))));
     }
     let value = |value: &http::HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
     let name = headers.get("impersonate-user").map(value).filter(|name| !name.is_empty());
-    let name = name.ok_or_else(|| Status::bad_request("groups without a user are nobody to act for"))?;
+    let name = name.ok_or_else(|| Box::new(Status::bad_request("groups without a user are nobody to act for")))?;
     let mut groups: Vec<String> = headers.get_all("impersonate-group").iter().map(value).collect();
     let right = |resource, namespace: &str, name: &str| Right {
         verb: "impersonate".to_owned(),

@@ -106,7 +106,7 @@ fn meta_name(object: &Value) -> &str {
 }
 
 /// The hub's Cluster for a cluster of the mesh: the one that is the same, whatever it is called there.
-fn member<'a>(hub: &'a ClusterState, read: &Cluster, state: &ClusterState) -> Result<&'a Value, (String, [String; 2])> {
+fn member<'a>(hub: &'a ClusterState, read: &Cluster, state: &ClusterState) -> Result<&'a Value, NoMember> {
     let clusters = || hub.objects.kind("Cluster").map(|(_, object)| object);
     let id = |object: &Value| object["spec"]["id"].as_str().unwrap_or_default().to_owned();
     if let Some(same) = clusters().find(|object| !state.uid.is_empty() && id(object) == state.uid) {
@@ -133,13 +133,16 @@ fn member<'a>(hub: &'a ClusterState, read: &Cluster, state: &ClusterState) -> Re
     }
 }
 
+/// Why a cluster is not the member that it should be, and the ways out.
+type NoMember = (String, [String; 2]);
+
 /// What the hub calls a cluster, and its Cluster there; nothing yet where this run makes it a member.
 fn called<'a>(
     scene: &Scene<'_>,
     hub: &'a ClusterState,
     read: &Cluster,
     state: &ClusterState,
-) -> Result<(String, Option<&'a Value>), (String, [String; 2])> {
+) -> Result<(String, Option<&'a Value>), NoMember> {
     let joins = scene.mesh.hub.as_ref().and_then(|hub| hub.joins(read)).is_some();
     match member(hub, read, state) {
         Ok(found) => Ok((meta_name(found).to_owned(), Some(found))),

@@ -119,20 +119,19 @@ fn placement(chance: &mut Chance) -> Placement {
     }
     let named = |clusters: Vec<String>| ClusterAffinity { clusters, ..ClusterAffinity::default() };
     // Whoever is not named weighs nothing.
-    let fixed = if chance.is(30) {
-        let weight = |name: &&str, chance: &mut Chance| StaticWeight {
-            target_cluster: named(vec![(*name).to_owned()]),
-            weight: 1 + chance.below(4),
-        };
-        NAMES.iter().filter_map(|name| chance.is(80).then(|| weight(&name, chance))).collect()
-    } else {
-        Vec::new()
-    };
+    let mut fixed = Vec::new();
+    if chance.is(30) {
+        for name in NAMES {
+            if chance.is(80) {
+                let target_cluster = named(vec![name.to_owned()]);
+                fixed.push(StaticWeight { target_cluster, weight: 1 + chance.below(4) });
+            }
+        }
+    }
     let divided = ReplicaScheduling {
         scheduling: SchedulingType::Divided,
         division: Some(if chance.is(25) { Division::Aggregated } else { Division::Weighted }),
         weights: (!fixed.is_empty()).then_some(Weights { fixed, dynamic: None }),
-        ..ReplicaScheduling::default()
     };
     Placement {
         cluster_affinity: Some(named(names)),
