@@ -29,6 +29,8 @@ pub(crate) mod upgrade;
 pub(crate) mod verify;
 pub(crate) mod why;
 
+use std::time::Duration;
+
 use clap::{Parser, Subcommand};
 use stolos_serve::Stop;
 
@@ -154,6 +156,11 @@ impl Command {
     /// Whether this is a container's role, whose log is all that people see of it.
     pub(crate) fn is_role(&self) -> bool {
         matches!(self, Self::Agent(_) | Self::Control(_) | Self::Operator(_) | Self::Proxy(_))
+    }
+
+    /// How long its end waits for what is still running: for nobody who types, as the next line is the shell's.
+    pub(crate) fn patience(&self) -> Duration {
+        if matches!(self, Self::Exec(_)) { Duration::ZERO } else { Duration::from_secs(2) }
     }
 
     /// How many threads it is to have; `None` for one per core.

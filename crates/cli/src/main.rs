@@ -41,6 +41,7 @@ fn main() -> ExitCode {
     let screen = Screen::new(cli.color, cli.quiet);
     log_to(&screen, cli.verbose.saturating_add(u8::from(cli.command.is_role())));
     raise_open_files();
+    let patience = cli.command.patience();
     let mut runtime = match cli.command.threads() {
         // Nothing has to be woken on another thread.
         Some(1) => tokio::runtime::Builder::new_current_thread(),
@@ -53,7 +54,7 @@ fn main() -> ExitCode {
         Ok(runtime) => {
             let exit = runtime.block_on(perform(cli.command, &screen));
             // What is still running has been asked to stop; nobody waits for a thread that does not listen.
-            runtime.shutdown_timeout(std::time::Duration::from_secs(2));
+            runtime.shutdown_timeout(patience);
             exit
         }
         Err(error) => Err(Failure::caused(&error).while_doing("could not start")),

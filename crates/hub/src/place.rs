@@ -213,7 +213,8 @@ pub fn place<C: Borrow<Cluster>>(
         settings,
         strategy: strategy(spec),
         fresh: fresh(binding),
-        failures: Failures::of(binding),
+        // Whoever asks for a fresh division asks for the clusters where it has failed, too.
+        failures: if fresh(binding) { Failures::default() } else { Failures::of(binding) },
     };
     let groups = groups(placement);
     let observed = &binding.status.scheduler_observed_affinity_name;

@@ -80,6 +80,7 @@ async fn the_chart_starts_a_hub() {
     --san=hub.example.com
     --san=own-stolos-hub.hub.svc
     -v
+    -v
     ");
 
     // The same arguments, but for where it listens: only here may it be reached.

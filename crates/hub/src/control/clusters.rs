@@ -19,6 +19,8 @@ use crate::{MANAGER, label, name};
 
 /// How long a member is asked for its place in a mesh.
 const MESH: Duration = Duration::from_secs(5);
+/// So long a member has its peace after a look.
+const SOONEST: Duration = Duration::from_millis(100);
 /// The conditions that are decided here.
 const CONDITIONS: [&str; 2] = ["Ready", "CompleteAPIEnablements"];
 /// Who says it of a member's place and its own taints.
@@ -32,6 +34,7 @@ const NO_AGENT: &str = "Cluster status controller stopped posting cluster status
 
 /// Looks at one member.
 pub(super) async fn look(hub: Arc<Hub>, name: String) -> Result<Again, Trouble> {
+    let began = Instant::now();
     let Some(cluster) = hub.own.clusters.get("", &name) else {
         hub.forget(&name);
         return Ok(None);
@@ -68,7 +71,8 @@ pub(super) async fn look(hub: Arc<Hub>, name: String) -> Result<Again, Trouble> 
             Err(_) => tracing::debug!(member = name, "its mesh is not known: no answer in time"),
         }
     }
-    let asked = hub.patience.status_update_frequency;
+    // From the beginning: one that answers slowly is not to be unheard for that.
+    let asked = hub.patience.status_update_frequency.saturating_sub(began.elapsed()).max(SOONEST);
     Ok(Some(again.map_or(asked, |again| again.min(asked))))
 }
 
@@ -252,6 +256,8 @@ async fn end(hub: &Hub, name: &str, cluster: &Value) -> Result<Again, Trouble> {
             }
         };
     }
+    // Nobody comes in by a token that was made for it.
+    crate::gate::token::forget(&hub.client, name).await?;
     let left: Vec<_> = finalizers.into_iter().filter(|f| *f != label::CLUSTER_FINALIZER).collect();
     let patch = json!({"metadata": {"resourceVersion": meta::resource_version(cluster), "finalizers": left}});
     match hub.merge(&hub.own.clusters, &(String::new(), name.to_owned()), &patch, false).await {

@@ -8,6 +8,7 @@ use stolos_k8s::meta;
 
 use super::Hub;
 use super::bind::{binding_of, links, targets};
+use super::clusters::is_ready;
 use super::template::TemplateKey;
 use crate::evict::floor::{Floor, budgets_of};
 use crate::evict::guard::{self, Copy, Facts, Place};
@@ -75,9 +76,9 @@ impl Hub {
                 wanted = Some((*replicas, guard::asked(&manifest)));
                 parts.push(Part { cluster: name.to_owned(), manifest, overridden });
             }
-            let heard = self.hears(cluster);
+            let (heard, ready) = (self.hears(cluster), is_ready(cluster));
             let needed = !numbered && wanted.is_none() && self.serves_what_leaves(template, name);
-            places.push(Place { cluster: name, wanted, work: work.as_deref(), heard, needed, left });
+            places.push(Place { cluster: name, wanted, work: work.as_deref(), heard, ready, needed, left });
         }
         let tasks = binding["spec"]["gracefulEvictionTasks"].as_array().into_iter().flatten();
         let directly = |task: &Value| task["purgeMode"] == "Directly" || task["purgeMode"] == "Immediately";

@@ -8,11 +8,12 @@ use stolos_k8s::meta;
 
 use super::template::TemplateKey;
 use super::{Hub, failover};
+use crate::evict::guard;
 use crate::evict::task::{self, Change, News};
 use crate::mirror::{Key, Mirror};
 use crate::model::{self, Binding, Cluster};
-use crate::name;
 use crate::queue::{Again, Trouble};
+use crate::{label, name};
 
 /// Who says it, of what is to leave.
 const FROM: &str = "taint-manager";
@@ -41,7 +42,11 @@ pub(super) async fn look(hub: Arc<Hub>, key: Key) -> Result<Again, Trouble> {
     let now = jiff::Timestamp::now();
     let of = TemplateKey::of_binding(&object);
     let work = name::work(&of.kind, &of.name, &of.namespace);
-    let has_work = |cluster: &str| hub.own.works.get(&name::execution_namespace(cluster), &work).is_some();
+    let left = guard::left_behind(meta::annotation(&object, label::LEFT_BEHIND));
+    // What a Work has let go of is there, too.
+    let has_work = |cluster: &str| {
+        left.contains_key(cluster) || hub.own.works.get(&name::execution_namespace(cluster), &work).is_some()
+    };
     let mut again: Again = None;
     if let Some(change) = task::assess(&binding, &clusters, &has_work, now, &hub.patience) {
         if !change.news.is_empty() {

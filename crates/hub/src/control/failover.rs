@@ -38,8 +38,12 @@ pub(super) async fn look(
     }
     let Some((_, template)) = hub.template(&TemplateKey::of_binding(object)) else { return Ok(None) };
     let now = jiff::Timestamp::now();
-    let manifest = |cluster: &str| hub.told_apart(&template, cluster);
+    let manifest = |cluster: &str| hub.told_apart(&template, cluster).ok().flatten();
     let mut failures = Failures::of(binding);
+    // What an override keeps from being known for a while is not forgotten for that.
+    for cluster in failures.clusters() {
+        hub.told_apart(&template, cluster)?;
+    }
     let over = failures.look(binding, &manifest, now);
     if failures != Failures::of(binding) {
         let mut after = object.clone();
@@ -115,15 +119,15 @@ fn remember(binding: &mut Value, failures: &Failures) {
 impl Hub {
     /// What tells what would go to a cluster from another manifest, whatever the number of its replicas; nothing of a cluster
     /// that is not the hub's.
-    fn told_apart(&self, template: &Value, cluster: &str) -> Option<String> {
-        let of = self.own.clusters.get("", cluster)?;
+    fn told_apart(&self, template: &Value, cluster: &str) -> Result<Option<String>, Trouble> {
+        let Some(of) = self.own.clusters.get("", cluster) else { return Ok(None) };
         let mut manifest = interpret::manifest(template);
         interpret::revise(&mut manifest, 0);
-        self.overridden(&mut manifest, &of).ok()?;
+        self.overridden(&mut manifest, &of)?;
         if let Some(fields) = manifest.as_object_mut() {
             fields.remove("metadata");
         }
-        Some(name::fingerprint(&manifest))
+        Ok(Some(name::fingerprint(&manifest)))
     }
 
     /// Nothing is known any more of a binding's copies.

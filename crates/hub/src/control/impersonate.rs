@@ -143,6 +143,13 @@ async fn known(client: &kube::Client, new: &[(&'static str, &str)]) {
 }
 
 impl Hub {
+    /// A member is reached in another way: it may have been joined again, with a role that has nothing in it.
+    pub(super) fn stands_anew(&self, name: &str) {
+        if let Some(standing) = self.standings().get_mut(name) {
+            (standing.told, standing.refused) = (None, false);
+        }
+    }
+
     fn standings(&self) -> MutexGuard<'_, Standings> {
         self.standings.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -822,6 +822,7 @@ impl Hub {
 
     fn put_member(&self, name: &str, member: Member) {
         self.members.write().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), Arc::new(member));
+        self.stands_anew(name);
         self.queues.impersonate.add(name.to_owned());
         self.retry_works(name);
     }

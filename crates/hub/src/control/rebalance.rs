@@ -75,17 +75,22 @@ async fn ask(hub: &Hub, workload: WorkloadReference, asked: Timestamp) -> Result
         let (result, reason) = ("Failed".to_owned(), "ReferencedBindingNotFound".to_owned());
         return Ok(ObservedWorkload { workload, result, reason });
     };
+    let done =
+        || ObservedWorkload { workload: workload.clone(), result: "Successful".to_owned(), reason: String::new() };
     let time = |value: &serde_json::Value| value.as_str().and_then(|text| text.parse::<Timestamp>().ok());
+    let known = time(&binding["spec"]["rescheduleTriggeredAt"]);
+    if known.is_some_and(|known| known >= asked) {
+        // By this one, before it was written down here.
+        return Ok(done());
+    }
     // Times are of whole seconds; what has been scheduled since was not divided afresh.
     let last = time(&binding["status"]["lastScheduledTime"]);
     let later = last.and_then(|last| last.checked_add(Duration::from_secs(1)).ok());
     let asked = later.map_or(asked, |later| later.max(asked));
-    if time(&binding["spec"]["rescheduleTriggeredAt"]).is_none_or(|known| known < asked) {
-        let mut after = serde_json::Value::clone(&binding);
-        after["spec"]["rescheduleTriggeredAt"] = serde_json::to_value(asked)?;
-        hub.change(&mirror, &binding, &after).await?;
-    }
-    Ok(ObservedWorkload { workload, result: "Successful".to_owned(), reason: String::new() })
+    let mut after = serde_json::Value::clone(&binding);
+    after["spec"]["rescheduleTriggeredAt"] = serde_json::to_value(asked)?;
+    hub.change(&mirror, &binding, &after).await?;
+    Ok(done())
 }
 
 #[cfg(test)]

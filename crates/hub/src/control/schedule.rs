@@ -68,7 +68,9 @@ pub(super) async fn look(hub: Arc<Hub>, key: Key) -> Result<Again, Trouble> {
     let observed = status["schedulerObservedGeneration"] == meta::generation(&now);
     if fine && (changed || !observed || trigger == Trigger::Reschedule) {
         status["schedulerObservedGeneration"] = meta::generation(&now).into();
-        status["lastScheduledTime"] = super::now().into();
+        // Whoever asked for it with a time that is ahead has had it: it is not divided afresh again when that has come.
+        let asked = binding.spec.reschedule_triggered_at.filter(|asked| *asked > jiff::Timestamp::now());
+        status["lastScheduledTime"] = asked.map_or_else(super::now, |asked| asked.to_string()).into();
     }
     let news = changed || before.as_ref() != condition(&status, "Scheduled");
     if news {

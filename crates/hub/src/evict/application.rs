@@ -165,6 +165,11 @@ impl Failure {
 }
 
 impl Failures {
+    /// The clusters where it has failed.
+    pub fn clusters(&self) -> impl Iterator<Item = &str> {
+        self.0.keys().map(String::as_str)
+    }
+
     /// What a binding remembers.
     #[must_use]
     pub fn of(binding: &Binding) -> Self {

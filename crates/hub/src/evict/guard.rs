@@ -27,8 +27,10 @@ pub struct Copy {
     pub least: i64,
     /// How many may be good.
     pub most: i64,
-    /// Whether the member is well and answers.
+    /// Whether the member is well and answers: only then is what it has counted on.
     pub heard: bool,
+    /// Whether the store says that the member is well: as long as it does, the end of what it has is waited for.
+    pub ready: bool,
     /// An eviction task keeps it for now.
     pub leaving: bool,
     /// The policy wants it gone first (`purgeMode: Directly`).
@@ -149,6 +151,8 @@ pub struct Place<'a> {
     pub work: Option<&'a Value>,
     /// Whether the member is well and answers.
     pub heard: bool,
+    /// Whether the store says that the member is well.
+    pub ready: bool,
     /// Something that is leaving needs it there.
     pub needed: bool,
     /// How many a Work asked for that has let go of it ([`left_behind`]).
@@ -160,7 +164,7 @@ pub struct Place<'a> {
 pub fn copies(facts: &Facts<'_>, places: &[Place<'_>]) -> (Vec<Copy>, i64) {
     let has_task = |cluster: &str, direct| facts.tasks.contains(&(cluster, direct));
     let copies = places.iter().map(|place| {
-        let Place { cluster, wanted, work, heard, needed, left } = place;
+        let Place { cluster, wanted, work, heard, ready, needed, left } = place;
         let held = work.map(|work| asked(&work["spec"]["workload"]["manifests"][0]));
         let (least, most) = work.zip(held).map_or((0, 0), |(work, held)| said(work, held));
         Copy {
@@ -170,6 +174,7 @@ pub fn copies(facts: &Facts<'_>, places: &[Place<'_>]) -> (Vec<Copy>, i64) {
             least,
             most,
             heard: *heard,
+            ready: *ready,
             leaving: has_task(cluster, false) || *needed,
             purged: has_task(cluster, true),
             left: *left,
@@ -264,9 +269,10 @@ pub fn may_lower(good: i64, to: i64, elsewhere: i64, floor: &Floor) -> bool {
 pub fn plan(copies: &[Copy], floor: &Floor) -> Vec<Step> {
     let mut good: Vec<i64> = copies.iter().map(Copy::counted).collect();
     let mut steps = Vec::with_capacity(copies.len());
-    // What must not run twice: nobody gets more before the old copy is gone (Karmada v1.18.2). A silent member cannot be
-    // waited for.
-    let purging = |it: &&Copy| it.purged && it.held.is_some() && it.wanted.is_none() && it.heard && !floor.is_said();
+    // What must not run twice: nobody gets more before the old copy is gone (Karmada v1.18.2). A lost member cannot be
+    // waited for; one that was not asked yet, by a hub that has just begun to lead, is none.
+    let there = |it: &Copy| it.held.is_some() || it.left.is_some();
+    let purging = |it: &&Copy| it.purged && there(it) && it.wanted.is_none() && it.ready && !floor.is_said();
     let purging = copies.iter().find(purging).map(|copy| copy.cluster.clone());
     for (at, copy) in copies.iter().enumerate() {
         let step = |action, wait| Step { cluster: copy.cluster.clone(), action, wait };

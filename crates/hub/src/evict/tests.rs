@@ -27,7 +27,8 @@ fn copies(rows: &str) -> Vec<Copy> {
             held: number(held),
             least,
             most,
-            heard: !is("silent"),
+            heard: !is("silent") && !is("unasked"),
+            ready: !is("silent"),
             leaving: is("leaving"),
             purged: is("purged"),
             left: words.iter().find_map(|word| word.strip_prefix("left=")).and_then(number),
@@ -84,6 +85,8 @@ fn the_new_ones_are_ready_before_the_old_ones_go() {
         // And nobody gets more before it is gone, if that can be known.
         ("ap 6/4 4, eu -/4 4 purged, us 2/-", "ap 4…, eu gone, us left…"),
         ("ap 6/4 4, eu -/4 4 silent purged, us 2/-", "ap 6, eu gone, us 2"),
+        ("ap 6/4 4, eu -/4 4 unasked purged, us 2/-", "ap 4…, eu gone, us left…"),
+        ("ap 6/4 4, eu -/- 0 purged left=4, us 2/-", "ap 4…, eu 4, us left…"),
         ("ap 6/4 4, eu -/- 0 purged, us 2/-", "ap 6, us 2"),
     ];
     let all = Floor::of_all(10);

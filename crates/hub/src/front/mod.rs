@@ -59,6 +59,8 @@ const AUTHENTICATION: (&str, &str) = ("kube-system", "extension-apiserver-authen
 /// is good for much longer.
 const SHOWN: Duration = Duration::from_secs(3_600);
 const CERTIFICATE: Duration = Duration::from_secs(2 * 86_400);
+/// After so long that is tried again where it failed.
+const AGAIN: Duration = Duration::from_secs(60);
 /// How long it is taken to be true where the hub that leads is.
 const KNOWN: Duration = Duration::from_secs(2);
 /// How long a connection to it may take to be made.
@@ -277,10 +279,11 @@ impl Front {
         let (namespace, name) = AUTHENTICATION;
         let clients = match objects::get(&self.client, &config_maps, Some(namespace), name).await {
             Ok(found) => found.and_then(|found| Some(found["data"]["client-ca-file"].as_str()?.to_owned())),
-            Err(error) => {
+            Err(error) if error.is_forbidden() => {
                 tracing::warn!(error = because(&error), "clients' certificates are good for nothing here, tokens are");
                 None
             }
+            Err(error) => return Err(error.into()),
         };
         let failed = |error: stolos_pki::Error| Error::Front(format!("could not make its certificate: {error}"));
         let mut names = self.names.clone();
@@ -321,10 +324,13 @@ impl Front {
             })
         });
         let renewing = async {
+            let mut pause = SHOWN;
             loop {
-                tokio::time::sleep(SHOWN).await;
+                tokio::time::sleep(pause).await;
+                pause = SHOWN;
                 if let Err(error) = self.show().await {
                     tracing::warn!(error = because(&error), "the hub goes on with the certificate that it has");
+                    pause = AGAIN;
                 }
             }
         };
@@ -441,6 +447,10 @@ impl Front {
         let reading = objects::get(&self.client, &config_maps, Some(NAMESPACE), NOTICE);
         let found = tokio::time::timeout(REACHED, reading).await.ok()?.ok()??;
         let place = found["data"]["peer"].as_str().filter(|_| found["data"]["leader"] == leader)?.to_owned();
+        // Where both are told the same, such as a load balancer, a connection would come back here, again and again.
+        if place == self.peer {
+            return None;
+        }
         let known = (Instant::now(), leader.to_owned(), place.clone());
         *self.leader.lock().unwrap_or_else(PoisonError::into_inner) = Some(known);
         Some(place)

@@ -13,12 +13,15 @@ use stolos_k8s::meta;
 use stolos_pki::SpiffeId;
 use stolos_pki::tls::peer_uri;
 
-use super::TRUST_DOMAIN;
+use super::{TRUST_DOMAIN, token};
 use crate::member::{self, CREDENTIALS};
 use crate::{Error, MANAGER, label};
 
 /// The Cluster of a member, as the hub had it a moment ago.
 pub(crate) type Known = Arc<dyn Fn(&str) -> Option<Arc<Value>> + Send + Sync>;
+
+/// What is said of one without a certificate.
+pub(super) const NOBODY: &str = "it shows no certificate of a member";
 
 /// What certificates of a member's agents must be of.
 pub(crate) fn epoch(cluster: &Value) -> &str {
@@ -32,11 +35,11 @@ pub(super) fn identity(cluster: &Value) -> SpiffeId {
 
 /// The member that a certificate of ours is for, if it is good now; else why it is not.
 pub(super) fn admitted(known: &Known, certificates: &[CertificateDer<'_>]) -> Result<String, String> {
-    let uri = peer_uri(certificates).ok_or("it shows no certificate of a member")?;
-    judged(known, &uri)
+    judged(known, &peer_uri(certificates).ok_or(NOBODY)?)
 }
 
-fn judged(known: &Known, uri: &str) -> Result<String, String> {
+/// The same by what a certificate is for.
+pub(super) fn judged(known: &Known, uri: &str) -> Result<String, String> {
     let id = SpiffeId::parse(uri).map_err(|error| error.to_string())?;
     let ours = id.trust_domain == TRUST_DOMAIN && id.namespace == CREDENTIALS;
     let parts = id.service_account.split_once('.').filter(|_| ours);
@@ -50,7 +53,7 @@ fn judged(known: &Known, uri: &str) -> Result<String, String> {
     }
 }
 
-/// Ends the certificates of all agents of a member, and their connections.
+/// Ends the certificates of all agents of a member, their connections, and the tokens for more of them.
 ///
 /// # Errors
 ///
@@ -64,7 +67,7 @@ pub async fn end(hub: &kube::Client, name: &str) -> Result<(), Error> {
     let next = format!("{:032x}", rand::rng().random::<u128>());
     let patch = json!({"metadata": {"annotations": {label::AGENTS_EPOCH: next}}});
     objects::merge(hub, &member::clusters(), (None, name), &patch, false, MANAGER).await?;
-    Ok(())
+    token::forget(hub, name).await
 }
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use stolos_cluster::objects;
 use stolos_k8s::meta;
-use stolos_pki::tls::{ClientAuth, Peers};
+use stolos_pki::tls::{ClientAuth, Peers, peer_uri};
 use stolos_pki::{Authority, Credentials, Roots};
 use stolos_serve::Stop;
 use stolos_tunnel::{Others, PROTOCOL, Relay, Who};
@@ -100,10 +100,10 @@ struct Desk {
 
 /// One connection of an agent that asks for something.
 async fn attend(desk: Arc<Desk>, stream: TlsStream<stolos_serve::Stream>, from: SocketAddr) {
-    let member = guest::admitted(&desk.known, stream.get_ref().1.peer_certificates().unwrap_or_default());
+    let shown = peer_uri(stream.get_ref().1.peer_certificates().unwrap_or_default());
     let service = service_fn(move |request| {
-        let (desk, member) = (Arc::clone(&desk), member.clone());
-        async move { Ok::<_, Infallible>(desk.answer(request, member).await) }
+        let (desk, shown) = (Arc::clone(&desk), shown.clone());
+        async move { Ok::<_, Infallible>(desk.answer(request, shown).await) }
     });
     let mut builder = hyper::server::conn::http1::Builder::new();
     builder.timer(TokioTimer::new()).keep_alive(false);
@@ -116,12 +116,13 @@ async fn attend(desk: Arc<Desk>, stream: TlsStream<stolos_serve::Stream>, from: 
 }
 
 impl Desk {
-    async fn answer(&self, request: Request<Incoming>, member: Result<String, String>) -> Response<Full<Bytes>> {
+    /// Answers one whose certificate, if any, is for `shown`.
+    async fn answer(&self, request: Request<Incoming>, shown: Option<String>) -> Response<Full<Bytes>> {
         let text = |certified: &Certified| serde_json::to_string(certified).unwrap_or_default();
         let answer = match (request.method(), request.uri().path()) {
             (&Method::POST, "/ask") => self.asked(request).await.map(|()| "{}".to_owned()),
             (&Method::POST, "/register") => self.register(request).await.as_ref().map(text).map_err(Clone::clone),
-            (&Method::POST, "/renew") => self.renew(request, member).await.as_ref().map(text).map_err(Clone::clone),
+            (&Method::POST, "/renew") => self.renew(request, shown).await.as_ref().map(text).map_err(Clone::clone),
             _ => Err((StatusCode::NOT_FOUND, "POST /ask, /register or /renew".to_owned())),
         };
         let (status, body) = match answer {
@@ -177,11 +178,18 @@ impl Desk {
     async fn renew(
         &self,
         request: Request<Incoming>,
-        member: Result<String, String>,
+        shown: Option<String>,
     ) -> Result<Certified, (StatusCode, String)> {
-        let member = member.map_err(|why| (StatusCode::FORBIDDEN, why))?;
+        let no = |why: String| (StatusCode::FORBIDDEN, why);
+        let shown = shown.ok_or_else(|| no(guest::NOBODY.to_owned()))?;
+        let member = guest::judged(&self.known, &shown).map_err(no)?;
         let asked: Renewal = read(request).await?;
-        self.certify(&self.cluster(&member).await?, &asked.request)
+        // Its certificate may have been ended since: judged is by what the new one is made for.
+        let cluster = Arc::new(self.cluster(&member).await?);
+        let now = Arc::clone(&cluster);
+        let known: Known = Arc::new(move |_| Some(Arc::clone(&now)));
+        guest::judged(&known, &shown).map_err(no)?;
+        self.certify(&cluster, &asked.request)
     }
 
     async fn cluster(&self, name: &str) -> Result<Value, (StatusCode, String)> {

@@ -37,6 +37,21 @@ pub async fn create(hub: &kube::Client, life: Duration, member: &str) -> Result<
     Ok(stolos_pki::Secret::new(format!("{id}.{secret}")))
 }
 
+/// Deletes the tokens that were made for agents of a member and not used.
+///
+/// # Errors
+///
+/// When the hub's API refuses or does not answer.
+pub(crate) async fn forget(hub: &kube::Client, member: &str) -> Result<(), Error> {
+    let secrets = Resource::named("v1", "Secret")?;
+    for secret in objects::list(hub, &secrets, Some(NAMESPACE), None).await? {
+        if meta::annotation(&secret, label::TOKEN_MEMBER) == Some(member) {
+            objects::delete(hub, &secrets, Some(NAMESPACE), meta::name(&secret), Some(meta::uid(&secret))).await?;
+        }
+    }
+    Ok(())
+}
+
 /// A token that lets an agent of one member in.
 pub(super) struct Good {
     id: String,

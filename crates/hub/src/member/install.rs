@@ -77,7 +77,7 @@ pub async fn registered(hub: &kube::Client, member: &Cluster, name: &str, patien
     let late = || Error::NotYet {
         what: format!("let the agent of {name} in"),
         after: patience,
-        left: format!("its pod has not registered: kubectl -n {AGENT_NAMESPACE} logs deployment/{AGENT} says why"),
+        left: format!("its pod has not registered: `kubectl -n {AGENT_NAMESPACE} get pods`, and its log, say why"),
     };
     tokio::time::timeout(patience, waiting).await.unwrap_or_else(|_| Err(late()))
 }

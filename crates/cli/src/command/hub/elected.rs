@@ -54,6 +54,10 @@ pub(super) async fn run(
             let stop = stop.clone();
             (None, async move { stop.asked().await }.boxed(), None)
         }
+        Some(address) if address.ip().is_unspecified() && args.san.is_empty() => {
+            return Err(Failure::new(format!("nobody can be told to dial {}", address.ip()))
+                .hint("name what the API server and people dial: `--san NAME`; other hubs dial `--peer ADDRESS`"));
+        }
         Some(address) => {
             let listener = held.listen(LISTEN, "--listen", address).await?;
             let (log, audit) = proxy::log(args.audit_log.as_deref(), &held.folder)?;

@@ -195,6 +195,7 @@ impl World {
                     cluster: name,
                     wanted,
                     work: work.as_deref(),
+                    ready: cluster.status.ready(),
                     heard: heard || self.is_off(Rule::Silence),
                     needed: needed && !self.is_off(Rule::Needed),
                     left,
