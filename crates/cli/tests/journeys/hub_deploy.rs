@@ -147,6 +147,7 @@ async fn the_chart_starts_a_hub() {
     --agents=0.0.0.0:8443
     --metrics=0.0.0.0:8080
     --san=here-stolos-hub.hub.svc
+    -v
     ");
     let service = get("v1", "Service", "here-stolos-hub").await.unwrap();
     assert_eq!(service["spec"]["ports"][0]["name"], "https-members");
