@@ -178,7 +178,7 @@ impl Mirror {
                 fresh.insert(key(&object), Kept::new(Arc::new(object)));
             }
             Event::InitDone => self.take_all(std::mem::take(fresh)),
-            Event::Apply(object) => self.insert(Arc::new(self.read(object))),
+            Event::Apply(object) => self.insert(Arc::new(self.read(object)), || None),
             Event::Delete(object) => {
                 let object = self.read(object);
                 let mut objects = self.objects.write().unwrap_or_else(PoisonError::into_inner);
@@ -228,11 +228,14 @@ impl Mirror {
         value
     }
 
-    fn insert(&self, object: Arc<Value>) {
+    /// Takes an object that is newer than what there is, and than `passed`, if anything has.
+    fn insert(&self, object: Arc<Value>, passed: impl FnOnce() -> Option<u64>) {
         let key = key(&object);
         let mut objects = self.objects.write().unwrap_or_else(PoisonError::into_inner);
         let now = Kept::new(Arc::clone(&object));
-        if objects.get(&key).is_some_and(|before| before.revision >= now.revision) {
+        // Asked under the lock: what ends meanwhile has been seen by then, or waits for it.
+        let passed = passed().is_some_and(|passed| now.revision <= passed);
+        if passed || objects.get(&key).is_some_and(|before| before.revision >= now.revision) {
             return;
         }
         let before = objects.insert(key, now).map(|before| before.glance());
@@ -244,8 +247,8 @@ impl Mirror {
     pub(crate) fn wrote(&self, object: &Arc<Value>) {
         // A write that ended a deletion answers with what was there last.
         let ended = meta::deletion_timestamp(object).is_some() && meta::finalizers(object).is_empty();
-        if revision(object) > self.seen.load(Ordering::Acquire) && !ended {
-            self.insert(Arc::clone(object));
+        if !ended {
+            self.insert(Arc::clone(object), || Some(self.seen.load(Ordering::Acquire)));
         }
     }
 
