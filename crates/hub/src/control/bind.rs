@@ -1,7 +1,7 @@
 //! Bindings become Works: one for each cluster of the schedule, and none for any other.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -335,5 +335,16 @@ async fn end(hub: &Hub, mirror: &Mirror, binding: &Value, work_name: &str) -> Re
     match hub.change(mirror, binding, &free).await {
         Err(error) if !error.is_not_found() => Err(error.into()),
         _ => Ok(None),
+    }
+}
+
+impl Hub {
+    /// Whether a copy of a binding waits to become smaller.
+    fn wait_for(&self, binding: &Key, waits: bool) {
+        let mut moving = self.moving.lock().unwrap_or_else(PoisonError::into_inner);
+        match waits {
+            true => moving.insert(binding.clone()),
+            false => moving.remove(binding),
+        };
     }
 }

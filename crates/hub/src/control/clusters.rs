@@ -15,7 +15,7 @@ use crate::evict::{taint, tainting};
 use crate::member::{self, CREDENTIALS};
 use crate::model::{self, Cluster, ClusterTaintPolicy, ResourceModel};
 use crate::queue::{Again, Trouble};
-use crate::{MANAGER, label, name};
+use crate::{MANAGER, gate, label, name};
 
 /// How long a member is asked for its place in a mesh.
 const MESH: Duration = Duration::from_secs(5);
@@ -179,7 +179,7 @@ pub(super) fn is_ready(cluster: &Value) -> bool {
 pub(super) fn set_condition(status: &mut Value, kind: &str, value: &str, reason: &str, message: &str) {
     let before = condition(status, kind);
     let since = before.filter(|c| c["status"] == value).map(|c| c["lastTransitionTime"].clone());
-    let since = since.unwrap_or_else(|| super::now().into());
+    let since = since.unwrap_or_else(|| super::write::now().into());
     let now = json!({"type": kind, "status": value, "reason": reason, "message": message, "lastTransitionTime": since});
     if !status["conditions"].is_array() {
         status["conditions"] = json!([]);
@@ -267,6 +267,43 @@ async fn end(hub: &Hub, name: &str, cluster: &Value) -> Result<Again, Trouble> {
 }
 
 impl Hub {
+    /// A member has changed: itself, and all that depends on what it is and whether it is ready.
+    pub(super) fn cluster_changed(&self, before: Option<&Arc<Value>>, now: Option<&Arc<Value>>) {
+        let Some(cluster) = now.or(before) else { return };
+        self.queues.clusters.add(meta::name(cluster).to_owned());
+        let over = before.is_some_and(|before| now.is_none_or(|now| gate::epoch(before) != gate::epoch(now)));
+        if let Some(relay) = self.ways.relay.as_ref().filter(|_| over) {
+            relay.forget(meta::name(cluster));
+        }
+        let mesh = |cluster: &Arc<Value>| meta::annotation(cluster, crate::mesh::MESH).map(str::to_owned);
+        if before.and_then(mesh) != now.and_then(mesh) {
+            for binding in self.own.bindings.keys() {
+                self.queues.depend.add(binding);
+            }
+        }
+        let facts = |cluster: &Value| {
+            let enabled = !cluster["status"]["apiEnablements"].is_null();
+            json!([
+                cluster["spec"],
+                cluster["metadata"]["labels"],
+                cluster["metadata"]["deletionTimestamp"],
+                is_ready(cluster),
+                enabled
+            ])
+        };
+        if before.map(|b| facts(b)) == now.map(|n| facts(n)) {
+            return;
+        }
+        self.queues.impersonate.add(meta::name(cluster).to_owned());
+        for bindings in [&self.own.bindings, &self.own.cluster_bindings] {
+            for binding in bindings.keys() {
+                self.queues.schedule.add(binding);
+            }
+        }
+        self.look_at_evictions();
+        self.retry_works(meta::name(cluster));
+    }
+
     /// Connects a member, or connects it anew if it is reached in another way now. Why it cannot be reached at all where
     /// it cannot: then there is none.
     fn keep_connected(&self, name: &str, cluster: &Value, secret: Option<&Value>) -> Result<Arc<Member>, String> {

@@ -1,6 +1,7 @@
 //! Detector: which policy a template follows, and the binding that says so.
 
-use std::sync::{Arc, PoisonError};
+use std::collections::HashSet;
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -20,6 +21,8 @@ use crate::{label, name};
 const FROM: &str = "resource-detector";
 /// A template and its policy often come together: only then is it said that there is none.
 const SECOND_LOOK: Duration = Duration::from_millis(500);
+/// Of so many templates at most it is remembered that no policy selects them.
+const MOST_UNMATCHED: usize = 100_000;
 
 /// Looks at one template.
 pub(super) async fn look(hub: Arc<Hub>, key: TemplateKey) -> Result<Again, Trouble> {
@@ -134,6 +137,23 @@ fn said(policy: &PropagationPolicy) -> String {
 }
 
 impl Hub {
+    pub(super) fn waiting(&self) -> MutexGuard<'_, HashSet<TemplateKey>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether it was said of this template before that no policy selects it; from now on it was.
+    fn said_unmatched(&self, uid: &str) -> bool {
+        let mut said = self.unmatched.lock().unwrap_or_else(PoisonError::into_inner);
+        if said.len() >= MOST_UNMATCHED {
+            said.clear();
+        }
+        !said.insert(uid.to_owned())
+    }
+
+    fn forget_unmatched(&self, uid: &str) {
+        self.unmatched.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
+    }
+
     /// How a policy's templates are ranked, by the class that it names (Karmada's gate `PriorityBasedScheduling`).
     fn priority(&self, policy: &PropagationPolicy) -> Result<Option<i64>, Trouble> {
         let Some(said) = &policy.spec.schedule_priority else { return Ok(None) };

@@ -9,11 +9,12 @@ use serde_json::{Value, json};
 use stolos_cluster::objects::{self, Resource};
 use stolos_k8s::meta;
 
+use super::Hub;
 use super::clusters::{condition, is_ready, set_condition};
 use super::interpret::unanswered;
 use super::members::Member;
 use super::template::essence;
-use super::{Hub, difference};
+use super::write::difference;
 use crate::evict::guard::{Ending, asked, ending};
 use crate::interpret::ScriptError;
 use crate::mirror::{Changed, Key, Mirror};

@@ -1,4 +1,4 @@
-//! Connections to members, and mirrors of what they hold.
+//! Connections to members, mirrors of what they hold, and what is known of each.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -6,12 +6,18 @@ use std::time::Duration;
 
 use serde_json::Value;
 use stolos_cluster::objects::Resource;
+use stolos_k8s::meta;
 use stolos_serve::Stop;
+use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
+use super::Hub;
+use super::clusters::is_ready;
 use super::execute::Applied;
+use crate::evict::health;
 use crate::member::Ways;
 use crate::mirror::{Changed, Mirror};
+use crate::model::{self, Cluster};
 use crate::{Error, member};
 
 /// Mirrors by kind, and by the labels that their objects have.
@@ -90,6 +96,84 @@ impl Member {
 impl Drop for Member {
     fn drop(&mut self) {
         self.stop.ask();
+    }
+}
+
+impl Hub {
+    pub(super) fn member(&self, name: &str) -> Option<Arc<Member>> {
+        self.members.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+    }
+
+    pub(super) fn put_member(&self, name: &str, member: Member) {
+        self.members.write().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), Arc::new(member));
+        self.stands_anew(name);
+        self.queues.impersonate.add(name.to_owned());
+        self.retry_works(name);
+    }
+
+    pub(super) fn forget_member(&self, name: &str) {
+        self.members.write().unwrap_or_else(PoisonError::into_inner).remove(name);
+    }
+
+    /// A member is no longer the hub's.
+    pub(super) fn forget(&self, name: &str) {
+        self.forget_member(name);
+        self.doubts().remove(name);
+        self.answered().remove(name);
+        self.read_clusters.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
+        self.prepared.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
+    }
+
+    /// A member as a type; nothing of what cannot be read. It is read once for each revision: members say every few
+    /// seconds how they are, and every binding asks for all of them.
+    pub(super) fn cluster(&self, object: &Value) -> Option<Arc<Cluster>> {
+        let (name, revision) = (meta::name(object), meta::resource_version(object));
+        let mut read = self.read_clusters.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((known, cluster)) = read.get(name)
+            && known == revision
+        {
+            return Some(Arc::clone(cluster));
+        }
+        let cluster = Arc::new(model::read::<Cluster>(object).ok()?.0);
+        read.insert(name.to_owned(), (revision.to_owned(), Arc::clone(&cluster)));
+        Some(cluster)
+    }
+
+    pub(super) fn answered(&self) -> MutexGuard<'_, HashMap<String, Instant>> {
+        self.answered.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn doubts(&self) -> MutexGuard<'_, HashMap<String, Instant>> {
+        self.doubts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether what a member has may be counted on: it is ready, and has said so itself just now.
+    pub(super) fn hears(&self, cluster: &Value) -> bool {
+        let name = meta::name(cluster);
+        let answered = self.answered().get(name).map(Instant::elapsed);
+        is_ready(cluster) && !self.doubts().contains_key(name) && health::heard(answered, &self.patience)
+    }
+
+    /// Whether a member's namespace of Works is there.
+    pub(super) fn is_prepared(&self, cluster: &str) -> bool {
+        self.prepared.lock().unwrap_or_else(PoisonError::into_inner).contains(cluster)
+    }
+
+    /// A member's namespace of Works is there from now on: it gets the hub's namespaces.
+    pub(super) fn prepare(&self, cluster: &str) {
+        if self.prepared.lock().unwrap_or_else(PoisonError::into_inner).insert(cluster.to_owned()) {
+            for namespace in self.templates_of(|version, kind| (version, kind) == ("v1", "Namespace")) {
+                self.queues.namespaces.add(meta::name(&namespace).to_owned());
+            }
+            self.retry_works(cluster);
+        }
+    }
+
+    /// A member has become ready, is reached in another way, or leaves: all its Works are looked at.
+    pub(super) fn retry_works(&self, cluster: &str) {
+        for work in self.own.works.keys_of_namespace(&crate::name::execution_namespace(cluster)) {
+            self.queues.works.add(work);
+        }
     }
 }
 

@@ -1,17 +1,19 @@
-//! Policies: their permanent id, their finalizer, and the templates that they mean.
+//! Policies: their permanent id, their finalizer, and the templates that they mean; what there is of override and taint
+//! policies.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use serde_json::{Value, json};
 use stolos_k8s::meta;
 
-use super::Hub;
 use super::detect::strip;
+use super::template::TemplateKey;
+use super::{Hub, clusters};
 use crate::choose::Claim;
 use crate::mirror::{self, Key, Mirror};
 use crate::model::{self, ClusterTaintPolicy, OverridePolicy, Problem, PropagationPolicy};
 use crate::queue::{Again, Trouble};
-use crate::{admit, label};
+use crate::{admit, label, overrides};
 
 /// Who says it.
 const FROM: &str = "resource-detector";
@@ -112,4 +114,105 @@ async fn free(hub: &Hub, mirror: &Mirror, object: &Value) -> Result<(), Trouble>
         Err(error) if !error.is_not_found() => Err(error.into()),
         _ => Ok(()),
     }
+}
+
+impl Hub {
+    /// A policy has changed: itself, and the templates that it had or has.
+    pub(super) fn policy_changed(&self, before: Option<&Arc<Value>>, now: Option<&Arc<Value>>) {
+        if let Some(policy) = now.or(before) {
+            let key = mirror::key(policy);
+            // Two that come at once may be told in any order: what is there is asked for.
+            let mut policies = self.policies.write().unwrap_or_else(PoisonError::into_inner);
+            policies.put(&key, self.policies_of(&key.0).get(&key.0, &key.1).as_deref());
+        }
+        for policy in before.into_iter().chain(now) {
+            self.queue_templates(policy);
+        }
+        if let Some(policy) = now {
+            self.queues.policies.add(mirror::key(policy));
+        }
+    }
+
+    /// The policies that may select a template.
+    pub(super) fn policies_for(&self, template: &Value) -> Vec<Arc<PropagationPolicy>> {
+        self.policies.read().unwrap_or_else(PoisonError::into_inner).that_may_select(template)
+    }
+
+    /// An override policy has changed: what it may have changed is made anew.
+    pub(super) fn override_changed(&self, now: Option<&Arc<Value>>) {
+        if let Some(policy) = now {
+            for problem in override_refused(policy) {
+                self.events.warning(policy, "override-manager", "ApplyOverridePolicyFailed", problem);
+            }
+        }
+        *self.read_overrides.write().unwrap_or_else(PoisonError::into_inner) = None;
+        for bindings in [&self.own.bindings, &self.own.cluster_bindings] {
+            for binding in bindings.list() {
+                self.queues.bind.add(mirror::key(&binding));
+                self.queues.evict.add(mirror::key(&binding));
+                // A policy may have waited for it.
+                self.queues.templates.add(TemplateKey::of_binding(&binding));
+            }
+        }
+        for template in self.templates_of(|version, kind| (version, kind) == ("v1", "Namespace")) {
+            self.queues.namespaces.add(meta::name(&template).to_owned());
+        }
+        let waiting: Vec<_> = self.waiting().iter().cloned().collect();
+        for template in waiting {
+            self.queues.templates.add(template);
+        }
+    }
+
+    /// All override policies, as types. One that a webhook would have refused changes nothing.
+    fn overrides(&self) -> Arc<Vec<OverridePolicy>> {
+        typed(&self.read_overrides, || {
+            let all = [self.own.overrides.list(), self.own.cluster_overrides.list()].concat();
+            all.into_iter().filter(|policy| override_refused(policy).is_empty()).collect()
+        })
+    }
+
+    /// What the override policies make of a manifest for a cluster, and which of them, as annotations of the Work.
+    pub(super) fn overridden(
+        &self,
+        manifest: &mut Value,
+        cluster: &Value,
+    ) -> Result<Vec<(&'static str, String)>, Trouble> {
+        let policies = self.overrides();
+        if policies.is_empty() {
+            return Ok(Vec::new());
+        }
+        let Some(cluster) = self.cluster(cluster) else { return Err("its cluster cannot be read".into()) };
+        Ok(overrides::apply(manifest, &cluster, &policies)?.annotations())
+    }
+
+    /// A taint policy has changed: every member is looked at. One that a webhook would have refused taints nothing.
+    pub(super) fn taint_policy_changed(&self, now: Option<&Arc<Value>>) {
+        *self.read_taint_policies.write().unwrap_or_else(PoisonError::into_inner) = None;
+        if let Some(policy) = now {
+            for problem in taint_refused(policy, &self.taint_policies()) {
+                self.events.warning(policy, clusters::FROM_TAINTS, "ApplyPolicyFailed", problem);
+            }
+        }
+        for cluster in self.own.clusters.list() {
+            self.queues.clusters.add(meta::name(&cluster).to_owned());
+        }
+    }
+
+    /// All taint policies, as types.
+    pub(super) fn taint_policies(&self) -> Arc<Vec<ClusterTaintPolicy>> {
+        typed(&self.read_taint_policies, || self.own.taint_policies.list())
+    }
+}
+
+/// Objects of a kind as types, as of the last change of one.
+pub(super) type Typed<T> = RwLock<Option<Arc<Vec<T>>>>;
+
+/// What is known, or what is read of `all` and known from then on.
+fn typed<T: serde::de::DeserializeOwned>(known: &Typed<T>, all: impl FnOnce() -> Vec<Arc<Value>>) -> Arc<Vec<T>> {
+    if let Some(known) = &*known.read().unwrap_or_else(PoisonError::into_inner) {
+        return Arc::clone(known);
+    }
+    let mut known = known.write().unwrap_or_else(PoisonError::into_inner);
+    let read: Vec<T> = all().iter().filter_map(|object| model::read(object).ok().map(|(object, _)| object)).collect();
+    Arc::clone(known.insert(Arc::new(read)))
 }

@@ -70,7 +70,7 @@ pub(super) async fn look(hub: Arc<Hub>, key: Key) -> Result<Again, Trouble> {
         status["schedulerObservedGeneration"] = meta::generation(&now).into();
         // Whoever asked for it with a time that is ahead has had it: it is not divided afresh again when that has come.
         let asked = binding.spec.reschedule_triggered_at.filter(|asked| *asked > jiff::Timestamp::now());
-        status["lastScheduledTime"] = asked.map_or_else(super::now, |asked| asked.to_string()).into();
+        status["lastScheduledTime"] = asked.map_or_else(super::write::now, |asked| asked.to_string()).into();
     }
     let news = changed || before.as_ref() != condition(&status, "Scheduled");
     if news {
@@ -105,7 +105,7 @@ async fn observe(hub: &Hub, mirror: &Mirror, object: &Value, binding: &Binding) 
     set_condition(&mut status, "Scheduled", "True", "Success", text);
     status["schedulerObservedGeneration"] = binding.metadata.generation.into();
     if binding.status.last_scheduled_time.is_none() {
-        status["lastScheduledTime"] = super::now().into();
+        status["lastScheduledTime"] = super::write::now().into();
     }
     hub.put_status(mirror, object, &status).await?;
     Ok(None)
