@@ -5,8 +5,8 @@ use kube::core::GroupVersionKind;
 use serde_json::json;
 use stolos_cluster::Cluster;
 
-use crate::lists::{everything, identities};
-use crate::setup_mesh::{self, CONTEXTS, equal_lists};
+use crate::lists::{all_equal_lists, everything, identities};
+use crate::setup_mesh::{self, CONTEXTS};
 use crate::world::{World, text};
 
 const LABELS: [&str; 2] = ["app.kubernetes.io/managed-by", "stolos.dev/mesh"];
@@ -45,9 +45,7 @@ async fn a_forgotten_file_is_written_again_and_plans_nothing() {
     world.proven(&found, 9).await;
     // And nobody takes away what is somebody else's.
     world.run(&["teardown", "-f", text(&found), "--yes"]).await;
-    for (cluster, before) in clusters.iter().zip(&before) {
-        equal_lists(cluster, before).await;
-    }
+    all_equal_lists(&clusters, &before).await;
 }
 
 /// Takes Stolos' labels off everything in a cluster.

@@ -2,8 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::lists::{at_rest, identities};
-use crate::setup_mesh::equal_lists;
+use crate::lists::{all_equal_lists, lists_at_rest};
 use crate::world::{World, text};
 
 const GATEWAY: &str = include_str!("../../../spec/tests/inputs/asmcli/eastwest.yaml");
@@ -41,10 +40,7 @@ async fn three_kubeconfigs_become_one_mesh_and_go_apart_again() {
         let kubeconfig = stolos_cluster::Kubeconfig::find(Some(file), None).unwrap();
         clusters.push(stolos_cluster::connect(&kubeconfig, context, context).await.unwrap());
     }
-    let mut before = Vec::new();
-    for cluster in &clusters {
-        before.push(identities(&at_rest(&cluster.client).await));
-    }
+    let before = lists_at_rest(&clusters).await;
 
     let asked = ["create-mesh", "my-fleet", one, two, three, "--write", "mesh.yaml"];
     // It only plans where it is told so, and does nothing where nobody can say yes.
@@ -66,9 +62,7 @@ async fn three_kubeconfigs_become_one_mesh_and_go_apart_again() {
     assert!(again.out.contains("No changes") && !again.err.contains("warning"), "{}\n{}", again.out, again.err);
 
     world.good(&["teardown", "-f", text(&file), "--yes"]).await;
-    for (cluster, before) in clusters.iter().zip(&before) {
-        equal_lists(cluster, before).await;
-    }
+    all_equal_lists(&clusters, &before).await;
 }
 
 /// The system's own documents put two separate networks on `--network default`.

@@ -11,8 +11,7 @@ use std::time::{Duration, Instant};
 
 use stolos_cluster::Cluster;
 
-use crate::lists::{at_rest, difference, everything, identities, meant};
-use crate::setup_mesh::equal_lists;
+use crate::lists::{all_equal_lists, difference, everything, lists_at_rest, meant};
 use crate::via_tunnel::Apart;
 use crate::world::{World, eventually, say, text};
 
@@ -62,10 +61,7 @@ async fn sweep(mesh: &str, rounds: usize) {
 /// `rounds` of a killed apply and a killed teardown when not all are asked for, at each of the three points.
 async fn run(sweep: Sweep<'_>, rounds: usize) {
     let (world, file) = (sweep.world, sweep.file);
-    let mut before = Vec::new();
-    for cluster in &sweep.clusters {
-        before.push(identities(&at_rest(&cluster.client).await));
-    }
+    let before = lists_at_rest(&sweep.clusters).await;
 
     // Uninterrupted: what it is to be, and how many points there are.
     let applied = world.good(&["apply", "-f", text(file), "--yes", "-o", "json"]).await.document();
@@ -172,9 +168,7 @@ impl Sweep<'_> {
     }
 
     async fn is_gone(&self, before: &[BTreeSet<String>]) {
-        for (cluster, before) in self.clusters.iter().zip(before) {
-            equal_lists(cluster, before).await;
-        }
+        all_equal_lists(&self.clusters, before).await;
         if let Some(apart) = self.behind {
             assert_eq!(apart.in_hub().await, BTreeSet::new(), "what a mesh that is gone has in its hub");
         }

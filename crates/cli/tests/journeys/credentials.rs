@@ -5,8 +5,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use k8s_openapi::api::core::v1::{Secret, Service};
 use kube::api::{Api, ListParams};
 
-use crate::lists::{at_rest, identities};
-use crate::setup_mesh::equal_lists;
+use crate::lists::{all_equal_lists, lists_at_rest};
 use crate::world::{World, text};
 
 const MESH: &str = "apiVersion: stolos.dev/v1alpha1\nkind: Mesh\nmetadata: {name: m}\nspec:\n  clusters:\n  \
@@ -33,10 +32,7 @@ async fn a_credential_reads_ends_and_is_taken_back() {
     let file = world.write("mesh.yaml", MESH);
     world.up(&file).await;
     let clusters = world.clusters(&["one", "two"]).await;
-    let mut before = Vec::new();
-    for cluster in &clusters {
-        before.push(identities(&at_rest(&cluster.client).await));
-    }
+    let before = lists_at_rest(&clusters).await;
     // A kubeconfig as clouds hand them out: a program says who one is.
     exec_instead(&world);
     let with = |command: &[&'static str]| [command, &["-f", text(&file)]].concat();
@@ -78,9 +74,7 @@ async fn a_credential_reads_ends_and_is_taken_back() {
 
     // And a teardown leaves none.
     world.good(&with(&["teardown", "--yes"])).await;
-    for (cluster, before) in clusters.iter().zip(&before) {
-        equal_lists(cluster, before).await;
-    }
+    all_equal_lists(&clusters, &before).await;
 }
 
 /// Puts a program that prints the credentials where the credentials were.

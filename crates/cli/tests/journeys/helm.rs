@@ -14,8 +14,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 use stolos_cluster::Cluster;
 
-use crate::lists::{at_rest, difference, everything, identities, versions};
-use crate::setup_mesh::equal_lists;
+use crate::lists::{all_equal_lists, difference, equal_lists, everything, lists_at_rest, versions};
 use crate::world::{World, say, text};
 
 const NAMES: [&str; 3] = ["east-1", "east-2", "west-1"];
@@ -128,10 +127,7 @@ async fn three_clusters_by_helm_from_nothing_to_nothing() {
         "service.type=ClusterIP,replicaCount=0",
     ];
     by_hand(&world, &helm, "east-1", &theirs).await;
-    let mut before = Vec::new();
-    for cluster in &clusters {
-        before.push(identities(&at_rest(&cluster.client).await));
-    }
+    let before = lists_at_rest(&clusters).await;
 
     // The plan needs no Helm, and says what Helm will be asked for.
     let mut plan = world.stolos(["plan", "-f", text(&file)]);
@@ -143,9 +139,7 @@ async fn three_clusters_by_helm_from_nothing_to_nothing() {
     apply.env_remove("STOLOS_HELM").env("PATH", "/nowhere");
     let refused = crate::world::finish(apply).await.ends_with(1);
     assert!(refused.err.contains("`helm` is not there: Helm 3.14 or newer, or Helm 4 is needed"), "{}", refused.err);
-    for (cluster, before) in clusters.iter().zip(&before) {
-        equal_lists(cluster, before).await;
-    }
+    all_equal_lists(&clusters, &before).await;
 
     world.good(&["apply", "-f", text(&file), "--yes"]).await;
     for context in NAMES {
@@ -190,9 +184,7 @@ async fn three_clusters_by_helm_from_nothing_to_nothing() {
     nothing_is_written_again(&world, &file, &clusters[..2]).await;
 
     world.good(&["teardown", "-f", text(&file), "--yes"]).await;
-    for (cluster, before) in clusters.iter().zip(&before) {
-        equal_lists(cluster, before).await;
-    }
+    all_equal_lists(&clusters, &before).await;
     world.good(&["teardown", "-f", text(&file), "--yes"]).await;
     let theirs = by_hand(&world, &helm, "east-1", &["list", "--namespace", "default", "--short"]).await;
     assert_eq!(theirs.trim(), "theirs");
@@ -207,10 +199,7 @@ async fn an_upgrade_by_revision_stands_beside_the_old_control_plane() {
     let file = world.write("mesh.yaml", &mesh(3, "version: 1.27.0"));
     world.up(&file).await;
     let clusters = world.clusters(&NAMES).await;
-    let mut before = Vec::new();
-    for cluster in &clusters {
-        before.push(identities(&at_rest(&cluster.client).await));
-    }
+    let before = lists_at_rest(&clusters).await;
     world.good(&["apply", "-f", text(&file), "--yes"]).await;
 
     charts(&world, "1.28.0");
@@ -234,9 +223,7 @@ async fn an_upgrade_by_revision_stands_beside_the_old_control_plane() {
     nothing_is_written_again(&world, &file, &clusters).await;
 
     world.good(&["teardown", "-f", text(&file), "--yes"]).await;
-    for (cluster, before) in clusters.iter().zip(&before) {
-        equal_lists(cluster, before).await;
-    }
+    all_equal_lists(&clusters, &before).await;
 }
 
 /// A Helm that is killed in the middle leaves a release that no Helm touches any more; the next apply does.

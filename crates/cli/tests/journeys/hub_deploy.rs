@@ -6,27 +6,11 @@ use std::process::Stdio;
 
 use serde_json::Value;
 use stolos_cluster::objects::{self, Resource};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::hub::PATIENCE;
-use crate::world::{World, eventually, finish, text};
+use crate::world::{World, eventually, finish, page, text};
 
 const LAB: &str = "- {context: east, network: east}\n";
-
-/// Status and body of a page.
-async fn page(address: &str, path: &str) -> Result<(u16, String), String> {
-    let asking = async {
-        let mut stream = tokio::net::TcpStream::connect(address).await?;
-        let request = format!("GET {path} HTTP/1.1\r\nHost: hub\r\nConnection: close\r\n\r\n");
-        stream.write_all(request.as_bytes()).await?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await?;
-        Ok(answer)
-    };
-    let answer = asking.await.map_err(|error: std::io::Error| error.to_string())?;
-    let status = answer.split_whitespace().nth(1).and_then(|code| code.parse().ok()).unwrap_or(0);
-    Ok((status, answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default()))
-}
 
 fn free() -> String {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()

@@ -1,8 +1,7 @@
 //! The files of a shared control plane, as they are: the remote's own kubeconfig, and the values of `istio-remote`.
 
 use crate::asmcli::clusters_of_a_fleet;
-use crate::lists::{at_rest, identities};
-use crate::setup_mesh::equal_lists;
+use crate::lists::{all_equal_lists, lists_at_rest};
 use crate::world::{World, text};
 
 const VALUES: &str = include_str!("../../../spec/tests/inputs/istio-remote/values.yaml");
@@ -22,10 +21,7 @@ async fn from_files_to_proof_and_back() {
         let kubeconfig = stolos_cluster::Kubeconfig::find(Some(&file), None).unwrap();
         clusters.push(stolos_cluster::connect(&kubeconfig, name, name).await.unwrap());
     }
-    let mut before = Vec::new();
-    for cluster in &clusters {
-        before.push(identities(&at_rest(&cluster.client).await));
-    }
+    let before = lists_at_rest(&clusters).await;
 
     let files = ["-f", text(&remote), "-f", text(&values), "--primary", names[0]];
     let with = |command: &[&'static str]| [command, &files[..]].concat();
@@ -36,7 +32,5 @@ async fn from_files_to_proof_and_back() {
     let proof = world.good(&with(&["verify"])).await;
     assert!(proof.out.contains("4 of 4 pairs pass"), "{}", proof.out);
     world.good(&with(&["teardown", "--yes"])).await;
-    for (cluster, before) in clusters.iter().zip(&before) {
-        equal_lists(cluster, before).await;
-    }
+    all_equal_lists(&clusters, &before).await;
 }

@@ -1,7 +1,6 @@
 //! Karmada's own files: the policies name the clusters, and what stood beside them is left alone or done by Stolos.
 
-use crate::lists::{at_rest, identities};
-use crate::setup_mesh::equal_lists;
+use crate::lists::{all_equal_lists, lists_at_rest};
 use crate::world::{World, text};
 
 const FILES: [(&str, &str); 7] = [
@@ -20,10 +19,7 @@ async fn from_files_to_proof_and_back() {
     let paths: Vec<_> = FILES.iter().map(|(name, text)| world.write(name, text)).collect();
     world.up(&paths[0]).await;
     let clusters = world.clusters(&["eu", "ap", "us"]).await;
-    let mut before = Vec::new();
-    for cluster in &clusters {
-        before.push(identities(&at_rest(&cluster.client).await));
-    }
+    let before = lists_at_rest(&clusters).await;
 
     let files: Vec<_> = paths.iter().flat_map(|path| ["-f", text(path)]).collect();
     let with = |command: &[&'static str]| [command, &files[..]].concat();
@@ -38,7 +34,5 @@ async fn from_files_to_proof_and_back() {
         assert_eq!(pair["gateway"].is_string(), pair["from"] != pair["to"], "{pair:#}");
     }
     world.good(&with(&["teardown", "--yes"])).await;
-    for (cluster, before) in clusters.iter().zip(&before) {
-        equal_lists(cluster, before).await;
-    }
+    all_equal_lists(&clusters, &before).await;
 }

@@ -8,6 +8,7 @@ use kube::Client;
 use kube::api::{Api, ApiResource, DynamicObject, ListParams};
 use kube::core::GroupVersionKind;
 use serde_json::Value;
+use stolos_cluster::Cluster;
 
 use crate::world::eventually;
 
@@ -74,6 +75,32 @@ pub(crate) async fn at_rest(client: &Client) -> Everything {
         Ok(all)
     })
     .await
+}
+
+/// The lists of each cluster, once it is at rest: names and UIDs.
+pub(crate) async fn lists_at_rest(clusters: &[Cluster]) -> Vec<BTreeSet<String>> {
+    let mut all = Vec::new();
+    for cluster in clusters {
+        all.push(identities(&at_rest(&cluster.client).await));
+    }
+    all
+}
+
+/// The lists of each cluster are what they were.
+pub(crate) async fn all_equal_lists(clusters: &[Cluster], before: &[BTreeSet<String>]) {
+    for (cluster, before) in clusters.iter().zip(before) {
+        equal_lists(cluster, before).await;
+    }
+}
+
+/// The lists of a cluster are what they were: names and UIDs. Garbage collection may take a moment.
+pub(crate) async fn equal_lists(cluster: &Cluster, before: &BTreeSet<String>) {
+    eventually(&format!("equal lists in {}", cluster.name), Duration::from_secs(30), || async {
+        let now = identities(&everything(&cluster.client).await.map_err(|e| e.to_string())?);
+        let difference = difference(before, &now);
+        if difference.is_empty() { Ok(()) } else { Err(format!("\n{difference}")) }
+    })
+    .await;
 }
 
 /// Names and UIDs.

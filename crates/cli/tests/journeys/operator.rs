@@ -10,10 +10,10 @@ use kube::api::{Api, AttachParams, ListParams};
 use serde_json::Value;
 use stolos_cluster::Cluster;
 use stolos_cluster::objects::{self, Resource};
-use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
 use tokio::process::Child;
 
-use crate::world::{World, eventually, finish, text};
+use crate::world::{World, eventually, finish, page, text};
 
 const MESH: &str = "apiVersion: stolos.dev/v1alpha1
 kind: Mesh
@@ -51,17 +51,7 @@ impl Operator {
 
     /// Status and body of one of its pages.
     async fn page(&self, path: &str) -> Result<(u16, String), String> {
-        let asking = async {
-            let mut stream = tokio::net::TcpStream::connect(&self.address).await?;
-            let request = format!("GET {path} HTTP/1.1\r\nHost: operator\r\nConnection: close\r\n\r\n");
-            stream.write_all(request.as_bytes()).await?;
-            let mut answer = String::new();
-            stream.read_to_string(&mut answer).await?;
-            Ok(answer)
-        };
-        let answer = asking.await.map_err(|error: std::io::Error| error.to_string())?;
-        let status = answer.split_whitespace().nth(1).and_then(|code| code.parse().ok()).unwrap_or(0);
-        Ok((status, answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default()))
+        page(&self.address, path).await
     }
 
     /// One of its figures.

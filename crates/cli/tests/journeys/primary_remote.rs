@@ -9,8 +9,8 @@ use kube::api::{Api, DeleteParams, ListParams};
 use serde_json::Value;
 use stolos_cluster::Cluster;
 
-use crate::lists::{at_rest, everything, identities};
-use crate::setup_mesh::{equal_lists, nothing_is_written_again, ready_pods};
+use crate::lists::{all_equal_lists, equal_lists, everything, lists_at_rest};
+use crate::setup_mesh::{nothing_is_written_again, ready_pods};
 use crate::traffic::Traffic;
 use crate::world::{World, eventually, text};
 
@@ -52,10 +52,7 @@ async fn a_remote_on_its_primarys_network() {
     let file = world.write("mesh.yaml", &mesh(&[("one", "flat", ""), ("two", "flat", "one")]));
     world.up(&file).await;
     let clusters = world.clusters(&["one", "two"]).await;
-    let mut before = Vec::new();
-    for cluster in &clusters {
-        before.push(identities(&at_rest(&cluster.client).await));
-    }
+    let before = lists_at_rest(&clusters).await;
     world.good(&["apply", "-f", text(&file), "--yes"]).await;
     crate::golden::compare("primary-remote-one-network", &clusters).await;
     let report = world.proven(&file, 4).await;
@@ -83,9 +80,7 @@ async fn a_remote_on_its_primarys_network() {
     assert_eq!(served_by(&world, &file, "two").await, istiod.into_iter().collect());
 
     world.good(&["teardown", "-f", text(&file), "--yes"]).await;
-    for (cluster, before) in clusters.iter().zip(&before) {
-        equal_lists(cluster, before).await;
-    }
+    all_equal_lists(&clusters, &before).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -95,10 +90,7 @@ async fn remotes_on_other_networks_and_a_primary_that_is_replaced() {
     let file = world.write("mesh.yaml", &mesh(&everyone));
     world.up(&file).await;
     let clusters = world.clusters(&["one", "two", "far", "near"]).await;
-    let mut before = Vec::new();
-    for cluster in &clusters {
-        before.push(identities(&at_rest(&cluster.client).await));
-    }
+    let before = lists_at_rest(&clusters).await;
     world.good(&["apply", "-f", text(&file), "--yes"]).await;
     crate::golden::compare("primary-remote", &clusters).await;
     world.proven(&file, 16).await;
@@ -142,7 +134,5 @@ async fn remotes_on_other_networks_and_a_primary_that_is_replaced() {
     world.good(&["apply", "-f", text(&file), "--yes"]).await;
     equal_lists(&clusters[3], &before[3]).await;
     world.good(&["teardown", "-f", text(&file), "--yes"]).await;
-    for (cluster, before) in clusters.iter().zip(&before) {
-        equal_lists(cluster, before).await;
-    }
+    all_equal_lists(&clusters, &before).await;
 }

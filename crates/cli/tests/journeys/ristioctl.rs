@@ -1,7 +1,6 @@
 //! ristioctl's own file: two clusters on networks of their own, HelloWorld asked for, and a kubeconfig named in it.
 
-use crate::lists::{at_rest, identities};
-use crate::setup_mesh::equal_lists;
+use crate::lists::{all_equal_lists, lists_at_rest};
 use crate::world::{World, text};
 
 const MESH: &str = include_str!("../../../spec/tests/inputs/ristioctl/mesh.yaml");
@@ -16,10 +15,7 @@ async fn from_file_to_proof_and_back() {
     assert!(world.path("kubeconfig").is_file(), "the environment's is written as well");
 
     let clusters = world.clusters(&["cluster1", "cluster2"]).await;
-    let mut before = Vec::new();
-    for cluster in &clusters {
-        before.push(identities(&at_rest(&cluster.client).await));
-    }
+    let before = lists_at_rest(&clusters).await;
 
     world.run(&["plan", "-f", text(&file)]).await.ends_with(2);
     world.good(&["apply", "-f", text(&file), "--yes"]).await;
@@ -32,7 +28,5 @@ async fn from_file_to_proof_and_back() {
     assert_eq!(again["report"]["writes"], 0, "{again:#}");
 
     world.good(&["teardown", "-f", text(&file), "--yes"]).await;
-    for (cluster, before) in clusters.iter().zip(&before) {
-        equal_lists(cluster, before).await;
-    }
+    all_equal_lists(&clusters, &before).await;
 }

@@ -1,12 +1,11 @@
 //! The reference's three contexts on two networks, from its own files.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::lists::{at_rest, difference, everything, identities, versions};
-use crate::world::{World, eventually, text};
+use crate::lists::{all_equal_lists, difference, everything, lists_at_rest, versions};
+use crate::world::{World, text};
 
 const TOPOLOGY: &str = include_str!("../../../spec/tests/inputs/setup-mesh/topology.yaml");
 const BASE: &str = include_str!("../../../spec/tests/inputs/setup-mesh/base.yaml");
@@ -25,10 +24,7 @@ async fn from_file_to_proof_and_back() {
     let mut world = World::new();
     let file = lab(&mut world).await;
     let clusters = world.clusters(&CONTEXTS).await;
-    let mut before = Vec::new();
-    for cluster in &clusters {
-        before.push(identities(&at_rest(&cluster.client).await));
-    }
+    let before = lists_at_rest(&clusters).await;
 
     let plan = ["plan", "-f", text(&file), "--samples"];
     world.run(&plan).await.ends_with(2);
@@ -55,9 +51,7 @@ async fn from_file_to_proof_and_back() {
     assert!(report["pairs"].as_array().unwrap().iter().all(|pair| pair["identity"] == identity), "{report:#}");
 
     world.good(&["teardown", "-f", text(&file), "--yes"]).await;
-    for (cluster, before) in clusters.iter().zip(&before) {
-        equal_lists(cluster, before).await;
-    }
+    all_equal_lists(&clusters, &before).await;
     // There is nothing to tear down any more.
     world.good(&["teardown", "-f", text(&file), "--yes"]).await;
 }
@@ -92,16 +86,6 @@ async fn all_versions(clusters: &[stolos_cluster::Cluster]) -> BTreeSet<String> 
         all.extend(listed.into_iter().map(|line| format!("{} {line}", cluster.name)));
     }
     all
-}
-
-/// The lists of a cluster are what they were: names and UIDs. Garbage collection may take a moment.
-pub(crate) async fn equal_lists(cluster: &stolos_cluster::Cluster, before: &BTreeSet<String>) {
-    eventually(&format!("equal lists in {}", cluster.name), Duration::from_secs(30), || async {
-        let now = identities(&everything(&cluster.client).await.map_err(|e| e.to_string())?);
-        let difference = difference(before, &now);
-        if difference.is_empty() { Ok(()) } else { Err(format!("\n{difference}")) }
-    })
-    .await;
 }
 
 /// Pods of a cluster whose label `app` is this one, ready.

@@ -18,9 +18,8 @@ use tokio::process::Child;
 
 use crate::bundle::{secrets, unpacked};
 use crate::hub::{Invitation, agent};
-use crate::lists::{at_rest, everything, identities, meant};
+use crate::lists::{all_equal_lists, everything, lists_at_rest, meant};
 use crate::programs;
-use crate::setup_mesh::equal_lists;
 use crate::world::{Run, World, eventually, finish, text};
 
 const RISTIOCTL: &str = include_str!("../../../spec/tests/inputs/ristioctl/mesh.yaml");
@@ -104,13 +103,15 @@ impl Apart {
             let token = self.token(cluster).await;
             agents.push(self.agent(cluster, Some(&token)).await);
         }
-        eventually("all are members", PATIENCE, async || {
-            let said = self.kubectl(&["get", "clusters"]).await.out;
-            let ready = said.lines().filter(|line| line.split_whitespace().skip(2).take(2).eq(["Pull", "True"]));
-            if ready.count() == clusters.len() { Ok(()) } else { Err(said) }
-        })
-        .await;
+        eventually("all are members", PATIENCE, async || self.members("Pull", clusters.len()).await).await;
         agents
+    }
+
+    /// So many clusters are members that are reached so, and ready; what else there is where they are not.
+    async fn members(&self, mode: &str, count: usize) -> Result<(), String> {
+        let said = self.kubectl(&["get", "clusters"]).await.out;
+        let ready = said.lines().filter(|line| line.split_whitespace().skip(2).take(2).eq([mode, "True"]));
+        if ready.count() == count { Ok(()) } else { Err(said) }
     }
 
     /// What the mesh called so has in the hub, as it was meant.
@@ -178,10 +179,7 @@ async fn ristioctls_mesh_with_api_servers_that_nobody_dials() {
 
     let mut agents = apart.agents(&CLUSTERS).await;
     let clusters = apart.world.clusters(&CLUSTERS).await;
-    let mut before = Vec::new();
-    for cluster in &clusters {
-        before.push(identities(&at_rest(&cluster.client).await));
-    }
+    let before = lists_at_rest(&clusters).await;
 
     let plan = apart.world.run(&["plan", "-f", file]).await.ends_with(2).out;
     assert!(plan.contains("+ links/hub/cluster1.reads.cluster2"), "{plan}");
@@ -244,9 +242,7 @@ async fn ristioctls_mesh_with_api_servers_that_nobody_dials() {
     apart.kubectl(&[&scale[..], &["--replicas=1"]].concat()).await.ends_with(0);
 
     apart.world.good(&["teardown", "-f", file, "--yes"]).await;
-    for (cluster, before) in clusters.iter().zip(&before) {
-        equal_lists(cluster, before).await;
-    }
+    all_equal_lists(&clusters, &before).await;
     let left =
         apart.kubectl(&["get", "namespaces,clusterroles,clusterrolebindings", "-l", "stolos.dev/mesh", "-o", "name"]);
     assert_eq!(left.await.ends_with(0).out, "");
@@ -270,22 +266,15 @@ async fn apply_joins_what_can_be_dialled() {
     let Some(apart) = Apart::start(false).await else { return };
     let file = text(&apart.file);
     let clusters = apart.world.clusters(&CLUSTERS).await;
-    let mut before = Vec::new();
-    for cluster in &clusters {
-        before.push(identities(&at_rest(&cluster.client).await));
-    }
+    let before = lists_at_rest(&clusters).await;
     let plan = apart.world.run(&["plan", "-f", file]).await.ends_with(2).out;
     assert!(plan.contains("+ hub/hub/join-cluster1"), "{plan}");
     apart.world.good(&["apply", "-f", file, "--yes"]).await;
-    let members = apart.kubectl(&["get", "clusters"]).await.out;
-    let ready = members.lines().filter(|line| line.split_whitespace().skip(2).take(2).eq(["Push", "True"]));
-    assert_eq!(ready.count(), 2, "{members}");
+    apart.members("Push", 2).await.unwrap();
     apart.world.good(&["plan", "-f", file]).await;
     apart.world.good(&["teardown", "-f", file, "--yes"]).await;
     assert_eq!(apart.kubectl(&["get", "clusters", "-o", "name"]).await.ends_with(0).out, "");
-    for (cluster, before) in clusters.iter().zip(&before) {
-        equal_lists(cluster, before).await;
-    }
+    all_equal_lists(&clusters, &before).await;
 }
 
 const HELLO: &str = "apiVersion: apps/v1
@@ -322,16 +311,11 @@ async fn apply_installs_agents_and_takes_them_back() {
     let Some(apart) = Apart::of(&installed, &CLUSTERS).await else { return };
     let file = text(&apart.file);
     let clusters = apart.world.clusters(&CLUSTERS).await;
-    let mut before = Vec::new();
-    for cluster in &clusters {
-        before.push(identities(&at_rest(&cluster.client).await));
-    }
+    let before = lists_at_rest(&clusters).await;
     let plan = apart.world.run(&["plan", "-f", file]).await.ends_with(2).out;
     assert!(plan.contains("+ hub/hub/join-cluster1") && plan.contains("+ links/cluster1/cluster2"), "{plan}");
     apart.world.good(&["apply", "-f", file, "--yes"]).await;
-    let members = apart.kubectl(&["get", "clusters"]).await.out;
-    let ready = members.lines().filter(|line| line.split_whitespace().skip(2).take(2).eq(["Pull", "True"]));
-    assert_eq!(ready.count(), 2, "{members}");
+    apart.members("Pull", 2).await.unwrap();
     apart.world.good(&["plan", "-f", file]).await;
     apart.world.proven(&apart.file, 4).await;
 
@@ -383,9 +367,7 @@ async fn apply_installs_agents_and_takes_them_back() {
     apart.world.good(&["teardown", "-f", file, "--yes"]).await;
     assert_eq!(apart.kubectl(&["get", "clusters", "-o", "name"]).await.ends_with(0).out, "");
     assert_eq!(apart.in_hub().await, BTreeSet::new());
-    for (cluster, before) in clusters.iter().zip(&before) {
-        equal_lists(cluster, before).await;
-    }
+    all_equal_lists(&clusters, &before).await;
 }
 
 /// The credential of `cluster1` for `cluster2`, as its control plane has it.

@@ -10,8 +10,8 @@ use stolos_cluster::Cluster;
 use stolos_pki::Authority;
 
 use super::{by_hand, charts, helm, releases};
-use crate::lists::{at_rest, identities};
-use crate::setup_mesh::{equal_lists, ready_pods};
+use crate::lists::{equal_lists, lists_at_rest};
+use crate::setup_mesh::ready_pods;
 use crate::world::{World, eventually, text};
 
 const CLUSTERS: [(&str, &str); 2] = [("east-1", "network-east"), ("west-1", "network-west")];
@@ -62,10 +62,9 @@ async fn somebody_elses_istio_becomes_a_mesh_and_stays_his() {
         })
         .await;
     }
-    let mut before = Vec::new();
+    let before = lists_at_rest(&clusters).await;
     let mut installed = Vec::new();
     for cluster in &clusters {
-        before.push(identities(&at_rest(&cluster.client).await));
         installed.push(releases(&world, &helm, &cluster.name).await);
     }
 

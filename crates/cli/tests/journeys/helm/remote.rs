@@ -1,8 +1,7 @@
 //! A primary and a remote by the real Helm (contract B.7, C.3): on different networks, then with another primary.
 
 use super::{charts, helm, nothing_is_written_again, releases};
-use crate::lists::{at_rest, identities};
-use crate::setup_mesh::equal_lists;
+use crate::lists::{all_equal_lists, lists_at_rest};
 use crate::world::{World, text};
 
 /// Clusters by name, network and primary.
@@ -32,10 +31,7 @@ async fn a_primary_and_its_remote_by_helm() {
     let file = world.write("mesh.yaml", &mesh(&pair, control));
     world.up(&everyone).await;
     let clusters = world.clusters(&["one", "two", "far"]).await;
-    let mut before = Vec::new();
-    for cluster in &clusters {
-        before.push(identities(&at_rest(&cluster.client).await));
-    }
+    let before = lists_at_rest(&clusters).await;
 
     let plan = world.run(&["plan", "-f", text(&file)]).await.ends_with(2);
     assert!(plan.out.contains("control/far/istiod"), "{}", plan.out);
@@ -62,7 +58,5 @@ async fn a_primary_and_its_remote_by_helm() {
     nothing_is_written_again(&world, &file, &clusters).await;
 
     world.good(&["teardown", "-f", text(&file), "--yes"]).await;
-    for (cluster, before) in clusters.iter().zip(&before) {
-        equal_lists(cluster, before).await;
-    }
+    all_equal_lists(&clusters, &before).await;
 }

@@ -11,8 +11,7 @@ use stolos_cluster::Cluster;
 use stolos_plan::upgrade::injected_by;
 
 use super::{NAMES, charts, helm, mesh, releases};
-use crate::lists::{at_rest, identities};
-use crate::setup_mesh::equal_lists;
+use crate::lists::{all_equal_lists, lists_at_rest};
 use crate::traffic::{Sent, Traffic, figures};
 use crate::world::{Run, World, eventually, finish, say, text};
 
@@ -98,10 +97,7 @@ async fn an_upgrade_under_load_is_killed_led_back_and_finished() {
     let file = world.write("mesh.yaml", &mesh(3, "version: 1.27.0"));
     world.up(&file).await;
     let clusters = world.clusters(&NAMES).await;
-    let mut before = Vec::new();
-    for cluster in &clusters {
-        before.push(identities(&at_rest(&cluster.client).await));
-    }
+    let before = lists_at_rest(&clusters).await;
     world.good(&["apply", "-f", text(&file), "--yes"]).await;
     let nothing = world.good(&["upgrade", "-f", text(&file), "--dry-run"]).await;
     assert!(nothing.out.starts_with("Everything is at default (1.27.0)"), "{}", nothing.out);
@@ -205,9 +201,7 @@ async fn an_upgrade_under_load_is_killed_led_back_and_finished() {
     world.proven(&file, 9).await;
 
     world.good(&["teardown", "-f", text(&file), "--yes"]).await;
-    for (cluster, before) in clusters.iter().zip(&before) {
-        equal_lists(cluster, before).await;
-    }
+    all_equal_lists(&clusters, &before).await;
 }
 
 /// A remote's proxies are connected to its primary's control plane: that stays as long as they are, and what led the
@@ -221,10 +215,7 @@ async fn a_primary_and_its_remote_are_upgraded() {
     let file = world.write("mesh.yaml", &super::remote::mesh(&pair, "version: 1.27.0"));
     world.up(&file).await;
     let clusters = world.clusters(&["one", "far"]).await;
-    let mut before = Vec::new();
-    for cluster in &clusters {
-        before.push(identities(&at_rest(&cluster.client).await));
-    }
+    let before = lists_at_rest(&clusters).await;
     world.good(&["apply", "-f", text(&file), "--yes"]).await;
 
     // The small engine has no revisions, and says so.
@@ -243,7 +234,5 @@ async fn a_primary_and_its_remote_are_upgraded() {
     world.good(&["plan", "-f", text(&file)]).await;
     world.proven(&file, 4).await;
     world.good(&["teardown", "-f", text(&file), "--yes"]).await;
-    for (cluster, before) in clusters.iter().zip(&before) {
-        equal_lists(cluster, before).await;
-    }
+    all_equal_lists(&clusters, &before).await;
 }
