@@ -15,124 +15,48 @@
 //! 3. `…/clusters/<name>/proxy/<path>`: who asks is what that API server says of their token, or their certificate
 //!    ([`caller`]); whether they may is asked of it, too. From there on it is as below a hub's own API.
 
+mod address;
 mod caller;
+mod notice;
+mod review;
+mod shown;
 
 use std::convert::Infallible;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
-use base64::Engine as _;
-use base64::prelude::BASE64_STANDARD;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use http::{Method, Request, Response, StatusCode, header};
-use http_body_util::{BodyExt as _, Full, Limited};
+use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use percent_encoding::percent_decode_str;
 use rustls::ServerConfig;
-use serde_json::{Value, json};
-use stolos_cluster::objects::{self, Resource};
-use stolos_k8s::{Status, meta};
-use stolos_pki::tls::ClientAuth;
-use stolos_pki::{Authority, Credentials, Roots};
+use stolos_k8s::Status;
+use stolos_pki::Authority;
 use stolos_serve::listen::{self, Aside, Peer};
 use stolos_serve::{Listener, Stop, Stream, because};
 use tokio::sync::{Semaphore, watch};
 
-use crate::admit::Others;
 use crate::control::{Review, Running};
 use crate::gate::authority;
-use crate::model;
 use crate::proxy::{Audit, Body, Call, Limits, Proxy};
-use crate::{Error, MANAGER, install, label};
+use crate::{Error, install};
+pub use address::{Address, Service};
 use caller::Callers;
+use notice::{NAMESPACE, NOTICE};
+pub use notice::{Notice, notice};
+use review::REVIEWS;
+use shown::SHOWN;
 
-const NAMESPACE: &str = "karmada-system";
-/// The ConfigMap that says where members are reached, and which of several hubs leads; the role that lets everybody read
-/// it has the same name.
-const NOTICE: &str = "stolos-hub";
-/// Where API servers say by which authority their clients' certificates are good (Kubernetes 1.34).
-const AUTHENTICATION: (&str, &str) = ("kube-system", "extension-apiserver-authentication");
-/// How long what is shown in TLS is used before it is made anew, with the clients' authority as it is then; the certificate
-/// is good for much longer.
-const SHOWN: Duration = Duration::from_secs(3_600);
-const CERTIFICATE: Duration = Duration::from_secs(2 * 86_400);
 /// After so long that is tried again where it failed.
 const AGAIN: Duration = Duration::from_secs(60);
-/// How long it is taken to be true where the hub that leads is.
-const KNOWN: Duration = Duration::from_secs(2);
-/// How long a connection to it may take to be made.
+/// How long it may take to find the hub that leads, and to connect to it.
 const REACHED: Duration = Duration::from_secs(2);
-/// How many questions are answered at once, and how long one may take to arrive: nobody is asked who they are.
-const REVIEWS: usize = 64;
-const ARRIVED: Duration = Duration::from_secs(10);
-/// The largest question: an object as it was and as it is to be, each of at most 3 MiB.
-const LARGEST: usize = 8 << 20;
+/// What is below this leads into members.
 const MEMBERS: &str = "/apis/cluster.karmada.io/v1alpha1/clusters/";
-
-/// Where a hub on somebody else's API listens, and what it is called there.
-pub struct Address {
-    /// The socket.
-    pub listener: Listener,
-    /// Names and addresses that it is reached by, for its certificate; the first is the one that is told.
-    pub names: Vec<String>,
-    /// The Service in the API server's own cluster that leads here, if one does.
-    pub service: Option<Service>,
-    /// Where other hubs reach this one, if that is not where it listens.
-    pub peer: Option<IpAddr>,
-    /// Who this one is among several.
-    pub identity: String,
-}
-
-/// A Service, as `namespace/name[:port]`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Service {
-    /// Its namespace.
-    pub namespace: String,
-    /// Its name.
-    pub name: String,
-    /// Its port; 443 where none is named.
-    pub port: u16,
-}
-
-impl std::str::FromStr for Service {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("`{text}` is no Service; write NAMESPACE/NAME[:PORT]");
-        let (place, port) = match text.rsplit_once(':') {
-            Some((place, port)) => (place, port.parse().ok().filter(|port| *port > 0).ok_or_else(wrong)?),
-            None => (text, 443),
-        };
-        let (namespace, name) = place.split_once('/').ok_or_else(wrong)?;
-        if !(meta::check_label(namespace).is_empty() && meta::check_label(name).is_empty()) {
-            return Err(wrong());
-        }
-        Ok(Self { namespace: namespace.to_owned(), name: name.to_owned(), port })
-    }
-}
-
-/// Where members of a hub on somebody else's API are reached.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Notice {
-    /// `host:port`.
-    pub address: String,
-    /// The authority of its certificate (PEM).
-    pub authority: String,
-}
-
-/// Where members are reached, of a hub that has no API of its own; nothing of one that has.
-///
-/// # Errors
-///
-/// When the API refuses or does not answer.
-pub async fn notice(api: &kube::Client) -> Result<Option<Notice>, Error> {
-    let found = objects::get(api, &Resource::named("v1", "ConfigMap")?, Some(NAMESPACE), NOTICE).await?;
-    let text = |found: &Value, key: &str| found["data"][key].as_str().map(str::to_owned);
-    Ok(found.and_then(|it| Some(Notice { address: text(&it, "address")?, authority: text(&it, "authority")? })))
-}
 
 /// What this hub does among several.
 #[derive(Clone)]
@@ -214,16 +138,6 @@ impl Front {
         &self.address
     }
 
-    /// How the API server is told to ask here before it writes.
-    pub(crate) fn hook(&self) -> Value {
-        let bundle = BASE64_STANDARD.encode(self.authority.roots_pem());
-        match &self.service {
-            Some(Service { namespace, name, port }) => json!({"caBundle": bundle,
-                "service": {"namespace": namespace, "name": name, "port": port, "path": "/review"}}),
-            None => json!({"caBundle": bundle, "url": format!("https://{}/review", self.address)}),
-        }
-    }
-
     /// This hub leads from now on: members are reached here.
     pub(crate) async fn leads(&self, running: &Running) {
         let proxy = running.proxy(Limits::default(), self.audit.clone());
@@ -250,58 +164,6 @@ impl Front {
     /// This hub leads no longer, or nobody knows who does.
     pub(crate) fn waits(&self) {
         self.part.send_if_modified(|part| !matches!(std::mem::replace(part, Part::Waits), Part::Waits));
-    }
-
-    /// Says where members are reached, to everybody who is known to the API.
-    async fn tell(&self) -> Result<(), Error> {
-        let metadata = json!({"name": NOTICE, "namespace": NAMESPACE, "labels": {label::SYSTEM: "true"}});
-        const RBAC: &str = "rbac.authorization.k8s.io";
-        let all = [
-            json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata,
-                "data": {"address": self.address, "authority": self.authority.roots_pem(),
-                    "leader": self.identity, "peer": self.peer}}),
-            json!({"apiVersion": format!("{RBAC}/v1"), "kind": "Role", "metadata": metadata,
-                "rules": [{"apiGroups": [""], "resources": ["configmaps"], "resourceNames": [NOTICE],
-                    "verbs": ["get"]}]}),
-            json!({"apiVersion": format!("{RBAC}/v1"), "kind": "RoleBinding", "metadata": metadata,
-                "roleRef": {"apiGroup": RBAC, "kind": "Role", "name": NOTICE},
-                "subjects": [{"apiGroup": RBAC, "kind": "Group", "name": "system:authenticated"}]}),
-        ];
-        for object in &all {
-            objects::apply(&self.client, &Resource::of(object)?, object, MANAGER, true).await?;
-        }
-        Ok(())
-    }
-
-    /// Makes anew what is shown in TLS: its own certificate, and whose clients' certificates are believed.
-    async fn show(&self) -> Result<(), Error> {
-        let config_maps = Resource::named("v1", "ConfigMap")?;
-        let (namespace, name) = AUTHENTICATION;
-        let clients = match objects::get(&self.client, &config_maps, Some(namespace), name).await {
-            Ok(found) => found.and_then(|found| Some(found["data"]["client-ca-file"].as_str()?.to_owned())),
-            Err(error) if error.is_forbidden() => {
-                tracing::warn!(error = because(&error), "clients' certificates are good for nothing here, tokens are");
-                None
-            }
-            Err(error) => return Err(error.into()),
-        };
-        let failed = |error: stolos_pki::Error| Error::Front(format!("could not make its certificate: {error}"));
-        let mut names = self.names.clone();
-        if let Some(Service { namespace, name, .. }) = &self.service {
-            names.extend([format!("{name}.{namespace}.svc"), format!("{name}.{namespace}"), name.clone()]);
-        }
-        let addresses: Vec<IpAddr> = names.iter().filter_map(|name| name.parse().ok()).collect();
-        names.retain(|name| name.parse::<IpAddr>().is_err());
-        let own =
-            self.authority.sign_server(&names, &addresses, None, CERTIFICATE, SystemTime::now()).map_err(failed)?;
-        let own = Credentials::from_pem(&own.chain_pem(), own.key_pem().map_err(failed)?.expose()).map_err(failed)?;
-        let clients = match clients {
-            Some(pem) => ClientAuth::Named(Roots::from_pem(&pem).map_err(failed)?),
-            None => ClientAuth::None,
-        };
-        let shown = stolos_pki::tls::server(&own, clients, &[b"h2", b"http/1.1"]).map_err(failed)?;
-        *self.shown.lock().unwrap_or_else(PoisonError::into_inner) = Some(shown);
-        Ok(())
     }
 
     async fn serve(self: Arc<Self>, listener: Listener, stop: Stop) {
@@ -370,90 +232,6 @@ impl Front {
         let may =
             |verb| async move { self.callers.may(&caller, verb, &member).await.map_err(|no| Box::new(said(&no))) };
         leading.proxy.answer(call, may).await
-    }
-
-    /// Answers the API server that asks whether something may be written.
-    async fn review(&self, request: Request<Incoming>) -> Response<Body> {
-        let Ok(_turn) = self.reviews.try_acquire() else {
-            return said(&Status::too_many_requests("too much is asked at once", 1));
-        };
-        let arriving = Limited::new(request.into_body(), LARGEST).collect();
-        let body = match tokio::time::timeout(ARRIVED, arriving).await {
-            Ok(Ok(body)) => body.to_bytes(),
-            Ok(Err(error)) => return said(&Status::bad_request(error.to_string())),
-            Err(_) => return said(&Status::timeout("the question has not arrived in time", 1)),
-        };
-        let asked: Value = match serde_json::from_slice(&body) {
-            Ok(asked) => asked,
-            Err(error) => return said(&Status::bad_request(format!("this is no AdmissionReview: {error}"))),
-        };
-        let leading = match &*self.part.borrow() {
-            Part::Leads(leading) => Some(Arc::clone(leading)),
-            _ => None,
-        };
-        let answer = match leading {
-            Some(leading) => (leading.review)(&asked),
-            None => match self.others(&asked).await {
-                Ok(known) => crate::admit::review(&asked, &known),
-                Err(error) => return said(&Status::unavailable(because(&error))),
-            },
-        };
-        plain(StatusCode::OK, "application/json", answer.to_string())
-    }
-
-    /// What there is that one that is asked about may contradict: a hub that stands by keeps nothing in mind.
-    async fn others(&self, asked: &Value) -> Result<Others, Error> {
-        let mut others = Others::default();
-        match asked["request"]["kind"]["kind"].as_str().unwrap_or_default() {
-            kind @ "ResourceInterpreterCustomization" => {
-                let plural = "resourceinterpretercustomizations";
-                others.customizations = self.all("config.karmada.io/v1alpha1", kind, plural).await?;
-            }
-            kind @ "ClusterTaintPolicy" => {
-                others.taint_policies = self.all("policy.karmada.io/v1alpha1", kind, "clustertaintpolicies").await?;
-            }
-            _ => {}
-        }
-        Ok(others)
-    }
-
-    /// All objects of a kind of the hub's that can be read.
-    async fn all<T: serde::de::DeserializeOwned>(
-        &self,
-        version: &str,
-        kind: &str,
-        plural: &str,
-    ) -> Result<Vec<T>, Error> {
-        let resource = Resource {
-            api_version: version.to_owned(),
-            kind: kind.to_owned(),
-            plural: plural.to_owned(),
-            namespaced: false,
-        };
-        let all = objects::list(&self.client, &resource, None, None).await?;
-        Ok(all.iter().filter_map(|object| model::read(object).ok().map(|(object, _)| object)).collect())
-    }
-
-    /// Where the hub that leads is reached; nothing where nobody has said it.
-    async fn place_of(&self, leader: &str) -> Option<String> {
-        let known = self.leader.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if let Some((read, who, place)) = known
-            && who == leader
-            && read.elapsed() < KNOWN
-        {
-            return Some(place);
-        }
-        let config_maps = Resource::named("v1", "ConfigMap").ok()?;
-        let reading = objects::get(&self.client, &config_maps, Some(NAMESPACE), NOTICE);
-        let found = tokio::time::timeout(REACHED, reading).await.ok()?.ok()??;
-        let place = found["data"]["peer"].as_str().filter(|_| found["data"]["leader"] == leader)?.to_owned();
-        // Where both are told the same, such as a load balancer, a connection would come back here, again and again.
-        if place == self.peer {
-            return None;
-        }
-        let known = (Instant::now(), leader.to_owned(), place.clone());
-        *self.leader.lock().unwrap_or_else(PoisonError::into_inner) = Some(known);
-        Some(place)
     }
 }
 
@@ -530,15 +308,5 @@ mod tests {
             assert_eq!(found, expected.map(|(name, base, rest)| (name.to_owned(), base, rest)), "{path}");
         }
         assert!(member("/apis/cluster.karmada.io/v1alpha1/clusters").is_none());
-    }
-
-    #[test]
-    fn a_service_is_named_as_people_write_it() {
-        let service = |text: &str| text.parse::<Service>().map(|s| format!("{} {} {}", s.namespace, s.name, s.port));
-        assert_eq!(service("stolos/hub").unwrap(), "stolos hub 443");
-        assert_eq!(service("stolos/hub:8443").unwrap(), "stolos hub 8443");
-        for text in ["hub", "stolos/hub:0", "stolos/hub:x", "/hub", "a/b/c"] {
-            assert_eq!(service(text).unwrap_err(), format!("`{text}` is no Service; write NAMESPACE/NAME[:PORT]"));
-        }
     }
 }
