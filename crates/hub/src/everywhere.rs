@@ -68,22 +68,27 @@ pub struct Answer {
     pub found: Result<Vec<Found>, String>,
 }
 
-/// The members of a hub: those that are named, or all.
+/// The members of a hub: those that are named, or all. Of those that are named no other is asked for, so that a role for
+/// them is enough, also one that lets somebody ask them and not read their Clusters: the hub says of those what there is.
 ///
 /// # Errors
 ///
 /// When the hub cannot be asked, or has no cluster of a name.
 pub async fn members(hub: &kube::Client, named: &[String]) -> Result<Vec<String>, Error> {
-    let all = objects::list(hub, &clusters(), None, None).await?;
-    let mut all: Vec<String> = all.iter().map(|cluster| meta::name(cluster).to_owned()).collect();
-    all.sort();
     if named.is_empty() {
+        let all = objects::list(hub, &clusters(), None, None).await?;
+        let mut all: Vec<String> = all.iter().map(|cluster| meta::name(cluster).to_owned()).collect();
+        all.sort();
         return Ok(all);
     }
-    match named.iter().find(|name| !all.contains(name)) {
-        Some(unknown) => Err(Error::NoCluster(unknown.clone())),
-        None => Ok(named.to_vec()),
-    }
+    let looking = named.iter().map(|name| async move {
+        match objects::get(hub, &clusters(), None, name).await {
+            Ok(None) => Err(Error::NoCluster(name.clone())),
+            Err(error) if !error.is_forbidden() => Err(error.into()),
+            _ => Ok(name.clone()),
+        }
+    });
+    futures::future::try_join_all(looking).await
 }
 
 /// Asks members side by side, in their order. None takes longer than `patience`.

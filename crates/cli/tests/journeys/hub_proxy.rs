@@ -299,7 +299,7 @@ async fn nobody_may_more_than_both_sides_allow() {
     let config = hub.kubectl(&["config", "view", "--raw", "-o", "json"]).await.ends_with(0).document();
     let mut config = config.clone();
     config["users"][0]["user"] = serde_json::json!({"token": token});
-    hub.world.write("reader.kubeconfig", &config.to_string());
+    let as_reader = hub.world.write("reader.kubeconfig", &config.to_string());
     let reads = async |member: &str, args: &[&str]| {
         let server = hub.server(member);
         finish(hub.command(&["--kubeconfig", "reader.kubeconfig", "--server", &server], args)).await
@@ -307,6 +307,14 @@ async fn nobody_may_more_than_both_sides_allow() {
 
     let seen = reads("ap", &["get", "pods", "-o", "name"]).await.ends_with(0).out;
     assert_eq!(seen, "pod/server\npod/talker\n");
+    let get = async |of: &[&str]| {
+        hub.world.run(&[&["get", "pods", "-o", "name", "--hub-kubeconfig", text(&as_reader)], of].concat()).await
+    };
+    assert_eq!(get(&["--clusters", "ap"]).await.ends_with(0).out, "ap pod/server\nap pod/talker\n");
+    let refused = get(&["--clusters", "eu"]).await.ends_with(1).err;
+    assert!(refused.contains("eu: ") && refused.contains("forbidden"), "{refused}");
+    let refused = get(&[]).await.ends_with(1).err;
+    assert!(refused.contains("forbidden"), "{refused}");
     for (what, verb) in [
         (&["delete", "pod", "talker"][..], "delete"),
         (&["exec", "talker", "--", "id"], "create"),
