@@ -4,7 +4,7 @@
 //! [`tainting`] with what else by people's policies,
 //! [`task`] which copies leave a tainted cluster and when one that leaves has left (Karmada v1.18.2's taint manager and
 //! graceful eviction), [`application`] which ones leave a cluster that is well because they are not, [`state`] what the
-//! next copy gets from them, [`rate`] how many leave at once. [`guard`] stands before every write that makes something smaller:
+//! next copy gets from them, [`rate`] who leaves next and when. [`guard`] stands before every write that makes something smaller:
 //! good replicas are taken away only where as many as [`floor`] says stay good without them. That is more than Karmada
 //! promises, which deletes the old copy when its time is over.
 
@@ -41,6 +41,13 @@ pub struct Settings {
     pub purge_mode: PurgeMode,
     /// How many workloads leave in a second (`--resource-eviction-rate`).
     pub eviction_rate: f64,
+    /// How many while many clusters are lost at once (`--secondary-resource-eviction-rate`).
+    pub secondary_eviction_rate: f64,
+    /// More than this part of the clusters is lost then (`--unhealthy-cluster-threshold`).
+    pub unhealthy_cluster_threshold: f64,
+    /// In a hub of no more clusters none leaves then (`--large-cluster-num-threshold`; 0 here, as Karmada v1.18.2 stops for
+    /// nobody; 10 in its proposal).
+    pub large_cluster_num_threshold: u32,
     /// How long a copy that is to leave waits for all others to be well (`--graceful-eviction-timeout`).
     pub graceful_eviction_timeout: Duration,
 }
@@ -56,6 +63,9 @@ impl Default for Settings {
             evicts: true,
             purge_mode: PurgeMode::Gracefully,
             eviction_rate: 0.5,
+            secondary_eviction_rate: 0.1,
+            unhealthy_cluster_threshold: 0.55,
+            large_cluster_num_threshold: 0,
             graceful_eviction_timeout: Duration::from_secs(600),
         }
     }

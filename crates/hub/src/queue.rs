@@ -132,7 +132,12 @@ impl<K: Clone + Ord + Hash + Debug + Send + 'static> Queue<K> {
 
     /// Looks at a thing in a moment, once for all that happens to it until then.
     pub(crate) fn add_soon(&self, key: K) {
-        self.add_after(key, SOON);
+        self.add_in(key, SOON);
+    }
+
+    /// Looks at a thing after so long at the latest.
+    pub(crate) fn add_in(&self, key: K, delay: Duration) {
+        self.add_after(key, delay);
         self.wake.notify_one();
     }
 

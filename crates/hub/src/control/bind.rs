@@ -8,11 +8,11 @@ use serde_json::{Value, json};
 use stolos_cluster::objects;
 use stolos_k8s::meta;
 
-use super::Hub;
 use super::clusters::{condition, set_condition};
 use super::copies::{Moving, Part};
 use super::template::{TemplateKey, mark};
-use crate::evict::guard::{self, Action, Step, Wait};
+use super::{Hub, execute};
+use crate::evict::guard::{self, Action, Parting, Step, Wait};
 use crate::evict::state;
 use crate::label::SETTLED;
 use crate::mirror::{Key, Mirror};
@@ -307,8 +307,8 @@ async fn remove(hub: &Hub, binding: &Value, cluster: &str, work_name: &str) -> R
     Ok(true)
 }
 
-/// A binding goes when its Works are gone.
-async fn end(hub: &Hub, mirror: &Mirror, binding: &Value, work_name: &str) -> Result<Again, Trouble> {
+/// A binding goes when its Works are gone, and what they have let go of.
+async fn end(hub: &Arc<Hub>, mirror: &Mirror, binding: &Value, work_name: &str) -> Result<Again, Trouble> {
     let finalizer = match meta::namespace(binding) {
         "" => label::CLUSTER_BINDING_FINALIZER,
         _ => label::BINDING_FINALIZER,
@@ -317,17 +317,23 @@ async fn end(hub: &Hub, mirror: &Mirror, binding: &Value, work_name: &str) -> Re
     if !finalizers.contains(&finalizer) {
         return Ok(None);
     }
-    let mut left = false;
+    let mut has_works = false;
     let (id, _) = links(binding);
     for cluster in hub.own.clusters.list() {
         let cluster = meta::name(&cluster);
         remove(hub, binding, cluster, work_name).await?;
         let work = hub.own.works.get(&name::execution_namespace(cluster), work_name);
-        left |= work.is_some_and(|work| meta::label(&work, id) == meta::label(binding, id));
+        has_works |= work.is_some_and(|work| meta::label(&work, id) == meta::label(binding, id));
     }
-    if left {
+    match guard::parting(has_works, &guard::left_behind(meta::annotation(binding, label::LEFT_BEHIND))) {
         // The end of each brings us here again.
-        return Ok(None);
+        Parting::Works => return Ok(None),
+        Parting::LeftBehind(clusters) => {
+            for cluster in &clusters {
+                execute::take_left_behind(hub, binding, cluster).await?;
+            }
+        }
+        Parting::Nothing => {}
     }
     let mut free = binding.clone();
     let kept: Vec<_> = finalizers.into_iter().filter(|known| *known != finalizer).collect();

@@ -1,6 +1,6 @@
 //! What leaves a cluster that is lost, or that somebody tainted: the decisions are [`crate::evict::task`]'s.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -8,8 +8,9 @@ use stolos_k8s::meta;
 
 use super::template::TemplateKey;
 use super::{Hub, failover};
-use crate::evict::guard;
+use crate::evict::rate::Turns;
 use crate::evict::task::{self, Change, News};
+use crate::evict::{guard, rate};
 use crate::mirror::{Key, Mirror};
 use crate::model::{self, Binding, Cluster};
 use crate::queue::{Again, Trouble};
@@ -25,6 +26,7 @@ const LOOKED_AFTER: Duration = Duration::from_secs(60);
 
 /// Looks at one binding.
 pub(super) async fn look(hub: Arc<Hub>, key: Key) -> Result<Again, Trouble> {
+    let mut turn = Turn { hub: &hub, key: &key, waits: false };
     let Some((mirror, object)) = hub.binding(&key) else { return Ok(None) };
     if meta::deletion_timestamp(&object).is_some() {
         hub.forget_watch(&object);
@@ -37,8 +39,7 @@ pub(super) async fn look(hub: Arc<Hub>, key: Key) -> Result<Again, Trouble> {
         return Ok(None);
     }
     let (binding, _) = model::read::<Binding>(&object)?;
-    let clusters: Vec<Cluster> =
-        all.iter().filter_map(|cluster| model::read::<Cluster>(cluster).ok().map(|(cluster, _)| cluster)).collect();
+    let clusters: Vec<Arc<Cluster>> = all.iter().filter_map(|cluster| hub.cluster(cluster)).collect();
     let now = jiff::Timestamp::now();
     let of = TemplateKey::of_binding(&object);
     let work = name::work(&of.kind, &of.name, &of.namespace);
@@ -62,14 +63,14 @@ pub(super) async fn look(hub: Arc<Hub>, key: Key) -> Result<Again, Trouble> {
             again = Some(again.map_or(LOOKED_AFTER, |known| known.min(LOOKED_AFTER)));
         }
         if !change.news.is_empty() {
-            if let Err(wait) = hub.may_evict() {
-                return Ok(Some(wait));
+            if let Err(wait) = turn.ask(&object, &clusters) {
+                return Ok(Some(again.map_or(wait, |known| known.min(wait))));
             }
             return write(&hub, &mirror, &object, change).await;
         }
         again = [again, change.again].into_iter().flatten().min();
     }
-    let then = failover::look(&hub, &mirror, &object, &binding, &clusters).await?;
+    let then = failover::look(&hub, &mirror, &object, &binding, (&clusters, &mut turn)).await?;
     Ok([again, then].into_iter().flatten().min())
 }
 
@@ -128,10 +129,46 @@ pub(super) fn tell(hub: &Hub, object: &Value, news: &[(String, News)], from: &'s
     }
 }
 
+/// A look at a binding that may let it leave a cluster. A binding that has not asked in its last look waits no longer; then,
+/// and whenever one has left, the next one is told when its turn is, and no other is.
+pub(super) struct Turn<'a> {
+    hub: &'a Hub,
+    key: &'a Key,
+    waits: bool,
+}
+
+impl Turn<'_> {
+    /// Lets it leave, or says how long it is to wait.
+    pub(super) fn ask(&mut self, binding: &Value, clusters: &[Arc<Cluster>]) -> Result<(), Duration> {
+        let rank = binding["spec"]["schedulePriority"]["priority"].as_i64().unwrap_or(0);
+        let per_second = rate::per_second(clusters, &self.hub.patience);
+        let mut turns = self.hub.turns();
+        if per_second < turns.per_second() {
+            tracing::warn!(per_second, "many clusters are lost at once: workloads leave theirs more slowly");
+        }
+        let asked = turns.ask(self.key, rank, per_second, self.hub.began.elapsed());
+        self.waits = asked.is_err();
+        asked
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        let mut turns = self.hub.turns();
+        if !self.waits {
+            turns.give_up(self.key);
+        }
+        let next = turns.next(self.hub.began.elapsed()).map(|(key, wait)| (key.clone(), wait));
+        drop(turns);
+        if let Some((key, wait)) = next {
+            self.hub.queues.evict.add_in(key, wait);
+        }
+    }
+}
+
 impl Hub {
-    /// Lets one workload leave its cluster, or says how long it is to wait.
-    pub(super) fn may_evict(&self) -> Result<(), Duration> {
-        self.evictions.lock().unwrap_or_else(PoisonError::into_inner).take(self.began.elapsed())
+    fn turns(&self) -> MutexGuard<'_, Turns<Key>> {
+        self.evictions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Something has changed that decides what may stay where it is.
@@ -141,5 +178,56 @@ impl Hub {
                 self.queues.evict.add(binding);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::control::tests::nobodys;
+
+    fn cluster(name: &str, ready: &str, taints: Value) -> Arc<Value> {
+        Arc::new(json!({"apiVersion": "cluster.karmada.io/v1alpha1", "kind": "Cluster",
+            "metadata": {"name": name, "resourceVersion": "1"}, "spec": {"syncMode": "Push", "taints": taints},
+            "status": {"conditions": [{"type": "Ready", "status": ready}]}}))
+    }
+
+    fn binding(name: &str, cluster: &str, revision: u64) -> Arc<Value> {
+        Arc::new(json!({"apiVersion": "work.karmada.io/v1alpha2", "kind": "ResourceBinding",
+            "metadata": {"namespace": "shop", "name": name, "resourceVersion": revision.to_string()},
+            "spec": {"resource": {"apiVersion": "apps/v1", "kind": "Deployment", "namespace": "shop", "name": name},
+                "replicas": 1, "placement": {}, "clusters": [{"name": cluster, "replicas": 1}],
+                "schedulePriority": {"priority": i64::from(name == "first")}}}))
+    }
+
+    /// Of many that wait only one is told when to look again; what wakes them all reads no Cluster twice.
+    #[tokio::test]
+    async fn only_who_is_next_looks_again() {
+        let hub = Hub::at_rest(nobodys());
+        hub.own.clusters.wrote(&cluster("eu", "False", json!([{"key": label::NOT_READY, "effect": "NoExecute"}])));
+        hub.own.clusters.wrote(&cluster("us", "True", json!([])));
+        let names: Vec<String> = (0..200).map(|number| format!("web-{number}")).collect();
+        names.iter().for_each(|name| hub.own.bindings.wrote(&binding(name, "eu", 2)));
+        hub.own.bindings.wrote(&binding("first", "eu", 2));
+        let key = |name: &str| ("shop".to_owned(), name.to_owned());
+        // One has just left.
+        hub.turns().ask(&key("gone"), 0, 0.5, hub.began.elapsed()).unwrap();
+
+        let mut soon = 0;
+        for name in names.iter().map(String::as_str).chain(["first"]) {
+            let again = look(Arc::clone(&hub), key(name)).await.unwrap().unwrap();
+            soon += usize::from(again < Duration::from_secs(60));
+        }
+        assert_eq!(soon, 2, "the first that came, and the one before which nobody goes");
+        let next = || hub.turns().next(hub.began.elapsed()).map(|(key, _)| key.1.clone());
+        assert_eq!(next().as_deref(), Some("first"));
+        assert_eq!(hub.read_clusters.lock().unwrap().len(), 2);
+
+        // What need not leave any more keeps nobody waiting.
+        hub.own.bindings.wrote(&binding("first", "us", 3));
+        look(Arc::clone(&hub), key("first")).await.unwrap();
+        assert_eq!(next().as_deref(), Some("web-0"));
     }
 }

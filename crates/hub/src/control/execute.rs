@@ -13,12 +13,13 @@ use super::Hub;
 use super::clusters::{condition, is_ready, set_condition};
 use super::interpret::unanswered;
 use super::members::Member;
-use super::template::essence;
+use super::template::{TemplateKey, essence};
 use super::write::difference;
 use crate::evict::guard::{Ending, asked, ending};
 use crate::interpret::ScriptError;
 use crate::mirror::{Changed, Key, Mirror};
 use crate::model::Health;
+use crate::name::execution_namespace;
 use crate::queue::{Again, Queue, Trouble};
 use crate::{MANAGER, interpret, label};
 
@@ -386,7 +387,7 @@ async fn end(hub: &Arc<Hub>, name: &str, cluster: Option<&Value>, work: &Value) 
         (Ending::TakeBack, Some(member)) => {
             for manifest in work["spec"]["workload"]["manifests"].as_array().into_iter().flatten() {
                 let kept = work["spec"]["preserveResourcesOnDeletion"] == true;
-                take_back(hub, name, &member, work, manifest, kept).await?;
+                take_back(hub, name, &member, manifest, Takes::Work(work), kept).await?;
             }
             hub.leave_behind(work, name, None).await?;
         }
@@ -407,13 +408,40 @@ async fn end(hub: &Arc<Hub>, name: &str, cluster: Option<&Value>, work: &Value) 
     }
 }
 
+/// Takes back what a Work has let go of, of a binding that goes: no other Work will.
+pub(super) async fn take_left_behind(hub: &Arc<Hub>, binding: &Value, name: &str) -> Result<(), Trouble> {
+    let cluster = hub.own.clusters.get("", name);
+    let leaving = cluster.as_deref().is_none_or(|cluster| meta::deletion_timestamp(cluster).is_some());
+    let member = hub.member(name).filter(|_| cluster.as_deref().is_some_and(is_ready));
+    match (ending(leaving, false, member.is_some()), member) {
+        (Ending::TakeBack, Some(member)) => {
+            let TemplateKey { api_version, kind, namespace, name: of } = TemplateKey::of_binding(binding);
+            let manifest = json!({"apiVersion": api_version, "kind": kind,
+                "metadata": {"namespace": namespace, "name": of}});
+            let kept = binding["spec"]["preserveResourcesOnDeletion"] == true;
+            take_back(hub, name, &member, &manifest, Takes::Binding, kept).await
+        }
+        (Ending::LetGo, _) => Ok(()),
+        _ => Err(format!("{name} is not ready: what a Work has left behind there cannot be taken back yet").into()),
+    }
+}
+
+/// Who takes something back.
+#[derive(Clone, Copy)]
+enum Takes<'a> {
+    /// A Work that goes: its binding may still want enough to stay.
+    Work(&'a Value),
+    /// A binding that goes: nobody wants anything of it.
+    Binding,
+}
+
 /// Deletes an object of a member if it is the hub's, or frees it.
 async fn take_back(
     hub: &Arc<Hub>,
     name: &str,
     member: &Arc<Member>,
-    work: &Value,
     manifest: &Value,
+    takes: Takes<'_>,
     kept: bool,
 ) -> Result<(), Trouble> {
     let mirror = mirror(hub, name, member, manifest).await?;
@@ -421,7 +449,7 @@ async fn take_back(
     member.forget(&mirror.resource, manifest);
     let live = objects::get(&member.client, &mirror.resource, namespace, meta::name(manifest)).await?;
     let Some(live) = live.filter(is_managed) else { return Ok(()) };
-    if meta::annotation(&live, label::WORK_NAMESPACE).is_some_and(|of| of != meta::namespace(work)) {
+    if meta::annotation(&live, label::WORK_NAMESPACE).is_some_and(|of| of != execution_namespace(name)) {
         // Another hub's, or another name of this cluster.
         return Ok(());
     }
@@ -432,7 +460,9 @@ async fn take_back(
             .await?;
         return Ok(());
     }
-    hub.may_lower(work, name, &live, 0).await?;
+    if let Takes::Work(work) = takes {
+        hub.may_lower(work, name, &live, 0).await?;
+    }
     // Nothing may have become of it since it was looked at.
     objects::delete_unchanged(&member.client, &mirror.resource, &live).await?;
     Ok(())

@@ -1,12 +1,13 @@
 //! What leaves a cluster because it is not well there: the decisions are [`crate::evict::application`]'s.
 
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use serde_json::Value;
 use stolos_k8s::meta;
 
 use super::Hub;
+use super::evict::Turn;
 use super::template::TemplateKey;
 use crate::evict::application::{self, Failures};
 use crate::mirror::{self, Mirror};
@@ -30,7 +31,7 @@ pub(super) async fn look(
     mirror: &Mirror,
     object: &Value,
     binding: &Binding,
-    clusters: &[Cluster],
+    (clusters, turn): (&[Arc<Cluster>], &mut Turn<'_>),
 ) -> Result<Again, Trouble> {
     if !is_wanted(object) {
         hub.forget_watch(object);
@@ -65,7 +66,8 @@ pub(super) async fn look(
     let mut again = [again, over].into_iter().flatten().min();
     let requirements = binding.spec.replica_requirements.as_ref();
     let room = |cluster: &Cluster| estimate::available(cluster, requirements);
-    let staying: Vec<&Cluster> = clusters.iter().filter(|it| it.metadata.deletion_timestamp.is_none()).collect();
+    let staying: Vec<&Cluster> =
+        clusters.iter().map(|it| &**it).filter(|it| it.metadata.deletion_timestamp.is_none()).collect();
     let place = |binding: &Binding| match place::place(binding, &staying, &room, hub.placing).outcome {
         Outcome::Placed { clusters, .. } => Ok(clusters),
         other => Err(other.message().to_owned()),
@@ -73,8 +75,8 @@ pub(super) async fn look(
     for cluster in due {
         match application::leave(binding, &watch, &cluster, &place, now) {
             Ok((change, failures)) => {
-                if let Err(wait) = hub.may_evict() {
-                    return Ok(Some(wait));
+                if let Err(wait) = turn.ask(object, clusters) {
+                    return Ok(Some(again.map_or(wait, |known| known.min(wait))));
                 }
                 let mut after = super::evict::changed(object, &change)?;
                 remember(&mut after, &failures);

@@ -58,6 +58,13 @@ impl Member {
         })
     }
 
+    /// Over a client that is there.
+    #[cfg(test)]
+    pub(super) fn over(client: kube::Client, stop: &Stop, tasks: &TaskTracker) -> Self {
+        let (mirrors, books) = (Mutex::default(), Mutex::default());
+        Self { client, made_of: (Value::Null, None), mirrors, books, stop: stop.child(), tasks: tasks.clone() }
+    }
+
     /// Whether it is reached as these say.
     pub(crate) fn is_of(&self, cluster: &Value, secret: Option<&Value>) -> bool {
         self.made_of == (address(cluster), secret.map(|secret| secret["data"].clone()))

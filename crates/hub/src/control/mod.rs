@@ -43,7 +43,7 @@ use crate::admission::Asked;
 use crate::event::{self, Recorder};
 use crate::evict::Settings as Patience;
 use crate::evict::application::Watch;
-use crate::evict::rate::Rate;
+use crate::evict::rate::Turns;
 use crate::interpret::Interpreters;
 use crate::member::Ways;
 use crate::mirror::Key;
@@ -205,8 +205,8 @@ pub(crate) struct Hub {
     patience: Patience,
     /// How it places.
     placing: place::Settings,
-    /// How many workloads leave their clusters at once, by the time since `began`.
-    evictions: Mutex<Rate>,
+    /// Which workload leaves its cluster next, by the time since `began`.
+    evictions: Mutex<Turns<Key>>,
     began: Instant,
     /// Since when copies are unhealthy whose policy says what happens then.
     watches: Mutex<HashMap<Key, Watch>>,
@@ -253,7 +253,7 @@ impl Hub {
             unmatched: Mutex::default(),
             prepared: Mutex::default(),
             moving,
-            evictions: Mutex::new(Rate::new(patience.eviction_rate)),
+            evictions: Mutex::new(Turns::new(patience.eviction_rate)),
             patience,
             placing,
             began: Instant::now(),
@@ -327,3 +327,6 @@ impl Hub {
         &self.tasks
     }
 }
+
+#[cfg(test)]
+mod tests;

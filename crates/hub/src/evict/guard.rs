@@ -223,6 +223,27 @@ pub fn ending(leaves: bool, wanted: bool, reached: bool) -> Ending {
     }
 }
 
+/// What a binding that goes waits for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Parting {
+    /// Its Works: each takes back what it brought.
+    Works,
+    /// What Works have let go of in these clusters: no other Work is made that would take it back.
+    LeftBehind(Vec<String>),
+    /// Nothing: it goes.
+    Nothing,
+}
+
+/// What a binding that goes waits for, whether it has Works and with what they have let go of ([`left_behind`]).
+#[must_use]
+pub fn parting(has_works: bool, left: &BTreeMap<String, i64>) -> Parting {
+    match (has_works, left.is_empty()) {
+        (true, _) => Parting::Works,
+        (false, false) => Parting::LeftBehind(left.keys().cloned().collect()),
+        (false, true) => Parting::Nothing,
+    }
+}
+
 /// Where a Work has let go of its object, with how many replicas it asked for, by a binding's annotation ([`crate::label::LEFT_BEHIND`]).
 #[must_use]
 pub fn left_behind(annotation: Option<&str>) -> BTreeMap<String, i64> {

@@ -5,6 +5,7 @@
 //! the hub: what would be taken away while nobody looks would be taken away when the cluster is back, whatever is good by
 //! then. And a cluster that is back in time keeps its copy, if nothing has taken its place.
 
+use std::borrow::Borrow;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -69,18 +70,24 @@ fn tolerations(binding: &Binding) -> Vec<Toleration> {
 ///
 /// With no cluster ready nothing leaves: there is nowhere to go, and it may be the hub that is cut off.
 #[must_use]
-pub fn evict(binding: &Binding, clusters: &[Cluster], now: Timestamp, settings: &Settings) -> Option<Change> {
+pub fn evict(
+    binding: &Binding,
+    clusters: &[impl Borrow<Cluster>],
+    now: Timestamp,
+    settings: &Settings,
+) -> Option<Change> {
     let spec = &binding.spec;
     let suspended = spec.suspension.as_ref().is_some_and(|suspension| suspension.scheduling == Some(true));
     if !settings.evicts || spec.placement.is_none() || suspended {
         return None;
     }
-    let of = |name: &str| clusters.iter().find(|cluster| cluster.metadata.name == name);
+    let all = || clusters.iter().map(Borrow::borrow);
+    let of = |name: &str| all().find(|cluster| cluster.metadata.name == name);
     let tainted = |cluster: &Cluster| cluster.spec.taints.iter().any(|taint| taint.effect == TaintEffect::NoExecute);
     if !spec.clusters.iter().any(|target| of(&target.name).is_some_and(tainted)) {
         return None;
     }
-    if !clusters.iter().any(|cluster| cluster.status.ready()) {
+    if !all().any(|cluster| cluster.status.ready()) {
         return None;
     }
     let tolerations = tolerations(binding);
@@ -136,7 +143,7 @@ pub fn evict(binding: &Binding, clusters: &[Cluster], now: Timestamp, settings: 
 #[must_use]
 pub fn assess(
     binding: &Binding,
-    clusters: &[Cluster],
+    clusters: &[impl Borrow<Cluster>],
     has_work: &dyn Fn(&str) -> bool,
     now: Timestamp,
     settings: &Settings,
@@ -149,7 +156,7 @@ pub fn assess(
     let settled = settled(binding);
     let divided = !matches!(strategy(spec), Strategy::Duplicated | Strategy::Unnumbered);
     let there = |name: &str| {
-        let found = clusters.iter().find(|cluster| cluster.metadata.name == name);
+        let found = clusters.iter().map(Borrow::borrow).find(|cluster| cluster.metadata.name == name);
         found.filter(|cluster| cluster.metadata.deletion_timestamp.is_none())
     };
     let is_there = |name: &String| there(name).is_some();

@@ -1,11 +1,8 @@
-use std::time::Duration;
-
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::floor::{By, Floor, budgets_of};
 use super::guard::{Action, Copy, plan};
-use super::rate::Rate;
 use super::{Settings, taint, task};
 use crate::model::{Binding, Cluster, read};
 
@@ -302,16 +299,6 @@ fn what_was_given_to_a_cluster_that_left_counts_for_nothing() {
     let change = task::assess(&binding, &only_eu, &|_| true, at(1), &Settings::default()).unwrap();
     assert!(change.tasks.is_empty(), "{:?}", change.news);
     assert!(change.clusters.iter().any(|target| target.name == "eu" && target.replicas == 4), "{:?}", change.clusters);
-}
-
-#[test]
-fn one_after_the_other() {
-    let mut rate = Rate::new(0.5);
-    let seconds = Duration::from_secs;
-    assert_eq!(rate.take(seconds(10)), Ok(()));
-    assert_eq!(rate.take(seconds(11)), Err(seconds(1)));
-    assert_eq!(rate.take(seconds(12)), Ok(()));
-    assert!(Rate::new(0.0).take(seconds(10)).is_err());
 }
 
 /// What a task of `eu` becomes: with these fields more, with Works in these clusters, after so many seconds.

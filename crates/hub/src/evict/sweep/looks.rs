@@ -12,8 +12,8 @@ use crate::divide::Strategy;
 use crate::evict::floor::{By, Floor};
 use crate::evict::guard::{self, Action, Copy, Ending, Facts, Place};
 use crate::evict::health::{self, Seen};
-use crate::evict::taint;
 use crate::evict::task::{self, Change, News};
+use crate::evict::{rate, taint};
 use crate::label::{APPLIED_PLACEMENT, SETTLED};
 use crate::model::{AggregatedStatusItem, Condition, Health, PurgeMode, SchedulingType};
 use crate::place::{self, Outcome};
@@ -126,22 +126,41 @@ impl World {
         if let Some(change) = task::assess(&app.binding, &self.clusters, &has_work, clock, &self.settings)
             && !change.news.is_empty()
         {
+            self.memory.turns.give_up(&of);
             self.change(of, change);
             return;
         }
-        if let Some(change) = task::evict(&app.binding, &self.clusters, clock, &self.settings)
-            && !change.news.is_empty()
-        {
-            let elapsed = Duration::from_millis((self.now - self.memory.began).unsigned_abs());
-            if self.memory.rate.take(elapsed).is_err() && !self.is_off(Rule::Rate) {
-                return;
+        match task::evict(&app.binding, &self.clusters, clock, &self.settings) {
+            Some(change) if !change.news.is_empty() => {
+                if self.may_leave(of) {
+                    self.change(of, change);
+                }
             }
-            let last = self.memory.sent_away.replace(self.now);
-            if last.is_some_and(|last| ((self.now - last) as f64) < 1_000.0 / self.settings.eviction_rate) {
-                self.violated(&format!("{of} leaves too soon after another one"));
-            }
-            self.change(of, change);
+            _ => self.memory.turns.give_up(&of),
         }
+    }
+
+    /// Whether it is a workload's turn to leave a cluster.
+    fn may_leave(&mut self, of: usize) -> bool {
+        let per_second = match self.is_off(Rule::Slower) {
+            true => self.settings.eviction_rate,
+            false => rate::per_second(&self.clusters, &self.settings),
+        };
+        let elapsed = Duration::from_millis((self.now - self.memory.began).unsigned_abs());
+        if self.memory.turns.ask(&of, 0, per_second, elapsed).is_err() && !self.is_off(Rule::Rate) {
+            return false;
+        }
+        let last = self.memory.sent_away.replace(self.now);
+        let staying = || self.clusters.iter().filter(|cluster| cluster.metadata.deletion_timestamp.is_none());
+        let lost = staying().filter(|it| !it.status.conditions.is_empty() && !it.status.ready()).count();
+        let least = match lost * 100 > staying().count() * 55 {
+            true => 1_000.0 / self.settings.secondary_eviction_rate,
+            false => 1_000.0 / self.settings.eviction_rate,
+        };
+        if last.is_some_and(|last| ((self.now - last) as f64) < least) {
+            self.violated(&format!("{of} leaves too soon after another one"));
+        }
+        true
     }
 
     fn change(&mut self, of: usize, change: Change) {

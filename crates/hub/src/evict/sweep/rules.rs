@@ -27,6 +27,8 @@ pub(super) enum Rule {
     Needed,
     /// Workloads leave one after the other (`evict::rate`).
     Rate,
+    /// Fewer leave while many clusters are lost (`evict::rate`).
+    Slower,
     /// The first write for a generation changes the object's revision (`label::WORK_GENERATION`).
     Mark,
     /// What a Work has let go of is not forgotten (`guard::left_behind`).
@@ -34,7 +36,7 @@ pub(super) enum Rule {
 }
 
 /// Those that seeds see broken, and the seed to begin with: one of the last before the first that sees it.
-const SEEN: [(Rule, u64); 10] = [
+const SEEN: [(Rule, u64); 11] = [
     (Rule::Floor, 0),
     (Rule::LastLook, 0),
     (Rule::Silence, 0),
@@ -45,6 +47,7 @@ const SEEN: [(Rule, u64); 10] = [
     (Rule::Precondition, 2_350),
     (Rule::Needed, 0),
     (Rule::Rate, 0),
+    (Rule::Slower, 0),
 ];
 
 /// The same seeds that are played without a violation have one as soon as a rule is broken.

@@ -9,7 +9,7 @@ use super::member::{Asked, Member, Report};
 use super::rules::Rule;
 use crate::evict::Settings;
 use crate::evict::guard;
-use crate::evict::rate::Rate;
+use crate::evict::rate::Turns;
 use crate::label::LEFT_BEHIND;
 use crate::model::{ApiEnablement, ApiResource, Binding, Cluster, Placement};
 
@@ -150,7 +150,7 @@ pub(super) struct Memory {
     pub(super) mirror: BTreeMap<(usize, String), Report>,
     /// What was written last.
     pub(super) books: BTreeMap<(usize, String), Asked>,
-    pub(super) rate: Rate,
+    pub(super) turns: Turns<usize>,
     pub(super) began: i64,
     /// When a workload was sent away last.
     pub(super) sent_away: Option<i64>,
@@ -164,7 +164,7 @@ impl Memory {
             doubts: BTreeMap::new(),
             mirror: BTreeMap::new(),
             books: BTreeMap::new(),
-            rate: Rate::new(settings.eviction_rate),
+            turns: Turns::new(settings.eviction_rate),
             began,
             sent_away: None,
             answered: BTreeMap::new(),

@@ -41,6 +41,18 @@ pub(crate) struct PatienceArgs {
     #[arg(long, value_name = "NUMBER", default_value_t = 0.5, value_parser = rate)]
     resource_eviction_rate: f64,
 
+    /// How many while more clusters are lost than `--unhealthy-cluster-threshold` says
+    #[arg(long, value_name = "NUMBER", default_value_t = 0.1, value_parser = rate)]
+    secondary_resource_eviction_rate: f64,
+
+    /// The part of the clusters from which on workloads leave theirs more slowly
+    #[arg(long, value_name = "PART", default_value_t = 0.55, value_parser = part)]
+    unhealthy_cluster_threshold: f64,
+
+    /// In a hub of no more clusters than this none leaves then
+    #[arg(long, value_name = "COUNT", default_value_t = 0)]
+    large_cluster_num_threshold: u32,
+
     /// How long a copy that is to leave a cluster waits for all others to be well; it goes later where too few are ready
     #[arg(long, value_name = "TIME", default_value = "10m", value_parser = time)]
     graceful_eviction_timeout: Duration,
@@ -60,6 +72,9 @@ impl PatienceArgs {
                 _ => PurgeMode::Gracefully,
             },
             eviction_rate: self.resource_eviction_rate,
+            secondary_eviction_rate: self.secondary_resource_eviction_rate,
+            unhealthy_cluster_threshold: self.unhealthy_cluster_threshold,
+            large_cluster_num_threshold: self.large_cluster_num_threshold,
             graceful_eviction_timeout: self.graceful_eviction_timeout,
         }
     }
@@ -93,4 +108,9 @@ fn time(text: &str) -> Result<Duration, String> {
 fn rate(text: &str) -> Result<f64, String> {
     let rate: f64 = text.parse().map_err(|_| "write a number, as `0.5`".to_owned())?;
     if rate.is_finite() && (0.0..=10_000.0).contains(&rate) { Ok(rate) } else { Err("write 0 to 10000".to_owned()) }
+}
+
+fn part(text: &str) -> Result<f64, String> {
+    let part: f64 = text.parse().map_err(|_| "write a number, as `0.55`".to_owned())?;
+    if (0.0..=1.0).contains(&part) { Ok(part) } else { Err("write 0 to 1".to_owned()) }
 }
