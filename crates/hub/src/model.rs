@@ -25,7 +25,7 @@ pub use customization::*;
 pub use overriding::*;
 pub use placement::*;
 pub use policy::*;
-pub use read::{Problem, read};
+pub use read::{Problem, read, read_all};
 pub use rebalancing::*;
 pub use tainting::*;
 pub use work::*;

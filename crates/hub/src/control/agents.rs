@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
-use serde_json::{Value, json};
+use serde_json::Value;
 use stolos_k8s::meta;
 use stolos_tunnel::Member;
 
@@ -59,7 +59,7 @@ fn said(status: &Value, known: Option<&Member>, now: Timestamp) -> Option<Value>
         return None;
     }
     let turned = before.is_none_or(|c| c["status"] != value);
-    let mut after = if status.is_null() { json!({}) } else { status.clone() };
+    let mut after = status.clone();
     set_condition(&mut after, label::AGENTS, value, reason, &message);
     let lost = known.and_then(|known| known.lost).filter(|_| agents == 0);
     if let (true, Some(lost)) = (turned, lost.and_then(|lost| SignedDuration::try_from(lost).ok())) {

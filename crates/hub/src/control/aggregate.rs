@@ -37,9 +37,6 @@ pub(super) async fn look(hub: Arc<Hub>, key: Key) -> Result<Again, Trouble> {
         }
     }
     let mut status = binding["status"].clone();
-    if status.is_null() {
-        status = json!({});
-    }
     let fully = !targets.is_empty() && items.len() == targets.len() && items.iter().all(|item| item["applied"] == true);
     if !targets.is_empty() || condition(&status, "FullyApplied").is_some() {
         let (value, reason, message) = match fully {

@@ -141,9 +141,6 @@ struct Done {
 /// Says at a binding what it waits for, as condition `Settled`; one that never waited has none.
 async fn settle(hub: &Hub, mirror: &Mirror, binding: &Value, waits: &[Wait]) -> Result<(), Trouble> {
     let mut status = binding["status"].clone();
-    if status.is_null() {
-        status = json!({});
-    }
     let known = condition(&status, SETTLED).cloned();
     match waits.first() {
         None if known.is_none() => return Ok(()),
@@ -237,15 +234,10 @@ async fn work(
     for (key, value) in [(id_key, binding_id), (label::WORK_ID, &work_id)] {
         meta::set_label(&mut wanted, key, value);
     }
-    if let Some(known) = wanted["metadata"]["annotations"].as_object_mut() {
-        known.retain(|key, _| key != label::APPLIED_OVERRIDES && key != label::APPLIED_CLUSTER_OVERRIDES);
-    }
     for (key, value) in annotations {
         meta::set_annotation(&mut wanted, key, value);
     }
-    for (key, value) in overridden {
-        meta::set_annotation(&mut wanted, key, &value);
-    }
+    say_overridden(&mut wanted, &overridden);
     if let Some(preserved) = &preserved {
         meta::set_annotation(&mut wanted, label::PRESERVED, preserved);
     }
@@ -284,6 +276,16 @@ pub(super) fn binding_of(work: &Value) -> Option<Key> {
     meta::annotation(work, label::CLUSTER_BINDING_NAME).map(|name| (String::new(), name.to_owned()))
 }
 
+/// Says on a Work which override policies have changed what it brings, and no others.
+pub(super) fn say_overridden(work: &mut Value, overridden: &[(&'static str, String)]) {
+    if let Some(known) = work["metadata"]["annotations"].as_object_mut() {
+        known.retain(|key, _| key != label::APPLIED_OVERRIDES && key != label::APPLIED_CLUSTER_OVERRIDES);
+    }
+    for (key, value) in overridden {
+        meta::set_annotation(work, key, value);
+    }
+}
+
 /// Creates a Work, or replaces it where it differs; whether it did.
 pub(super) async fn put(hub: &Hub, before: Option<&Value>, wanted: &Value) -> Result<bool, Trouble> {
     let works = &hub.own.works;
@@ -313,8 +315,7 @@ async fn end(hub: &Arc<Hub>, mirror: &Mirror, binding: &Value, work_name: &str) 
         "" => label::CLUSTER_BINDING_FINALIZER,
         _ => label::BINDING_FINALIZER,
     };
-    let finalizers = meta::finalizers(binding);
-    if !finalizers.contains(&finalizer) {
+    if !meta::finalizers(binding).contains(&finalizer) {
         return Ok(None);
     }
     let mut has_works = false;
@@ -335,13 +336,8 @@ async fn end(hub: &Arc<Hub>, mirror: &Mirror, binding: &Value, work_name: &str) 
         }
         Parting::Nothing => {}
     }
-    let mut free = binding.clone();
-    let kept: Vec<_> = finalizers.into_iter().filter(|known| *known != finalizer).collect();
-    free["metadata"]["finalizers"] = json!(kept);
-    match hub.change(mirror, binding, &free).await {
-        Err(error) if !error.is_not_found() => Err(error.into()),
-        _ => Ok(None),
-    }
+    hub.let_go(mirror, binding, finalizer).await?;
+    Ok(None)
 }
 
 impl Hub {

@@ -53,7 +53,7 @@ pub(super) async fn look(hub: Arc<Hub>, name: String) -> Result<Again, Trouble> 
         finalizers.push(label::CLUSTER_FINALIZER);
         let patch =
             json!({"metadata": {"resourceVersion": meta::resource_version(&cluster), "finalizers": finalizers}});
-        hub.merge(&hub.own.clusters, &(String::new(), name.clone()), &patch, false).await?;
+        hub.merge_cluster(&name, &patch).await?;
     }
     execution_space(&hub, &name, &cluster).await?;
     hub.prepare(&name);
@@ -96,9 +96,6 @@ async fn execution_space(hub: &Hub, name: &str, cluster: &Value) -> Result<(), T
 /// The status as it should be by what the member says now, or by why it cannot be asked; and whether it says that it is well.
 async fn observed(hub: &Arc<Hub>, name: &str, cluster: &Value, way: Result<&Member, &String>) -> (Value, bool) {
     let mut status = cluster["status"].clone();
-    if status.is_null() {
-        status = json!({});
-    }
     let member = match way {
         Ok(member) => member,
         Err(why) => {
@@ -175,7 +172,7 @@ pub(super) fn is_ready(cluster: &Value) -> bool {
     condition(&cluster["status"], "Ready").is_some_and(|ready| ready["status"] == "True")
 }
 
-/// Sets a condition; its time changes only with its status.
+/// Sets a condition in a status, also in one that is not there yet; its time changes only with its status.
 pub(super) fn set_condition(status: &mut Value, kind: &str, value: &str, reason: &str, message: &str) {
     let before = condition(status, kind);
     let since = before.filter(|c| c["status"] == value).map(|c| c["lastTransitionTime"].clone());
@@ -221,7 +218,7 @@ async fn taint(hub: &Hub, name: &str) -> Result<Again, Trouble> {
     let said: Vec<String> = after.iter().map(|taint| format!("{}:{:?}", taint.key, taint.effect)).collect();
     let taints = if after.is_empty() { Value::Null } else { serde_json::to_value(after)? };
     let patch = json!({"metadata": {"resourceVersion": meta::resource_version(&cluster)}, "spec": {"taints": taints}});
-    hub.merge(&hub.own.clusters, &(String::new(), name.to_owned()), &patch, false).await?;
+    hub.merge_cluster(name, &patch).await?;
     let said = if said.is_empty() { "none".to_owned() } else { said.join(", ") };
     hub.events.normal(&cluster, from, "TaintClusterSucceed", format!("Its taints are: {said}."));
     Ok(again)
@@ -230,8 +227,7 @@ async fn taint(hub: &Hub, name: &str) -> Result<Again, Trouble> {
 /// A member leaves: its Works go, and with them what they brought, if it can still be reached; then its namespace, and
 /// at last the Cluster itself.
 async fn end(hub: &Hub, name: &str, cluster: &Value) -> Result<Again, Trouble> {
-    let finalizers = meta::finalizers(cluster);
-    if !finalizers.contains(&label::CLUSTER_FINALIZER) {
+    if !meta::finalizers(cluster).contains(&label::CLUSTER_FINALIZER) {
         return Ok(None);
     }
     let space = name::execution_namespace(name);
@@ -246,7 +242,7 @@ async fn end(hub: &Hub, name: &str, cluster: &Value) -> Result<Again, Trouble> {
             None => "the hub has no credential of it".to_owned(),
         };
         let patch = json!({"metadata": {"annotations": {label::ACCOUNT_LEFT: left}}});
-        return match hub.merge(&hub.own.clusters, &(String::new(), name.to_owned()), &patch, false).await {
+        return match hub.merge_cluster(name, &patch).await {
             Err(error) if !error.is_not_found() => Err(error.into()),
             Err(_) => Ok(None),
             Ok(_) => {
@@ -258,12 +254,8 @@ async fn end(hub: &Hub, name: &str, cluster: &Value) -> Result<Again, Trouble> {
     }
     // Nobody comes in by a token that was made for it.
     crate::gate::token::forget(&hub.client, name).await?;
-    let left: Vec<_> = finalizers.into_iter().filter(|f| *f != label::CLUSTER_FINALIZER).collect();
-    let patch = json!({"metadata": {"resourceVersion": meta::resource_version(cluster), "finalizers": left}});
-    match hub.merge(&hub.own.clusters, &(String::new(), name.to_owned()), &patch, false).await {
-        Err(error) if !error.is_not_found() => Err(error.into()),
-        _ => Ok(None),
-    }
+    hub.let_go(&hub.own.clusters, cluster, label::CLUSTER_FINALIZER).await?;
+    Ok(None)
 }
 
 impl Hub {
@@ -295,7 +287,7 @@ impl Hub {
             return;
         }
         self.queues.impersonate.add(meta::name(cluster).to_owned());
-        for bindings in [&self.own.bindings, &self.own.cluster_bindings] {
+        for bindings in self.own.all_bindings() {
             for binding in bindings.keys() {
                 self.queues.schedule.add(binding);
             }

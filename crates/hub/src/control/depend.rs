@@ -78,10 +78,7 @@ pub(super) async fn look(hub: Arc<Hub>, key: Key) -> Result<Again, Trouble> {
         if let Some(annotations) = complete["metadata"]["annotations"].as_object_mut() {
             annotations.remove(label::DEPENDENCIES);
         }
-        match hub.change(&mirror, &binding, &complete).await {
-            Err(error) if !error.is_not_found() => return Err(error.into()),
-            _ => {}
-        }
+        hub.change_if_there(&mirror, &binding, &complete).await?;
     }
     Ok(None)
 }

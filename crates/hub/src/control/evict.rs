@@ -173,7 +173,7 @@ impl Hub {
 
     /// Something has changed that decides what may stay where it is.
     pub(super) fn look_at_evictions(&self) {
-        for bindings in [&self.own.bindings, &self.own.cluster_bindings] {
+        for bindings in self.own.all_bindings() {
             for binding in bindings.keys() {
                 self.queues.evict.add(binding);
             }

@@ -58,9 +58,6 @@ pub(super) async fn look(hub: Arc<Hub>, key: Key) -> Result<Again, Trouble> {
     };
     let manifests: Vec<&Value> = work["spec"]["workload"]["manifests"].as_array().into_iter().flatten().collect();
     let mut status = work["status"].clone();
-    if status.is_null() {
-        status = json!({});
-    }
     if condition(&status, "Dispatching").is_some() {
         set_condition(
             &mut status,
@@ -377,8 +374,7 @@ fn queue_work(works: &Queue<Key>, before: Option<&Arc<Value>>, now: Option<&Arc<
 
 /// A Work goes: what it brought goes before it, or is left behind without the hub's marks.
 async fn end(hub: &Arc<Hub>, name: &str, cluster: Option<&Value>, work: &Value) -> Result<Again, Trouble> {
-    let finalizers = meta::finalizers(work);
-    if !finalizers.contains(&label::WORK_FINALIZER) {
+    if !meta::finalizers(work).contains(&label::WORK_FINALIZER) {
         return Ok(None);
     }
     let leaving = cluster.is_none_or(|cluster| meta::deletion_timestamp(cluster).is_some());
@@ -399,13 +395,8 @@ async fn end(hub: &Arc<Hub>, name: &str, cluster: Option<&Value>, work: &Value) 
         }
         _ => return Err(format!("{name} is not ready: what it has of this Work cannot be taken back yet").into()),
     }
-    let left: Vec<_> = finalizers.into_iter().filter(|known| *known != label::WORK_FINALIZER).collect();
-    let mut free = work.clone();
-    free["metadata"]["finalizers"] = json!(left);
-    match hub.change(&hub.own.works, work, &free).await {
-        Err(error) if !error.is_not_found() => Err(error.into()),
-        _ => Ok(None),
-    }
+    hub.let_go(&hub.own.works, work, label::WORK_FINALIZER).await?;
+    Ok(None)
 }
 
 /// Takes back what a Work has let go of, of a binding that goes: no other Work will.

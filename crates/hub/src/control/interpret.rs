@@ -22,8 +22,7 @@ impl Hub {
 
     /// All customizations that can be read.
     pub(super) fn customizations(&self) -> Vec<Customization> {
-        let all = self.own.customizations.list();
-        all.iter().filter_map(|object| model::read(object).ok().map(|(object, _)| object)).collect()
+        model::read_all(&self.own.customizations.list())
     }
 
     /// Asks something about an object. Scripts wait for their turn, and hold up nobody else.
@@ -58,7 +57,7 @@ impl Hub {
         for template in self.templates_of(is_meant) {
             self.queues.templates.add(TemplateKey::of(&template));
         }
-        for bindings in [&self.own.bindings, &self.own.cluster_bindings] {
+        for bindings in self.own.all_bindings() {
             for binding in bindings.list() {
                 let of = TemplateKey::of_binding(&binding);
                 if is_meant(&of.api_version, &of.kind) {

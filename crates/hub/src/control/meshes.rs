@@ -43,7 +43,7 @@ pub(super) async fn look(hub: &Hub, name: &str, member: &Member) -> Result<(), T
     }
     if patch != json!({}) {
         let patch = json!({"metadata": {"annotations": patch}});
-        hub.merge(&hub.own.clusters, &(String::new(), name.to_owned()), &patch, false).await?;
+        hub.merge_cluster(name, &patch).await?;
     }
     Ok(())
 }

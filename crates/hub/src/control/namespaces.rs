@@ -52,12 +52,7 @@ pub(super) async fn look(hub: Arc<Hub>, name: String) -> Result<Again, Trouble> 
                     "ownerReferences": [{"apiVersion": "v1", "kind": "Namespace", "name": key.name,
                         "uid": meta::uid(&namespace), "controller": true, "blockOwnerDeletion": true}]}}),
         };
-        if let Some(known) = wanted["metadata"]["annotations"].as_object_mut() {
-            known.retain(|key, _| key != label::APPLIED_OVERRIDES && key != label::APPLIED_CLUSTER_OVERRIDES);
-        }
-        for (key, value) in overridden {
-            meta::set_annotation(&mut wanted, key, &value);
-        }
+        super::bind::say_overridden(&mut wanted, &overridden);
         wanted["spec"] = json!({"workload": {"manifests": [manifest]}});
         super::bind::put(&hub, before.as_deref(), &wanted).await?;
     }

@@ -134,6 +134,11 @@ impl Own {
         }
     }
 
+    /// Bindings, with a namespace and without.
+    pub(super) fn all_bindings(&self) -> [&Arc<Mirror>; 2] {
+        [&self.bindings, &self.cluster_bindings]
+    }
+
     pub(super) fn all(&self) -> [&Arc<Mirror>; 12] {
         [
             &self.clusters,

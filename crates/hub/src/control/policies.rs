@@ -3,7 +3,7 @@
 
 use std::sync::{Arc, PoisonError, RwLock};
 
-use serde_json::{Value, json};
+use serde_json::Value;
 use stolos_k8s::meta;
 
 use super::detect::strip;
@@ -80,8 +80,7 @@ pub(super) fn tainted_by(policy: &ClusterTaintPolicy, others: &[ClusterTaintPoli
 
 /// A policy goes: what it has claimed is free, and keeps running where it is.
 async fn end(hub: &Hub, mirror: &Mirror, policy: &Value, finalizer: &str) -> Result<Again, Trouble> {
-    let finalizers = meta::finalizers(policy);
-    if !finalizers.contains(&finalizer) {
+    if !meta::finalizers(policy).contains(&finalizer) {
         return Ok(None);
     }
     let claimed = |object: &Value| {
@@ -93,27 +92,19 @@ async fn end(hub: &Hub, mirror: &Mirror, policy: &Value, finalizer: &str) -> Res
             free(hub, &mirror, &template).await?;
         }
     }
-    for bindings in [&hub.own.bindings, &hub.own.cluster_bindings] {
+    for bindings in hub.own.all_bindings() {
         for binding in bindings.list().into_iter().filter(|binding| claimed(binding)) {
             free(hub, bindings, &binding).await?;
         }
     }
-    let left: Vec<_> = finalizers.into_iter().filter(|known| *known != finalizer).collect();
-    let mut complete = policy.clone();
-    complete["metadata"]["finalizers"] = json!(left);
-    match hub.change(mirror, policy, &complete).await {
-        Err(error) if !error.is_not_found() => Err(error.into()),
-        _ => Ok(None),
-    }
+    hub.let_go(mirror, policy, finalizer).await?;
+    Ok(None)
 }
 
 async fn free(hub: &Hub, mirror: &Mirror, object: &Value) -> Result<(), Trouble> {
     let mut free = object.clone();
     strip(&mut free);
-    match hub.change(mirror, object, &free).await {
-        Err(error) if !error.is_not_found() => Err(error.into()),
-        _ => Ok(()),
-    }
+    Ok(hub.change_if_there(mirror, object, &free).await?)
 }
 
 impl Hub {
@@ -146,7 +137,7 @@ impl Hub {
             }
         }
         *self.read_overrides.write().unwrap_or_else(PoisonError::into_inner) = None;
-        for bindings in [&self.own.bindings, &self.own.cluster_bindings] {
+        for bindings in self.own.all_bindings() {
             for binding in bindings.list() {
                 self.queues.bind.add(mirror::key(&binding));
                 self.queues.evict.add(mirror::key(&binding));
@@ -213,6 +204,5 @@ fn typed<T: serde::de::DeserializeOwned>(known: &Typed<T>, all: impl FnOnce() ->
         return Arc::clone(known);
     }
     let mut known = known.write().unwrap_or_else(PoisonError::into_inner);
-    let read: Vec<T> = all().iter().filter_map(|object| model::read(object).ok().map(|(object, _)| object)).collect();
-    Arc::clone(known.insert(Arc::new(read)))
+    Arc::clone(known.insert(Arc::new(model::read_all(&all()))))
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use serde_json::{Value, json};
+use serde_json::Value;
 use stolos_k8s::meta;
 
 use super::Hub;
@@ -38,9 +38,6 @@ pub(super) async fn look(hub: Arc<Hub>, key: Key) -> Result<Again, Trouble> {
 
     let mut placed = Value::clone(&object);
     let mut status = object["status"].clone();
-    if status.is_null() {
-        status = json!({});
-    }
     let fine = match &decision.outcome {
         Outcome::Placed { clusters, group } => {
             placed["spec"]["clusters"] = serde_json::to_value(clusters)?;
@@ -98,9 +95,6 @@ async fn observe(hub: &Hub, mirror: &Mirror, object: &Value, binding: &Binding) 
         return Ok(None);
     }
     let mut status = object["status"].clone();
-    if status.is_null() {
-        status = json!({});
-    }
     let text = "Binding has been scheduled successfully.";
     set_condition(&mut status, "Scheduled", "True", "Success", text);
     status["schedulerObservedGeneration"] = binding.metadata.generation.into();

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use stolos_cluster::objects;
 use stolos_k8s::meta;
 
@@ -61,6 +61,37 @@ impl Hub {
         self.merge(mirror, &mirror::key(before), &patch, false).await
     }
 
+    /// Takes the hub's finalizer off an object that is on its way out: the last that the hub has to do with it.
+    pub(super) async fn let_go(
+        &self,
+        mirror: &Mirror,
+        object: &Value,
+        finalizer: &str,
+    ) -> Result<(), stolos_cluster::Error> {
+        let left: Vec<_> = meta::finalizers(object).into_iter().filter(|known| *known != finalizer).collect();
+        let mut free = object.clone();
+        free["metadata"]["finalizers"] = json!(left);
+        self.change_if_there(mirror, object, &free).await
+    }
+
+    /// Makes `after` of an object of a mirrored kind like [`Hub::change`]; nothing where it is gone.
+    pub(super) async fn change_if_there(
+        &self,
+        mirror: &Mirror,
+        before: &Value,
+        after: &Value,
+    ) -> Result<(), stolos_cluster::Error> {
+        match self.change(mirror, before, after).await {
+            Err(error) if !error.is_not_found() => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Merges a patch into a member's Cluster.
+    pub(super) async fn merge_cluster(&self, name: &str, patch: &Value) -> Result<Arc<Value>, stolos_cluster::Error> {
+        self.merge(&self.own.clusters, &(String::new(), name.to_owned()), patch, false).await
+    }
+
     /// Writes the status of an object of a mirrored kind where it differs, if nobody else has changed the object: parts
     /// of it are lists, which would undo each other's entries. Whether it differed.
     pub(super) async fn put_status(
@@ -69,12 +100,12 @@ impl Hub {
         object: &Value,
         status: &Value,
     ) -> Result<bool, stolos_cluster::Error> {
-        let part = |status: &Value| serde_json::json!({"status": status});
+        let part = |status: &Value| json!({"status": status});
         let mut patch = difference(&part(&object["status"]), &part(status));
         if patch["status"].as_object().is_none_or(serde_json::Map::is_empty) {
             return Ok(false);
         }
-        patch["metadata"] = serde_json::json!({"resourceVersion": meta::resource_version(object)});
+        patch["metadata"] = json!({"resourceVersion": meta::resource_version(object)});
         match self.merge(mirror, &mirror::key(object), &patch, true).await {
             Err(error) if !error.is_not_found() => Err(error),
             _ => Ok(true),
@@ -98,8 +129,6 @@ impl Hub {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     #[test]

@@ -93,7 +93,6 @@ impl Front {
             plural: plural.to_owned(),
             namespaced: false,
         };
-        let all = objects::list(&self.client, &resource, None, None).await?;
-        Ok(all.iter().filter_map(|object| model::read(object).ok().map(|(object, _)| object)).collect())
+        Ok(model::read_all(&objects::list(&self.client, &resource, None, None).await?))
     }
 }

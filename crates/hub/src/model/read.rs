@@ -1,5 +1,6 @@
 //! Reading an object so that nothing of it is ignored without a word.
 
+use std::borrow::Borrow;
 use std::fmt;
 
 use serde::de::DeserializeOwned;
@@ -40,6 +41,11 @@ impl std::error::Error for Problem {}
 
 /// So many unknown fields are named; the rest of such an object is not looked at.
 const MOST_UNKNOWN: usize = 50;
+
+/// Reads all objects that can be read: one that cannot decides nothing.
+pub fn read_all<T: DeserializeOwned>(objects: &[impl Borrow<Value>]) -> Vec<T> {
+    objects.iter().filter_map(|object| read(object.borrow()).ok()).map(|(object, _)| object).collect()
+}
 
 /// Reads an object and says which of its fields are unknown. What to do with these is the caller's: a policy is refused
 /// or warned about, an object that another version of the API wrote is taken as far as it is understood.
