@@ -172,15 +172,7 @@ async fn inspect_hub(mesh: &Mesh, hub: &Cluster) -> Result<ClusterState, String>
     let space = hub_namespace(mesh.name.as_str());
     let own = format!("{MESH_LABEL}={}", mesh.name);
     let roles = ["ClusterRole", "ClusterRoleBinding"].map(|kind| resource("rbac.authorization.k8s.io/v1", kind));
-    let mut asking = vec![
-        Question::of(resource("v1", "Namespace")),
-        Question::of(Resource {
-            api_version: "cluster.karmada.io/v1alpha1".to_owned(),
-            kind: "Cluster".to_owned(),
-            plural: "clusters".to_owned(),
-            namespaced: false,
-        }),
-    ];
+    let mut asking = vec![Question::of(resource("v1", "Namespace")), Question::of(stolos_hub::kinds::clusters())];
     asking.extend(roles.map(|role| Question { labels: Some(own.as_str()), ..Question::of(role) }));
     asking.extend(
         INSIDE_HUB.iter().map(|(version, kind)| Question {

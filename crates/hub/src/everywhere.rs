@@ -17,7 +17,7 @@ use stolos_cluster::objects;
 use stolos_k8s::meta;
 use stolos_serve::because;
 
-use crate::member::clusters;
+use crate::kinds::clusters;
 use crate::{Error, label};
 
 pub use table::{Table, merge};

@@ -1,7 +1,7 @@
 //! Places workloads on member clusters and keeps them there.
 //!
 //! It speaks Karmada's API (behaviour of v1.18.2 unless a comment names another version). `name` says what objects are
-//! called, `label` what is put on them, [`model`] what they say. What decides is pure and knows neither clusters nor
+//! called, `label` what is put on them, [`kinds`] and [`model`] what they are and say. What decides is pure and knows neither clusters nor
 //! sockets: [`choose`] finds the policy of a template, [`place`] the clusters of a binding by filters and spread
 //! constraints, [`divide`] the replicas of each, [`estimate`] how many fit. [`mesh`] knows which members are one mesh. [`interpret`] knows the native kinds,
 //! [`overrides`] changes a manifest for one cluster, and [`admit`] says what is filled in and refused when a policy is
@@ -27,6 +27,7 @@ pub mod front;
 pub mod gate;
 mod install;
 pub mod interpret;
+pub mod kinds;
 pub mod label;
 pub mod member;
 pub mod mesh;

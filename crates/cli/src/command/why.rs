@@ -1,8 +1,8 @@
 use clap::Args;
 use serde::de::DeserializeOwned;
 use stolos_cluster::objects::{self, Resource};
-use stolos_hub::model::{Binding, Cluster, read};
-use stolos_hub::{name, place, simulate, why};
+use stolos_hub::model::{Binding, Cluster, read, read_all};
+use stolos_hub::{kinds, name, place, simulate, why};
 
 use crate::command::hub::WhichArgs;
 use crate::exit::Exit;
@@ -49,14 +49,9 @@ fn object(text: &str) -> Result<(String, String), String> {
     }
 }
 
-fn hub_kind(group: &str, kind: &str, plural: &str, namespaced: bool) -> Resource {
-    Resource { api_version: group.to_owned(), kind: kind.to_owned(), plural: plural.to_owned(), namespaced }
-}
-
 /// All objects of one of the hub's kinds. One that cannot be read decides nothing in the hub either.
 async fn all<T: DeserializeOwned>(hub: &kube::Client, resource: &Resource) -> Result<Vec<T>, Failure> {
-    let found = objects::list(hub, resource, None, None).await?;
-    Ok(found.iter().filter_map(|object| read(object).ok().map(|(object, _)| object)).collect())
+    Ok(read_all(&objects::list(hub, resource, None, None).await?))
 }
 
 /// How the hub places, as it has written it down.
@@ -65,15 +60,7 @@ async fn placing(hub: &kube::Client) -> Result<place::Settings, Failure> {
 }
 
 async fn members(hub: &kube::Client) -> Result<Vec<Cluster>, Failure> {
-    all(hub, &hub_kind("cluster.karmada.io/v1alpha1", "Cluster", "clusters", false)).await
-}
-
-fn bindings(namespaced: bool) -> Resource {
-    let (kind, plural) = match namespaced {
-        true => ("ResourceBinding", "resourcebindings"),
-        false => ("ClusterResourceBinding", "clusterresourcebindings"),
-    };
-    hub_kind("work.karmada.io/v1alpha2", kind, plural, namespaced)
+    all(hub, &kinds::clusters()).await
 }
 
 pub(crate) async fn run(args: &WhyArgs, screen: &Screen) -> Result<Exit, Failure> {
@@ -87,15 +74,14 @@ pub(crate) async fn run(args: &WhyArgs, screen: &Screen) -> Result<Exit, Failure
             .hint("`-n NAMESPACE` names another namespace")
     })?;
     let binding = name::binding(&resource.kind, name);
-    let binding = objects::get(&hub, &bindings(resource.namespaced), namespace, &binding).await?;
+    let bindings = if resource.namespaced { kinds::bindings() } else { kinds::cluster_bindings() };
+    let binding = objects::get(&hub, &bindings, namespace, &binding).await?;
     let binding: Option<Binding> = match binding {
         Some(binding) => Some(read(&binding).map_err(|error| Failure::caused(&error))?.0),
         None => None,
     };
-    let group = "policy.karmada.io/v1alpha1";
-    let mut policies = all(&hub, &hub_kind(group, "PropagationPolicy", "propagationpolicies", true)).await?;
-    policies
-        .extend(all(&hub, &hub_kind(group, "ClusterPropagationPolicy", "clusterpropagationpolicies", false)).await?);
+    let mut policies = all(&hub, &kinds::policies()).await?;
+    policies.extend(all(&hub, &kinds::cluster_policies()).await?);
     let clusters = members(&hub).await?;
     let why = why::explain(&template, binding.as_ref(), &policies, &clusters, placing(&hub).await?);
     match args.output.output {
@@ -123,7 +109,12 @@ async fn kind_called(hub: &kube::Client, called: &str) -> Result<Resource, Failu
             let names = [resource.name.as_str(), &resource.singular_name, &resource.kind];
             let meant = names.iter().any(|name| name.to_lowercase() == word) || short.iter().any(|short| short == word);
             if meant && !resource.name.contains('/') {
-                return Ok(hub_kind(&list.group_version, &resource.kind, &resource.name, resource.namespaced));
+                return Ok(Resource {
+                    api_version: list.group_version,
+                    kind: resource.kind,
+                    plural: resource.name,
+                    namespaced: resource.namespaced,
+                });
             }
         }
     }
@@ -146,8 +137,8 @@ pub(crate) async fn simulate(args: &SimulateArgs, screen: &Screen) -> Result<Exi
     }
     lost.sort_unstable();
     lost.dedup();
-    let mut placed: Vec<Binding> = all(&hub, &bindings(true)).await?;
-    placed.extend(all::<Binding>(&hub, &bindings(false)).await?);
+    let mut placed: Vec<Binding> = all(&hub, &kinds::bindings()).await?;
+    placed.extend(all::<Binding>(&hub, &kinds::cluster_bindings()).await?);
     let loss = simulate::lose(&placed, &clusters, &lost, placing(&hub).await?);
     match args.output.output {
         Output::Json | Output::Yaml => screen.document(args.output.output, &loss)?,

@@ -9,7 +9,8 @@ use stolos_k8s::meta;
 
 use super::queues::Queues;
 use super::{Hub, bind, index};
-use crate::member::{self, CREDENTIALS};
+use crate::kinds;
+use crate::member::CREDENTIALS;
 use crate::mirror::{Key, Mirror};
 
 /// The kinds that the hub itself works with.
@@ -36,58 +37,54 @@ impl Own {
         moving: &Arc<Mutex<HashSet<Key>>>,
         pods: &Arc<Mutex<index::Pods>>,
     ) -> Self {
-        let of = |api_version: &str, kind: &str, plural: &str, namespaced| Resource {
-            api_version: api_version.to_owned(),
-            kind: kind.to_owned(),
-            plural: plural.to_owned(),
-            namespaced,
-        };
-        const POLICY: &str = "policy.karmada.io/v1alpha1";
-        const WORK: &str = "work.karmada.io/v1alpha2";
         let of_hub = hub.clone();
-        let clusters = Mirror::new(member::clusters(), None, None, move |before, now| {
+        let clusters = Mirror::new(kinds::clusters(), None, None, move |before, now| {
             if let Some(hub) = of_hub.upgrade() {
                 hub.cluster_changed(before, now);
             }
         });
         let poke = Arc::clone(queues);
-        let secrets = of("v1", "Secret", "secrets", true);
-        let secrets = Mirror::new(secrets, Some(CREDENTIALS), None, move |before, now| {
+        let credentials = Resource {
+            api_version: "v1".to_owned(),
+            kind: "Secret".to_owned(),
+            plural: "secrets".to_owned(),
+            namespaced: true,
+        };
+        let secrets = Mirror::new(credentials, Some(CREDENTIALS), None, move |before, now| {
             if let Some(secret) = now.or(before) {
                 poke.clusters.add(meta::name(secret).to_owned());
             }
         });
-        let policy = |kind, plural, namespaced| {
+        let policy = |kind| {
             let hub = hub.clone();
-            Mirror::new(of(POLICY, kind, plural, namespaced), None, None, move |before, now| {
+            Mirror::new(kind, None, None, move |before, now| {
                 if let Some(hub) = hub.upgrade() {
                     hub.policy_changed(before, now);
                 }
             })
         };
-        let overriding = |kind, plural, namespaced| {
+        let overriding = |kind| {
             let hub = hub.clone();
-            Mirror::new(of(POLICY, kind, plural, namespaced), None, None, move |_, now| {
+            Mirror::new(kind, None, None, move |_, now| {
                 if let Some(hub) = hub.upgrade() {
                     hub.override_changed(now);
                 }
             })
         };
         let of_hub = hub.clone();
-        let taint_policies = of(POLICY, "ClusterTaintPolicy", "clustertaintpolicies", false);
-        let taint_policies = Mirror::new(taint_policies, None, None, move |_, now| {
+        let taint_policies = Mirror::new(kinds::taint_policies(), None, None, move |_, now| {
             if let Some(hub) = of_hub.upgrade() {
                 hub.taint_policy_changed(now);
             }
         });
-        let binding = |kind, plural, namespaced| {
+        let binding = |kind| {
             let poke = Arc::clone(queues);
             let changed = move |before: Option<&_>, now: Option<&_>| poke.add_binding(before, now);
-            Mirror::new(of(WORK, kind, plural, namespaced), None, None, changed)
+            Mirror::new(kind, None, None, changed)
         };
         let poke = Arc::clone(queues);
         let (waiting, of_pods) = (Arc::clone(moving), Arc::clone(pods));
-        let works = Mirror::new(member::works(), None, None, move |before, now| {
+        let works = Mirror::new(kinds::works(), None, None, move |before, now| {
             let mut pods = of_pods.lock().unwrap_or_else(PoisonError::into_inner);
             pods.put(before.map(|before| &**before), now.map(|now| &**now));
             drop(pods);
@@ -100,20 +97,13 @@ impl Own {
             }
         });
         let of_hub = hub.clone();
-        let customizations = of(
-            "config.karmada.io/v1alpha1",
-            "ResourceInterpreterCustomization",
-            "resourceinterpretercustomizations",
-            false,
-        );
-        let customizations = Mirror::new(customizations, None, None, move |before, now| {
+        let customizations = Mirror::new(kinds::customizations(), None, None, move |before, now| {
             if let Some(hub) = of_hub.upgrade() {
                 hub.customization_changed(before, now);
             }
         });
         let poke = Arc::clone(queues);
-        let rebalancers = of("apps.karmada.io/v1alpha1", "WorkloadRebalancer", "workloadrebalancers", false);
-        let rebalancers = Mirror::new(rebalancers, None, None, move |_, now| {
+        let rebalancers = Mirror::new(kinds::rebalancers(), None, None, move |_, now| {
             if let Some(now) = now {
                 poke.rebalance.add(meta::name(now).to_owned());
             }
@@ -121,13 +111,13 @@ impl Own {
         Self {
             clusters,
             secrets,
-            policies: policy("PropagationPolicy", "propagationpolicies", true),
-            cluster_policies: policy("ClusterPropagationPolicy", "clusterpropagationpolicies", false),
-            overrides: overriding("OverridePolicy", "overridepolicies", true),
-            cluster_overrides: overriding("ClusterOverridePolicy", "clusteroverridepolicies", false),
+            policies: policy(kinds::policies()),
+            cluster_policies: policy(kinds::cluster_policies()),
+            overrides: overriding(kinds::overrides()),
+            cluster_overrides: overriding(kinds::cluster_overrides()),
             taint_policies,
-            bindings: binding("ResourceBinding", "resourcebindings", true),
-            cluster_bindings: binding("ClusterResourceBinding", "clusterresourcebindings", false),
+            bindings: binding(kinds::bindings()),
+            cluster_bindings: binding(kinds::cluster_bindings()),
             works,
             customizations,
             rebalancers,

@@ -16,7 +16,7 @@ use stolos_serve::because;
 use super::{Front, Part, Service, plain, said};
 use crate::admit::Others;
 use crate::proxy::Body;
-use crate::{Error, model};
+use crate::{Error, kinds, model};
 
 /// How many questions are answered at once, and how long one may take to arrive: nobody is asked who they are.
 pub(super) const REVIEWS: usize = 64;
@@ -68,31 +68,17 @@ impl Front {
     async fn others(&self, asked: &Value) -> Result<Others, Error> {
         let mut others = Others::default();
         match asked["request"]["kind"]["kind"].as_str().unwrap_or_default() {
-            kind @ "ResourceInterpreterCustomization" => {
-                let plural = "resourceinterpretercustomizations";
-                others.customizations = self.all("config.karmada.io/v1alpha1", kind, plural).await?;
+            "ResourceInterpreterCustomization" => {
+                others.customizations = self.all(&kinds::customizations()).await?;
             }
-            kind @ "ClusterTaintPolicy" => {
-                others.taint_policies = self.all("policy.karmada.io/v1alpha1", kind, "clustertaintpolicies").await?;
-            }
+            "ClusterTaintPolicy" => others.taint_policies = self.all(&kinds::taint_policies()).await?,
             _ => {}
         }
         Ok(others)
     }
 
     /// All objects of a kind of the hub's that can be read.
-    async fn all<T: serde::de::DeserializeOwned>(
-        &self,
-        version: &str,
-        kind: &str,
-        plural: &str,
-    ) -> Result<Vec<T>, Error> {
-        let resource = Resource {
-            api_version: version.to_owned(),
-            kind: kind.to_owned(),
-            plural: plural.to_owned(),
-            namespaced: false,
-        };
-        Ok(model::read_all(&objects::list(&self.client, &resource, None, None).await?))
+    async fn all<T: serde::de::DeserializeOwned>(&self, kind: &Resource) -> Result<Vec<T>, Error> {
+        Ok(model::read_all(&objects::list(&self.client, kind, None, None).await?))
     }
 }

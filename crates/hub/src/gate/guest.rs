@@ -15,7 +15,7 @@ use stolos_pki::tls::peer_uri;
 
 use super::{TRUST_DOMAIN, token};
 use crate::member::{self, CREDENTIALS};
-use crate::{Error, MANAGER, label};
+use crate::{Error, MANAGER, kinds, label};
 
 /// The Cluster of a member, as the hub had it a moment ago.
 pub(crate) type Known = Arc<dyn Fn(&str) -> Option<Arc<Value>> + Send + Sync>;
@@ -59,14 +59,14 @@ pub(super) fn judged(known: &Known, uri: &str) -> Result<String, String> {
 ///
 /// When there is no such member, its agents do not dial, or the hub's API refuses or does not answer.
 pub async fn end(hub: &kube::Client, name: &str) -> Result<(), Error> {
-    let cluster = objects::get(hub, &member::clusters(), None, name).await?;
+    let cluster = objects::get(hub, &kinds::clusters(), None, name).await?;
     let cluster = cluster.ok_or_else(|| Error::NoCluster(name.to_owned()))?;
     if !member::is_pull(&cluster) {
         return Err(Error::Joined(format!("the hub dials `{name}`: it has no agents with certificates")));
     }
     let next = format!("{:032x}", rand::rng().random::<u128>());
     let patch = json!({"metadata": {"annotations": {label::AGENTS_EPOCH: next}}});
-    objects::merge(hub, &member::clusters(), (None, name), &patch, false, MANAGER).await?;
+    objects::merge(hub, &kinds::clusters(), (None, name), &patch, false, MANAGER).await?;
     token::forget(hub, name).await
 }
 

@@ -26,8 +26,7 @@ use tokio_util::task::TaskTracker;
 
 use super::guest::{self, Known};
 use super::{CERTIFICATE, Certified, LARGEST, Question, Registration, Renewal, TRUST_DOMAIN, token};
-use crate::Error;
-use crate::member;
+use crate::{Error, kinds, member};
 
 /// How long the door's own certificate is used before it is made anew; it is good for twice as long.
 const RENEWED: Duration = Duration::from_secs(86_400);
@@ -193,7 +192,7 @@ impl Desk {
     }
 
     async fn cluster(&self, name: &str) -> Result<Value, (StatusCode, String)> {
-        let known = objects::get(&self.client, &member::clusters(), None, name).await;
+        let known = objects::get(&self.client, &kinds::clusters(), None, name).await;
         let known = known.map_err(|error| refused(error.into()))?;
         known.ok_or_else(|| (StatusCode::FORBIDDEN, format!("the hub has no cluster `{name}` any more")))
     }

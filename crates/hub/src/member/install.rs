@@ -9,8 +9,8 @@ use stolos_cluster::Cluster;
 use stolos_cluster::objects::{self, Resource};
 use stolos_k8s::meta;
 
-use super::clusters;
 use super::join::{Joining, PULL, credential, enter, identity, may_join, owner, role};
+use crate::kinds::clusters;
 use crate::{Error, gate};
 
 /// The namespace of an agent's pod.

@@ -12,7 +12,8 @@ use stolos_cluster::objects::{self, Resource};
 use stolos_k8s::meta;
 use stolos_pki::Certificate;
 
-use super::{CREDENTIALS, clusters};
+use super::CREDENTIALS;
+use crate::kinds::clusters;
 use crate::{Error, MANAGER, label, name};
 
 const RBAC: &str = "rbac.authorization.k8s.io/v1";

@@ -16,7 +16,6 @@ use futures::future::BoxFuture;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
 use serde_json::Value;
-use stolos_cluster::objects::Resource;
 use stolos_cluster::{Carried, Passage, Reach, Way};
 use stolos_k8s::meta;
 use stolos_serve::Net;
@@ -36,27 +35,6 @@ use crate::Error;
 
 /// The namespace, in the hub and in members, that credentials are in.
 pub const CREDENTIALS: &str = "karmada-cluster";
-
-/// Member clusters, as a kind.
-#[must_use]
-pub fn clusters() -> Resource {
-    Resource {
-        api_version: "cluster.karmada.io/v1alpha1".into(),
-        kind: "Cluster".into(),
-        plural: "clusters".into(),
-        namespaced: false,
-    }
-}
-
-/// What members are to hold, as a kind.
-pub(crate) fn works() -> Resource {
-    Resource {
-        api_version: "work.karmada.io/v1alpha1".into(),
-        kind: "Work".into(),
-        plural: "works".into(),
-        namespaced: true,
-    }
-}
 
 /// How the hub reaches its members.
 #[derive(Clone)]

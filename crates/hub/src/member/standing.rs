@@ -8,7 +8,8 @@ use serde_json::Value;
 use stolos_cluster::objects;
 use stolos_k8s::meta;
 
-use super::{clusters, is_pull};
+use super::is_pull;
+use crate::kinds::clusters;
 use crate::{Error, label};
 
 /// How a member is.

@@ -8,8 +8,9 @@ use stolos_cluster::objects::{self, Resource};
 use stolos_k8s::meta;
 use stolos_serve::{Net, because};
 
+use super::CREDENTIALS;
 use super::join::role;
-use super::{CREDENTIALS, clusters, works};
+use crate::kinds::{clusters, works};
 use crate::{Error, label, name};
 
 /// What a member that left still has of the hub's.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use serde_json::{Value, json};
 use stolos_cluster::objects;
-use stolos_hub::member::clusters;
+use stolos_hub::kinds::clusters;
 use stolos_hub::{MANAGER, mesh};
 use stolos_k8s::meta;
 

@@ -34,7 +34,7 @@ pub(super) async fn run(
         ));
     }
     if args.agents.is_none() && held.remembered(AGENTS).is_none() {
-        let members = match objects::list(&client, &stolos_hub::member::clusters(), None, None).await {
+        let members = match objects::list(&client, &stolos_hub::kinds::clusters(), None, None).await {
             Err(error) if error.is_not_found() => Vec::new(),
             members => members?,
         };
