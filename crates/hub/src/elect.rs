@@ -17,9 +17,9 @@ use crate::admission::Asked;
 use crate::control::{Door, Pages, Settings, start};
 use crate::evict::Settings as Patience;
 use crate::front::Front;
+use crate::install::NAMESPACE;
 use crate::{Error, install, label, place};
 
-const NAMESPACE: &str = "karmada-system";
 const NAME: &str = "stolos-hub";
 /// Less than Karmada's (15, 10 and 2 s), so that a leader that is killed is missed for seconds only.
 const TIMES: Times =

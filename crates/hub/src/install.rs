@@ -5,8 +5,8 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use stolos_cluster::objects::{self, Resource};
 
-use crate::label;
-use crate::{Error, MANAGER};
+use crate::member::CREDENTIALS;
+use crate::{Error, MANAGER, label};
 
 /// The definitions of Karmada's kinds that the hub works with (fields of Karmada v1.18.2).
 const DEFINITIONS: [&str; 11] = [
@@ -23,6 +23,8 @@ const DEFINITIONS: [&str; 11] = [
     include_str!("../crds/workloadrebalancer.yaml"),
 ];
 
+/// The namespace of what the hub itself keeps.
+pub(crate) const NAMESPACE: &str = "karmada-system";
 /// How long definitions may take until their kinds are served.
 const SERVED: Duration = Duration::from_secs(30);
 
@@ -67,7 +69,7 @@ pub async fn install(client: &kube::Client) -> Result<(), Error> {
 /// Brings the namespaces alone.
 pub(crate) async fn namespaces(client: &kube::Client) -> Result<(), Error> {
     let namespaces = Resource::named("v1", "Namespace")?;
-    for name in ["karmada-system", "karmada-cluster"] {
+    for name in [NAMESPACE, CREDENTIALS] {
         let namespace = json!({"apiVersion": "v1", "kind": "Namespace",
             "metadata": {"name": name, "labels": {label::SYSTEM: "true"}}});
         objects::apply(client, &namespaces, &namespace, MANAGER, true).await?;

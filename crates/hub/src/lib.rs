@@ -40,6 +40,7 @@ mod placing;
 pub mod proxy;
 mod queue;
 pub mod simulate;
+mod told;
 pub mod why;
 
 use std::time::Duration;

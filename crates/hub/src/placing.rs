@@ -3,11 +3,11 @@
 use serde_json::{Value, json};
 use stolos_cluster::objects::{self, Resource};
 
+use crate::install::NAMESPACE;
 use crate::place::Settings;
 use crate::{Error, MANAGER, label};
 
 /// The namespace that it is written down in.
-const NAMESPACE: &str = "karmada-system";
 /// The ConfigMap.
 const NAME: &str = "stolos-hub-placing";
 

@@ -8,8 +8,9 @@ use serde_json::{Value, json};
 use stolos_k8s::meta;
 
 use super::Hub;
+use crate::install::NAMESPACE;
 use crate::label;
-use crate::member::{self, Kind};
+use crate::member::{self, CREDENTIALS, Kind};
 use crate::mirror::Mirror;
 
 /// How often the API server is asked for kinds (Karmada v1.18.2).
@@ -128,7 +129,7 @@ pub(super) fn essence(object: &Value) -> impl Iterator<Item = (&String, &Value)>
 
 /// Whether the hub leaves the objects of a namespace alone.
 pub(super) fn is_reserved(namespace: &str) -> bool {
-    matches!(namespace, "karmada-system" | "karmada-cluster")
+    matches!(namespace, NAMESPACE | CREDENTIALS)
         || namespace.starts_with("karmada-es-")
         // Karmada's `--skipped-propagating-namespaces` by default.
         || namespace.starts_with("kube-")

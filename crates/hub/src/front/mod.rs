@@ -22,7 +22,6 @@ mod review;
 mod shown;
 
 use std::convert::Infallible;
-use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -42,11 +41,12 @@ use tokio::sync::{Semaphore, watch};
 
 use crate::control::{Review, Running};
 use crate::gate::authority;
+use crate::install::{self, NAMESPACE};
 use crate::proxy::{Audit, Body, Call, Limits, Proxy};
-use crate::{Error, install};
+use crate::{Error, told};
 pub use address::{Address, Service};
 use caller::Callers;
-use notice::{NAMESPACE, NOTICE};
+use notice::NOTICE;
 pub use notice::{Notice, notice};
 use review::REVIEWS;
 use shown::SHOWN;
@@ -110,13 +110,13 @@ impl Front {
         install::namespaces(client).await?;
         let authority = authority::of(client).await?;
         let bound = listener.local_addr().map_err(|error| Error::Front(error.to_string()))?;
-        let told = names.first().cloned().unwrap_or_else(|| "localhost".to_owned());
+        let name = names.first().cloned().unwrap_or_else(|| "localhost".to_owned());
         let peer = peer.or(Some(bound.ip()).filter(|ip| !ip.is_unspecified())).map(|ip| ip.to_string());
         let front = Arc::new(Self {
             client: client.clone(),
             authority,
-            address: place(&told, bound),
-            peer: place(&peer.unwrap_or(told), bound),
+            address: told::place(&name, bound.port()),
+            peer: told::place(&peer.unwrap_or(name), bound.port()),
             names,
             service,
             identity,
@@ -257,12 +257,6 @@ impl Aside for Front {
             None
         })
     }
-}
-
-/// `host:port`.
-fn place(host: &str, bound: SocketAddr) -> String {
-    let port = bound.port();
-    if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
 }
 
 /// The member, the path up to and with `proxy`, and the rest, of a path that leads into a member.

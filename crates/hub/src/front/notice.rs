@@ -3,13 +3,13 @@
 use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
-use serde_json::{Value, json};
+use serde_json::json;
 use stolos_cluster::objects::{self, Resource};
 
 use super::{Front, REACHED};
-use crate::{Error, MANAGER, label};
+use crate::install::NAMESPACE;
+use crate::{Error, MANAGER, label, told};
 
-pub(super) const NAMESPACE: &str = "karmada-system";
 /// The ConfigMap that says where members are reached, and which of several hubs leads; the role that lets everybody read
 /// it has the same name.
 pub(super) const NOTICE: &str = "stolos-hub";
@@ -31,9 +31,7 @@ pub struct Notice {
 ///
 /// When the API refuses or does not answer.
 pub async fn notice(api: &kube::Client) -> Result<Option<Notice>, Error> {
-    let found = objects::get(api, &Resource::named("v1", "ConfigMap")?, Some(NAMESPACE), NOTICE).await?;
-    let text = |found: &Value, key: &str| found["data"][key].as_str().map(str::to_owned);
-    Ok(found.and_then(|it| Some(Notice { address: text(&it, "address")?, authority: text(&it, "authority")? })))
+    Ok(told::read(api, NOTICE).await?.map(|(address, authority)| Notice { address, authority }))
 }
 
 impl Front {

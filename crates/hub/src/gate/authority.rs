@@ -9,9 +9,9 @@ use serde_json::{Value, json};
 use stolos_cluster::objects::{self, Resource};
 use stolos_pki::Authority;
 
+use crate::install::NAMESPACE;
 use crate::{Error, MANAGER, label};
 
-const NAMESPACE: &str = "karmada-system";
 const SECRET: &str = "stolos-agents-ca";
 /// Ten years: agents are told its fingerprint, so it is not replaced under way.
 const VALIDITY: Duration = Duration::from_secs(3650 * 86_400);

@@ -24,15 +24,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::json;
 use stolos_cluster::objects::{self, Resource};
 use stolos_serve::Stop;
 use stolos_tunnel::Relay;
 use tokio_util::task::TaskTracker;
 
 use crate::control::Door;
+use crate::install::NAMESPACE;
 use crate::member::{Credential, Joining};
-use crate::{Error, MANAGER, label};
+use crate::{Error, MANAGER, label, told};
 
 pub use guest::end;
 pub(crate) use guest::{Known, epoch};
@@ -112,10 +113,9 @@ pub(crate) async fn open(
     let authority = Arc::new(authority::of(client).await?);
     let port = door.listener.local_addr().map_err(|error| Error::Agents(error.to_string()))?.port();
     let name = door.names.first().map_or("localhost", String::as_str);
-    let address = if name.contains(':') { format!("[{name}]:{port}") } else { format!("{name}:{port}") };
     let notice = json!({"apiVersion": "v1", "kind": "ConfigMap",
-        "metadata": {"name": NOTICE, "namespace": "karmada-system", "labels": {label::SYSTEM: "true"}},
-        "data": {"address": address, "authority": format!("sha256:{}", authority.certificate().fingerprint())}});
+        "metadata": {"name": NOTICE, "namespace": NAMESPACE, "labels": {label::SYSTEM: "true"}},
+        "data": {"address": told::place(name, port), "authority": format!("sha256:{}", authority.certificate().fingerprint())}});
     objects::apply(client, &Resource::named("v1", "ConfigMap")?, &notice, MANAGER, true).await?;
     serve::begin(client.clone(), door, authority, (relay, known), tasks, stop)
 }
@@ -126,8 +126,5 @@ pub(crate) async fn open(
 ///
 /// When the hub's API refuses or does not answer.
 pub async fn notice(hub: &kube::Client) -> Result<Option<Notice>, Error> {
-    let found = objects::get(hub, &Resource::named("v1", "ConfigMap")?, Some("karmada-system"), NOTICE).await?;
-    let text = |found: &Value, key: &str| found["data"][key].as_str().map(str::to_owned);
-    Ok(found
-        .and_then(|found| Some(Notice { address: text(&found, "address")?, authority: text(&found, "authority")? })))
+    Ok(told::read(hub, NOTICE).await?.map(|(address, authority)| Notice { address, authority }))
 }
