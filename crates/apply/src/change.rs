@@ -23,7 +23,7 @@ use tokio::time::Instant;
 use crate::observe::resource;
 use crate::program::{Program, Programs};
 use crate::trust::runs;
-use crate::{Clusters, State, crash, drain};
+use crate::{Clusters, State, crash, credential, drain};
 use stolos_k8s::meta;
 use stolos_serve::because;
 
@@ -380,19 +380,8 @@ async fn token(hands: &Hands<'_>, account: &Account, seconds: u64) -> Result<Str
         objects::get(&cluster.client, &resource("v1", "Secret"), Some(namespace), secret).await?
     };
     let found = found.ok_or_else(|| format!("Secret {namespace}/{secret} is not there in {place}"))?;
-    let body = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {
-        "audiences": [], "expirationSeconds": seconds,
-        "boundObjectRef": {"apiVersion": "v1", "kind": "Secret", "name": secret, "uid": found["metadata"]["uid"]}}});
-    let path = stolos_k8s::kind::path("", "v1", "serviceaccounts", Some(namespace), Some(name));
-    let what = || format!("request a token of {namespace}/{name}");
-    let send = || async {
-        let failed = |source| Error::Request { what: what(), source: Box::new(source) };
-        let request = Request::post(format!("{path}/token")).header("content-type", "application/json");
-        let request = request.body(body.to_string().into_bytes()).map_err(|e| failed(kube::Error::HttpError(e)))?;
-        let after = objects::ANSWER;
-        let answer = tokio::time::timeout(after, cluster.client.request::<Value>(request)).await;
-        answer.map_err(|_| Error::NoAnswer { what: what(), after })?.map_err(failed)
-    };
+    let bound = json!({"apiVersion": "v1", "kind": "Secret", "name": secret, "uid": found["metadata"]["uid"]});
+    let send = || credential::token(&cluster, (namespace, name), seconds, Some(&bound));
     let answer = write(hands, &cluster, send).await.map_err(|e| format!("{place}: {}", because(&e)))?;
     let token = answer["status"]["token"].as_str().map(str::to_owned);
     Ok(token.ok_or_else(|| format!("{place} answered a request for a token without one"))?)

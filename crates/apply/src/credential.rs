@@ -74,7 +74,7 @@ pub async fn create(mesh: &str, cluster: &Cluster, asked: CredentialRequest<'_>)
     for object in objects_of(mesh, asked, istio, None) {
         put(cluster, &object).await?;
     }
-    let answer = token(cluster, &account, asked.seconds).await?;
+    let answer = token(cluster, (SYSTEM_NAMESPACE, &account), asked.seconds, None).await?;
     let token = answer["status"]["token"].as_str().unwrap_or_default().to_owned();
     let expires = answer["status"]["expirationTimestamp"].as_str().unwrap_or_default().to_owned();
     let [account, ..] = objects_of(mesh, asked, istio, Some(&expires));
@@ -193,12 +193,21 @@ async fn put(cluster: &Cluster, object: &Value) -> Result<(), Error> {
     objects::apply(&cluster.client, &Resource::of(object)?, object, MANAGER, true).await.map(drop)
 }
 
-async fn token(cluster: &Cluster, account: &str, seconds: u64) -> Result<Value, Error> {
-    let body = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest",
+/// A token of an account, for the API server itself; its life ends with `bound`, where that names an object.
+pub(crate) async fn token(
+    cluster: &Cluster,
+    (namespace, account): (&str, &str),
+    seconds: u64,
+    bound: Option<&Value>,
+) -> Result<Value, Error> {
+    let mut body = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest",
         "spec": {"audiences": [], "expirationSeconds": seconds}});
-    let path = stolos_k8s::kind::path("", "v1", "serviceaccounts", Some(SYSTEM_NAMESPACE), Some(account));
+    if let Some(bound) = bound {
+        body["spec"]["boundObjectRef"] = bound.clone();
+    }
+    let path = stolos_k8s::kind::path("", "v1", "serviceaccounts", Some(namespace), Some(account));
     let asking = Request::post(format!("{path}/token")).header("content-type", "application/json");
-    let what = format!("request a token of {SYSTEM_NAMESPACE}/{account}");
+    let what = format!("request a token of {namespace}/{account}");
     request(cluster, &what, asking.body(body.to_string().into_bytes())).await
 }
 

@@ -12,6 +12,7 @@ use super::clusters::is_ready;
 use super::template::TemplateKey;
 use crate::evict::floor::{Floor, budgets_of};
 use crate::evict::guard::{self, Copy, Facts, Place};
+use crate::evict::task::is_direct;
 use crate::interpret::{self, Ready};
 use crate::mirror::{Key, Mirror};
 use crate::model::Health;
@@ -81,12 +82,11 @@ impl Hub {
             places.push(Place { cluster: name, wanted, work: work.as_deref(), heard, ready, needed, left });
         }
         let tasks = binding["spec"]["gracefulEvictionTasks"].as_array().into_iter().flatten();
-        let directly = |task: &Value| task["purgeMode"] == "Directly" || task["purgeMode"] == "Immediately";
         let facts = Facts {
             replicas: binding["spec"]["replicas"].as_i64().unwrap_or(0),
             divided: binding["spec"]["placement"]["replicaScheduling"]["replicaSchedulingType"] == "Divided",
             numbered,
-            tasks: tasks.filter_map(|task| Some((task["fromCluster"].as_str()?, directly(task)))).collect(),
+            tasks: tasks.filter_map(|task| Some((task["fromCluster"].as_str()?, is_direct(task)))).collect(),
         };
         let (copies, wanted) = guard::copies(&facts, &places);
         let (floor, trouble) = self.floor(binding, template, wanted);

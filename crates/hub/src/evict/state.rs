@@ -7,6 +7,7 @@ use jsonpath_rust::JsonPath as _;
 use serde_json::Value;
 use stolos_k8s::meta;
 
+use super::task::is_direct;
 use crate::model::{Binding, StatePreservation};
 
 /// A rule's path: text with paths in braces, as kubectl's JSONPath templates are.
@@ -164,9 +165,8 @@ pub fn inherited(spec: &Value, cluster: &str, clusters: usize) -> BTreeMap<Strin
     let Some(task) = spec["gracefulEvictionTasks"].as_array().and_then(|tasks| tasks.last()) else {
         return BTreeMap::new();
     };
-    let directly = task["purgeMode"] == "Directly" || task["purgeMode"] == "Immediately";
     let before = task["clustersBeforeFailover"].as_array().is_some_and(|before| before.iter().any(|it| it == cluster));
-    if clusters != 1 || !directly || before {
+    if clusters != 1 || !is_direct(task) || before {
         return BTreeMap::new();
     }
     serde_json::from_value(task["preservedLabelState"].clone()).unwrap_or_default()

@@ -9,6 +9,7 @@ use std::borrow::Borrow;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use serde_json::Value;
 
 use super::taint::{Tolerated, since, tolerated};
 use super::{Settings, state};
@@ -23,6 +24,11 @@ use crate::place::strategy;
 pub const TAINT_MANAGER: &str = "TaintManager";
 /// Why it does.
 pub const TAINT_UNTOLERATED: &str = "TaintUntolerated";
+
+/// Whether a task takes the old copy away at once, by either of Karmada's words for it.
+pub(crate) fn is_direct(task: &Value) -> bool {
+    task["purgeMode"] == "Directly" || task["purgeMode"] == "Immediately"
+}
 
 /// What becomes of a binding's places.
 #[derive(Clone, Debug, Default, PartialEq)]
