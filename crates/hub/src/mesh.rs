@@ -6,6 +6,7 @@
 //! what was measured between them is what `stolos verify` reports, told to the hub with `stolos hub measured`. Members of no
 //! mesh have no score, so that without one every decision is Karmada's.
 
+use std::borrow::Borrow;
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -121,14 +122,16 @@ pub fn is_over(cluster: &Value, now: jiff::Timestamp) -> bool {
 /// Where else the Services of a workload go: to every member of the meshes that its clusters are in. A caller there finds
 /// the name, and the mesh the way; without the Service the name is unknown there, and the call ends before it begins.
 #[must_use]
-pub fn company(placed: &[TargetCluster], clusters: &[Cluster]) -> Vec<String> {
+pub fn company(placed: &[TargetCluster], clusters: &[impl Borrow<Cluster>]) -> Vec<String> {
+    let clusters: Vec<&Cluster> = clusters.iter().map(Borrow::borrow).collect();
     let mesh_of = |name: &str| {
         let cluster = clusters.iter().find(|cluster| cluster.metadata.name == name)?;
         Standing::of(cluster).map(|standing| standing.mesh)
     };
     let meshes: Vec<String> = placed.iter().filter_map(|target| mesh_of(&target.name)).collect();
     let together = |cluster: &&Cluster| Standing::of(cluster).is_some_and(|standing| meshes.contains(&standing.mesh));
-    let mut all: Vec<String> = clusters.iter().filter(together).map(|cluster| cluster.metadata.name.clone()).collect();
+    let mut all: Vec<String> =
+        clusters.into_iter().filter(together).map(|cluster| cluster.metadata.name.clone()).collect();
     all.sort_unstable();
     all
 }

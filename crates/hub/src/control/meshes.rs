@@ -9,7 +9,7 @@ use stolos_k8s::meta;
 use super::Hub;
 use super::members::Member;
 use crate::mesh;
-use crate::model::{self, Cluster, TargetCluster};
+use crate::model::{Cluster, TargetCluster};
 use crate::queue::Trouble;
 
 /// What `stolos apply` leaves in every cluster of a mesh.
@@ -58,9 +58,9 @@ impl Hub {
         let placed: Vec<TargetCluster> =
             serde_json::from_value(binding["spec"]["clusters"].clone()).unwrap_or_default();
         let going = |cluster: &Value| meta::deletion_timestamp(cluster).is_some();
-        let clusters: Vec<Cluster> = (self.own.clusters.list().iter())
+        let clusters: Vec<Arc<Cluster>> = (self.own.clusters.list().iter())
             .filter(|cluster| meta::annotation(cluster, mesh::MESH).is_some() && !going(cluster))
-            .filter_map(|cluster| model::read(cluster).ok().map(|(cluster, _)| cluster))
+            .filter_map(|cluster| self.cluster(cluster))
             .collect();
         let company = mesh::company(&placed, &clusters);
         let Some(services) = self.mirror_of("v1", "Service").filter(|_| !company.is_empty()) else { return nobody };
