@@ -1,7 +1,7 @@
 //! Several hubs on one API, of which one acts: the one that holds the Lease `karmada-system/stolos-hub`.
 //!
 //! What a hub knows is in the API and in the members, so that the next one goes on where the last one was. Agents of
-//! members that dial out come to whoever leads; the others do not listen.
+//! members that dial out come to whoever leads; the others have no door for them.
 
 use std::sync::Arc;
 use std::time::Duration;

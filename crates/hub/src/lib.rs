@@ -1,11 +1,12 @@
 //! Places workloads on member clusters and keeps them there.
 //!
-//! It speaks Karmada's API (behaviour of v1.18.2 unless a comment names another version). `name` says what objects are
-//! called, `label` what is put on them, [`kinds`] and [`model`] what they are and say. What decides is pure and knows neither clusters nor
-//! sockets: [`choose`] finds the policy of a template, [`place`] the clusters of a binding by filters and spread
-//! constraints, [`divide`] the replicas of each, [`estimate`] how many fit. [`mesh`] knows which members are one mesh. [`interpret`] knows the native kinds,
-//! [`overrides`] changes a manifest for one cluster, and [`admit`] says what is filled in and refused when a policy is
-//! written. [`evict`] knows what happens when a cluster is lost and what never happens. [`why`](mod@why) tells what was decided and why, [`simulate`] what the loss of a cluster would do.
+//! It speaks Karmada's API (behaviour of v1.18.2 unless a comment names another version). [`kinds`] and [`name`] say what
+//! objects are called, [`label`] what is put on them, [`model`] what they say. What decides is pure and knows neither
+//! clusters nor sockets: [`choose`] finds the policy of a template, [`place`] the clusters of a binding by filters and
+//! spread constraints, [`divide`] the replicas of each, [`estimate`] how many fit. [`mesh`] knows which members are one
+//! mesh. [`interpret`] knows the native kinds, [`overrides`] changes a manifest for one cluster, and [`admit`] says what is
+//! filled in and refused when a policy is written. [`evict`] knows what happens when a cluster is lost and what never
+//! happens. [`why`](mod@why) tells what was decided and why, [`simulate`] what the loss of a cluster would do.
 //!
 //! [`start`] does: it keeps mirrors of what there is, in the hub and in every member, and one queue for each
 //! question (which policy, which clusters, which Works, what in the member, what came of it). Every answer looks at
