@@ -182,7 +182,7 @@ async fn inspect_hub(mesh: &Mesh, hub: &Cluster) -> Result<ClusterState, String>
     );
     ask(hub, asking, &mut state).await;
     let system = state.objects.get(&ObjectKey::new("v1", "Namespace", None, "kube-system"));
-    state.uid = system.and_then(|system| system["metadata"]["uid"].as_str()).unwrap_or_default().to_owned();
+    state.uid = system.map(stolos_k8s::meta::uid).unwrap_or_default().to_owned();
     Ok(state)
 }
 

@@ -10,6 +10,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use kube::api::{DeleteParams, Preconditions};
 use serde_json::{Value, json};
+use stolos_k8s::meta::resource_version;
 use stolos_serve::{Stop, because};
 use tokio::time::Instant;
 
@@ -137,7 +138,7 @@ impl Lease {
         let holder = holder(&found);
         if holder == self.holder || holder.is_empty() || expired(&found) {
             let began = Instant::now();
-            let written = self.put(Some(version(&found))).await?;
+            let written = self.put(Some(resource_version(&found))).await?;
             return Ok(written.map_or(Claim::TooLate, |version| Claim::Ours(version, began)));
         }
         let since = found["spec"]["acquireTime"].as_str().unwrap_or("an unknown time").to_owned();
@@ -171,7 +172,7 @@ impl Lease {
         };
         (self.around)(Write::After);
         match answer {
-            Ok(written) => Ok(Some(version(&written).to_owned())),
+            Ok(written) => Ok(Some(resource_version(&written).to_owned())),
             Err(error) if error.is_conflict() || (over.is_some() && error.is_not_found()) => Ok(None),
             Err(error) => Err(error),
         }
@@ -207,10 +208,6 @@ fn holder(lease: &Value) -> &str {
     lease["spec"]["holderIdentity"].as_str().unwrap_or_default()
 }
 
-fn version(lease: &Value) -> &str {
-    lease["metadata"]["resourceVersion"].as_str().unwrap_or_default()
-}
-
 /// One that stands by. It takes over when the Lease has not changed, as seen from here, for as long as it says.
 pub struct Candidate {
     lease: Lease,
@@ -239,9 +236,9 @@ impl Candidate {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         let life = Duration::from_secs(found["spec"]["leaseDurationSeconds"].as_u64().unwrap_or(0));
         match &*seen {
-            Some((known, since)) if known == version(found) => now.duration_since(*since) > life,
+            Some((known, since)) if known == resource_version(found) => now.duration_since(*since) > life,
             _ => {
-                *seen = Some((version(found).to_owned(), now));
+                *seen = Some((resource_version(found).to_owned(), now));
                 false
             }
         }
@@ -325,7 +322,7 @@ async fn again(lease: &Lease, over: &str) -> Result<Option<String>, Error> {
             return Ok(Some(next));
         }
         match lease.find().await? {
-            Some(found) if holder(&found) == lease.holder => version(&found).clone_into(&mut over),
+            Some(found) if holder(&found) == lease.holder => resource_version(&found).clone_into(&mut over),
             _ => return Ok(None),
         }
     }

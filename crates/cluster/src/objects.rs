@@ -270,8 +270,8 @@ async fn write(
     Ok(bounded(what, written).await?.value)
 }
 
-/// Asks for the deletion of the object called `name`, in the foreground; only of the very object with `uid` if given.
-/// `false` when there was none.
+/// Asks for the deletion of the object called `name`, and of what is its own after it; only of the very object with `uid` if
+/// given. `false` when there was none.
 ///
 /// # Errors
 ///
@@ -283,17 +283,8 @@ pub async fn delete(
     name: &str,
     uid: Option<&str>,
 ) -> Result<bool, Error> {
-    let what = || format!("delete {}", describe(resource, namespace, name));
-    let params = DeleteParams {
-        propagation_policy: Some(PropagationPolicy::Background),
-        preconditions: uid.map(|uid| Preconditions { uid: Some(uid.to_owned()), resource_version: None }),
-        ..DeleteParams::default()
-    };
-    match bounded(what, resource.api(client, namespace).delete(name, &params)).await {
-        Ok(_) => Ok(true),
-        Err(error) if error.is_not_found() => Ok(false),
-        Err(error) => Err(error),
-    }
+    let only = uid.map(|uid| Preconditions { uid: Some(uid.to_owned()), resource_version: None });
+    delete_if(client, resource, (namespace, name), only).await
 }
 
 /// Deletes an object if it is still as it was read (`preconditions.resourceVersion`); whether it was there.
@@ -304,13 +295,20 @@ pub async fn delete(
 pub async fn delete_unchanged(client: &kube::Client, resource: &Resource, object: &Value) -> Result<bool, Error> {
     let (namespace, name) =
         (Some(meta::namespace(object)).filter(|namespace| !namespace.is_empty()), meta::name(object));
-    let what = || format!("delete {}", describe(resource, namespace, name));
     let (uid, version) = (meta::uid(object).to_owned(), meta::resource_version(object).to_owned());
-    let params = DeleteParams {
-        propagation_policy: Some(PropagationPolicy::Background),
-        preconditions: Some(Preconditions { uid: Some(uid), resource_version: Some(version) }),
-        ..DeleteParams::default()
-    };
+    let only = Preconditions { uid: Some(uid), resource_version: Some(version) };
+    delete_if(client, resource, (namespace, name), Some(only)).await
+}
+
+async fn delete_if(
+    client: &kube::Client,
+    resource: &Resource,
+    (namespace, name): (Option<&str>, &str),
+    preconditions: Option<Preconditions>,
+) -> Result<bool, Error> {
+    let what = || format!("delete {}", describe(resource, namespace, name));
+    let propagation_policy = Some(PropagationPolicy::Background);
+    let params = DeleteParams { propagation_policy, preconditions, ..DeleteParams::default() };
     match bounded(what, resource.api(client, namespace).delete(name, &params)).await {
         Ok(_) => Ok(true),
         Err(error) if error.is_not_found() => Ok(false),

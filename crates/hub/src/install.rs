@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use stolos_cluster::objects::{self, Resource};
+use stolos_k8s::meta;
 
 use crate::member::CREDENTIALS;
 use crate::{Error, MANAGER, label};
@@ -51,7 +52,7 @@ pub async fn install(client: &kube::Client) -> Result<(), Error> {
     namespaces(client).await?;
     let served = async {
         for definition in &definitions {
-            let name = definition["metadata"]["name"].as_str().unwrap_or_default();
+            let name = meta::name(definition);
             loop {
                 let seen = objects::get(client, &kind, None, name).await?;
                 let mut conditions = seen.iter().flat_map(|seen| seen["status"]["conditions"].as_array()).flatten();

@@ -7,6 +7,7 @@ use std::time::Duration;
 use kube::discovery::{Discovery, Scope};
 use serde_json::{Value, json};
 use stolos_cluster::objects::Resource;
+use stolos_k8s::meta;
 use stolos_k8s::quantity::Quantity;
 
 use crate::estimate::amount;
@@ -167,7 +168,7 @@ pub(crate) fn summary(nodes: &[Arc<Value>], pods: &[Arc<Value>], models: &[Resou
 fn modelings(nodes: &[&Arc<Value>], pods: &[Arc<Value>], models: &[ResourceModel]) -> Vec<Value> {
     let mut counts = vec![0_i64; models.len()];
     for node in nodes {
-        let name = node["metadata"]["name"].as_str().unwrap_or_default();
+        let name = meta::name(node);
         let there = pods.iter().filter(|pod| {
             let phase = pod["status"]["phase"].as_str().unwrap_or_default();
             pod["spec"]["nodeName"] == name && !matches!(phase, "Succeeded" | "Failed")

@@ -9,6 +9,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use stolos_k8s::meta;
 use stolos_pki::Certificate;
 use stolos_spec::{Api, Cluster, HUB, Join, Mesh};
 
@@ -101,10 +102,6 @@ pub(super) fn readers_step(read: &str) -> String {
     id("links", read, "hub-readers")
 }
 
-fn meta_name(object: &Value) -> &str {
-    object["metadata"]["name"].as_str().unwrap_or_default()
-}
-
 /// The hub's Cluster for a cluster of the mesh: the one that is the same, whatever it is called there.
 fn member<'a>(hub: &'a ClusterState, read: &Cluster, state: &ClusterState) -> Result<&'a Value, NoMember> {
     let clusters = || hub.objects.kind("Cluster").map(|(_, object)| object);
@@ -113,7 +110,7 @@ fn member<'a>(hub: &'a ClusterState, read: &Cluster, state: &ClusterState) -> Re
         return Ok(same);
     }
     let name = read.name.as_str();
-    match clusters().find(|object| meta_name(object) == name) {
+    match clusters().find(|object| meta::name(object) == name) {
         Some(called) if id(called).is_empty() => Ok(called),
         Some(_) => {
             let text = "its API server is to be reached through the hub, and what the hub calls so is another cluster";
@@ -145,7 +142,7 @@ fn called<'a>(
 ) -> Result<(String, Option<&'a Value>), NoMember> {
     let joins = scene.mesh.hub.as_ref().and_then(|hub| hub.joins(read)).is_some();
     match member(hub, read, state) {
-        Ok(found) => Ok((meta_name(found).to_owned(), Some(found))),
+        Ok(found) => Ok((meta::name(found).to_owned(), Some(found))),
         Err(_) if joins => Ok((read.name.to_string(), None)),
         Err(why) => Err(why),
     }
@@ -220,7 +217,7 @@ fn join(scene: &Scene<'_>, sketch: &mut Sketch) {
         };
         if known
             .iter()
-            .any(|object| meta_name(object) == name && ![String::new(), state.uid.clone()].contains(&id(object)))
+            .any(|object| meta::name(object) == name && ![String::new(), state.uid.clone()].contains(&id(object)))
         {
             let text = "it is to be a member of the hub, and what the hub calls so is another cluster";
             let unjoin = format!("`stolos hub unjoin {name}`");
@@ -273,8 +270,7 @@ fn lacks(scene: &Scene<'_>, join: Join, name: &str, state: &ClusterState, member
         ));
     }
     // What it registered for: the hub takes no certificate of another membership, nor one that is over.
-    let epoch = member["metadata"]["annotations"]["stolos.dev/agents-epoch"].as_str();
-    let epoch = epoch.or(member["metadata"]["uid"].as_str()).unwrap_or_default();
+    let epoch = meta::annotation(member, "stolos.dev/agents-epoch").unwrap_or(meta::uid(member));
     let own = secret_text(secret, "agent.pem").and_then(|pem| Certificate::all_from_pem(&pem).ok()?.into_iter().next());
     let good = own.is_some_and(|own| {
         own.not_after() > scene.observed.now && own.uris().iter().any(|uri| uri.ends_with(&format!(".{epoch}")))
@@ -290,7 +286,7 @@ fn id_of_join(member: &str) -> String {
 fn leave(sketch: &mut Sketch, part: &str, members: Vec<&Value>, after: impl Fn(&str) -> Vec<String>) -> Vec<String> {
     let mut steps = Vec::new();
     for member in members {
-        let name = meta_name(member);
+        let name = meta::name(member);
         let step = id(part, HUB, &format!("unjoin-{name}"));
         let diff = vec![ObjectDiff { object: ObjectKey::of(member), action: Action::Remove, fields: vec![] }];
         let because = format!("{name} was made a member by this mesh; what the hub brought there goes with it");
@@ -521,7 +517,7 @@ fn take_namespace(
     because: &str,
 ) {
     let mesh = scene.mesh_name();
-    let going: BTreeSet<&str> = namespaces.iter().map(|namespace| meta_name(namespace)).collect();
+    let going: BTreeSet<&str> = namespaces.iter().map(|namespace| meta::name(namespace)).collect();
     let foreign: Vec<String> = hub
         .objects
         .iter()
