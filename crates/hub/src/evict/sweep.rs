@@ -14,6 +14,7 @@ mod world;
 
 use serde_json::json;
 
+use super::application::Failures;
 use super::guard;
 use crate::label::LEAST_ASKED;
 use crate::place;
@@ -258,15 +259,27 @@ impl World {
             && (0..self.apps.len()).all(|of| self.is_well(of))
     }
 
+    /// Whether a cluster is meant by a workload's policy that it has not failed in.
+    fn fits_somewhere(&self, of: usize) -> bool {
+        let binding = &self.apps[of].binding;
+        let failures = Failures::of(binding);
+        let meant = binding.spec.placement.as_ref().unwrap().cluster_affinity.as_ref().unwrap();
+        let takes = |name: &str| !self.leaves(name) && failures.since(name).is_none();
+        let fits = |cluster| place::affinity::matches(meant, cluster) && takes(&cluster.metadata.name);
+        self.clusters.iter().any(fits)
+    }
+
     /// Whether a workload is where it is wanted, or no cluster is that the policy means.
     fn is_well(&self, of: usize) -> bool {
-        let binding = &self.apps[of].binding;
-        let meant = binding.spec.placement.as_ref().unwrap().cluster_affinity.as_ref().unwrap();
-        let stays = |name: &str| !self.leaves(name);
-        let fits = |cluster| place::affinity::matches(meant, cluster) && stays(&cluster.metadata.name);
-        if !self.clusters.iter().any(fits) {
+        let app = &self.apps[of];
+        if app.goes() {
+            return app.gone && app.works.is_empty() && self.found(of).is_empty();
+        }
+        // A Service stays where pods are that have nowhere to go.
+        if !self.fits_somewhere(of) || (app.serves && !self.apps[0].goes() && !self.fits_somewhere(0)) {
             return true;
         }
+        let binding = &app.binding;
         let wanted: Vec<_> = (binding.spec.clusters.iter())
             .filter_map(|target| self.wanted(of, &target.name).map(|(_, asked)| (target.name.clone(), asked, asked)))
             .collect();
@@ -340,9 +353,12 @@ fn no_seed_loses_a_good_copy() {
         all.evicted += tally.evicted;
         all.late += tally.late;
         all.waits += tally.waits;
+        all.failed += tally.failed;
+        all.gone += tally.gone;
     }
     // A world in which nothing ever moves proves nothing.
     let seeds = usize::try_from(seeds).unwrap();
     let moves = all.taken > seeds / 4 && all.evicted > seeds / 5 && all.late > seeds / 50 && all.waits > seeds;
+    let moves = moves && all.failed > seeds / 50 && all.gone > seeds / 5;
     assert!(moves || seeds < 1_000, "{all:?}");
 }

@@ -11,8 +11,9 @@ use super::world::{Answer, App, Chance, Memory, Stored, Tally, Wish, World, clus
 use crate::evict::Settings;
 use crate::label::APPLIED_PLACEMENT;
 use crate::model::{
-    Binding, ClusterAffinity, Division, Placement, PurgeMode, ReplicaScheduling, SchedulingType, StaticWeight, Taint,
-    TaintEffect, TargetCluster, Toleration, TolerationOperator, Weights,
+    ApplicationFailover, Binding, ClusterAffinity, DecisionConditions, Division, Failover, Placement, PurgeMode,
+    ReplicaScheduling, SchedulingType, StaticWeight, Taint, TaintEffect, TargetCluster, Toleration, TolerationOperator,
+    Weights,
 };
 
 pub(super) const NAMES: [&str; 5] = ["ap", "eu", "me", "sa", "us"];
@@ -100,8 +101,8 @@ fn app(uid: &str, serves: bool) -> App {
     version.clone_into(&mut binding.spec.resource.api_version);
     kind.clone_into(&mut binding.spec.resource.kind);
     uid.clone_into(&mut binding.spec.resource.uid);
-    let wish = Wish { replicas: i64::from(!serves), floor: None, image: 1, overrides: BTreeMap::new() };
-    App { binding, works: BTreeMap::new(), wish, before: None, serves }
+    let wish = Wish { replicas: i64::from(!serves), floor: None, image: 1, overrides: BTreeMap::new(), failover: None };
+    App { binding, works: BTreeMap::new(), wish, before: None, serves, gone: false }
 }
 
 /// A placement as people write it.
@@ -169,7 +170,12 @@ impl World {
     /// Somebody edits the policy, an override policy or the template, or takes the last edit back. A Service goes where its
     /// pods go.
     pub(super) fn edit(&mut self, of: usize) {
+        self.make_again(of);
         let of = if self.apps[of].serves { 0 } else { of };
+        self.make_again(of);
+        if self.apps[of].goes() {
+            return;
+        }
         let app = &mut self.apps[of];
         let known = app.binding.spec.placement.clone().map(|placement| (app.wish.clone(), placement));
         let before = std::mem::replace(&mut app.before, known);
@@ -182,6 +188,8 @@ impl World {
         }
         let app = &mut self.apps[of];
         app.binding.spec.replicas = app.wish.replicas;
+        let application = app.wish.failover.clone();
+        app.binding.spec.failover = application.map(|it| Failover { application: Some(it), cluster: None });
         app.binding.metadata.generation += 1;
         self.say(|it| {
             format!("somebody wants {of}: {:?} by {:?}", it.apps[of].wish, it.apps[of].binding.spec.placement)
@@ -210,6 +218,41 @@ impl World {
                 false => wish.overrides.clear(),
             }
         }
+        if chance.is(20) {
+            let modes = [None, Some(PurgeMode::Gracefully), Some(PurgeMode::Directly)];
+            let application = ApplicationFailover {
+                decision_conditions: DecisionConditions {
+                    toleration_seconds: [None, Some(0), Some(30)][chance.one_of(3)],
+                },
+                purge_mode: modes[chance.one_of(3)],
+                ..ApplicationFailover::default()
+            };
+            wish.failover = chance.is(80).then_some(application);
+        }
+    }
+
+    /// Somebody deletes a template: its binding goes.
+    pub(super) fn delete(&mut self, of: usize) {
+        let at = self.clock();
+        if !self.apps[of].goes() {
+            self.apps[of].binding.metadata.deletion_timestamp = Some(at);
+            self.say(|_| format!("somebody deletes {of}"));
+        }
+    }
+
+    /// Somebody makes a template again that is gone.
+    fn make_again(&mut self, of: usize) {
+        let gone = &self.apps[of];
+        if !gone.gone {
+            return;
+        }
+        let mut again = app(&format!("{}'", gone.binding.spec.resource.uid), gone.serves);
+        again.wish = gone.wish.clone();
+        again.binding.spec.placement.clone_from(&gone.binding.spec.placement);
+        again.binding.spec.failover.clone_from(&gone.binding.spec.failover);
+        again.binding.spec.replicas = gone.binding.spec.replicas;
+        self.apps[of] = again;
+        self.say(|_| format!("somebody makes {of} again"));
     }
 
     fn put_placement(&mut self, of: usize, placement: &Placement) {
@@ -251,7 +294,7 @@ impl World {
     /// Something goes wrong, or somebody does something.
     pub(super) fn fault(&mut self) {
         let name = NAMES[self.chance.one_of(NAMES.len())];
-        let (now, what) = (self.now, self.chance.below(13));
+        let (now, what) = (self.now, self.chance.below(14));
         let clock = self.clock();
         let Self { members, chance, .. } = self;
         match (what, members.get_mut(name)) {
@@ -288,6 +331,13 @@ impl World {
                     self.list(name);
                 }
             },
+            (13, _) => {
+                let of = self.chance.one_of(self.apps.len());
+                match self.apps[of].gone {
+                    true => self.make_again(of),
+                    false => self.delete(of),
+                }
+            }
             // The clock is set right, or wrong.
             (12, _) => self.skew = chance.below(240_000) - 120_000,
             _ => return,

@@ -1,21 +1,23 @@
 //! The control loops' looks, each as the loop does it, with the decisions themselves.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use super::member::{Asked, Member};
 use super::rules::Rule;
-use super::world::{Op, Stored, Views, World, Write};
+use super::world::{App, Op, Stored, Views, World, Write};
 use crate::divide::Strategy;
+use crate::evict::application::{self, Failures};
 use crate::evict::floor::{By, Floor};
-use crate::evict::guard::{self, Action, Copy, Ending, Facts, Place};
+use crate::evict::guard::{self, Action, Copy, Ending, Facts, Parting, Place};
 use crate::evict::health::{self, Seen};
 use crate::evict::task::{self, Change, News};
 use crate::evict::{rate, taint};
-use crate::label::{APPLIED_PLACEMENT, SETTLED};
-use crate::model::{AggregatedStatusItem, Condition, Health, PurgeMode, SchedulingType};
+use crate::label::{APPLIED_PLACEMENT, FAILED_IN, SETTLED};
+use crate::model::{AggregatedStatusItem, Binding, Cluster, Condition, Health, PurgeMode, SchedulingType};
 use crate::place::{self, Outcome};
 
 impl World {
@@ -82,7 +84,11 @@ impl World {
 
     /// As `control::schedule` does.
     pub(super) fn schedule_look(&mut self, of: usize) {
+        let forgets = self.is_off(Rule::Failed);
         let app = &mut self.apps[of];
+        if app.goes() {
+            return;
+        }
         let clusters = &self.clusters;
         let going = |name: &str| {
             let of = clusters.iter().find(|cluster| cluster.metadata.name == name);
@@ -97,12 +103,22 @@ impl World {
         }
         let candidates: Vec<_> =
             clusters.iter().filter(|cluster| cluster.metadata.deletion_timestamp.is_none()).collect();
-        let decision = place::place(&app.binding, &candidates, &|_| 100, place::Settings::default());
+        let forgetful = forgets.then(|| {
+            let mut binding = app.binding.clone();
+            binding.metadata.annotations.remove(FAILED_IN);
+            binding
+        });
+        let of_binding = forgetful.as_ref().unwrap_or(&app.binding);
+        let decision = place::place(of_binding, &candidates, &|_| 100, place::Settings::default());
         let Outcome::Placed { clusters, .. } = decision.outcome else { return };
         let placed: i64 = clusters.iter().map(|target| target.replicas).sum();
         let divided = !matches!(decision.strategy, Strategy::Duplicated | Strategy::Unnumbered);
         let wrong = divided && placed != app.wish.replicas || clusters.is_empty();
         let applied = serde_json::to_string(&app.binding.spec.placement).unwrap();
+        let failures = Failures::of(&app.binding);
+        let has = |name: &str| app.binding.spec.clusters.iter().any(|target| target.name == name);
+        let failed = clusters.iter().find(|new| !has(&new.name) && failures.since(&new.name).is_some());
+        let failed = failed.map(|new| new.name.clone());
         let moved = app.binding.spec.clusters != clusters;
         if moved {
             app.binding.spec.clusters.clone_from(&clusters);
@@ -113,6 +129,9 @@ impl World {
         if moved {
             self.say(|_| format!("placed {of}: {clusters:?}"));
         }
+        if let Some(name) = failed {
+            self.violated(&format!("{of} goes to {name} again, where it has failed"));
+        }
         if wrong {
             self.violated(&format!("placed {of}: {clusters:?} for {:?}", self.apps[of].wish));
         }
@@ -120,24 +139,84 @@ impl World {
 
     /// As `control::evict` does.
     pub(super) fn evict_look(&mut self, of: usize) {
+        if !self.leave_clusters(of) {
+            self.memory.turns.give_up(&of);
+        }
+    }
+
+    /// Whether a workload waits for its turn.
+    fn leave_clusters(&mut self, of: usize) -> bool {
         let clock = self.clock();
         let app = &self.apps[of];
+        if app.goes() {
+            self.memory.watches.remove(&of);
+            return false;
+        }
         let has_work = |cluster: &str| app.works.contains_key(cluster);
         if let Some(change) = task::assess(&app.binding, &self.clusters, &has_work, clock, &self.settings)
             && !change.news.is_empty()
         {
-            self.memory.turns.give_up(&of);
             self.change(of, change);
-            return;
+            return false;
         }
-        match task::evict(&app.binding, &self.clusters, clock, &self.settings) {
-            Some(change) if !change.news.is_empty() => {
-                if self.may_leave(of) {
-                    self.change(of, change);
-                }
+        if let Some(change) = task::evict(&app.binding, &self.clusters, clock, &self.settings)
+            && !change.news.is_empty()
+        {
+            let may_leave = self.may_leave(of);
+            if may_leave {
+                self.change(of, change);
             }
-            _ => self.memory.turns.give_up(&of),
+            return !may_leave;
         }
+        self.failover_look(of)
+    }
+
+    /// As `control::failover` does; whether a workload waits for its turn.
+    fn failover_look(&mut self, of: usize) -> bool {
+        let clock = self.clock();
+        let App { binding, wish, .. } = &self.apps[of];
+        let known = Failures::of(binding);
+        if wish.failover.is_none() && known == Failures::default() {
+            self.memory.watches.remove(&of);
+            return false;
+        }
+        let manifest =
+            |name: &str| self.cluster(name).map(|_| format!("{} {:?}", wish.image, wish.overrides.get(name)));
+        let mut failures = known.clone();
+        failures.look(binding, &manifest, clock);
+        if failures != known {
+            self.remember(of, &failures);
+            return false;
+        }
+        let well = |name: &str| self.cluster(name).filter(|cluster| self.hears(cluster)).and_then(|_| manifest(name));
+        let mut watch = self.memory.watches.get(&of).cloned().unwrap_or_default();
+        let (due, _) = watch.look(binding, &well, clock);
+        let staying: Vec<&Cluster> =
+            self.clusters.iter().filter(|cluster| cluster.metadata.deletion_timestamp.is_none()).collect();
+        let place =
+            |binding: &Binding| match place::place(binding, &staying, &|_| 100, place::Settings::default()).outcome {
+                Outcome::Placed { clusters, .. } => Ok(clusters),
+                other => Err(other.message().to_owned()),
+            };
+        let left = due.iter().find_map(|cluster| application::leave(binding, &watch, cluster, &place, clock).ok());
+        self.memory.watches.insert(of, watch);
+        let Some((change, failures)) = left else { return false };
+        if !self.may_leave(of) {
+            return true;
+        }
+        self.tally.failed += 1;
+        self.remember(of, &failures);
+        self.change(of, change);
+        false
+    }
+
+    /// Where a workload has failed is written onto its binding.
+    fn remember(&mut self, of: usize, failures: &Failures) {
+        let annotations = &mut self.apps[of].binding.metadata.annotations;
+        match failures.written() {
+            Some(written) => annotations.insert(FAILED_IN.to_owned(), written),
+            None => annotations.remove(FAILED_IN),
+        };
     }
 
     /// Whether it is a workload's turn to leave a cluster.
@@ -193,6 +272,15 @@ impl World {
         scheduling.is_some_and(|scheduling| scheduling.scheduling == SchedulingType::Divided)
     }
 
+    /// Whether what a member has may be counted on.
+    fn hears(&self, cluster: &Cluster) -> bool {
+        let name = cluster.metadata.name.as_str();
+        let answered = self.memory.answered.get(name).map(|at| (self.now - at).unsigned_abs());
+        cluster.status.ready()
+            && !self.memory.doubts.contains_key(name)
+            && (self.is_off(Rule::Unasked) || health::heard(answered.map(Duration::from_millis), &self.settings))
+    }
+
     /// As `control::copies` does.
     pub(super) fn copies(&self, of: usize) -> (Vec<Copy>, Floor) {
         let app = &self.apps[of];
@@ -203,11 +291,7 @@ impl World {
             .map(|(cluster, work)| {
                 let name = cluster.metadata.name.as_str();
                 let wanted = self.wanted(of, name);
-                let answered = self.memory.answered.get(name).map(|at| (self.now - at).unsigned_abs());
-                let heard = cluster.status.ready()
-                    && !self.memory.doubts.contains_key(name)
-                    && (self.is_off(Rule::Unasked)
-                        || health::heard(answered.map(Duration::from_millis), &self.settings));
+                let heard = self.hears(cluster);
                 let left = left.get(name).copied().filter(|_| !self.leaves(name));
                 let needed = app.serves && wanted.is_none() && self.pods_leave(name);
                 Place {
@@ -259,7 +343,14 @@ impl World {
     pub(super) fn bind_look(&mut self, of: usize) {
         // Of one thing one look at a time.
         let busy = self.ops.iter().any(|op| op.app == of && op.is_work());
-        if busy || !self.apps[of].binding.metadata.annotations.contains_key(APPLIED_PLACEMENT) {
+        if busy || self.apps[of].gone {
+            return;
+        }
+        if self.apps[of].goes() {
+            self.part(of);
+            return;
+        }
+        if !self.apps[of].binding.metadata.annotations.contains_key(APPLIED_PLACEMENT) {
             return;
         }
         self.forget_left_behind(of);
@@ -289,6 +380,61 @@ impl World {
                 self.violated(&format!("the Service leaves {cluster} before its pods"));
             }
             self.ops.push(Op { app: of, cluster, what });
+        }
+    }
+
+    /// A binding goes when its Works are gone, and what they have let go of.
+    fn part(&mut self, of: usize) {
+        let app = &self.apps[of];
+        let left = if self.is_off(Rule::Parting) { BTreeMap::new() } else { app.left_behind() };
+        let mut waits = false;
+        match guard::parting(!app.works.is_empty(), &left) {
+            Parting::Works => {
+                waits = true;
+                for (cluster, stored) in app.works.iter().filter(|(_, stored)| !stored.is_leaving()) {
+                    let what = Write::RemoveWork { uid: stored.uid };
+                    self.ops.push(Op { app: of, cluster: cluster.clone(), what });
+                }
+            }
+            Parting::LeftBehind(clusters) => {
+                for cluster in clusters {
+                    waits |= !self.take_left_behind(of, &cluster);
+                }
+            }
+            Parting::Nothing => {}
+        }
+        if waits {
+            return;
+        }
+        let has = |name: &String| self.members[name].slots[of].object.is_some();
+        let names: Vec<String> = self.clusters.iter().map(|cluster| cluster.metadata.name.clone()).collect();
+        if let Some(name) = names.iter().find(|name| !self.leaves(name) && has(name)) {
+            self.violated(&format!("{of} is gone, and {name} still has it"));
+        }
+        self.apps[of].gone = true;
+        self.tally.gone += 1;
+        self.memory.books.retain(|(app, _), _| *app != of);
+        // What was sent for a binding that has gone is not played: its Works bear its identity, and the next one has another.
+        self.late.retain(|op| op.app != of || !op.is_work());
+        self.say(|_| format!("{of} is gone"));
+    }
+
+    /// Takes back what a Work has let go of; whether it has gone.
+    fn take_left_behind(&mut self, of: usize, name: &str) -> bool {
+        let ready = self.cluster(name).is_some_and(|cluster| cluster.status.ready());
+        let busy = self.ops.iter().any(|op| op.app == of && op.cluster == name);
+        match guard::ending(self.leaves(name), false, ready) {
+            Ending::LetGo => true,
+            Ending::TakeBack if !busy && self.members[name].reached => match &self.members[name].slots[of].object {
+                None => true,
+                Some(live) => {
+                    let views = Views { floor: 0, free: true, counted: Vec::new() };
+                    let what = Write::Delete { version: live.version, views };
+                    self.ops.push(Op { app: of, cluster: name.to_owned(), what });
+                    false
+                }
+            },
+            _ => false,
         }
     }
 
@@ -329,7 +475,7 @@ impl World {
         };
         let least = app.wish.floor.map_or(wanted, |said| said.clamp(1.min(wanted), wanted));
         // What has no replicas goes with its cluster.
-        let free = (purged && !floor.is_said()) || (app.serves && self.leaves(cluster));
+        let free = app.goes() || (purged && !floor.is_said()) || (app.serves && self.leaves(cluster));
         Views { floor: least, free, counted: counted.collect() }
     }
 
@@ -368,6 +514,7 @@ impl World {
         }
         let (copies, floor) = self.copies(of);
         if asked.replicas < live.replicas
+            && !self.apps[of].goes()
             && !self.is_off(Rule::LastLook)
             && guard::last_look(&copies, name, live.good(), live.replicas, asked.replicas, &floor).is_err()
         {
@@ -404,7 +551,8 @@ impl World {
 
     /// A Work goes: what it brought goes before it, or is left behind.
     fn end(&mut self, of: usize, name: &str, ready: bool, reached: bool) {
-        match guard::ending(self.leaves(name), self.wanted(of, name).is_some(), ready) {
+        let goes = self.apps[of].goes();
+        match guard::ending(self.leaves(name), !goes && self.wanted(of, name).is_some(), ready) {
             Ending::LetGo => {
                 let (leaves, forgets) = (self.leaves(name), self.is_off(Rule::LeftBehind));
                 let app = &mut self.apps[of];
@@ -426,7 +574,7 @@ impl World {
                 }
                 Some(live) => {
                     let (copies, floor) = self.copies(of);
-                    let free = (self.apps[of].serves && self.leaves(name)) || self.is_off(Rule::LastLook);
+                    let free = goes || (self.apps[of].serves && self.leaves(name)) || self.is_off(Rule::LastLook);
                     if free || guard::last_look(&copies, name, live.good(), live.replicas, 0, &floor).is_ok() {
                         let views = self.views(of, &copies, name, &floor);
                         let what = Write::Delete { version: live.version, views };
@@ -450,7 +598,11 @@ impl World {
                 status: None,
                 applied: applied.is_some_and(|applied| applied["status"] == "True"),
                 applied_message: String::new(),
-                health: (status["manifestStatuses"][0]["health"] == "Healthy").then_some(Health::Healthy),
+                health: match status["manifestStatuses"][0]["health"].as_str() {
+                    Some("Healthy") => Some(Health::Healthy),
+                    Some("Unhealthy") => Some(Health::Unhealthy),
+                    _ => None,
+                },
             })
         });
         app.binding.status.aggregated_status = items.collect();

@@ -33,21 +33,26 @@ pub(super) enum Rule {
     Mark,
     /// What a Work has let go of is not forgotten (`guard::left_behind`).
     LeftBehind,
+    /// Nor when its binding goes (`guard::parting`).
+    Parting,
+    /// Where a workload has failed it does not go again (`application::Failures`).
+    Failed,
 }
 
 /// Those that seeds see broken, and the seed to begin with: one of the last before the first that sees it.
-const SEEN: [(Rule, u64); 11] = [
+const SEEN: [(Rule, u64); 12] = [
     (Rule::Floor, 0),
     (Rule::LastLook, 0),
     (Rule::Silence, 0),
-    (Rule::Unasked, 0),
-    (Rule::Generation, 2_700),
-    (Rule::Ending, 100),
-    (Rule::LeastAsked, 2_700),
-    (Rule::Precondition, 2_350),
+    (Rule::Unasked, 1_200),
+    (Rule::Generation, 14_900),
+    (Rule::Ending, 600),
+    (Rule::LeastAsked, 14_900),
+    (Rule::Precondition, 1_900),
     (Rule::Needed, 0),
     (Rule::Rate, 0),
-    (Rule::Slower, 0),
+    (Rule::Slower, 4_900),
+    (Rule::Failed, 0),
 ];
 
 /// The same seeds that are played without a violation have one as soon as a rule is broken.
@@ -99,9 +104,8 @@ fn a_write_that_comes_late_changes_nothing() {
     assert!(broken.contains("0 in ap went from 4 to 3 ready, which leaves 8 of 9"), "{broken}");
 }
 
-/// A Work goes, its copy is wanted again and is let go of, and before another Work is made it is not wanted any more. It was
-/// found by seed 3,271.
-fn nobody_has_it(off: Option<Rule>) -> World {
+/// A Work goes, its copy is wanted again and is let go of.
+fn let_go_of(off: Option<Rule>) -> World {
     let mut world = of_three();
     world.off = off;
     for (name, replicas) in [("ap", 4), ("eu", 4), ("me", 5)] {
@@ -111,6 +115,12 @@ fn nobody_has_it(off: Option<Rule>) -> World {
     world.apps[0].binding.spec.clusters.insert(1, target("eu", 4));
     world.execute_look(0, "eu");
     assert!(!world.apps[0].works.contains_key("eu"), "it is let go of");
+    world
+}
+
+/// Before another Work is made the copy that was let go of is not wanted any more. It was found by seed 3,271.
+fn nobody_has_it(off: Option<Rule>) -> World {
+    let mut world = let_go_of(off);
     world.apps[0].binding.spec.clusters.remove(1);
     world.heal();
     world
@@ -121,4 +131,20 @@ fn what_is_let_go_of_is_not_forgotten() {
     let world = nobody_has_it(None);
     assert_eq!((world.violation.as_deref(), world.members["eu"].ready(0)), (None, 0));
     assert!(nobody_has_it(Some(Rule::LeftBehind)).violation.is_some_and(|why| why.contains("does not settle")));
+}
+
+/// Before another Work is made for the copy that was let go of, its template is deleted.
+fn it_is_deleted(off: Option<Rule>) -> World {
+    let mut world = let_go_of(off);
+    world.delete(0);
+    world.heal();
+    world
+}
+
+#[test]
+fn what_is_let_go_of_goes_with_its_binding() {
+    let world = it_is_deleted(None);
+    assert_eq!((world.violation.as_deref(), world.members["eu"].ready(0)), (None, 0));
+    let broken = it_is_deleted(Some(Rule::Parting)).violation.unwrap();
+    assert!(broken.contains("0 is gone, and eu still has it"), "{broken}");
 }

@@ -8,10 +8,11 @@ use serde_json::Value;
 use super::member::{Asked, Member, Report};
 use super::rules::Rule;
 use crate::evict::Settings;
+use crate::evict::application::Watch;
 use crate::evict::guard;
 use crate::evict::rate::Turns;
 use crate::label::LEFT_BEHIND;
-use crate::model::{ApiEnablement, ApiResource, Binding, Cluster, Placement};
+use crate::model::{ApiEnablement, ApiResource, ApplicationFailover, Binding, Cluster, Placement};
 
 /// Chance that is the same every time (SplitMix64).
 pub(super) struct Chance(pub(super) u64);
@@ -117,6 +118,8 @@ pub(super) struct Wish {
     pub(super) image: i64,
     /// How many an override policy wants in a cluster, whatever was divided.
     pub(super) overrides: BTreeMap<String, i64>,
+    /// What becomes of a copy that is not well (`failover.application` of the policy).
+    pub(super) failover: Option<ApplicationFailover>,
 }
 
 /// One workload, or the Service of the first.
@@ -128,9 +131,16 @@ pub(super) struct App {
     pub(super) before: Option<(Wish, Placement)>,
     /// A Service: it has no replicas, and stays as long as pods that leave.
     pub(super) serves: bool,
+    /// Its template was deleted, and its binding has gone since.
+    pub(super) gone: bool,
 }
 
 impl App {
+    /// Whether its template was deleted.
+    pub(super) fn goes(&self) -> bool {
+        self.gone || self.binding.metadata.deletion_timestamp.is_some()
+    }
+
     pub(super) fn left_behind(&self) -> BTreeMap<String, i64> {
         guard::left_behind(self.binding.metadata.annotations.get(LEFT_BEHIND).map(String::as_str))
     }
@@ -151,6 +161,7 @@ pub(super) struct Memory {
     /// What was written last.
     pub(super) books: BTreeMap<(usize, String), Asked>,
     pub(super) turns: Turns<usize>,
+    pub(super) watches: BTreeMap<usize, Watch>,
     pub(super) began: i64,
     /// When a workload was sent away last.
     pub(super) sent_away: Option<i64>,
@@ -165,6 +176,7 @@ impl Memory {
             mirror: BTreeMap::new(),
             books: BTreeMap::new(),
             turns: Turns::new(settings.eviction_rate),
+            watches: BTreeMap::new(),
             began,
             sent_away: None,
             answered: BTreeMap::new(),
@@ -206,6 +218,10 @@ pub(super) struct Tally {
     pub(super) late: usize,
     /// How often a copy waited to become smaller.
     pub(super) waits: usize,
+    /// How many copies left because they were not well.
+    pub(super) failed: usize,
+    /// How many bindings went.
+    pub(super) gone: usize,
 }
 
 /// A Cluster that serves Deployments and Services.
@@ -268,7 +284,8 @@ impl World {
             return;
         }
         self.tally.taken += 1;
-        if views.free {
+        // Nobody wants anything of what was deleted.
+        if views.free || self.apps[app].goes() {
             return;
         }
         let ready: i64 = self.members.values().map(|member| member.ready(app)).sum();
