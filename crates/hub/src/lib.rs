@@ -102,6 +102,17 @@ pub enum Error {
     /// A token lets nobody in.
     #[error("{0}")]
     Token(String),
+    /// A member leaves, and what is in it has nowhere else to go.
+    #[error(
+        "could not take `{cluster}` out of the hub: {}; delete it in the hub, or let its policy mean members that stay",
+        workloads.join(", ")
+    )]
+    Kept {
+        /// The member, which leaves as soon as it can.
+        cluster: String,
+        /// What keeps it, and why each can go nowhere.
+        workloads: Vec<String>,
+    },
     /// Something did not end in time.
     #[error("could not {what} within {} s: {left}", after.as_secs())]
     NotYet {

@@ -159,3 +159,26 @@ async fn a_member_that_the_hub_cannot_ask_is_not_ready_and_can_leave() {
     let clusters = hub.kubectl(&["get", "clusters"]).await;
     assert!(clusters.err.contains("No resources found"), "{}", clusters.out);
 }
+
+/// A member that nothing keeps but what fits nowhere else is not waited for, and leaves when that has gone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_fits_nowhere_else_keeps_its_member() {
+    let Some(mut hub) = Hub::start_with(&QUICK).await else { return };
+    hub.world.good(&["hub", "join", "eu", "--data", "hub"]).await;
+    hub.apply("policy.yaml", &policy("eu", "")).await;
+    hub.kubectl(&["apply", "-f", "hello.yaml"]).await.ends_with(0);
+    hub.kubectl(&["scale", "deployment", "hello", "--replicas=10"]).await.ends_with(0);
+    hub.moves_to(&["eu"], 0).await;
+    let began = std::time::Instant::now();
+    let kept = hub.world.run(&["hub", "unjoin", "eu", "--data", "hub"]).await.ends_with(1);
+    assert!(kept.err.contains("Deployment default/hello has nowhere else to go"), "{}", kept.err);
+    assert!(began.elapsed() < std::time::Duration::from_secs(60), "it took {:?}", began.elapsed());
+    hub.moves_to(&["eu"], ALL).await;
+    hub.kubectl(&["delete", "deployment", "hello"]).await.ends_with(0);
+    eventually("eu has left", PATIENCE, async || {
+        let clusters = hub.kubectl(&["get", "clusters"]).await;
+        if clusters.err.contains("No resources found") { Ok(()) } else { Err(clusters.out) }
+    })
+    .await;
+    hub.process.kill().await.unwrap();
+}

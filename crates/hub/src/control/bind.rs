@@ -266,7 +266,7 @@ fn still_there(hub: &Hub, work: &Value) -> bool {
 }
 
 /// The binding that a Work says it is of.
-pub(super) fn binding_of(work: &Value) -> Option<Key> {
+pub(crate) fn binding_of(work: &Value) -> Option<Key> {
     if let Some(name) = meta::annotation(work, label::BINDING_NAME) {
         return Some((
             meta::annotation(work, label::BINDING_NAMESPACE).unwrap_or_default().to_owned(),

@@ -9,6 +9,7 @@ use stolos_k8s::meta;
 use tokio::time::Instant;
 
 use super::Hub;
+use super::bind::binding_of;
 use super::members::Member;
 use crate::evict::health::{self, Seen};
 use crate::evict::{taint, tainting};
@@ -294,6 +295,13 @@ impl Hub {
         }
         self.look_at_evictions();
         self.retry_works(meta::name(cluster));
+        if meta::deletion_timestamp(cluster).is_some() {
+            // What leaves with it may have to wait, and its binding says for what.
+            let works = self.own.works.of_namespace(&name::execution_namespace(meta::name(cluster)));
+            for binding in works.iter().filter_map(|work| binding_of(work)) {
+                self.queues.bind.add(binding);
+            }
+        }
     }
 
     /// Connects a member, or connects it anew if it is reached in another way now. Why it cannot be reached at all where

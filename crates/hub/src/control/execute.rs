@@ -15,7 +15,7 @@ use super::interpret::unanswered;
 use super::members::Member;
 use super::template::{TemplateKey, essence};
 use super::write::difference;
-use crate::evict::guard::{Ending, asked, ending};
+use crate::evict::guard::{Ending, REPLACEMENT_NOT_READY, asked, ending};
 use crate::interpret::ScriptError;
 use crate::mirror::{Changed, Key, Mirror};
 use crate::model::Health;
@@ -100,7 +100,7 @@ pub(super) async fn look(hub: Arc<Hub>, key: Key) -> Result<Again, Trouble> {
     }
     if failures.is_empty() && !waits.is_empty() {
         // What `Applied` said of the manifest before is true as ever.
-        set_condition(&mut status, label::SETTLED, "False", "ReplacementNotReady", &waits.join(", "));
+        set_condition(&mut status, label::SETTLED, "False", REPLACEMENT_NOT_READY, &waits.join(", "));
         of_generation(&mut status, label::SETTLED, &work);
         status["manifestStatuses"] = statuses.into();
         hub.put_status(&hub.own.works, &work, &status).await?;

@@ -52,6 +52,7 @@ use crate::place;
 use crate::proxy::{Audit, Limits, Proxy};
 use crate::queue::{Again, Queue, Trouble};
 use crate::{Error, gate};
+pub(crate) use bind::binding_of;
 pub use figures::Pages;
 use members::Member;
 use own::Own;

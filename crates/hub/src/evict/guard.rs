@@ -14,6 +14,9 @@ use super::floor::{By, Floor};
 use crate::interpret;
 use crate::label::{LEAST_ASKED, SETTLED};
 
+/// Why something waits that would leave too few good ones, in one word.
+pub const REPLACEMENT_NOT_READY: &str = "ReplacementNotReady";
+
 /// What one cluster has of a workload and is to have. What has no replicas counts as one.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Copy {
@@ -99,7 +102,7 @@ impl Wait {
     #[must_use]
     pub fn reason(&self) -> &'static str {
         match self {
-            Self::Floor { .. } => "ReplacementNotReady",
+            Self::Floor { .. } => REPLACEMENT_NOT_READY,
             Self::Silent { .. } => "ClusterNotReady",
             Self::Purge { .. } => "OldCopyNotGone",
         }
