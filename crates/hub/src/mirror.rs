@@ -315,6 +315,23 @@ mod tests {
         Arc::new(json!({"metadata": {"namespace": "n", "name": name, "resourceVersion": revision.to_string()}}))
     }
 
+    /// `serde_json` reads the last digits of such numbers right only with its feature `float_roundtrip`.
+    #[test]
+    fn numbers_of_many_digits_stay_as_they_are_as_text() {
+        let resource = Resource::named("v1", "ConfigMap").unwrap();
+        let mirror = Mirror::new(resource, None, None, |_, _| {});
+        let numbers =
+            [31.245_270_191_439_438_f64, 0.1 + 0.2, 2.225_073_858_507_201_4e-308, 1.797_693_134_862_315_7e308];
+        let object =
+            Arc::new(json!({"metadata": {"namespace": "n", "name": "a", "resourceVersion": "1"}, "spec": numbers}));
+        mirror.wrote(&object);
+        mirror.forget();
+        mirror.forget();
+        let key = ("n".to_owned(), "a".to_owned());
+        assert!(matches!(mirror.objects.read().unwrap()[&key].form, Form::Text(_)));
+        assert_eq!(mirror.get("n", "a"), Some(object));
+    }
+
     #[test]
     fn what_nobody_looks_at_is_text_and_the_same() {
         let told: Arc<std::sync::Mutex<Vec<Change>>> = Arc::default();
