@@ -260,9 +260,14 @@ async fn work(
     put(hub, before.as_deref(), &wanted).await
 }
 
-/// Whether the binding of a Work is still there.
+/// Whether the binding of a Work is still there, and not another one of that name: what was sent for one that has gone may
+/// arrive later, and is taken over.
 fn still_there(hub: &Hub, work: &Value) -> bool {
-    binding_of(work).and_then(|key| hub.binding(&key)).is_some()
+    let found = binding_of(work).and_then(|key| hub.binding(&key));
+    found.is_some_and(|(_, binding)| {
+        let (id, _) = links(&binding);
+        meta::label(&binding, id) == meta::label(work, id)
+    })
 }
 
 /// The binding that a Work says it is of.
@@ -348,5 +353,26 @@ impl Hub {
             true => moving.insert(binding.clone()),
             false => moving.remove(binding),
         };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::tests::nobodys;
+
+    #[tokio::test]
+    async fn a_work_of_a_binding_that_has_gone_is_nobodys() {
+        let hub = Hub::at_rest(nobodys());
+        let binding = json!({"kind": "ResourceBinding", "metadata": {"namespace": "shop", "name": "web-deployment",
+            "resourceVersion": "1", "labels": {label::BINDING_ID: "now"}}});
+        hub.own.bindings.wrote(&Arc::new(binding));
+        let work = |name: &str, id: &str| {
+            json!({"metadata": {"labels": {label::BINDING_ID: id},
+                "annotations": {label::BINDING_NAMESPACE: "shop", label::BINDING_NAME: name}}})
+        };
+        assert!(still_there(&hub, &work("web-deployment", "now")));
+        assert!(!still_there(&hub, &work("web-deployment", "before")));
+        assert!(!still_there(&hub, &work("api-deployment", "now")));
     }
 }
