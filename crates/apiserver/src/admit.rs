@@ -70,11 +70,11 @@ pub(crate) async fn mutate(
     if is_new_claim {
         storage_class(api, object);
     }
-    let webhooks = webhook::of(api, MUTATING, resource);
+    let question = Question { resource, operation, sub, before, how };
+    let webhooks = webhook::of(api, MUTATING, &question);
     if webhooks.is_empty() {
         return Ok(is_new_pod || is_new_claim);
     }
-    let question = Question { resource, operation, sub, before, how };
     let mut seen_by: Vec<Option<Value>> = vec![None; webhooks.len()];
     for round in 0..2 {
         let at_start = object.clone();
@@ -109,7 +109,7 @@ pub(crate) async fn mutate(
 /// When somebody refuses it.
 pub(crate) async fn delete(api: &Arc<Api>, resource: &Arc<Resource>, before: &Value, how: &How) -> Result<()> {
     let question = Question { resource, operation: Operation::Delete, sub: "", before: Some(before), how };
-    for webhook in webhook::of(api, MUTATING, resource) {
+    for webhook in webhook::of(api, MUTATING, &question) {
         if let Some(as_what) = webhook::matches(api, &webhook, &question, None)? {
             webhook::ask(api, &webhook, &question, &as_what, None, true).await?;
         }
@@ -137,7 +137,7 @@ pub(crate) async fn validate(
         limits::check(api, &resource.storage, object)?;
     }
     let question = Question { resource, operation, sub, before, how };
-    let webhooks = webhook::of(api, VALIDATING, resource);
+    let webhooks = webhook::of(api, VALIDATING, &question);
     let mut asked = Vec::new();
     for webhook in &webhooks {
         if let Some(as_what) = webhook::matches(api, webhook, &question, object)? {

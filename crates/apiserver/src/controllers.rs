@@ -118,14 +118,24 @@ fn past_events(mut events: Vec<Arc<Object>>, now: jiff::Timestamp, most: usize) 
     events
 }
 
+/// How many old events go in one durable step.
+const FORGOTTEN_AT_ONCE: usize = 512;
+
 /// Lets old events go. No admission is asked: in Kubernetes it is storage itself that forgets them.
 async fn forget_events(api: &Arc<Api>) {
     let past = past_events(api.state.cache("events").list(""), jiff::Timestamp::now(), MOST_EVENTS);
-    for event in past {
-        let (namespace, name) = place_of(&event.value);
-        let key = Key { resource: "events".into(), namespace, name };
-        // Whoever changed it in between has given it another hour.
-        let _ = api.state.commit(Write { key, expect: Expect::Revision(event.revision), value: None }).await;
+    for some in past.chunks(FORGOTTEN_AT_ONCE) {
+        let gone = |event: &Arc<Object>| {
+            let (namespace, name) = event.place();
+            let key = Key { resource: "events".into(), namespace, name };
+            Write { key, expect: Expect::Revision(event.revision), value: None }
+        };
+        // All of them or none: where one has been changed in between, which gives it another hour, each goes by itself.
+        if api.state.commit_all(some.iter().map(gone).collect()).await.is_err() {
+            for event in some {
+                let _ = api.state.commit(gone(event)).await;
+            }
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! The hub: how fast it decides, how fast what it decided is in the members, and what that costs.
 //!
-//! The hub is the release binary with its store on disk. Members of the 5,000 Deployments are API servers alone, each a
-//! process: what a kubelet would do with 15,000 pods is not what is measured. Members of the distribution are a lab's.
+//! The hub is the release binary with its store on disk. Members are API servers alone, each a process: what kubelets would
+//! do with the pods is not what is measured.
 
 mod fleet;
 
@@ -23,7 +23,6 @@ use stolos_hub::place::{self, Outcome, place};
 use tokio::task::JoinSet;
 
 use crate::apiserver::CONTEXT;
-use crate::labs::Lab;
 use crate::table::row;
 use fleet::{Hub, Member};
 
@@ -31,6 +30,8 @@ use fleet::{Hub, Member};
 const LONG_RUNS: usize = 3;
 /// Requests under way while objects are made.
 const AT_ONCE: usize = 32;
+/// Members that are started, or join, at once.
+const STARTING: usize = 8;
 /// What is measured here takes seconds, on a busy machine a minute.
 const PATIENCE: Duration = Duration::from_secs(600);
 /// Members of the distribution.
@@ -45,11 +46,12 @@ const NAMESPACE: &str = "default";
 
 /// `bench hub`
 pub(crate) fn hub(stolos: &Path, out: &mut impl Write) -> Result<()> {
-    decisions(out)?;
-    crate::process::raise_open_files();
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    runtime.block_on(async {
-        cold(stolos, out).await?;
+    on_two_threads(cold(stolos, out))
+}
+
+/// `bench distribution`
+pub(crate) fn distributions(stolos: &Path, out: &mut impl Write) -> Result<()> {
+    on_two_threads(async {
         for pull in [false, true] {
             distribution(stolos, pull, out).await?;
         }
@@ -57,9 +59,19 @@ pub(crate) fn hub(stolos: &Path, out: &mut impl Write) -> Result<()> {
     })
 }
 
+fn on_two_threads(bench: impl Future<Output = Result<()>>) -> Result<()> {
+    crate::process::raise_open_files();
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?.block_on(bench)
+}
+
 /// Deployments of the cold run: as in Karmada's own measurement, or fewer for whoever looks at one change after the other.
 fn deployments() -> usize {
     std::env::var("STOLOS_BENCH_DEPLOYMENTS").ok().and_then(|count| count.parse().ok()).unwrap_or(5_000)
+}
+
+/// Members of the distribution.
+fn members() -> usize {
+    std::env::var("STOLOS_BENCH_MEMBERS").ok().and_then(|count| count.parse().ok()).unwrap_or(MEMBERS)
 }
 
 /// How often what takes minutes is run.
@@ -67,8 +79,8 @@ fn runs() -> usize {
     std::env::var("STOLOS_BENCH_RUNS").ok().and_then(|runs| runs.parse().ok()).unwrap_or(LONG_RUNS)
 }
 
-/// Decisions in memory, by one thread: a binding of 50 replicas over a hundred clusters.
-fn decisions(out: &mut impl Write) -> Result<()> {
+/// `bench decisions`: in memory, by one thread: a binding of 50 replicas over a hundred clusters.
+pub(crate) fn decisions(out: &mut impl Write) -> Result<()> {
     let clusters: Vec<Cluster> = (0..MEMBERS).map(candidate).collect::<Result<_>>()?;
     let weights: Vec<Value> = (0..MEMBERS)
         .map(|n| json!({"targetCluster": {"clusterNames": [format!("m{n}")]}, "weight": n % 5 + 1}))
@@ -222,29 +234,31 @@ async fn fill(stolos: &Path, one_for_all: bool) -> Result<Filled> {
 /// How long a Deployment takes from the hub's answer to whoever made it until each of its members has it.
 async fn distribution(stolos: &Path, pull: bool, out: &mut impl Write) -> Result<()> {
     let hub = Hub::up(stolos).await?;
-    let lab = Lab::up(stolos, MEMBERS, &[])?;
-    let names: Vec<String> = (1..=MEMBERS).map(|n| format!("c{n}")).collect();
-    let kubeconfig = lab.state.join("kubeconfig");
-    let _agents = match pull {
-        true => hub.let_in(&names, &kubeconfig).await?,
+    let members: Vec<Member> = stream::iter(1..=members()).map(Member::start).buffered(STARTING).try_collect().await?;
+    let names: Vec<&str> = members.iter().map(|member| member.name.as_str()).collect();
+    let agents = match pull {
+        true => hub.let_in(&members).await?,
         false => {
-            names.iter().try_for_each(|name| hub.join(name, name, &kubeconfig))?;
+            members.iter().try_for_each(|member| hub.join(&member.name, CONTEXT, &member.kubeconfig))?;
             vec![]
         }
     };
-    let clients = fleet::clients(&kubeconfig, &names).await?;
+    hub.all_ready(names.len()).await?;
     let mut waits = JoinSet::new();
-    let seen: HashMap<&str, Seen> = names
+    let seen: HashMap<&str, Seen> = members
         .iter()
-        .zip(&clients)
-        .map(|(name, client)| (name.as_str(), waits_for(&mut waits, api(client, "apps", "v1", "Deployment"), |_| true)))
+        .map(|member| {
+            let deployments = api(&member.client, "apps", "v1", "Deployment");
+            (member.name.as_str(), waits_for(&mut waits, deployments, |_| true))
+        })
         .collect();
+    let before = crate::process::cpu(hub.process)?;
     let mut begun = Vec::new();
     let mut tick = tokio::time::interval(Duration::from_secs(1) / RATE);
     for n in 0..DISTRIBUTED {
         tick.tick().await;
         let name = format!("app-{n}");
-        let to: Vec<&str> = (0..COPIES).map(|copy| names[(n * COPIES + copy) % MEMBERS].as_str()).collect();
+        let to: Vec<&str> = (0..COPIES).map(|copy| names[(n * COPIES + copy) % names.len()]).collect();
         // No replicas: a kubelet's work is not the hub's.
         let placement = json!({"clusterAffinity": {"clusterNames": to}});
         make(&hub.client, &policy(&name, Some(&name), placement)).await?;
@@ -260,14 +274,18 @@ async fn distribution(stolos: &Path, pull: bool, out: &mut impl Write) -> Result
             took.push(there.saturating_duration_since(*at).as_secs_f64() * 1e3);
         }
     }
+    let busy = crate::process::cpu(hub.process)? - before;
     waits.shutdown().await;
+    drop(agents);
     took.sort_by(f64::total_cmp);
     let mode = if pull { "pull" } else { "push" };
-    let what = format!("hub: made to seen in a member, {MEMBERS} members, {mode}, {RATE}/s, {COPIES} copies each");
-    for (name, share) in [("p50", 0.5), ("p99", 0.99), ("most", 1.0)] {
+    let what =
+        format!("hub: made to seen in a member, {} members, {mode}, {RATE}/s, {COPIES} copies each", members.len());
+    for (name, share) in [("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("most", 1.0)] {
         let at = ((took.len() as f64 * share) as usize).min(took.len() - 1);
         row(out, &format!("{what}: {name}, ms"), [took[at]])?;
     }
+    row(out, &format!("{what}: CPU-seconds of the hub"), [busy])?;
     row(out, &format!("{what}: memory of the hub, MiB"), [hub.most_memory()])
 }
 

@@ -21,8 +21,25 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail};
 
 /// The sections, in the order in which they run when none is named.
-const SECTIONS: [&str; 11] =
-    ["demo", "apply", "plan", "verify", "lab", "apiserver", "gateway", "sidecar", "control", "hub", "tunnel"];
+const SECTIONS: [&str; 13] = [
+    "demo",
+    "apply",
+    "plan",
+    "verify",
+    "lab",
+    "apiserver",
+    "gateway",
+    "sidecar",
+    "control",
+    "decisions",
+    "hub",
+    "distribution",
+    "tunnel",
+];
+
+/// As in the binary itself.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -57,7 +74,9 @@ fn main() -> Result<()> {
             "plan" => labs::plan(&stolos, &mut out)?,
             "apiserver" => apiserver::apiserver(&mut out)?,
             "control" => control::control(&mut out)?,
+            "decisions" => hub::decisions(&mut out)?,
             "hub" => hub::hub(&stolos, &mut out)?,
+            "distribution" => hub::distributions(&stolos, &mut out)?,
             "tunnel" => tunnel::tunnel(&mut out)?,
             "gateway" => gateway::gateway(&mut out)?,
             "sidecar" => sidecar::bench(&stolos, &mut out)?,

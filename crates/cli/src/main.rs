@@ -27,6 +27,10 @@ use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::screen::Screen;
 
+#[cfg(feature = "mimalloc")]
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     // First of all, so that no library makes its own choice.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();

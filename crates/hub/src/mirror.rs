@@ -25,9 +25,12 @@ pub(crate) type Changed = dyn Fn(Option<&Arc<Value>>, Option<&Arc<Value>>) + Sen
 /// What an object was and what it is.
 type Change = (Option<Arc<Value>>, Option<Arc<Value>>);
 
-/// How often what nobody has looked at since the last time becomes text. Members' pods and nodes are counted every ten
-/// seconds (`--cluster-status-update-frequency`): they stay trees.
-const OLD: Duration = Duration::from_secs(15);
+/// How often what nobody has looked at since the last time becomes text: thousands come at once, are looked at a few times
+/// and then for long not.
+pub(crate) const OLD: Duration = Duration::from_secs(3);
+/// The same of members' pods and nodes, which are counted every ten seconds (`--cluster-status-update-frequency`) and stay
+/// trees.
+pub(crate) const OLD_WHERE_COUNTED: Duration = Duration::from_secs(15);
 /// So many at a time: whoever writes waits meanwhile.
 const AT_ONCE: usize = 256;
 
@@ -125,8 +128,8 @@ impl Mirror {
         })
     }
 
-    /// Follows the API server until `stop`.
-    pub(crate) async fn run(self: Arc<Self>, client: kube::Client, stop: Stop) {
+    /// Follows the API server until `stop`; what nobody has looked at for as long as `old` becomes text.
+    pub(crate) async fn run(self: Arc<Self>, client: kube::Client, old: Duration, stop: Stop) {
         let mut config = watcher::Config::default();
         if let Some(labels) = self.labels {
             config = config.labels(labels);
@@ -134,7 +137,7 @@ impl Mirror {
         let events = watcher::watcher(self.resource.bare_api(&client, self.namespace), config).default_backoff();
         let mut events = std::pin::pin!(events);
         let mut fresh = BTreeMap::new();
-        let mut old = tokio::time::interval(OLD);
+        let mut old = tokio::time::interval(old);
         loop {
             let event = tokio::select! {
                 event = events.next() => event,

@@ -37,13 +37,15 @@ pub(super) struct Question<'a> {
 /// The most that a webhook may answer.
 const MOST_ANSWER: usize = 3 << 20;
 
-/// The webhooks of all configurations, in the order of their names.
-pub(super) fn of(api: &Api, configurations: &str, resource: &Resource) -> Vec<Value> {
+/// The webhooks of all configurations, in the order of their names, whose rules may mean what the question is about.
+pub(super) fn of(api: &Api, configurations: &str, question: &Question<'_>) -> Vec<Value> {
+    let resource = question.resource;
     if resource.group == "admissionregistration.k8s.io" || !resource.is_stored() {
         return Vec::new();
     }
     let found = api.state.cache(configurations).list("");
-    found.iter().flat_map(|object| object.value["webhooks"].as_array().into_iter().flatten().cloned()).collect()
+    let all = found.iter().flat_map(|object| object.value["webhooks"].as_array().into_iter().flatten());
+    all.filter(|webhook| resource_for(api, webhook, question).is_some()).cloned().collect()
 }
 
 /// Whether a webhook is to be asked, and as which version of the resource it knows the object.

@@ -13,7 +13,7 @@ use stolos_cluster::Kubeconfig;
 use crate::apiserver::{CONTEXT, Server};
 use crate::process::{on_end, quiet, resident};
 
-/// How long agents may take to be let in.
+/// How long members may take to be ready.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A hub in the background, with its store on disk; ends with this value.
@@ -51,10 +51,10 @@ impl Hub {
         Ok(())
     }
 
-    /// Starts an agent for each cluster and waits until the hub calls all of them ready.
-    pub(super) async fn let_in(&self, names: &[String], kubeconfig: &Path) -> Result<Vec<Agent>> {
+    /// Starts an agent for each member.
+    pub(super) async fn let_in(&self, members: &[Member]) -> Result<Vec<Agent>> {
         let mut agents = Vec::new();
-        for name in names {
+        for Member { name, kubeconfig, .. } in members {
             let made = self.run(&["hub", "token", "create", name]).stdout(Stdio::piped()).output()?;
             ensure!(made.status.success(), "no token was made");
             let line = String::from_utf8(made.stdout)?;
@@ -64,9 +64,14 @@ impl Hub {
             let mut agent = on_end(&self.stolos);
             agent.env("STOLOS_AGENT_TOKEN", token.trim_start_matches("STOLOS_AGENT_TOKEN="));
             agent.env("XDG_STATE_HOME", self.home.path().join("agents")).stdout(Stdio::null()).stderr(Stdio::null());
-            agent.args(words).args(["--context", name]).arg("--kubeconfig").arg(kubeconfig);
+            agent.args(words).args(["--context", CONTEXT]).arg("--kubeconfig").arg(kubeconfig);
             agents.push(Agent(agent.spawn()?));
         }
+        Ok(agents)
+    }
+
+    /// Waits until the hub calls so many members ready.
+    pub(super) async fn all_ready(&self, count: usize) -> Result<()> {
         let began = Instant::now();
         loop {
             let request = http::Request::get("/apis/cluster.karmada.io/v1alpha1/clusters").body(vec![])?;
@@ -76,10 +81,10 @@ impl Hub {
                 conditions.into_iter().flatten().any(|c| c["type"] == "Ready" && c["status"] == "True")
             };
             let ready = clusters["items"].as_array().into_iter().flatten().filter(is_ready).count();
-            if ready == names.len() {
-                return Ok(agents);
+            if ready == count {
+                return Ok(());
             }
-            ensure!(began.elapsed() < PATIENCE, "{ready} of {} members are ready", names.len());
+            ensure!(began.elapsed() < PATIENCE, "{ready} of {count} members are ready");
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
     }

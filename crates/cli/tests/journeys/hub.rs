@@ -195,6 +195,11 @@ async fn karmadas_files_run_as_they_are() {
     })
     .await;
 
+    // That the policy is looked at again writes nothing, though the template has got another status since.
+    let generation = ["get", "rb", "hello-deployment", "-o", "jsonpath={.metadata.generation}"];
+    let before = hub.kubectl(&generation).await.ends_with(0).out;
+    hub.kubectl(&["label", "propagationpolicy", "hello-propagation", "looked=at"]).await.ends_with(0);
+
     // What somebody edits or deletes in a member is put back.
     hub.in_member("eu", &["scale", "deployment", "hello", "--replicas=9"]).await.ends_with(0);
     hub.in_member("us", &["label", "deployment", "hello", "karmada.io/managed-", "mine=stays"]).await.ends_with(0);
@@ -211,6 +216,8 @@ async fn karmadas_files_run_as_they_are() {
         }
     })
     .await;
+
+    assert_eq!(hub.kubectl(&generation).await.ends_with(0).out, before, "its binding was written again");
 
     // Without the hub members go on; with it again nothing of theirs is another one.
     let before = hub.identities().await;

@@ -121,7 +121,7 @@ async fn of_two_hubs_on_one_api_one_acts() {
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
     let mut first = Elected::start(&hub, "first", &free);
     first.says("workload that is applied here also runs here").await;
-    first.says("this hub leads").await;
+    first.says("✓ this hub leads").await;
     let mut second = Elected::start(&hub, "second", &free);
     second.says("standing by: pod-0-").await;
 
@@ -140,7 +140,7 @@ async fn of_two_hubs_on_one_api_one_acts() {
     // Killed, not asked to end: its Lease says that it is there for some seconds more.
     first.process.kill().await.unwrap();
     hub.propagate("two").await;
-    second.says("this hub leads").await;
+    second.says("✓ this hub leads").await;
     for member in ["eu", "ap"] {
         hub.has(member, "two").await;
     }
@@ -158,7 +158,7 @@ async fn of_two_hubs_on_one_api_one_acts() {
     third.says("standing by: pod-0-").await;
     hub.world.good(&["hub", "down", "--data", "hub-second"]).await;
     assert!(second.process.wait().await.unwrap().success());
-    third.says("this hub leads").await;
+    third.says("✓ this hub leads").await;
     hub.kubectl("us", &["delete", "configmap", "one", "two"]).await.ends_with(0);
     for member in ["eu", "ap"] {
         eventually("nothing of the hub's", PATIENCE, async || {

@@ -1,6 +1,7 @@
 //! What members say of a template comes together in its binding, and in its own status.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use stolos_k8s::meta;
@@ -20,6 +21,11 @@ const FROM: &str = "resource-binding-status-controller";
 /// Who says it of what has no namespace.
 const FROM_CLUSTER: &str = "cluster-resource-binding-status-controller";
 
+/// For so long what is new may have said nothing yet, without that being worth a word.
+const NEW: Duration = Duration::from_secs(2);
+/// When that is looked at again if nobody says anything meanwhile.
+const LOOKED_AFTER: Duration = Duration::from_secs(1);
+
 /// Looks at one binding.
 pub(super) async fn look(hub: Arc<Hub>, key: Key) -> Result<Again, Trouble> {
     let Some((mirror, binding)) = hub.binding(&key) else { return Ok(None) };
@@ -33,6 +39,10 @@ pub(super) async fn look(hub: Arc<Hub>, key: Key) -> Result<Again, Trouble> {
     let mut items = Vec::new();
     for (cluster, _) in &targets {
         if let Some(work) = hub.own.works.get(&name::execution_namespace(cluster), &work_name) {
+            if is_silent(&work, jiff::Timestamp::now()) {
+                // What it says brings us here again, and each word of another meanwhile.
+                return Ok(Some(LOOKED_AFTER));
+            }
             items.push(item(cluster, &work));
         }
     }
@@ -78,6 +88,12 @@ pub(super) async fn look(hub: Arc<Hub>, key: Key) -> Result<Again, Trouble> {
     Ok(None)
 }
 
+/// Whether a Work is so new that nobody can have said anything of it yet, and nobody has.
+fn is_silent(work: &Value, now: jiff::Timestamp) -> bool {
+    let made = work["metadata"]["creationTimestamp"].as_str().and_then(|at| at.parse::<jiff::Timestamp>().ok());
+    work["status"].is_null() && made.is_some_and(|made| now.duration_since(made).unsigned_abs() < NEW)
+}
+
 /// What one member says.
 fn item(cluster: &str, work: &Value) -> Value {
     let applied = condition(&work["status"], "Applied");
@@ -99,4 +115,24 @@ fn item(cluster: &str, work: &Value) -> Value {
         None => item["health"] = "Unknown".into(),
     }
     item
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_new_is_waited_for() {
+        let at = |text: &str| text.parse::<jiff::Timestamp>().unwrap();
+        let work = |status: Value| json!({"metadata": {"creationTimestamp": "2026-11-22T10:00:00Z"}, "status": status});
+        let silent = work(Value::Null);
+        for (seconds, expected) in [(0, true), (1, true), (2, false), (60, false)] {
+            let now = at("2026-11-22T10:00:00Z") + jiff::SignedDuration::from_secs(seconds);
+            assert_eq!(is_silent(&silent, now), expected, "after {seconds} s");
+        }
+        let said = work(json!({"conditions": [{"type": "Applied", "status": "False"}]}));
+        assert!(!is_silent(&said, at("2026-11-22T10:00:00Z")));
+        // A clock that was set back must not keep a binding silent.
+        assert!(!is_silent(&silent, at("2026-11-22T09:00:00Z")));
+    }
 }

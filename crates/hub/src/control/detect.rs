@@ -95,7 +95,7 @@ async fn follow(hub: &Hub, key: TemplateKey, touched: bool) -> Result<Followed, 
         return Ok(Followed::Waits);
     }
     let from = preempted(&policies, &template, choice.policy);
-    match apply(hub, &mirror, &template, choice.policy, &claim).await {
+    match apply(hub, &mirror, &template, choice.policy, (&claim, touched)).await {
         Ok(changed) => {
             if let Some(from) = from {
                 let mut news = format!("{} preempted {} successfully", said(choice.policy), said(from));
@@ -250,13 +250,14 @@ async fn release(hub: &Hub, mirror: &Mirror, template: &Value) -> Result<(), Tro
     Ok(())
 }
 
-/// Claims a template and writes its binding; whether the binding is another one now.
+/// Claims a template and writes its binding; whether the binding is another one now. `touched` says whether people have
+/// written the template since it was looked at last.
 async fn apply(
     hub: &Hub,
     mirror: &Mirror,
     template: &Value,
     policy: &PropagationPolicy,
-    claim: &Claimed,
+    (claim, touched): (&Claimed, bool),
 ) -> Result<bool, Trouble> {
     let mut claimed = template.clone();
     claim.put(&mut claimed);
@@ -275,7 +276,13 @@ async fn apply(
     }
     let needs = needs(hub, template).await?;
     let priority = hub.priority(policy)?;
-    let wanted = binding(template, policy, claim, (needs, priority), before.as_deref())?;
+    let mut wanted = binding(template, policy, claim, (needs, priority), before.as_deref())?;
+    if let Some(before) = before.as_ref().filter(|_| !touched)
+        && before["spec"]["resource"]["uid"] == wanted["spec"]["resource"]["uid"]
+    {
+        // Its status alone is new, which the hub writes itself.
+        wanted["spec"]["resource"]["resourceVersion"] = before["spec"]["resource"]["resourceVersion"].clone();
+    }
     match before {
         None => hub.create(bindings, &wanted).await?,
         Some(before) if essence(&before) == essence(&wanted) => return Ok(false),
@@ -284,7 +291,7 @@ async fn apply(
     Ok(true)
 }
 
-/// What of a binding its detector decides; that the template has another revision alone is nothing new.
+/// What of a binding its detector decides.
 fn essence(binding: &Value) -> Value {
     json!([
         binding["metadata"]["labels"],

@@ -16,7 +16,7 @@ use super::clusters::is_ready;
 use super::execute::Applied;
 use crate::evict::health;
 use crate::member::Ways;
-use crate::mirror::{Changed, Mirror};
+use crate::mirror::{self, Changed, Mirror};
 use crate::model::{self, Cluster};
 use crate::{Error, member};
 
@@ -90,7 +90,9 @@ impl Member {
                 None => {
                     let changed = changed();
                     let mirror = Mirror::new(resource.clone(), None, labels, changed);
-                    self.tasks.spawn(Arc::clone(&mirror).run(self.client.clone(), self.stop.clone()));
+                    // What has no label of the hub's is there to be counted.
+                    let old = if labels.is_some() { mirror::OLD } else { mirror::OLD_WHERE_COUNTED };
+                    self.tasks.spawn(Arc::clone(&mirror).run(self.client.clone(), old, self.stop.clone()));
                     mirrors.insert((resource.clone(), labels), Arc::clone(&mirror));
                     mirror
                 }

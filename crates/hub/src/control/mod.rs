@@ -46,7 +46,7 @@ use crate::evict::application::Watch;
 use crate::evict::rate::Turns;
 use crate::interpret::Interpreters;
 use crate::member::Ways;
-use crate::mirror::Key;
+use crate::mirror::{self, Key};
 use crate::model::{Cluster, ClusterTaintPolicy, OverridePolicy};
 use crate::place;
 use crate::proxy::{Audit, Limits, Proxy};
@@ -271,7 +271,7 @@ impl Hub {
     /// Starts the mirrors, and waits until each has seen its whole kind; whether they have.
     async fn first_look(self: &Arc<Self>) -> bool {
         for mirror in self.own.all() {
-            self.tasks.spawn(Arc::clone(mirror).run(self.client.clone(), self.stop.clone()));
+            self.tasks.spawn(Arc::clone(mirror).run(self.client.clone(), mirror::OLD, self.stop.clone()));
         }
         let mut ready =
             futures::future::join_all(self.own.all().map(|mirror| mirror.ready(FIRST_LOOK))).await.into_iter();

@@ -11,7 +11,7 @@ use super::Hub;
 use crate::install::NAMESPACE;
 use crate::label;
 use crate::member::{self, CREDENTIALS, Kind};
-use crate::mirror::Mirror;
+use crate::mirror::{self, Mirror};
 
 /// How often the API server is asked for kinds (Karmada v1.18.2).
 const KINDS: Duration = Duration::from_secs(30);
@@ -100,7 +100,7 @@ pub(super) async fn look(hub: &Arc<Hub>) {
                 queues.templates.add(key);
             }
         });
-        hub.tasks.spawn(Arc::clone(&mirror).run(hub.client.clone(), hub.stop.clone()));
+        hub.tasks.spawn(Arc::clone(&mirror).run(hub.client.clone(), mirror::OLD, hub.stop.clone()));
         templates.insert(key, mirror);
     }
 }
