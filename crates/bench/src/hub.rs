@@ -259,11 +259,10 @@ async fn distribution(stolos: &Path, pull: bool, out: &mut impl Write) -> Result
         tick.tick().await;
         let name = format!("app-{n}");
         let to: Vec<&str> = (0..COPIES).map(|copy| names[(n * COPIES + copy) % names.len()]).collect();
-        // No replicas: a kubelet's work is not the hub's.
         let placement = json!({"clusterAffinity": {"clusterNames": to}});
         make(&hub.client, &policy(&name, Some(&name), placement)).await?;
         let at = Instant::now();
-        make(&hub.client, &deployment(&name, 0)).await?;
+        make(&hub.client, &deployment(&name, 1)).await?;
         begun.push((name, to, at));
     }
     let patience = tokio::time::Instant::now() + PATIENCE;
