@@ -14,10 +14,10 @@ use crate::label;
 use crate::model::{
     ClusterAffinity, Division, DynamicWeight, LabelOperator, LabelSelector, Placement, Preemption, Problem,
     PropagationPolicy, PropagationSpec, PurgeMode, ResourceSelector, SchedulingType, SpreadField, StatePreservation,
-    TolerationOperator,
+    TaintEffect, TolerationOperator,
 };
 
-pub use overriding::{default_override, override_problems};
+pub use overriding::{default_override, override_problems, override_warnings};
 pub use review::{Others, Verdict, customization_problem, judge, review};
 pub use tainting::{taint_problems, taint_warnings};
 
@@ -297,6 +297,14 @@ fn placement_problems(placement: &Placement, found: &mut Vec<Problem>) {
             found.push(Problem::new(format!("{path}.operator"), what, "write Exists or Equal"));
         } else if exists && !toleration.value.is_empty() {
             found.push(Problem::new(format!("{path}.value"), "is for operator Equal only", "take it out"));
+        } else if toleration.toleration_seconds.is_some()
+            && matches!(toleration.effect, Some(TaintEffect::NoSchedule | TaintEffect::PreferNoSchedule))
+        {
+            found.push(Problem::new(
+                format!("{path}.tolerationSeconds"),
+                "is for effect NoExecute only",
+                "take one of the two out",
+            ));
         } else if toleration.key.is_empty() && !exists {
             found.push(Problem::new(
                 format!("{path}.key"),
@@ -352,19 +360,23 @@ fn spread_problems(placement: &Placement, found: &mut Vec<Problem>) {
     }
 }
 
+/// What of selectors nobody looks at.
+fn selector_warnings(selectors: &[ResourceSelector]) -> Vec<Problem> {
+    let both = selectors.iter().enumerate().filter(|(_, it)| !it.name.is_empty() && it.label_selector.is_some());
+    let warn = |(at, _)| {
+        let path = format!("spec.resourceSelectors[{at}].labelSelector");
+        Problem::new(path, "is not looked at beside a name", "take one of the two out")
+    };
+    both.map(warn).collect()
+}
+
 /// What of an accepted policy does nothing, or not what it seems to.
 #[must_use]
 pub fn warnings(policy: &PropagationPolicy) -> Vec<Problem> {
     let spec = &policy.spec;
     let placement = &spec.placement;
-    let mut found = Vec::new();
+    let mut found = selector_warnings(&spec.resource_selectors);
     let mut warn = |path: &str, what: &str, instead: &str| found.push(Problem::new(path, what, instead));
-    for (at, selector) in spec.resource_selectors.iter().enumerate() {
-        if !selector.name.is_empty() && selector.label_selector.is_some() {
-            let path = format!("spec.resourceSelectors[{at}].labelSelector");
-            warn(&path, "is not looked at beside a name", "take one of the two out");
-        }
-    }
     if spec.association {
         warn("spec.association", "is the old name of propagateDeps", "write propagateDeps: true");
     }
@@ -380,7 +392,17 @@ pub fn warnings(policy: &PropagationPolicy) -> Vec<Problem> {
             warn(&path, "reaches the next copy only where the old one goes first", "write purgeMode: Directly");
         }
     }
+    for (at, toleration) in placement.cluster_tolerations.iter().enumerate() {
+        if toleration.effect == Some(TaintEffect::PreferNoSchedule) {
+            let path = format!("spec.placement.clusterTolerations[{at}]");
+            warn(&path, "tolerates nothing: no taint PreferNoSchedule keeps anything away", "take it out");
+        }
+    }
     let scheduling = placement.replica_scheduling.as_ref();
+    if scheduling.is_some_and(|it| it.scheduling == SchedulingType::Duplicated && it.division.is_some()) {
+        let path = "spec.placement.replicaScheduling.replicaDivisionPreference";
+        warn(path, "is not looked at: every cluster gets all replicas", "write replicaSchedulingType: Divided");
+    }
     let weights = scheduling.and_then(|scheduling| scheduling.weights.as_ref());
     if let (Some(scheduling), Some(weights)) = (scheduling, weights) {
         let path = "spec.placement.replicaScheduling.weightPreference";

@@ -76,6 +76,14 @@ pub enum Error {
         /// Why.
         why: String,
     },
+    /// A member is to be reached in a way that the hub has not.
+    #[error("could not take spec.proxyURL of {cluster}: {why}")]
+    Proxied {
+        /// The member.
+        cluster: String,
+        /// Why, and what instead.
+        why: &'static str,
+    },
     /// A name cannot be a member's.
     #[error("`{name}` cannot be the name of a cluster: {why}")]
     Name {

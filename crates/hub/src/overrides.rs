@@ -19,6 +19,7 @@ use crate::model::{
 use crate::place::affinity;
 
 pub use image::Image;
+pub(crate) use image::is_version;
 
 /// One rule that was applied, as it is recorded on the Work.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

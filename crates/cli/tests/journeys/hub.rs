@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use serde_json::Value;
 use stolos_cluster::objects::{self, Resource};
+use stolos_pki::{Authority, Credentials, SpiffeId, WorkloadRequest};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, Command};
 
@@ -258,6 +259,7 @@ async fn karmadas_files_run_as_they_are() {
         clusters.split_whitespace().collect::<Vec<_>>(),
         ["cluster.cluster.karmada.io/ap", "cluster.cluster.karmada.io/eu"]
     );
+    hub.says("Cluster", "us", "RemoveExecutionSpaceSucceed", "execution space(karmada-es-us)").await;
     eventually("no account in us", PATIENCE, async || {
         let left = hub.in_member("us", &["get", "clusterroles,clusterrolebindings,namespaces", "-o", "name"]).await.out;
         if left.contains("karmada") { Err(left) } else { Ok(()) }
@@ -599,6 +601,49 @@ async fn a_certificate_ends_with_its_membership() {
     refused("stolen-again", "the certificate of this agent of `eu` was ended").await;
     let wrong = hub.world.run(&["hub", "token", "create", "nobody", "--data", "hub", "--rotate"]).await.ends_with(1);
     assert!(wrong.err.contains("the hub has no cluster `nobody`"), "{}", wrong.err);
+}
+
+/// A certificate that is older than a day is replaced by its agent, with another key, before it ends.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_renews_its_certificate() {
+    const DAY: Duration = Duration::from_secs(86_400);
+    let Some(hub) = Hub::start().await else { return };
+    let invited = Invitation::of(&hub.world.good(&["hub", "token", "create", "eu", "--data", "hub"]).await.out);
+    let address = invited.address.clone();
+    drop(hub.agent("eu", &invited.flags(&["--context", "eu"]), &address).await);
+
+    // What an agent has that was away for three days.
+    let file = hub.world.path("agent-eu/agent.pem");
+    let kept = || std::fs::read_to_string(&file).unwrap();
+    let leaf = |pem: &str| Credentials::from_pem(pem, pem).unwrap().leaf().clone();
+    let id = SpiffeId::parse(&leaf(&kept()).uris()[0]).unwrap();
+    let secret = ["get", "secret", "stolos-agents-ca", "-n", "karmada-system", "-o"];
+    let of = async |field: &str| {
+        let template = format!("go-template={{{{index .data \"{field}\" | base64decode}}}}");
+        hub.kubectl(&[&secret[..], &[&template]].concat()).await.ends_with(0).out
+    };
+    let authority = Authority::load(&of("tls.crt").await, &of("tls.key").await, SystemTime::now()).unwrap();
+    let request = WorkloadRequest::new(&id).unwrap();
+    let then = SystemTime::now() - 3 * DAY;
+    let chain = authority.sign_workload(&request.csr_pem, &id, 30 * DAY, then).unwrap();
+    std::fs::write(&file, format!("{}{}", request.key.to_pem().expose(), chain[0])).unwrap();
+    let old = kept();
+    assert!(leaf(&old).not_before() < SystemTime::now() - 2 * DAY);
+
+    let agent = hub.agent("eu", &["--context", "eu"], &address).await;
+    eventually("another certificate", PATIENCE, async || {
+        let fresh = leaf(&kept());
+        match fresh.not_before() > SystemTime::now() - DAY && fresh.uris() == [id.to_string()] {
+            true => Ok(()),
+            false => Err(format!("{:?} {:?}", fresh.not_before(), fresh.uris())),
+        }
+    })
+    .await;
+    let key = |pem: &str| pem.split("-----BEGIN CERTIFICATE-----").next().unwrap().to_owned();
+    assert_ne!(key(&kept()), key(&old));
+    // It is let in by that one.
+    drop(agent);
+    let _agent = hub.agent("eu", &["--context", "eu"], &address).await;
 }
 
 /// The hub is killed at any moment while it has much to do: nothing is lost, nothing is there twice, and all is as wanted

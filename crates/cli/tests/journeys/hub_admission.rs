@@ -72,6 +72,18 @@ async fn policies_are_taken_or_refused_when_they_are_written() {
       Warning: spec.failover.application.statePreservation: reaches the next copy only where the old one goes first; write purgeMode: Directly
     preemption
       Warning: spec.placement.workloadAffinity: the hub takes it and does not act on it yet
+    warned-copies
+      Warning: spec.placement.clusterTolerations[0]: tolerates nothing: no taint PreferNoSchedule keeps anything away; take it out
+      Warning: spec.placement.replicaScheduling.replicaDivisionPreference: is not looked at: every cluster gets all replicas; write replicaSchedulingType: Divided
+    warned-overrides
+      Warning: spec.resourceSelectors[0].labelSelector: is not looked at beside a name; take one of the two out
+      Warning: spec.overrideRules[0].overriders: is empty: nothing is changed; write one, as plaintext
+      Warning: spec.overrideRules[1].overriders.imageOverrider[0].value: is neither a tag nor a digest: the image stays as it is; write one, as v2
+      Warning: spec.overrideRules[1].overriders.imageOverrider[1].value: is not looked at with operator: remove; take one of the two out
+      Warning: spec.overrideRules[1].overriders.argsOverrider[0].value: is empty: nothing is changed; write which words
+      Warning: spec.overrideRules[1].overriders.labelsOverrider[0].value: is empty: nothing is changed; write which keys
+      Warning: spec.overrideRules[1].overriders.fieldOverrider[0].yaml[0].value: is not looked at with operator: remove; take one of the two out
+      Warning: spec.overrideRules[1].overriders.plaintext[0].value: is not looked at with operator: remove; take one of the two out
     warned
       Warning: spec.resourceSelectors[0].labelSelector: is not looked at beside a name; take one of the two out
       Warning: spec.association: is the old name of propagateDeps; write propagateDeps: true
@@ -143,6 +155,8 @@ async fn policies_are_taken_or_refused_when_they_are_written() {
     taint-of-all
       Error from server (Forbidden): admission webhook "policies.hub.stolos.dev" denied the request: spec.addOnConditions[0].statusValues: has "Yes"; write True, False or Unknown
       spec.taints[1]: is not-ready:NoExecute for the second time; take one of the two out
+    tolerates-for-a-time
+      Error from server (Forbidden): admission webhook "policies.hub.stolos.dev" denied the request: spec.placement.clusterTolerations[0].tolerationSeconds: is for effect NoExecute only; take one of the two out
     tolerates-more-than
       Error from server (Forbidden): admission webhook "policies.hub.stolos.dev" denied the request: spec.placement.clusterTolerations[0].operator: is Gt; write Exists or Equal
     two-affinities
@@ -158,6 +172,16 @@ async fn policies_are_taken_or_refused_when_they_are_written() {
       * spec.placement.replicaScheduling.weightPreference.staticWeightList[0].weight: Invalid value: 0: spec.placement.replicaScheduling.weightPreference.staticWeightList[0].weight in body should be greater than or equal to 1
       * <nil>: Invalid value: null: some validation rules were not checked because the object was invalid; correct the existing errors to complete validation
     "#);
+
+    // Who does not want to be strict is told all the same, and what of Karmada's there is not is not taken.
+    let unknown = Path::new(env!("CARGO_MANIFEST_DIR")).join("../hub/tests/refused/unknown-field.yaml");
+    let told = ["apply", "--dry-run=server", "--validate=warn", "-f", text(&unknown)];
+    let told = hub.kubectl(&told).await.ends_with(0).err;
+    assert!(told.contains(r#"Warning: unknown field "spec.placement.clusterAffinity.clusterName""#), "{told}");
+    let quota = "apiVersion: policy.karmada.io/v1alpha1\nkind: FederatedResourceQuota\nmetadata: {name: all}\n";
+    let quota = hub.world.write("quota.yaml", quota);
+    let refused = hub.kubectl(&["apply", "-f", text(&quota)]).await.ends_with(1).err;
+    assert!(refused.contains(r#"no matches for kind "FederatedResourceQuota""#), "{refused}");
 
     // What is protected stays until somebody says otherwise.
     hub.kubectl(&["create", "configmap", "precious"]).await.ends_with(0);

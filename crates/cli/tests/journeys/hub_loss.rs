@@ -148,6 +148,17 @@ async fn a_lost_member_loses_nothing() {
 async fn a_member_that_the_hub_cannot_ask_is_not_ready_and_can_leave() {
     let Some(hub) = Hub::start_with(&QUICK).await else { return };
     hub.world.good(&["hub", "join", "eu", "--data", "hub"]).await;
+    // A way that the hub has not is not left out without a word.
+    let proxied = |url: Value| serde_json::json!({"spec": {"proxyURL": url}}).to_string();
+    let by = proxied("http://proxy.example:3128".into());
+    hub.kubectl(&["patch", "cluster", "eu", "--type=merge", "-p", &by]).await.ends_with(0);
+    hub.is("eu", "False", &["cluster.karmada.io/not-ready:NoSchedule", "cluster.karmada.io/not-ready:NoExecute"]).await;
+    let why = ["get", "cluster", "eu", "-o", "jsonpath={.status.conditions[?(@.type=='Ready')].message}"];
+    let why = hub.kubectl(&why).await.ends_with(0).out;
+    assert!(why.contains("could not take spec.proxyURL of eu"), "{why}");
+    hub.kubectl(&["patch", "cluster", "eu", "--type=merge", "-p", &proxied(Value::Null)]).await.ends_with(0);
+    hub.is("eu", "True", &[]).await;
+
     hub.kubectl(&["delete", "secret", "eu", "-n", "karmada-cluster"]).await.ends_with(0);
     hub.is("eu", "False", &["cluster.karmada.io/not-ready:NoSchedule", "cluster.karmada.io/not-ready:NoExecute"]).await;
     let cluster = hub.kubectl(&["get", "cluster", "eu", "-o", "json"]).await.document();

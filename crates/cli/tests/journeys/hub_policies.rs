@@ -153,6 +153,111 @@ async fn overrides_make_each_copy_its_own() {
     hub.prints("ap", &web, ".metadata.labels.who", "hub").await;
     hub.prints("ap", &web, &format!("{container}.image"), "stefanprodan/podinfo").await;
     hub.prints("ap", &web, &format!("{container}.args"), "").await;
+
+    // Text inside a string; and of a rule's overriders plaintext is the last, wherever it stands.
+    let text = r#"{from: hub, app.yaml: "host: db\nport: 80\n"}"#;
+    hub.apply("settings.yaml", &config("settings", "").replacen("{from: hub}", text, 1)).await;
+    let overriders = "apiVersion: policy.karmada.io/v1alpha1\nkind: OverridePolicy\nmetadata: {name: settings}\nspec:\n  \
+                      resourceSelectors: [{apiVersion: v1, kind: ConfigMap, name: settings}]\n  overrideRules:\n  \
+                      - targetCluster: {clusterNames: [eu]}\n    overriders:\n      \
+                      plaintext: [{path: /metadata/labels/who, operator: replace, value: plaintext}]\n      \
+                      fieldOverrider: [{fieldPath: /data/app.yaml, \
+                      yaml: [{subPath: /port, operator: replace, value: 8080}]}]\n      \
+                      labelsOverrider: [{operator: add, value: {who: labels}}]\n";
+    hub.apply("settings-override.yaml", overriders).await;
+    let settings = ["configmap", "settings"];
+    hub.prints("eu", &settings, r".data.app\.yaml", "host: db\nport: 8080\n").await;
+    hub.prints("eu", &settings, ".metadata.labels.who", "plaintext").await;
+}
+
+/// Every part of a placement, by what members then have: labels and fields of Clusters, names left out, taints, groups in
+/// their order, regions, and as few clusters as hold it all.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_part_of_a_placement_chooses() {
+    let Some(hub) = Hub::start().await else { return };
+    for (member, region, provider, zone, labels) in [
+        ("eu", "europe", "blue", "e1", "tier=gold"),
+        ("ap", "asia", "red", "a1", "tier=gold"),
+        ("us", "europe", "blue", "e2", "tier=basic"),
+    ] {
+        let join = ["hub", "join", member, "--data", "hub", "--region", region, "--provider", provider];
+        hub.world.good(&[&join[..], &["--zone", zone, "--labels", labels]].concat()).await;
+    }
+    // What each of them says of itself.
+    let wide = hub.kubectl(&["get", "clusters", "-o", "wide"]).await.ends_with(0).out;
+    let eu = wide.lines().find(|line| line.starts_with("eu")).unwrap_or_default();
+    assert!(["[\"e1\"]", "europe", "blue"].iter().all(|said| eu.contains(said)), "{wide}");
+    eventually("what eu has", PATIENCE, async || {
+        let eu = hub.kubectl(&["get", "cluster", "eu", "-o", "json"]).await.ends_with(0).document();
+        let status = &eu["status"];
+        let (nodes, room) = (&status["nodeSummary"], &status["resourceSummary"]["allocatable"]);
+        let serves = |version: &str| {
+            status["apiEnablements"].as_array().into_iter().flatten().any(|known| known["groupVersion"] == version)
+        };
+        let well = nodes["readyNum"].as_i64() > Some(0) && nodes["readyNum"] == nodes["totalNum"];
+        let said = ["cpu", "memory", "pods"].iter().all(|what| !room[*what].is_null());
+        if well && said && serves("apps/v1") && serves("v1") { Ok(()) } else { Err(status.to_string()) }
+    })
+    .await;
+
+    let taint = r#"{"spec":{"taints":[{"key":"maintenance","effect":"NoSchedule"}]}}"#;
+    hub.kubectl(&["patch", "cluster", "us", "--type=merge", "-p", taint]).await.ends_with(0);
+    let cases = [
+        ("labels", "clusterAffinity: {labelSelector: {matchLabels: {tier: gold}}}", vec!["eu", "ap"]),
+        (
+            "fields",
+            "clusterAffinity: {fieldSelector: {matchExpressions: [{key: provider, operator: In, values: [blue]}, \
+             {key: zone, operator: NotIn, values: [e2]}]}}",
+            vec!["eu"],
+        ),
+        ("tainted", "clusterAffinity: {}", vec!["eu", "ap"]),
+        (
+            "left-out",
+            "clusterAffinity: {exclude: [eu]}, clusterTolerations: [{key: maintenance, operator: Exists}]",
+            vec!["ap", "us"],
+        ),
+        (
+            "regions",
+            "clusterTolerations: [{operator: Exists}], spreadConstraints: [{spreadByField: region, minGroups: 2, \
+             maxGroups: 2}, {spreadByField: cluster, minGroups: 2, maxGroups: 2}]",
+            vec!["eu", "ap"],
+        ),
+        (
+            "groups",
+            "clusterAffinities: [{affinityName: first, clusterNames: [us]}, {affinityName: second, clusterNames: [ap]}]",
+            vec!["ap"],
+        ),
+    ];
+    for (name, placement, _) in &cases {
+        let both = config(name, "").replacen(
+            "placement: {clusterAffinity: {clusterNames: [eu]}}",
+            &format!("placement: {{{placement}}}"),
+            1,
+        );
+        hub.apply(&format!("{name}.yaml"), &both).await;
+    }
+    for (name, _, wanted) in &cases {
+        eventually(name, PATIENCE, async || {
+            let mut found = Vec::new();
+            for member in MEMBERS {
+                let run = hub.in_member(member, &["get", "configmap", name]).await;
+                found.extend((run.code == Some(0)).then_some(member));
+            }
+            if found == *wanted { Ok(()) } else { Err(format!("it is in {found:?}, not in {wanted:?}")) }
+        })
+        .await;
+    }
+    hub.hub_prints(&["rb", "groups-configmap"], ".status.schedulerObservingAffinityName", "second").await;
+
+    // As few as hold it: one.
+    let together = divided(4, "[eu, ap, us]", "{}").replacen("Weighted", "Aggregated", 1);
+    let together = together.replacen("      weightPreference: {}\n", "", 1);
+    hub.apply("web.yaml", &together).await;
+    eventually("all in one", PATIENCE, async || {
+        let found = hub.replicas("web").await;
+        if found.values().copied().eq([(4, 4)]) { Ok(()) } else { Err(format!("{found:?}")) }
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -162,9 +267,14 @@ async fn what_a_workload_needs_goes_along_for_as_long_as_somebody_needs_it() {
     hub.kubectl(&["create", "serviceaccount", "runner"]).await.ends_with(0);
     let secret = ", env: [{name: KEY, valueFrom: {secretKeyRef: {name: shared, key: key}}}]";
     hub.apply("web.yaml", &needing("web", "[eu]", "serviceAccountName: runner", secret)).await;
-    hub.apply("api.yaml", &needing("api", "[ap]", "terminationGracePeriodSeconds: 0", secret)).await;
+    let deps = "propagateDeps: true";
+    let overwrites = needing("api", "[ap]", "terminationGracePeriodSeconds: 0", secret);
+    hub.apply("api.yaml", &overwrites.replacen(deps, &format!("{deps}\n  conflictResolution: Overwrite"), 1)).await;
     hub.only_in(&["secret", "shared"], &["eu", "ap"]).await;
+    hub.says("ResourceBinding", "shared-secret", "DependencyPolicyConflict", "Overwrite and true win").await;
     hub.only_in(&["serviceaccount", "runner"], &["eu"]).await;
+    let along = "Sync schedule result to dependencies succeed.";
+    hub.says("Deployment", "web", "SyncScheduleResultToDependenciesSucceed", along).await;
     hub.prints("eu", &["deployment", "web"], ".status.readyReplicas", "1").await;
     hub.prints("ap", &["deployment", "api"], ".status.readyReplicas", "1").await;
 

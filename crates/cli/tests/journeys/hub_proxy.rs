@@ -385,6 +385,48 @@ async fn nobody_may_more_than_both_sides_allow() {
     assert!(hub.process.wait().await.unwrap().success());
 }
 
+/// One caller has so many places in a member: who wants more is told so, which is written down, and let in again when some
+/// are free.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_asks_for_too_much_at_once_is_told_to_wait() {
+    const PLACES: usize = 256;
+    let Some((mut hub, _agent)) = Hub::start().await else { return };
+    hub.world.good(&["hub", "kubeconfig", "eu", "--out", "members.kubeconfig", "--data", "hub"]).await;
+    let kubeconfig = Kubeconfig::find(Some(&hub.world.path("members.kubeconfig")), None).unwrap();
+    let maps = async || Api::<ConfigMap>::namespaced(connect(&kubeconfig, "eu", "eu").await.unwrap().client, "default");
+    let others = maps().await;
+    // A server lets only so many streams into one connection, too.
+    let many = [maps().await, maps().await, maps().await, maps().await];
+    let all = WatchParams::default();
+    let mut watches = Vec::new();
+    for maps in &many {
+        for _ in 0..PLACES / many.len() {
+            let watch = tokio::time::timeout(PATIENCE, maps.watch(&all, "0")).await;
+            watches.push(Box::pin(watch.expect("no answer").unwrap()));
+        }
+    }
+    let refused = format!("{:?}", others.list(&ListParams::default()).await.unwrap_err());
+    let why = "kubernetes-admin has 256 requests under way to eu, which is all that one caller may have";
+    assert!(refused.contains(why) && refused.contains("429"), "{refused}");
+    // Another member is not this one's business.
+    assert_eq!(
+        hub.run("ap", &["get", "namespace", "default", "-o", "name"]).await.ends_with(0).out,
+        "namespace/default\n"
+    );
+    drop(watches);
+    eventually("there is room again", PATIENCE, async || {
+        others.list(&ListParams::default()).await.map(drop).map_err(|error| error.to_string())
+    })
+    .await;
+    let line = hub.audit().into_iter().find(|line| line["code"] == 429).expect("no line of it");
+    assert_eq!(
+        (&line["user"], &line["member"], &line["verb"]),
+        (&"kubernetes-admin".into(), &"eu".into(), &"list".into())
+    );
+    hub.world.good(&["hub", "down", "--data", "hub"]).await;
+    assert!(hub.process.wait().await.unwrap().success());
+}
+
 /// Two agents of one member: one dies, the other serves; none is there, and that is seen; one comes back, and all goes on.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_member_with_two_agents_outlives_one_and_says_when_both_are_gone() {

@@ -206,6 +206,23 @@ async fn ristioctls_mesh_with_api_servers_that_nobody_dials() {
     let findings = apart.findings().await;
     assert!(findings.is_empty(), "{findings:#?}");
 
+    // Both doors, tried from a pod of each cluster: its own API server answers, the other's lets it not in.
+    for from in CLUSTERS {
+        for to in &clusters {
+            let version = format!("{}/version", to.server.trim_end_matches('/'));
+            let client =
+                ["--context", from, "--kubeconfig", "kubeconfig", "exec", "-n", "sample", "deploy/sleep", "-c"];
+            let curl = ["sleep", "--", "curl", "-sk", "-m", "5", &version];
+            let run = apart.kubectl(&[&client[..], &curl].concat()).await;
+            assert_eq!(run.code == Some(0), to.name == from, "from {from} to {}: {}{}", to.name, run.out, run.err);
+        }
+    }
+    let lab = apart.world.lab(&apart.file).await;
+    let refused = |from: &str, to: &str| {
+        lab["refusals"].as_array().unwrap().iter().any(|refusal| refusal["from"] == from && refusal["to"] == to)
+    };
+    assert!(refused("cluster1", "cluster2") && refused("cluster2", "cluster1"), "{lab:#}");
+
     // A person's way into a cluster that nobody can dial.
     let inside = ["exec", "-n", "sample", "deploy/sleep", "-c", "sleep", "--", "curl", "-sS", "helloworld:5000/hello"];
     let said = apart.through_hub("cluster2", &inside).await.ends_with(0);

@@ -4,7 +4,7 @@
 use serde_json::{Value, json};
 use stolos_k8s::meta;
 
-use super::{default, override_problems, problems, taint_problems, taint_warnings, warnings};
+use super::{default, override_problems, override_warnings, problems, taint_problems, taint_warnings, warnings};
 use crate::interpret::{self, Interpreters, Operation, check};
 use crate::label;
 use crate::model::{
@@ -76,7 +76,7 @@ pub fn judge(request: &Value, others: &Others) -> Verdict {
         "OverridePolicy" | "ClusterOverridePolicy" => {
             let mut complete = object.clone();
             super::default_override(&mut complete);
-            of::<OverridePolicy>(&complete, override_problems, |_| Vec::new())
+            of::<OverridePolicy>(&complete, override_problems, override_warnings)
         }
         "ClusterTaintPolicy" => {
             of::<ClusterTaintPolicy>(object, |policy| taint_problems(policy, &others.taint_policies), taint_warnings)

@@ -81,7 +81,8 @@ fn policies_that_make_no_sense_are_refused() {
             "clusterAffinities": [{"affinityName": "a"}, {"affinityName": "a",
                 "overflowAffinities": [{"affinityName": "", "clusterNames": ["x"]}]}]}}),
         json!({"placement": {"clusterTolerations": [{"key": "a", "operator": "Gt", "value": "1"},
-            {"key": "a", "operator": "Exists", "value": "1"}, {"value": "x"}]}}),
+            {"key": "a", "operator": "Exists", "value": "1"}, {"value": "x"},
+            {"key": "a", "operator": "Exists", "effect": "NoSchedule", "tolerationSeconds": 5}]}}),
         json!({"placement": {"spreadConstraints": [{"spreadByField": "region", "spreadByLabel": "x", "minGroups": 3, "maxGroups": 2},
             {"spreadByField": "region", "minGroups": -1}]}}),
         json!({"placement": {"replicaScheduling": divided(json!({"staticWeightList": [
@@ -116,6 +117,7 @@ fn policies_that_make_no_sense_are_refused() {
         spec.placement.clusterTolerations[0].operator: is Gt; write Exists or Equal
         spec.placement.clusterTolerations[1].value: is for operator Equal only; take it out
         spec.placement.clusterTolerations[2].key: is empty; write a taint's key, or operator: Exists for all
+        spec.placement.clusterTolerations[3].tolerationSeconds: is for effect NoExecute only; take one of the two out
         spec.placement.spreadConstraints[0]: has both spreadByField and spreadByLabel; keep spreadByField
         spec.placement.spreadConstraints[0].maxGroups: is 2, and minGroups is 3; write as many or more
         spec.placement.spreadConstraints[1].minGroups: is -1; write a number from 1
@@ -126,7 +128,7 @@ fn policies_that_make_no_sense_are_refused() {
     // What is right is not refused.
     let right = json!({"preemption": "Always", "placement": {
         "clusterAffinities": [{"affinityName": "a", "overflowAffinities": [{"affinityName": "b"}]}],
-        "clusterTolerations": [{"operator": "Exists"}, {"key": "a", "value": "b", "effect": "NoExecute"}],
+        "clusterTolerations": [{"operator": "Exists"}, {"key": "a", "value": "b", "effect": "NoExecute", "tolerationSeconds": 5}],
         "spreadConstraints": [{"spreadByField": "cluster", "minGroups": 1, "maxGroups": 2}],
         "replicaScheduling": divided(json!({"dynamicWeight": "AvailableReplicas"}))}});
     let right = read::<PropagationPolicy>(&policy("shop", right)).unwrap().0;
@@ -147,6 +149,8 @@ fn what_does_nothing_is_warned_about() {
             "weightPreference": {}}}}),
         json!({"placement": {"replicaScheduling": {"replicaSchedulingType": "Divided", "weightPreference": {
             "dynamicWeight": "AvailableReplicas", "staticWeightList": [{"targetCluster": {}, "weight": 1}]}}}}),
+        json!({"placement": {"clusterTolerations": [{"key": "slow", "operator": "Exists", "effect": "PreferNoSchedule"}],
+            "replicaScheduling": {"replicaDivisionPreference": "Aggregated"}}}),
     ]
     .into_iter()
     .map(|spec| shown(&warnings(&read(&policy("shop", spec)).unwrap().0)))
@@ -163,6 +167,8 @@ fn what_does_nothing_is_warned_about() {
         spec.placement.spreadConstraints[0]: is not looked at: static weights are for all candidates; use dynamicWeight, or take it out
         spec.placement.replicaScheduling.weightPreference: is not looked at with Aggregated; write replicaDivisionPreference: Weighted
         spec.placement.replicaScheduling.weightPreference.staticWeightList: is not looked at beside dynamicWeight; take one of the two out
+        spec.placement.clusterTolerations[0]: tolerates nothing: no taint PreferNoSchedule keeps anything away; take it out
+        spec.placement.replicaScheduling.replicaDivisionPreference: is not looked at: every cluster gets all replicas; write replicaSchedulingType: Divided
         ");
 }
 
@@ -191,5 +197,42 @@ fn overrides_that_cannot_be_made_are_refused() {
         spec.overrideRules[0].overriders.fieldOverrider[0].json[0].subPath: does not begin with /; write a JSON pointer, as /spec/replicas
         spec.overrideRules[0].overriders.plaintext[0].path: does not begin with /; write a JSON pointer, as /spec/replicas
         spec.targetCluster.fieldSelector.matchExpressions[0].values: is empty; write what the field may be
+        ");
+}
+
+#[test]
+fn what_of_an_override_does_nothing_is_warned_about() {
+    let overriders = json!({
+        "imageOverrider": [{"component": "Tag", "operator": "replace", "value": "not a tag"},
+            {"component": "Tag", "operator": "replace", "value": "v2"},
+            {"component": "Registry", "operator": "remove", "value": "docker.io"}],
+        "argsOverrider": [{"containerName": "web", "operator": "add"}],
+        "labelsOverrider": [{"operator": "add"}],
+        "fieldOverrider": [{"fieldPath": "/data/a", "yaml": [{"subPath": "/b", "operator": "remove", "value": "c"}]}],
+        "plaintext": [{"path": "/spec/replicas", "operator": "remove", "value": 3}]});
+    let both = json!([{"apiVersion": "apps/v1", "kind": "Deployment", "name": "web", "labelSelector": {}}]);
+    let warned: Vec<String> = [
+        json!({"resourceSelectors": both, "overrideRules": [{"overriders": {}}, {"overriders": overriders}]}),
+        json!({}),
+        json!({"targetCluster": {"clusterNames": ["eu"]}}),
+    ]
+    .into_iter()
+    .map(|spec| {
+        let read = read::<OverridePolicy>(&policy("shop", spec)).unwrap().0;
+        assert_eq!(override_problems(&read), []);
+        shown(&override_warnings(&read))
+    })
+    .collect();
+    insta::assert_snapshot!(warned.join("\n"), @"
+        spec.resourceSelectors[0].labelSelector: is not looked at beside a name; take one of the two out
+        spec.overrideRules[0].overriders: is empty: nothing is changed; write one, as plaintext
+        spec.overrideRules[1].overriders.imageOverrider[0].value: is neither a tag nor a digest: the image stays as it is; write one, as v2
+        spec.overrideRules[1].overriders.imageOverrider[2].value: is not looked at with operator: remove; take one of the two out
+        spec.overrideRules[1].overriders.argsOverrider[0].value: is empty: nothing is changed; write which words
+        spec.overrideRules[1].overriders.labelsOverrider[0].value: is empty: nothing is changed; write which keys
+        spec.overrideRules[1].overriders.fieldOverrider[0].yaml[0].value: is not looked at with operator: remove; take one of the two out
+        spec.overrideRules[1].overriders.plaintext[0].value: is not looked at with operator: remove; take one of the two out
+        spec.overrideRules: is empty: nothing is changed; say for which clusters, and what
+        spec.overriders: is empty: nothing is changed; write one, as plaintext
         ");
 }

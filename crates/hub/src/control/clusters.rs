@@ -86,11 +86,15 @@ async fn execution_space(hub: &Hub, name: &str, cluster: &Value) -> Result<(), T
     match objects::create(&hub.client, &namespaces, &object, MANAGER).await {
         Ok(_) => {
             let message = format!("Created execution space({space}) for cluster({name}).");
-            hub.events.normal(cluster, "cluster-controller", "CreateExecutionSpaceSucceed", message);
+            hub.events.normal(cluster, FROM, "CreateExecutionSpaceSucceed", message);
             Ok(())
         }
         Err(error) if error.is_conflict() => Ok(()),
-        Err(error) => Err(error.into()),
+        Err(error) => {
+            let message = format!("Failed to create execution space({space}): {error}");
+            hub.events.warning(cluster, FROM, "CreateExecutionSpaceFailed", message);
+            Err(error.into())
+        }
     }
 }
 
@@ -219,7 +223,13 @@ async fn taint(hub: &Hub, name: &str) -> Result<Again, Trouble> {
     let said: Vec<String> = after.iter().map(|taint| format!("{}:{:?}", taint.key, taint.effect)).collect();
     let taints = if after.is_empty() { Value::Null } else { serde_json::to_value(after)? };
     let patch = json!({"metadata": {"resourceVersion": meta::resource_version(&cluster)}, "spec": {"taints": taints}});
-    hub.merge_cluster(name, &patch).await?;
+    if let Err(error) = hub.merge_cluster(name, &patch).await {
+        // Somebody else has written it since: it is looked at again.
+        if !error.is_conflict() {
+            hub.events.warning(&cluster, from, "TaintClusterFailed", format!("Its taints cannot be written: {error}"));
+        }
+        return Err(error.into());
+    }
     let said = if said.is_empty() { "none".to_owned() } else { said.join(", ") };
     hub.events.normal(&cluster, from, "TaintClusterSucceed", format!("Its taints are: {said}."));
     Ok(again)
@@ -233,8 +243,14 @@ async fn end(hub: &Hub, name: &str, cluster: &Value) -> Result<Again, Trouble> {
     }
     let space = name::execution_namespace(name);
     let namespaces = Resource::named("v1", "Namespace")?;
-    if objects::delete(&hub.client, &namespaces, None, &space, None).await? {
-        return Ok(Some(ENDING));
+    match objects::delete(&hub.client, &namespaces, None, &space, None).await {
+        Ok(false) => {}
+        Ok(true) => return Ok(Some(ENDING)),
+        Err(error) => {
+            let message = format!("Failed to remove execution space({space}): {error}");
+            hub.events.warning(cluster, FROM, "RemoveExecutionSpaceFailed", message);
+            return Err(error.into());
+        }
     }
     // Whoever takes out a member that dials in cannot reach it, and soon the hub cannot either.
     if member::is_pull(cluster) && meta::annotation(cluster, label::ACCOUNT_LEFT).is_none() {
@@ -255,6 +271,8 @@ async fn end(hub: &Hub, name: &str, cluster: &Value) -> Result<Again, Trouble> {
     }
     // Nobody comes in by a token that was made for it.
     crate::gate::token::forget(&hub.client, name).await?;
+    let message = format!("Removed execution space({space}) of cluster({name}).");
+    hub.events.normal(cluster, FROM, "RemoveExecutionSpaceSucceed", message);
     hub.let_go(&hub.own.clusters, cluster, label::CLUSTER_FINALIZER).await?;
     Ok(None)
 }

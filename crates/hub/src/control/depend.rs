@@ -63,15 +63,30 @@ pub(super) async fn look(hub: Arc<Hub>, key: Key) -> Result<Again, Trouble> {
             hub.change(&mirror, &binding, &complete).await?;
         }
     }
-    let mut wanted = Vec::new();
     let led = |object: &Value| services.iter().any(|service| meta::uid(service) == meta::uid(object));
-    for object in needs.iter().flat_map(|need| hub.needed(need)).filter(|object| !led(object)) {
-        wanted.push(attach(&hub, &binding, &object, &binding["spec"]["clusters"]).await?);
+    let needed = needs.iter().flat_map(|need| hub.needed(need)).filter(|object| !led(object));
+    let all: Vec<_> = (needed.map(|object| (object, &binding["spec"]["clusters"])))
+        .chain(services.iter().map(|service| (Arc::clone(service), &company)))
+        .collect();
+    let about = template.as_deref().unwrap_or(&binding);
+    match take_along(&hub, &binding, &all).await {
+        Ok(false) => {}
+        Ok(true) => hub.events.normal(
+            about,
+            FROM,
+            "SyncScheduleResultToDependenciesSucceed",
+            "Sync schedule result to dependencies succeed.",
+        ),
+        Err(error) => {
+            // Somebody else has written one of them since: it is looked at again.
+            let again = error.downcast_ref::<stolos_cluster::Error>().is_some_and(stolos_cluster::Error::is_conflict);
+            if !again {
+                let text = format!("Sync schedule result to dependencies failed: {error}");
+                hub.events.warning(about, FROM, "SyncScheduleResultToDependenciesFailed", text);
+            }
+            return Err(error);
+        }
     }
-    for service in &services {
-        wanted.push(attach(&hub, &binding, service, &company).await?);
-    }
-    release(&hub, &binding, &wanted).await?;
     if !brings {
         complete["metadata"]["finalizers"] =
             json!(finalizers.into_iter().filter(|known| *known != label::DEPENDENCIES_FINALIZER).collect::<Vec<_>>());
@@ -83,13 +98,25 @@ pub(super) async fn look(hub: Arc<Hub>, key: Key) -> Result<Again, Trouble> {
     Ok(None)
 }
 
+/// Says on the bindings of all that goes along with a binding where to, and takes that word from what does not any more;
+/// whether anything is another than it was.
+async fn take_along(hub: &Hub, by: &Value, all: &[(Arc<Value>, &Value)]) -> Result<bool, Trouble> {
+    let (mut wanted, mut changed) = (Vec::new(), false);
+    for (object, clusters) in all {
+        let (key, other) = attach(hub, by, object, clusters).await?;
+        wanted.push(key);
+        changed |= other;
+    }
+    Ok(release(hub, by, &wanted).await? || changed)
+}
+
 /// Whether an entry of `requiredBy` is this binding's.
 fn is_of(entry: &Value, binding: &Value) -> bool {
     entry["name"] == meta::name(binding) && entry["namespace"].as_str().unwrap_or_default() == meta::namespace(binding)
 }
 
-/// Says on the binding of what is needed that it is, and where; the key of that binding.
-async fn attach(hub: &Hub, by: &Value, object: &Value, clusters: &Value) -> Result<Key, Trouble> {
+/// Says on the binding of what is needed that it is, and where; the key of that binding, and whether it is another now.
+async fn attach(hub: &Hub, by: &Value, object: &Value, clusters: &Value) -> Result<(Key, bool), Trouble> {
     let namespace = meta::namespace(object);
     let key = (namespace.to_owned(), name::binding(meta::kind(object), meta::name(object)));
     let bindings = hub.bindings_of(namespace);
@@ -125,13 +152,14 @@ async fn attach(hub: &Hub, by: &Value, object: &Value, clusters: &Value) -> Resu
             binding["spec"]["preserveResourcesOnDeletion"] = true.into();
         }
         hub.create(bindings, &binding).await?;
-        return Ok(key);
+        return Ok((key, true));
     };
     if meta::deletion_timestamp(&before).is_some() {
         return Err(format!("the binding {}/{} is still on its way out", key.0, key.1).into());
     }
     let mut after = Value::clone(&before);
     let mut all: Vec<Value> = before["spec"]["requiredBy"].as_array().cloned().unwrap_or_default();
+    let is_new = !all.is_empty() && !all.iter().any(|known| is_of(known, by));
     match all.iter_mut().find(|known| is_of(known, by)) {
         Some(known) => *known = entry,
         None => all.push(entry),
@@ -147,14 +175,29 @@ async fn attach(hub: &Hub, by: &Value, object: &Value, clusters: &Value) -> Resu
             after["spec"]["conflictResolution"] = "Overwrite".into();
         }
     }
-    if after != *before {
+    let changed = after != *before;
+    if changed {
         hub.change(bindings, &before, &after).await?;
     }
-    Ok(key)
+    let words = |of: &Value| {
+        let spec = &of["spec"];
+        (spec["conflictResolution"] == "Overwrite", spec["preserveResourcesOnDeletion"] == true)
+    };
+    if is_new && before["spec"]["placement"].is_null() && words(by) != words(&before) {
+        let text = format!(
+            "{} says otherwise about conflictResolution or preserveResourcesOnDeletion than others that need it: \
+             Overwrite and true win.",
+            meta::name(by)
+        );
+        hub.events.warning(&before, FROM, "DependencyPolicyConflict", text);
+    }
+    Ok((key, changed))
 }
 
-/// Takes this binding's word from all that it does not need; what nobody needs and no policy places goes.
-async fn release(hub: &Hub, by: &Value, wanted: &[Key]) -> Result<(), Trouble> {
+/// Takes this binding's word from all that it does not need; what nobody needs and no policy places goes. Whether there was
+/// any such word.
+async fn release(hub: &Hub, by: &Value, wanted: &[Key]) -> Result<bool, Trouble> {
+    let mut changed = false;
     let bindings = hub.bindings_of(meta::namespace(by));
     for binding in bindings.of_namespace(meta::namespace(by)) {
         let mut left: Vec<Value> = binding["spec"]["requiredBy"].as_array().cloned().unwrap_or_default();
@@ -164,6 +207,7 @@ async fn release(hub: &Hub, by: &Value, wanted: &[Key]) -> Result<(), Trouble> {
         if left.len() == before || wanted.contains(&key) || meta::deletion_timestamp(&binding).is_some() {
             continue;
         }
+        changed = true;
         if left.is_empty() && binding["spec"]["placement"].is_null() {
             // Somebody may have begun to need it since it was read.
             objects::delete_unchanged(&hub.client, &bindings.resource, &binding).await?;
@@ -173,7 +217,7 @@ async fn release(hub: &Hub, by: &Value, wanted: &[Key]) -> Result<(), Trouble> {
         after["spec"]["requiredBy"] = left.into();
         hub.change(bindings, &binding, &after).await?;
     }
-    Ok(())
+    Ok(changed)
 }
 
 impl Hub {

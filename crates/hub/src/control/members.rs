@@ -189,5 +189,6 @@ impl Hub {
 /// What of a Cluster says how it is reached.
 fn address(cluster: &Value) -> Value {
     let spec = &cluster["spec"];
-    serde_json::json!([spec["apiEndpoint"], spec["insecureSkipTLSVerification"], spec["secretRef"], spec["syncMode"]])
+    let fields = ["apiEndpoint", "insecureSkipTLSVerification", "secretRef", "syncMode", "proxyURL"];
+    fields.iter().map(|field| spec[*field].clone()).collect()
 }

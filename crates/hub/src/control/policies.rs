@@ -17,6 +17,8 @@ use crate::{admit, label, overrides};
 
 /// Who says it.
 const FROM: &str = "resource-detector";
+/// Who says it of override policies.
+const FROM_OVERRIDES: &str = "override-manager";
 
 /// Looks at one policy.
 pub(super) async fn look(hub: Arc<Hub>, key: Key) -> Result<Again, Trouble> {
@@ -132,8 +134,16 @@ impl Hub {
     /// An override policy has changed: what it may have changed is made anew.
     pub(super) fn override_changed(&self, now: Option<&Arc<Value>>) {
         if let Some(policy) = now {
-            for problem in override_refused(policy) {
-                self.events.warning(policy, "override-manager", "ApplyOverridePolicyFailed", problem);
+            let refused = override_refused(policy);
+            if refused.is_empty()
+                && let Ok((read, _)) = model::read::<OverridePolicy>(policy)
+            {
+                for warning in admit::override_warnings(&read) {
+                    self.events.warning(policy, FROM_OVERRIDES, "PolicyWarning", warning.to_string());
+                }
+            }
+            for problem in refused {
+                self.events.warning(policy, FROM_OVERRIDES, "ApplyOverridePolicyFailed", problem);
             }
         }
         *self.read_overrides.write().unwrap_or_else(PoisonError::into_inner) = None;
@@ -180,7 +190,15 @@ impl Hub {
     pub(super) fn taint_policy_changed(&self, now: Option<&Arc<Value>>) {
         *self.read_taint_policies.write().unwrap_or_else(PoisonError::into_inner) = None;
         if let Some(policy) = now {
-            for problem in taint_refused(policy, &self.taint_policies()) {
+            let refused = taint_refused(policy, &self.taint_policies());
+            if refused.is_empty()
+                && let Ok((read, _)) = model::read::<ClusterTaintPolicy>(policy)
+            {
+                for warning in admit::taint_warnings(&read) {
+                    self.events.warning(policy, clusters::FROM_TAINTS, "PolicyWarning", warning.to_string());
+                }
+            }
+            for problem in refused {
                 self.events.warning(policy, clusters::FROM_TAINTS, "ApplyPolicyFailed", problem);
             }
         }

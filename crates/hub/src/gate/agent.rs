@@ -31,6 +31,8 @@ use crate::member::{Credential, Joining};
 const ASKING: Duration = Duration::from_secs(30);
 /// How often the age of the certificate is looked at, and how long until a renewal that failed is tried again.
 const LOOKED: Duration = Duration::from_secs(60);
+/// When it is looked at first: an agent that never runs for long has to renew it, too.
+const LOOKED_FIRST: Duration = Duration::from_secs(2);
 /// The age at which a certificate is renewed: long before it ends, so that a hub may be away for weeks.
 const RENEWED: Duration = Duration::from_secs(86_400);
 /// How many streams the hub may have open at once.
@@ -293,9 +295,10 @@ pub async fn run(
     };
     let end = stop.child();
     let renewing = async {
+        let mut pause = LOOKED_FIRST;
         loop {
             tokio::select! {
-                () = tokio::time::sleep(LOOKED) => if !identity.is_old(SystemTime::now()) { continue },
+                () = tokio::time::sleep(std::mem::replace(&mut pause, LOOKED)) => if !identity.is_old(SystemTime::now()) { continue },
                 () = lost.notified() => {}
                 () = stop.asked() => return Ok(()),
             }

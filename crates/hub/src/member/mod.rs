@@ -115,6 +115,11 @@ fn config(cluster: &Value, secret: &Value) -> Result<kube::Config, Error> {
 /// How connections to the member are made.
 fn reach(cluster: &Value, ways: &Ways) -> Result<Reach, Error> {
     if !is_pull(cluster) {
+        // Dialled past the proxy it might answer, and nobody would know that the field does nothing.
+        if cluster["spec"]["proxyURL"].as_str().is_some_and(|url| !url.is_empty()) {
+            let why = "the hub dials its API server itself, and through no proxy; take it out, or let it dial in: `stolos agent`";
+            return Err(Error::Proxied { cluster: meta::name(cluster).to_owned(), why });
+        }
         return Ok(Reach::Net(Arc::clone(&ways.net)));
     }
     let member = meta::name(cluster).to_owned();

@@ -78,6 +78,11 @@ impl fmt::Display for Image {
     }
 }
 
+/// Whether it is something that may stand behind an image's name.
+pub(crate) fn is_version(text: &str) -> bool {
+    is_tag(text) || is_digest(text)
+}
+
 fn is_tag(text: &str) -> bool {
     let word = |letter: u8| letter.is_ascii_alphanumeric() || letter == b'_';
     text.len() <= 128

@@ -96,6 +96,29 @@ fn each_overrider_changes_its_part() {
     assert_eq!(plain["metadata"]["labels"], json!({}));
 }
 
+/// What the last of them has written is there, in whatever order they stand.
+#[test]
+fn overriders_of_a_rule_are_applied_in_karmadas_order() {
+    let image = "/spec/template/spec/containers/0/image";
+    let all = one(json!({
+        "plaintext": [{"path": "/metadata/labels/a", "operator": "replace", "value": "plain"},
+            {"path": "/metadata/annotations/conf", "operator": "add", "value": "{\"last\":true}"},
+            {"path": "/spec/template/spec/containers/0/args/0", "operator": "replace", "value": "first"}],
+        "fieldOverrider": [{"fieldPath": "/metadata/annotations/conf",
+            "json": [{"subPath": "/field", "operator": "add", "value": 1}]}],
+        "annotationsOverrider": [{"operator": "add", "value": {"conf": "{}", "kept": "{}"}}],
+        "labelsOverrider": [{"operator": "add", "value": {"a": "label", "b": "label"}}],
+        "argsOverrider": [{"containerName": "web", "operator": "add", "value": ["--more"]}],
+        "imageOverrider": [{"component": "Tag", "operator": "replace", "value": "2"},
+            {"component": "Tag", "operator": "add", "value": ".1"}]}));
+    assert_eq!(all["metadata"]["labels"], json!({"a": "plain", "b": "label"}));
+    // The text that the field overrider changes is the annotation's, which it finds; plaintext writes over both.
+    assert_eq!(all["metadata"]["annotations"], json!({"conf": "{\"last\":true}", "kept": "{}"}));
+    assert_eq!(all.pointer(image), Some(&json!("r.io/team/web:2.1")));
+    let args = all.pointer("/spec/template/spec/containers/0/args").unwrap().as_array().unwrap();
+    assert_eq!((&args[0], args.last().unwrap()), (&json!("first"), &json!("--more")));
+}
+
 #[test]
 fn text_inside_a_string_is_changed() {
     let mut config = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "c", "namespace": "shop"},
