@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 use serde_json::{Value, json};
 use stolos_k8s::meta;
 
+use crate::divide::Algorithm;
 use crate::evict::state::path_problem;
 use crate::label;
 use crate::model::{
@@ -372,11 +373,15 @@ fn selector_warnings(selectors: &[ResourceSelector]) -> Vec<Problem> {
 
 /// What of an accepted policy does nothing, or not what it seems to.
 #[must_use]
-pub fn warnings(policy: &PropagationPolicy) -> Vec<Problem> {
+pub fn warnings(policy: &PropagationPolicy, algorithm: Algorithm) -> Vec<Problem> {
     let spec = &policy.spec;
     let placement = &spec.placement;
     let mut found = selector_warnings(&spec.resource_selectors);
     let mut warn = |path: &str, what: &str, instead: &str| found.push(Problem::new(path, what, instead));
+    if algorithm == Algorithm::V1_2 && spec.priority != 0 {
+        let instead = "give it a name that comes earlier; with preemption: Always it counts";
+        warn("spec.priority", "is not looked at: v1.2, by which this hub decides, takes the first name", instead);
+    }
     if spec.association {
         warn("spec.association", "is the old name of propagateDeps", "write propagateDeps: true");
     }

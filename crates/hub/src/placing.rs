@@ -7,8 +7,7 @@ use crate::install::NAMESPACE;
 use crate::place::Settings;
 use crate::{Error, MANAGER, label};
 
-/// The namespace that it is written down in.
-/// The ConfigMap.
+/// The ConfigMap that it is written down in.
 const NAME: &str = "stolos-hub-placing";
 
 /// Writes down how a hub decides.

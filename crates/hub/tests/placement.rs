@@ -170,7 +170,7 @@ fn the_messages_are_the_ones_that_come() {
         read::<PropagationPolicy>(&policy(json!({"spreadConstraints": [constraint]}))).unwrap().0
     };
     let (_, unknown) = read::<PropagationPolicy>(&policy(json!({"clusterAffinity": {"clusterName": ["eu"]}}))).unwrap();
-    let said = [unknown, admit::problems(&spread(2, 3)), admit::warnings(&spread(0, 1))].concat();
+    let said = [unknown, admit::problems(&spread(2, 3)), admit::warnings(&spread(0, 1), Algorithm::Newest)].concat();
     let said: Vec<String> = said.iter().map(|problem| format!("{problem}\n")).collect();
     assert_eq!(said.concat(), blocks("text")[0]);
 }

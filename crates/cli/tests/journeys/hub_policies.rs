@@ -1,7 +1,7 @@
 //! What a policy's fields do, one after the other: kubectl on the hub, and what the members then have.
 
 use crate::hub::{Hub, MEMBERS, PATIENCE};
-use crate::world::eventually;
+use crate::world::{eventually, text};
 
 /// A ConfigMap and its policy, with something more in the policy.
 fn config(name: &str, more: &str) -> String {
@@ -401,6 +401,37 @@ async fn what_is_preserved_stays_when_its_template_goes() {
     hub.prints("eu", &kept, ".data.from", "member").await;
 }
 
+/// What an autoscaler of the member decides, and what its API server filled in, is no edit that is put back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_member_decides_for_itself_is_kept() {
+    let Some(hub) = Hub::of_two().await else { return };
+    let named = "kind: Deployment\nmetadata: {name: web";
+    let scaled = needing("web", "[eu]", "terminationGracePeriodSeconds: 0", "");
+    let scaled =
+        scaled.replacen(named, &format!("{named}, labels: {{resourcetemplate.karmada.io/retain-replicas: 'true'}}"), 1);
+    hub.apply("web.yaml", &scaled).await;
+    let service = policy("PropagationPolicy", "front", "front", "[eu]", "").replace("ConfigMap", "Service");
+    hub.apply("front.yaml", &service).await;
+    hub.kubectl(&["create", "service", "nodeport", "front", "--tcp=80"]).await.ends_with(0);
+    hub.prints("eu", &["deployment", "web"], ".status.readyReplicas", "1").await;
+    hub.only_in(&["service", "front"], &["eu"]).await;
+    let address = ["get", "service", "front", "-o", "jsonpath={.spec.clusterIP} {.spec.ports[0].nodePort}"];
+    let address_of = async || hub.in_member("eu", &address).await.ends_with(0).out;
+    let before = address_of().await;
+
+    hub.in_member("eu", &["scale", "deployment/web", "--replicas=3"]).await.ends_with(0);
+    hub.in_member("eu", &["label", "deployment", "web", "karmada.io/managed-"]).await.ends_with(0);
+    // Both are written again, for the label and for the annotation.
+    hub.prints("eu", &["deployment", "web"], r".metadata.labels.karmada\.io/managed", "true").await;
+    for object in ["deployment/web", "service/front"] {
+        hub.kubectl(&["annotate", object, "again=yes"]).await.ends_with(0);
+    }
+    hub.prints("eu", &["deployment", "web"], ".metadata.annotations.again", "yes").await;
+    hub.prints("eu", &["service", "front"], ".metadata.annotations.again", "yes").await;
+    hub.prints("eu", &["deployment", "web"], ".status.readyReplicas", "3").await;
+    assert_eq!(address_of().await, before);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_priority_class_ranks_what_a_policy_places() {
     let Some(hub) = Hub::of_two().await else { return };
@@ -477,6 +508,9 @@ async fn a_hub_divides_as_v1_2_did_when_it_is_told_to() {
     hub.runs("web", &[("eu", 4), ("ap", 2), ("us", 1)]).await;
     let why = hub.world.good(&["why", "deployment/web", "--data", "hub", "-o", "json"]).await.out;
     assert!(why.contains(r#""algorithm": "v1.2""#), "{why}");
+    let ranked = hub.world.write("ranked.yaml", &config("ranked", "  priority: 5\n"));
+    let told = hub.kubectl(&["apply", "-f", text(&ranked)]).await.ends_with(0).err;
+    assert!(told.contains("Warning: spec.priority: is not looked at: v1.2"), "{told}");
     let lost = hub.world.good(&["hub", "simulate", "--lose", "us", "--data", "hub"]).await.out;
     assert!(lost.contains("default/web"), "{lost}");
 }

@@ -194,6 +194,14 @@ async fn why_it_is_there_and_what_a_loss_would_do() {
         let after = hello["after"].as_array().unwrap();
         assert_eq!(after.iter().filter_map(|cluster| cluster["replicas"].as_i64()).sum::<i64>(), 9, "{loss:#}");
         assert!(after.iter().all(|cluster| cluster["name"] != "eu"), "{loss:#}");
+        assert_eq!(hello["pending"], 0, "{loss:#}");
+        // How full those that are left would be.
+        let left = loss["clusters"].as_array().unwrap();
+        assert_eq!(left.iter().map(|load| &load["cluster"]).collect::<Vec<_>>(), ["ap", "us"], "{loss:#}");
+        for load in left {
+            let (room, then) = (load["roomBefore"].as_i64().unwrap(), load["roomAfter"].as_i64().unwrap());
+            assert_eq!(room - then, load["after"].as_i64().unwrap() - load["before"].as_i64().unwrap(), "{loss:#}");
+        }
     }
     let said = hub.world.good(&["hub", "simulate", "--lose", "eu", "--data", "hub"]).await.out;
     assert!(said.contains("Deployment default/hello"), "{said}");

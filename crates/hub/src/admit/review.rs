@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use stolos_k8s::meta;
 
 use super::{default, override_problems, override_warnings, problems, taint_problems, taint_warnings, warnings};
+use crate::divide::Algorithm;
 use crate::interpret::{self, Interpreters, Operation, check};
 use crate::label;
 use crate::model::{
@@ -33,6 +34,8 @@ pub struct Others {
     pub customizations: Vec<Customization>,
     /// What taints its members.
     pub taint_policies: Vec<ClusterTaintPolicy>,
+    /// Whose algorithms it decides with.
+    pub algorithm: Algorithm,
 }
 
 /// Answers an AdmissionReview; `others` is what the hub has.
@@ -71,7 +74,7 @@ pub fn judge(request: &Value, others: &Others) -> Verdict {
         "PropagationPolicy" | "ClusterPropagationPolicy" => {
             let mut complete = object.clone();
             default(&mut complete, "new");
-            of::<PropagationPolicy>(&complete, problems, warnings)
+            of::<PropagationPolicy>(&complete, problems, |policy| warnings(policy, others.algorithm))
         }
         "OverridePolicy" | "ClusterOverridePolicy" => {
             let mut complete = object.clone();

@@ -132,7 +132,7 @@ fn policies_that_make_no_sense_are_refused() {
         "spreadConstraints": [{"spreadByField": "cluster", "minGroups": 1, "maxGroups": 2}],
         "replicaScheduling": divided(json!({"dynamicWeight": "AvailableReplicas"}))}});
     let right = read::<PropagationPolicy>(&policy("shop", right)).unwrap().0;
-    assert_eq!((problems(&right), warnings(&right)), (vec![], vec![]));
+    assert_eq!((problems(&right), warnings(&right, Algorithm::V1_2)), (vec![], vec![]));
 }
 
 #[test]
@@ -153,7 +153,7 @@ fn what_does_nothing_is_warned_about() {
             "replicaScheduling": {"replicaDivisionPreference": "Aggregated"}}}),
     ]
     .into_iter()
-    .map(|spec| shown(&warnings(&read(&policy("shop", spec)).unwrap().0)))
+    .map(|spec| shown(&warnings(&read(&policy("shop", spec)).unwrap().0, Algorithm::Newest)))
     .collect();
     insta::assert_snapshot!(warned.join("\n"), @"
         spec.resourceSelectors[0].labelSelector: is not looked at beside a name; take one of the two out
@@ -170,6 +170,13 @@ fn what_does_nothing_is_warned_about() {
         spec.placement.clusterTolerations[0]: tolerates nothing: no taint PreferNoSchedule keeps anything away; take it out
         spec.placement.replicaScheduling.replicaDivisionPreference: is not looked at: every cluster gets all replicas; write replicaSchedulingType: Divided
         ");
+}
+
+#[test]
+fn what_v1_2_does_not_know_is_warned_about_where_it_decides() {
+    let ranked = read::<PropagationPolicy>(&policy("shop", json!({"priority": 5}))).unwrap().0;
+    assert_eq!(warnings(&ranked, Algorithm::Newest), []);
+    insta::assert_snapshot!(shown(&warnings(&ranked, Algorithm::V1_2)), @"spec.priority: is not looked at: v1.2, by which this hub decides, takes the first name; give it a name that comes earlier; with preemption: Always it counts");
 }
 
 #[test]

@@ -115,6 +115,7 @@ impl Running {
             let others = hub.upgrade().map(|hub| crate::admit::Others {
                 customizations: hub.customizations(),
                 taint_policies: hub.taint_policies().as_ref().clone(),
+                algorithm: hub.placing.algorithm,
             });
             crate::admit::review(review, &others.unwrap_or_default())
         })

@@ -42,7 +42,7 @@ pub(super) async fn look(hub: Arc<Hub>, key: Key) -> Result<Again, Trouble> {
     if let Ok((read, _)) = model::read::<PropagationPolicy>(&policy)
         && refused.is_empty()
     {
-        for warning in admit::warnings(&read) {
+        for warning in admit::warnings(&read, hub.placing.algorithm) {
             hub.events.warning(&policy, FROM, "PolicyWarning", warning.to_string());
         }
     }

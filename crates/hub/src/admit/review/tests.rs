@@ -49,6 +49,7 @@ fn what_karmadas_webhooks_refuse_is_refused() {
     let known = Others {
         customizations: vec![known],
         taint_policies: vec![read(&down("not-ready", taints.clone())).unwrap().0],
+        algorithm: Algorithm::Newest,
     };
     let lines: Vec<String> = [
         policy("PropagationPolicy", json!({"resourceSelectors": selectors, "placement": {"spreadConstraints": [{"maxGroups": 2}]}})),
