@@ -190,6 +190,40 @@ async fn what_must_not_run_twice_hands_over_what_it_knew() {
     hub.process.kill().await.unwrap();
 }
 
+/// With `purgeMode: Never` the old copy stays beside the new one, until somebody lets it go.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_never_purged_stays_until_somebody_says_so() {
+    let Some((mut hub, [first, other])) = Hub::with_web("      purgeMode: Never\n").await else { return };
+    hub.apply("broken.yaml", &broken_in(first)).await;
+    let both = || [(first, (ALL, ALL)), (other, (ALL, ALL))].into_iter().collect();
+    eventually("web in both", PATIENCE, async || {
+        let found = hub.replicas("web").await;
+        if found == both() { Ok(()) } else { Err(format!("{found:?}")) }
+    })
+    .await;
+    // What would let a copy of another mode go is known by then.
+    eventually("the hub knows that the new one is well", PATIENCE, async || {
+        let binding = hub.binding_of_web().await;
+        let items = binding["status"]["aggregatedStatus"].as_array().cloned().unwrap_or_default();
+        match items.iter().any(|item| item["clusterName"] == other && item["health"] == "Healthy") {
+            true => Ok(()),
+            false => Err(binding["status"].to_string()),
+        }
+    })
+    .await;
+    tokio::time::sleep(std::time::Duration::from_secs(3)).await;
+    assert_eq!(hub.replicas("web").await, both());
+    let binding = hub.binding_of_web().await;
+    assert_eq!(binding["spec"]["clusters"], serde_json::json!([{"name": other, "replicas": ALL}]));
+    let task = &binding["spec"]["gracefulEvictionTasks"][0];
+    assert_eq!((&task["fromCluster"], &task["suppressDeletion"]), (&first.into(), &true.into()), "{task}");
+
+    let go = r#"[{"op":"replace","path":"/spec/gracefulEvictionTasks/0/suppressDeletion","value":false}]"#;
+    hub.kubectl(&["patch", "rb", "web-deployment", "--type=json", "-p", go]).await.ends_with(0);
+    hub.web_moves_to(other).await;
+    hub.process.kill().await.unwrap();
+}
+
 /// What a network's watchman might write: without it workloads leave.
 fn no_network(name: &str) -> String {
     format!(

@@ -408,6 +408,47 @@ fn aged(kubeconfig: &str) -> String {
     kubeconfig.replace(token, &format!("{}.{claims}.{}", parts[0], parts[2]))
 }
 
+/// Whoever has the credential of `cluster1` for `cluster2` reads that member, as far as discovery goes, and nothing else:
+/// neither writes there nor gets into a pod, reads no other member and nothing of the hub's own.
+async fn may_read_one_member(apart: &Apart, kubeconfig: &str) {
+    const OF: &str = "/apis/cluster.karmada.io/v1alpha1/clusters/cluster2/proxy";
+    assert!(kubeconfig.contains(OF), "it leads elsewhere");
+    let elsewhere = [(OF, "stolen"), (&OF.replace("cluster2", "cluster1"), "stolen-other"), ("", "stolen-hub")];
+    for (path, name) in elsewhere {
+        apart.world.write(&format!("{name}.yaml"), &kubeconfig.replace(OF, path));
+    }
+    let by = async |name: &str, args: &[&str]| {
+        let file = format!("{name}.yaml");
+        finish(apart.world.program(&apart.kubectl, [&["--kubeconfig", &file], args].concat())).await
+    };
+    let pods =
+        by("stolen", &["get", "pods,services,endpointslices", "-n", "sample", "-o", "name"]).await.ends_with(0).out;
+    assert!(pods.contains("pod/helloworld-v2") && pods.contains("service/helloworld"), "{pods}");
+    let pod = pods.lines().find(|name| name.starts_with("pod/sleep")).unwrap();
+    let cannot = |verb: &str| format!(r#"cannot {verb} resource "clusters/proxy""#);
+    for (args, why) in [
+        (&["create", "configmap", "mine", "-n", "sample"][..], cannot("create")),
+        (&["exec", "-n", "sample", pod, "--", "id"], cannot("create")),
+        // It may ask there what discovery asks, and the member refuses the rest.
+        (&["get", "deployments", "-n", "sample"], r#"cannot list resource "deployments""#.to_owned()),
+        (&["delete", "service", "helloworld", "-n", "sample"], cannot("delete")),
+        (&["label", "service", "helloworld", "-n", "sample", "a=b"], cannot("patch")),
+    ] {
+        let refused = by("stolen", args).await.ends_with(1).err;
+        assert!(refused.contains(&why), "{args:?}: {refused}");
+    }
+    // (kubectl forgets the words of an answer to what it asks first.)
+    for (name, args) in [
+        ("stolen-other", &["get", "--raw", "/api/v1/namespaces/sample/pods"][..]),
+        ("stolen-hub", &["get", "clusters"]),
+        ("stolen-hub", &["get", "secrets", "-A"]),
+        ("stolen-hub", &["get", "works", "-A"]),
+    ] {
+        let refused = by(name, args).await.ends_with(1).err;
+        assert!(refused.to_lowercase().contains("forbidden"), "{name} {args:?}: {refused}");
+    }
+}
+
 /// What becomes of the tunnel's credentials with time: they are listed, judged, packed without being given away, renewed by
 /// an operator, and end with the cluster that leaves.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -426,6 +467,8 @@ async fn credentials_through_the_hub_are_watched_renewed_and_taken_back() {
     };
     let days = listed().await["daysLeft"].as_i64().unwrap();
     assert!((28..=30).contains(&days), "{days} days");
+
+    may_read_one_member(&apart, &held(&clusters[0]).await.1).await;
 
     // A bundle has none of it: neither the credential, nor that of the hub's own accounts in the members.
     let archive = apart.world.path("a.tar.gz");
