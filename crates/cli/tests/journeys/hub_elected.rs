@@ -173,6 +173,27 @@ async fn of_two_hubs_on_one_api_one_acts() {
     }
     hub.world.good(&[&["hub", "unjoin", "eu"], &api[..]].concat()).await;
     hub.world.good(&["hub", "down", "--data", "hub-third"]).await;
+    nobody_answers(&hub).await;
+}
+
+/// Without a hub what was not judged is not written, what is protected is not deleted, and everything else is as ever.
+async fn nobody_answers(hub: &Outside) {
+    let policy = "apiVersion: policy.karmada.io/v1alpha1\nkind: PropagationPolicy\nmetadata: {name: right}\nspec:\n  \
+        resourceSelectors: [{apiVersion: v1, kind: ConfigMap, name: one}]\n  placement: {}\n";
+    let file = hub.world.write("right.yaml", policy);
+    let apply = ["apply", "-f", text(&file)];
+    let refused = hub.kubectl("us", &apply).await.ends_with(1).err;
+    assert!(refused.contains(r#"failed calling webhook "policies.hub.stolos.dev""#), "{refused}");
+    let label = "resourcetemplate.karmada.io/deletion-protected";
+    hub.kubectl("us", &["create", "configmap", "precious"]).await.ends_with(0);
+    hub.kubectl("us", &["label", "configmap", "precious", &format!("{label}=Always")]).await.ends_with(0);
+    let refused = hub.kubectl("us", &["delete", "configmap", "precious"]).await.ends_with(1).err;
+    assert!(refused.contains(r#"failed calling webhook "deletion.hub.stolos.dev""#), "{refused}");
+    hub.kubectl("us", &["label", "configmap", "precious", &format!("{label}-")]).await.ends_with(0);
+    hub.kubectl("us", &["delete", "configmap", "precious"]).await.ends_with(0);
+    // Gone for good: this is all that it leaves in the way.
+    hub.kubectl("us", &["delete", "validatingwebhookconfiguration", "stolos-hub"]).await.ends_with(0);
+    hub.kubectl("us", &apply).await.ends_with(0);
 }
 
 /// The API server asks the hub before it writes a policy, or deletes what is protected.

@@ -190,6 +190,32 @@ async fn what_must_not_run_twice_hands_over_what_it_knew() {
     hub.process.kill().await.unwrap();
 }
 
+/// A taint that somebody writes by hand is tolerated for as long as the policy says, and no longer.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_taint_is_tolerated_for_its_time() {
+    const SECONDS: u64 = 6;
+    let Some((mut hub, [first, other])) = Hub::with_web("      purgeMode: Gracefully\n").await else { return };
+    let spread = "    spreadConstraints:";
+    let tolerant = format!(
+        "    clusterTolerations: [{{key: maintenance, operator: Exists, effect: NoExecute, tolerationSeconds: {SECONDS}}}]\n{spread}"
+    );
+    hub.apply("policy.yaml", &policy("[eu, ap]", "      purgeMode: Gracefully\n").replacen(spread, &tolerant, 1)).await;
+    eventually("the binding has it", PATIENCE, async || {
+        let placement = hub.binding_of_web().await["spec"]["placement"].clone();
+        if placement["clusterTolerations"].is_array() { Ok(()) } else { Err(placement.to_string()) }
+    })
+    .await;
+    let tainted = std::time::Instant::now();
+    let taint = r#"{"spec":{"taints":[{"key":"maintenance","effect":"NoExecute"}]}}"#;
+    hub.kubectl(&["patch", "cluster", first, "--type=merge", "-p", taint]).await.ends_with(0);
+    hub.says("Deployment", "web", "EvictWorkloadFromClusterSucceed", &format!("Evict from cluster {first} succeed."))
+        .await;
+    let stayed = tainted.elapsed();
+    assert!(stayed >= std::time::Duration::from_secs(SECONDS - 1), "it stayed for {stayed:?}");
+    hub.web_moves_to(other).await;
+    hub.process.kill().await.unwrap();
+}
+
 /// With `purgeMode: Never` the old copy stays beside the new one, until somebody lets it go.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_never_purged_stays_until_somebody_says_so() {

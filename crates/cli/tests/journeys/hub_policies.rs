@@ -401,6 +401,37 @@ async fn what_is_preserved_stays_when_its_template_goes() {
     hub.prints("eu", &kept, ".data.from", "member").await;
 }
 
+/// Where nothing fits, nothing is deleted: what runs stays as it is and is still looked after, and it is said why.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_fits_nowhere_stays_where_it_is() {
+    let Some(hub) = Hub::of_two().await else { return };
+    let to = |clusters: &str| needing("web", clusters, "terminationGracePeriodSeconds: 0", "");
+    hub.apply("web.yaml", &to("[eu]")).await;
+    hub.runs("web", &[("eu", 1)]).await;
+    hub.apply("web.yaml", &to("[mars]")).await;
+    let why = "0/2 clusters are available: 2 cluster(s) did not match the placement cluster affinity constraint.";
+    hub.says("Deployment", "web", "ScheduleBindingFailed", why).await;
+    let reason = ".status.conditions[?(@.type=='Scheduled')].reason";
+    hub.hub_prints(&["rb", "web-deployment"], reason, "NoClusterFit").await;
+    hub.kubectl(&["label", "deployment", "web", "seen=yes"]).await.ends_with(0);
+    hub.prints("eu", &["deployment", "web"], ".metadata.labels.seen", "yes").await;
+    hub.runs("web", &[("eu", 1)]).await;
+    let said = hub.world.good(&["why", "deployment/web", "--data", "hub"]).await.out;
+    assert!(said.contains(why), "{said}");
+    hub.apply("web.yaml", &to("[ap]")).await;
+    hub.runs("web", &[("ap", 1)]).await;
+    hub.hub_prints(&["rb", "web-deployment"], reason, "Success").await;
+
+    // What is larger than all that there is goes nowhere, and says so.
+    let large = "podinfo, resources: {requests: {cpu: '4000'}}";
+    let big = divided(2, "[eu, ap]", "{dynamicWeight: AvailableReplicas}").replace("web", "big");
+    hub.apply("big.yaml", &big.replacen("podinfo", large, 1)).await;
+    let why = "Clusters available replicas 0 are not enough to schedule.";
+    hub.says("Deployment", "big", "ScheduleBindingFailed", why).await;
+    hub.hub_prints(&["rb", "big-deployment"], reason, "Unschedulable").await;
+    assert!(hub.replicas("big").await.is_empty());
+}
+
 /// What an autoscaler of the member decides, and what its API server filled in, is no edit that is put back.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_member_decides_for_itself_is_kept() {

@@ -18,7 +18,7 @@ pub(super) fn since(then: Timestamp, now: Timestamp) -> Duration {
 ///
 /// Not ready: nothing new comes (`NoSchedule`, Karmada v1.18.2). Not ready for longer than `failover_eviction_timeout`: what
 /// is there leaves (`NoExecute`); Karmada's controller did so up to v1.13 and leaves it to people since then. Other people's
-/// taints stay as they are.
+/// taints stay as they are, but for the time that a `NoExecute` without one gets: for how long it is tolerated counts from then.
 #[must_use]
 pub fn wanted(
     before: &[Taint],
@@ -52,6 +52,10 @@ pub fn wanted(
             let added = Some(added);
             after.push(Taint { key: key.to_owned(), value: String::new(), effect: *effect, time_added: added });
         }
+    }
+    // Of whoever wrote one by hand it counts from when it is first seen (Karmada's mutation of Clusters).
+    for taint in after.iter_mut().filter(|taint| taint.effect == TaintEffect::NoExecute) {
+        taint.time_added.get_or_insert(now);
     }
     let again = left.filter(|_| settings.evicts && key.is_some() && ready.is_some());
     (after, again)

@@ -162,6 +162,11 @@ fn a_member_that_is_not_ready_is_tainted() {
     let (none, settings) = (json!([]), Settings::default());
     let mine = json!([{"key": "mine", "effect": "NoExecute"},
         {"key": "cluster.karmada.io/not-ready", "effect": "NoSchedule"}]);
+    // What somebody wrote without a time has been there since it was first seen.
+    let seen = cluster("eu", "True", &mine);
+    let (once, _) = taint::wanted(&seen.spec.taints, seen.status.conditions.first(), at(7), &settings);
+    let (twice, _) = taint::wanted(&once, seen.status.conditions.first(), at(70), &settings);
+    assert_eq!((once[0].time_added, twice[0].time_added), (Some(at(7)), Some(at(7))));
     let rows = [
         taints("True", 900, &none, &settings),
         taints("False", 10, &none, &settings),
