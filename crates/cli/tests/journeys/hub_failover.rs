@@ -190,6 +190,24 @@ async fn what_must_not_run_twice_hands_over_what_it_knew() {
     hub.process.kill().await.unwrap();
 }
 
+/// What must not run twice leaves a cleared member before anything of it begins elsewhere.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cleared_member_is_left_first_where_the_policy_says_so() {
+    let directly = "      purgeMode: Gracefully\n    cluster: {purgeMode: Directly}\n";
+    let Some((mut hub, [first, other])) = Hub::with_web(directly).await else { return };
+    let taint = r#"{"spec":{"taints":[{"key":"maintenance","effect":"NoExecute"}]}}"#;
+    hub.kubectl(&["patch", "cluster", first, "--type=merge", "-p", taint]).await.ends_with(0);
+    eventually(&format!("web in {other} alone"), PATIENCE, async || {
+        let found = hub.replicas("web").await;
+        let both = found.values().filter(|(_, ready)| *ready > 0).count();
+        assert!(both < 2, "it runs twice: {found:?}");
+        let there = found.iter().map(|(member, count)| (*member, *count)).eq([(other, (ALL, ALL))]);
+        if there { Ok(()) } else { Err(format!("{found:?}")) }
+    })
+    .await;
+    hub.process.kill().await.unwrap();
+}
+
 /// A taint that somebody writes by hand is tolerated for as long as the policy says, and no longer.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_taint_is_tolerated_for_its_time() {

@@ -432,6 +432,141 @@ async fn what_fits_nowhere_stays_where_it_is() {
     assert!(hub.replicas("big").await.is_empty());
 }
 
+/// A definition, which has no namespace, and an object of the kind that it makes.
+const GADGETS: &str = "
+apiVersion: apiextensions.k8s.io/v1
+kind: CustomResourceDefinition
+metadata: {name: gadgets.shop.example}
+spec:
+  group: shop.example
+  scope: Namespaced
+  names: {kind: Gadget, listKind: GadgetList, plural: gadgets, singular: gadget}
+  versions:
+  - name: v1
+    served: true
+    storage: true
+    schema: {openAPIV3Schema: {type: object, properties: {spec: {type: object, properties: {size: {type: integer}}}}}}
+---
+apiVersion: policy.karmada.io/v1alpha1
+kind: ClusterPropagationPolicy
+metadata: {name: wide}
+spec:
+  resourceSelectors:
+  - {apiVersion: apiextensions.k8s.io/v1, kind: CustomResourceDefinition, name: gadgets.shop.example}
+  - {apiVersion: rbac.authorization.k8s.io/v1, kind: ClusterRole, labelSelector: {matchLabels: {team: shop}}}
+  placement: {clusterAffinity: {clusterNames: [eu]}}
+---
+apiVersion: policy.karmada.io/v1alpha1
+kind: ClusterOverridePolicy
+metadata: {name: wide}
+spec:
+  resourceSelectors: [{apiVersion: rbac.authorization.k8s.io/v1, kind: ClusterRole}]
+  overrideRules:
+  - overriders: {annotationsOverrider: [{operator: add, value: {from: hub}}]}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRole
+metadata: {name: shopper, labels: {team: shop}}
+rules: [{apiGroups: [shop.example], resources: [gadgets], verbs: [get]}]
+";
+
+/// What has no namespace goes where a cluster-wide policy says; and objects of a definition follow it, where its members have
+/// it by then.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_has_no_namespace_goes_by_cluster_wide_policies() {
+    let Some(hub) = Hub::of_two().await else { return };
+    hub.apply("gadgets.yaml", GADGETS).await;
+    hub.only_in(&["clusterrole", "shopper"], &["eu"]).await;
+    hub.prints("eu", &["clusterrole", "shopper"], ".metadata.annotations.from", "hub").await;
+    hub.prints("eu", &["clusterrole", "shopper"], ".rules[0].resources[0]", "gadgets").await;
+    hub.only_in(&["crd", "gadgets.shop.example"], &["eu"]).await;
+    let bindings = hub.kubectl(&["get", "crb", "-o", "name"]).await.ends_with(0).out;
+    for name in ["gadgets.shop.example-customresourcedefinition", "shopper-clusterrole"] {
+        assert!(bindings.contains(name), "{bindings}");
+    }
+
+    let gadget = "apiVersion: shop.example/v1\nkind: Gadget\nmetadata: {name: one}\nspec: {size: 7}\n---\n".to_owned();
+    let to_both = policy("PropagationPolicy", "gadgets", "one", "[eu, ap]", "");
+    let to_both = to_both.replacen("apiVersion: v1, kind: ConfigMap", "apiVersion: shop.example/v1, kind: Gadget", 1);
+    hub.apply("gadget.yaml", &(gadget + &to_both)).await;
+    // The other has no such kind, and so it is none of its candidates.
+    hub.prints("eu", &["gadget", "one"], ".spec.size", "7").await;
+    hub.hub_prints(&["rb", "one-gadget"], ".spec.clusters[*].name", "eu").await;
+    let why = hub.world.good(&["why", "gadget/one", "--data", "hub"]).await.out;
+    assert!(why.contains("ap  left out: "), "{why}");
+    hub.kubectl(&["delete", "gadget", "one"]).await.ends_with(0);
+    hub.kubectl(&["delete", "clusterrole", "shopper"]).await.ends_with(0);
+    hub.only_in(&["clusterrole", "shopper"], &[]).await;
+    eventually("no gadget in eu", PATIENCE, async || {
+        let left = hub.in_member("eu", &["get", "gadgets", "-o", "name"]).await.ends_with(0).out;
+        if left.is_empty() { Ok(()) } else { Err(left) }
+    })
+    .await;
+}
+
+/// Namespaces of the hub are in every member, but for those that say that they stay; one that ends takes all along.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn namespaces_come_and_go_with_what_is_in_them() {
+    let Some(hub) = Hub::of_two().await else { return };
+    let both = "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop, labels: {team: shop}}\n---\n\
+                apiVersion: v1\nkind: Namespace\nmetadata: {name: here, labels: \
+                {namespace.karmada.io/skip-auto-propagation: 'true'}}\n";
+    hub.apply("namespaces.yaml", both).await;
+    let settings =
+        config("settings", "").replace("metadata: {name: settings}", "metadata: {name: settings, namespace: shop}");
+    hub.apply("settings.yaml", &settings).await;
+    hub.only_in(&["namespace", "shop"], &["eu", "ap"]).await;
+    hub.only_in(&["configmap", "settings", "-n", "shop"], &["eu"]).await;
+    hub.prints("ap", &["namespace", "shop"], ".metadata.labels.team", "shop").await;
+    hub.only_in(&["namespace", "here"], &[]).await;
+
+    // Who joins later gets it, too.
+    hub.world.good(&["hub", "join", "us", "--data", "hub"]).await;
+    hub.prints("us", &["namespace", "shop"], ".metadata.labels.team", "shop").await;
+
+    hub.kubectl(&["delete", "namespace", "shop", "--timeout=60s"]).await.ends_with(0);
+    hub.only_in(&["namespace", "shop"], &[]).await;
+    for name in ["default", "kube-system"] {
+        hub.only_in(&["namespace", name], &["eu", "ap"]).await;
+    }
+    eventually("no Work of it", PATIENCE, async || {
+        let works = hub.kubectl(&["get", "works", "-A", "-o", "name"]).await.ends_with(0).out;
+        if works.is_empty() { Ok(()) } else { Err(works) }
+    })
+    .await;
+}
+
+/// A binding or a Work that somebody deletes is made again while its template is there. A Work's end takes nothing away that
+/// is wanted; a binding's does, as in Karmada.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bookkeeping_that_somebody_deletes_is_made_again() {
+    let Some(hub) = Hub::of_two().await else { return };
+    hub.apply("web.yaml", &needing("web", "[eu]", "terminationGracePeriodSeconds: 0", "")).await;
+    hub.runs("web", &[("eu", 1)]).await;
+    let id = async |kind: &str, of: &[&str]| {
+        let list = hub.kubectl(&[&["get", kind], of, &["-o", "jsonpath={.items[*].metadata.uid}"]].concat()).await;
+        list.ends_with(0).out
+    };
+    let in_eu = ["-n", "karmada-es-eu"];
+    for (kind, of) in [("works", &in_eu[..]), ("rb", &[])] {
+        let before = id(kind, of).await;
+        assert!(!before.is_empty());
+        hub.kubectl(&[&["delete", kind, "--all", "--wait=false"], of].concat()).await.ends_with(0);
+        eventually("it is made again", PATIENCE, async || {
+            let found = hub.replicas("web").await;
+            let ready: i64 = found.values().map(|(_, ready)| ready).sum();
+            assert!(ready >= 1 || kind == "rb", "{kind}: {found:?}");
+            let now = id(kind, of).await;
+            let again = !now.is_empty() && now.split(' ').all(|one| !before.contains(one));
+            if again { Ok(()) } else { Err(format!("{before} {now}")) }
+        })
+        .await;
+        hub.kubectl(&["label", "deployment", "web", &format!("after={kind}"), "--overwrite"]).await.ends_with(0);
+        hub.prints("eu", &["deployment", "web"], ".metadata.labels.after", kind).await;
+        hub.runs("web", &[("eu", 1)]).await;
+    }
+}
+
 /// What an autoscaler of the member decides, and what its API server filled in, is no edit that is put back.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_member_decides_for_itself_is_kept() {
