@@ -432,6 +432,60 @@ async fn what_fits_nowhere_stays_where_it_is() {
     assert!(hub.replicas("big").await.is_empty());
 }
 
+/// What one group has no room for goes to the next, by what pods ask for and nodes have.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_does_not_fit_overflows_in_order() {
+    let Some(hub) = Hub::of_two().await else { return };
+    let milli = async |of: &str| {
+        let path = format!("jsonpath={{.status.resourceSummary.{of}.cpu}}");
+        let cpu = hub.kubectl(&["get", "cluster", "eu", "-o", &path]).await.ends_with(0).out;
+        let milli = cpu.strip_suffix('m').map(str::parse).unwrap_or_else(|| cpu.parse::<i64>().map(|all| all * 1000));
+        milli.map_err(|_| cpu)
+    };
+    let all = eventually("what eu has", PATIENCE, async || milli("allocatable").await).await;
+    // Two of it fit into a cluster.
+    let pod = format!("podinfo, resources: {{requests: {{cpu: {}m}}}}", all * 2 / 5);
+    let groups = "clusterAffinities:\n    - {affinityName: near, clusterNames: [eu], \
+                  overflowAffinities: [{affinityName: burst, clusterNames: [ap]}]}";
+    let of = |replicas: i64| {
+        let one = divided(replicas, "[eu]", "{dynamicWeight: AvailableReplicas}").replacen("podinfo", &pod, 1);
+        one.replacen("clusterAffinity: {clusterNames: [eu]}", groups, 1)
+    };
+    hub.apply("web.yaml", &of(2)).await;
+    hub.runs("web", &[("eu", 2)]).await;
+    // The hub counts by what the member said last, some seconds ago.
+    eventually("it is known that eu is full", PATIENCE, async || {
+        let taken = milli("allocated").await?;
+        if taken >= all * 4 / 5 - 2 { Ok(()) } else { Err(format!("{taken} of {all}")) }
+    })
+    .await;
+    hub.apply("web.yaml", &of(3)).await;
+    hub.runs("web", &[("eu", 2), ("ap", 1)]).await;
+    hub.hub_prints(&["rb", "web-deployment"], ".status.schedulerObservingAffinityName", "near").await;
+    // It comes back from the last of them.
+    hub.apply("web.yaml", &of(2)).await;
+    hub.runs("web", &[("eu", 2)]).await;
+}
+
+/// Of a Job the work is divided, and not only how much of it is done at once; and its end is told of all.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_jobs_work_is_divided() {
+    let Some(hub) = Hub::of_two().await else { return };
+    let job = "apiVersion: batch/v1\nkind: Job\nmetadata: {name: sums}\nspec:\n  completions: 6\n  parallelism: 2\n  \
+               template:\n    spec:\n      restartPolicy: Never\n      containers:\n      \
+               - {name: sum, image: busybox, command: [sh, -c, 'echo 4']}\n---\n\
+               apiVersion: policy.karmada.io/v1alpha1\nkind: PropagationPolicy\nmetadata: {name: sums}\nspec:\n  \
+               resourceSelectors: [{apiVersion: batch/v1, kind: Job, name: sums}]\n  placement:\n    \
+               clusterAffinity: {clusterNames: [eu, ap]}\n    \
+               replicaScheduling: {replicaSchedulingType: Divided, replicaDivisionPreference: Weighted}\n";
+    hub.apply("job.yaml", job).await;
+    for member in ["eu", "ap"] {
+        hub.prints(member, &["job", "sums"], ".spec['completions','parallelism']", "3 1").await;
+    }
+    hub.hub_prints(&["job", "sums"], ".status.succeeded", "6").await;
+    hub.hub_prints(&["job", "sums"], ".status.conditions[?(@.type=='Complete')].status", "True").await;
+}
+
 /// A definition, which has no namespace, and an object of the kind that it makes.
 const GADGETS: &str = "
 apiVersion: apiextensions.k8s.io/v1
