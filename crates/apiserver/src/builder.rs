@@ -20,6 +20,7 @@ use crate::defaults::{self, Addresses};
 use crate::extension::{Extension, Place};
 use crate::keys;
 use crate::keys::Credentials;
+use crate::near::Near;
 use crate::registry::Registry;
 use crate::route::{self, Body, BoxError};
 use crate::rules;
@@ -281,9 +282,13 @@ impl Builder {
     }
 }
 
+/// How often is looked for trees that nobody has looked into: they are many times as large as their text, and thousands come
+/// at once.
+const TREES: Duration = Duration::from_secs(3);
+
 /// Lets old events and unused trees go, also of resources that nobody changes any more.
 async fn forget(api: Arc<Api>) {
-    let mut tick = tokio::time::interval(Duration::from_secs(15));
+    let mut tick = tokio::time::interval(TREES);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
@@ -423,6 +428,12 @@ impl Server {
     pub fn client_as(&self, user: User) -> kube::Client {
         let caller = Arc::new(Caller::Inside(user));
         kube::Client::new(Inside { api: Arc::clone(&self.api), caller }, "default")
+    }
+
+    /// The objects, without a client between, with all rights.
+    #[must_use]
+    pub fn near(&self) -> Near {
+        Near::new(Arc::clone(&self.api))
     }
 
     /// Where it listens.

@@ -4,6 +4,7 @@
 //! One task looks at everything that changes ([`Feed`]), decides what is to be done ([`Graph::work`]) and does it
 //! ([`Work`]); what fails is tried again. A task that falls behind the window looks at everything anew.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -171,8 +172,8 @@ impl Feed {
         let seen: Vec<_> = events
             .iter()
             .map(|(resource, event)| {
-                let before = event.before.as_ref().map(|before| before.glance());
-                (resource, before, event.object.glance(), event.deleted)
+                let before = event.before.as_ref().map(|before| seen_of(resource, before));
+                (resource, before, seen_of(resource, &event.object), event.deleted)
             })
             .collect();
         for (resource, before, object, deleted) in &seen {
@@ -198,16 +199,21 @@ impl Feed {
             let (objects, revision) = self.api.state.cache(&resource).snapshot("", self.api.state.revision());
             self.seen.insert(Arc::clone(&resource), revision);
             for object in objects {
-                graph.add(&resource, &object.glance());
+                graph.add(&resource, &object.head());
                 all.push((Arc::clone(&resource), object));
             }
         }
         let mut work = HashSet::new();
         for (resource, object) in all {
-            graph.work(&self.api, &resource, &object.glance(), false, &mut work);
+            graph.work(&self.api, &resource, &object.head(), false, &mut work);
         }
         work
     }
+}
+
+/// What of an object is looked at: of a Service the addresses as well.
+fn seen_of<'a>(resource: &str, object: &'a Object) -> Cow<'a, Value> {
+    if resource == "services" { object.glance() } else { object.head() }
 }
 
 /// Who owns whom.

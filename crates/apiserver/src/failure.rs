@@ -231,6 +231,14 @@ impl Failure {
     }
 }
 
+impl From<Failure> for stolos_k8s::Status {
+    fn from(failure: Failure) -> Self {
+        let read = Self::from_value(&failure.status());
+        let Failure { code, reason, message, .. } = failure;
+        read.unwrap_or_else(|| Self { code, reason: reason.into_owned(), message, details: None })
+    }
+}
+
 /// The Status of a thing that was done and has no other answer.
 #[must_use]
 pub(crate) fn success(resource: &str, name: &str, uid: &str) -> Value {

@@ -41,6 +41,7 @@ mod keys;
 mod list;
 mod metrics;
 mod naming;
+pub mod near;
 mod openapi;
 pub mod protobuf;
 mod quota;

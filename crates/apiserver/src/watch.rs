@@ -45,6 +45,16 @@ impl Object {
         }
     }
 
+    /// Of an object as text only what says whose it is, where it is and whether it goes (`metadata`, and a Secret's
+    /// `type`); the tree where there is one.
+    #[must_use]
+    pub(crate) fn head(&self) -> Cow<'_, Value> {
+        match self.value.read.get() {
+            Some(value) => Cow::Borrowed(value),
+            None => Cow::Owned(serde_json::from_slice::<Head>(&self.json).map(Head::into_value).unwrap_or_default()),
+        }
+    }
+
     fn is_tree(&self) -> bool {
         self.value.read.get().is_some()
     }
@@ -98,6 +108,36 @@ impl Object {
 
     fn forgotten(&self) -> Arc<Self> {
         Self::unread(self.json.clone(), self.revision)
+    }
+}
+
+/// What [`Object::head`] reads.
+#[derive(Default, serde::Deserialize)]
+#[serde(default)]
+struct Head {
+    metadata: Books,
+    r#type: Option<Value>,
+}
+
+/// Of `metadata` what controllers look at: it is a small part of it.
+#[derive(Default, serde::Deserialize, serde::Serialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Books {
+    namespace: Value,
+    name: Value,
+    uid: Value,
+    owner_references: Value,
+    finalizers: Value,
+    deletion_timestamp: Value,
+}
+
+impl Head {
+    fn into_value(self) -> Value {
+        let mut metadata = serde_json::to_value(self.metadata).unwrap_or_default();
+        if let Some(fields) = metadata.as_object_mut() {
+            fields.retain(|_, value| !value.is_null());
+        }
+        serde_json::json!({"metadata": metadata, "type": self.r#type})
     }
 }
 

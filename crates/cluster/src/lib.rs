@@ -1,13 +1,14 @@
 //! Holds a connection to one Kubernetes cluster: kubeconfigs, clients over any network, reading and applying objects.
 //!
 //! What to write is never decided here. Start at [`Kubeconfig`], then [`connect()`], then [`objects`]. [`lease`] says which of
-//! several acts.
+//! several acts, and [`near`] is for who has the API server in his own process.
 
 mod bare;
 mod connect;
 pub mod forward;
 mod kubeconfig;
 pub mod lease;
+pub mod near;
 pub mod objects;
 mod pass;
 

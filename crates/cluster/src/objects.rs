@@ -334,6 +334,11 @@ fn describe(resource: &Resource, namespace: Option<&str>, name: &str) -> String 
     }
 }
 
+/// What is attempted, as errors name it.
+pub(crate) fn attempt(verb: &str, resource: &Resource, namespace: &str, name: &str) -> String {
+    format!("{verb} {}", describe(resource, Some(namespace).filter(|namespace| !namespace.is_empty()), name))
+}
+
 fn place(object: &Value) -> (Option<&str>, &str) {
     (text(object, "/metadata/namespace"), text(object, "/metadata/name").unwrap_or_default())
 }

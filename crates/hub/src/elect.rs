@@ -181,10 +181,10 @@ impl Election<'_> {
 
     async fn begin(&self, term: &Stop) -> Result<crate::Running, String> {
         let door = (self.door)().await?;
-        let (client, net) = (self.client.clone(), Arc::clone(&self.net));
+        let (keeper, net) = (self.client.clone().into(), Arc::clone(&self.net));
         // Somebody else's API server reaches this process only where it listens for it.
         let admission = self.front.as_ref().map(|front| Asked::There { client: front.hook() });
-        let settings = Settings { client, net, door, admission, patience: self.patience, placing: self.placing };
+        let settings = Settings { keeper, net, door, admission, patience: self.patience, placing: self.placing };
         start(settings, term).await.map_err(|error| because(&error))
     }
 }

@@ -2,8 +2,10 @@
 
 use std::collections::HashMap;
 
+use futures::StreamExt as _;
 use serde_json::{Value, json};
-use stolos_cluster::objects::{self, Resource};
+use stolos_cluster::near::Keeper;
+use stolos_cluster::objects::Resource;
 use stolos_k8s::meta;
 use stolos_serve::Stop;
 use tokio::sync::mpsc;
@@ -12,6 +14,8 @@ use crate::MANAGER;
 
 /// Events waiting to be written; more are dropped.
 const QUEUE: usize = 4096;
+/// So many are written at once: together they are durable as fast as one.
+const AT_ONCE: usize = 64;
 /// Recent events that are counted instead of repeated.
 const REMEMBERED: usize = 4096;
 
@@ -28,6 +32,16 @@ struct Entry {
     warning: bool,
     reason: &'static str,
     message: String,
+}
+
+impl Entry {
+    fn text(&self, field: &str) -> &str {
+        self.about[field].as_str().unwrap_or_default()
+    }
+
+    fn said(&self) -> Said {
+        (self.text("uid").to_owned(), self.reason, self.message.clone())
+    }
 }
 
 impl Recorder {
@@ -56,54 +70,85 @@ impl Recorder {
     }
 }
 
+/// What was said: about whom, why, and in which words.
+type Said = (String, &'static str, String);
+
+/// An event that is there: its name, and how often it was said.
+type Written = (String, u64);
+
 /// Writes what comes until `stop`.
-pub(crate) async fn write(entries: Entries, client: kube::Client, stop: Stop) {
+pub(crate) async fn write(entries: Entries, keeper: Keeper, stop: Stop) {
     let mut entries = entries.0;
-    let resource =
-        Resource { api_version: "v1".into(), kind: "Event".into(), plural: "events".into(), namespaced: true };
-    let mut known: HashMap<(String, &'static str, String), (String, u64)> = HashMap::new();
+    let mut known: HashMap<Said, Written> = HashMap::new();
     loop {
-        let entry = tokio::select! {
-            entry = entries.recv() => entry,
+        let mut came = Vec::new();
+        let count = tokio::select! {
+            count = entries.recv_many(&mut came, AT_ONCE) => count,
             () = stop.asked() => return,
         };
-        let Some(entry) = entry else { return };
-        let text = |field: &str| entry.about[field].as_str().unwrap_or_default().to_owned();
-        // Events about what has no namespace are in `default`, as client-go writes them.
-        let namespace = Some(text("namespace")).filter(|n| !n.is_empty()).unwrap_or_else(|| "default".to_owned());
-        let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
-        let key = (text("uid"), entry.reason, entry.message.clone());
-        if let Some((name, count)) = known.get_mut(&key) {
-            *count += 1;
-            let patch = json!({"count": count, "lastTimestamp": now});
-            let place = (Some(namespace.as_str()), name.as_str());
-            if objects::merge(&client, &resource, place, &patch, false, MANAGER).await.is_ok() {
-                continue;
-            }
-            known.remove(&key);
+        if count == 0 {
+            return;
         }
-        let name = format!("{}.{:016x}", text("name"), rand::random::<u64>());
-        let mut about = entry.about.clone();
-        if text("namespace").is_empty()
-            && let Some(fields) = about.as_object_mut()
-        {
-            fields.remove("namespace");
-        }
-        let event = json!({
-            "apiVersion": "v1", "kind": "Event", "metadata": {"name": name, "namespace": namespace},
-            "involvedObject": about, "type": if entry.warning { "Warning" } else { "Normal" },
-            "reason": entry.reason, "message": entry.message, "source": {"component": entry.from},
-            "reportingComponent": entry.from, "reportingInstance": "",
-            "firstTimestamp": now, "lastTimestamp": now, "count": 1,
+        // What is said twice in a moment is one event, too.
+        let mut times: HashMap<Said, u64> = HashMap::new();
+        came.retain(|entry| {
+            let times = times.entry(entry.said()).or_default();
+            *times += 1;
+            *times == 1
         });
-        match objects::create(&client, &resource, &event, MANAGER).await {
-            Ok(_) => {
-                if known.len() >= REMEMBERED {
-                    known.clear();
-                }
-                known.insert(key, (name, 1));
+        let writes = came.into_iter().map(|entry| {
+            let said = entry.said();
+            let (before, times) = (known.get(&said).cloned(), times.get(&said).copied().unwrap_or(1));
+            let keeper = &keeper;
+            async move { (said, written(keeper, &entry, before, times).await) }
+        });
+        let writes: Vec<_> = writes.collect();
+        let mut writes = futures::stream::iter(writes).buffer_unordered(AT_ONCE);
+        while let Some((said, written)) = writes.next().await {
+            if known.len() >= REMEMBERED {
+                known.clear();
             }
-            Err(error) => tracing::debug!(%error, "cannot write an event"),
+            match written {
+                Some(written) => known.insert(said, written),
+                None => known.remove(&said),
+            };
+        }
+    }
+}
+
+/// Writes an event that was said so many `times` since it was written, if it was.
+async fn written(keeper: &Keeper, entry: &Entry, before: Option<Written>, times: u64) -> Option<Written> {
+    let resource =
+        Resource { api_version: "v1".into(), kind: "Event".into(), plural: "events".into(), namespaced: true };
+    // Events about what has no namespace are in `default`, as client-go writes them.
+    let namespace = if entry.text("namespace").is_empty() { "default" } else { entry.text("namespace") };
+    let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+    if let Some((name, count)) = before {
+        let count = count + times;
+        let patch = json!({"count": count, "lastTimestamp": now});
+        if keeper.merge(&resource, (namespace, &name), &patch, false, MANAGER).await.is_ok() {
+            return Some((name, count));
+        }
+    }
+    let name = format!("{}.{:016x}", entry.text("name"), rand::random::<u64>());
+    let mut about = entry.about.clone();
+    if entry.text("namespace").is_empty()
+        && let Some(fields) = about.as_object_mut()
+    {
+        fields.remove("namespace");
+    }
+    let event = json!({
+        "apiVersion": "v1", "kind": "Event", "metadata": {"name": name, "namespace": namespace},
+        "involvedObject": about, "type": if entry.warning { "Warning" } else { "Normal" },
+        "reason": entry.reason, "message": entry.message, "source": {"component": entry.from},
+        "reportingComponent": entry.from, "reportingInstance": "",
+        "firstTimestamp": now, "lastTimestamp": now, "count": times,
+    });
+    match keeper.create(&resource, &event, MANAGER).await {
+        Ok(_) => Some((name, times)),
+        Err(error) => {
+            tracing::debug!(%error, "cannot write an event");
+            None
         }
     }
 }

@@ -1,18 +1,22 @@
 //! All objects of one kind, as an API server had them a moment ago.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::ops::Bound;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures::StreamExt as _;
 use kube::runtime::WatchStreamExt as _;
 use kube::runtime::watcher::{self, Event};
+use rand::RngExt as _;
 use serde_json::Value;
 use stolos_cluster::Bare;
+use stolos_cluster::near::{self, Keeper, Near, News, Stored};
 use stolos_cluster::objects::Resource;
 use stolos_k8s::meta;
+use stolos_k8s::selector::LabelSelector;
 use stolos_serve::Stop;
 use tokio::sync::watch;
 
@@ -31,6 +35,9 @@ pub(crate) const OLD: Duration = Duration::from_secs(3);
 /// The same of members' pods and nodes, which are counted every ten seconds (`--cluster-status-update-frequency`) and stay
 /// trees.
 pub(crate) const OLD_WHERE_COUNTED: Duration = Duration::from_secs(15);
+/// A kind that cannot be followed is asked for again after so long at first, and at last.
+const FIRST_AGAIN: Duration = Duration::from_millis(50);
+const LAST_AGAIN: Duration = Duration::from_secs(30);
 /// So many at a time: whoever writes waits meanwhile.
 const AT_ONCE: usize = 256;
 
@@ -51,6 +58,8 @@ pub(crate) struct Mirror {
 struct Kept {
     revision: u64,
     form: Form,
+    /// Its text, where the API server of this process has it in memory anyway.
+    stored: Option<Bytes>,
 }
 
 enum Form {
@@ -59,20 +68,19 @@ enum Form {
         /// Whether somebody has asked for it lately.
         used: AtomicBool,
     },
-    Text(Box<[u8]>),
+    Text(Bytes),
 }
 
 impl Kept {
     fn new(object: Arc<Value>) -> Self {
-        Self { revision: revision(&object), form: Form::Tree { object, used: AtomicBool::new(true) } }
+        Self { revision: revision(&object), form: Form::Tree { object, used: AtomicBool::new(true) }, stored: None }
     }
 
     /// The object, to be looked at once.
     fn glance(&self) -> Arc<Value> {
         match &self.form {
             Form::Tree { object, .. } => Arc::clone(object),
-            // It was written by us, from a tree.
-            Form::Text(text) => Arc::new(serde_json::from_slice(text).unwrap_or_default()),
+            Form::Text(text) => Arc::new(near::read(text)),
         }
     }
 
@@ -101,7 +109,7 @@ impl Kept {
         if used.swap(false, Ordering::Relaxed) {
             return None;
         }
-        let text = serde_json::to_vec(object).ok()?.into_boxed_slice();
+        let text = self.stored.clone().or_else(|| serde_json::to_vec(object).ok().map(Bytes::from))?;
         match std::mem::replace(&mut self.form, Form::Text(text)) {
             Form::Tree { object, .. } => Some(object),
             Form::Text(_) => None,
@@ -129,12 +137,105 @@ impl Mirror {
     }
 
     /// Follows the API server until `stop`; what nobody has looked at for as long as `old` becomes text.
-    pub(crate) async fn run(self: Arc<Self>, client: kube::Client, old: Duration, stop: Stop) {
+    pub(crate) async fn run(self: Arc<Self>, keeper: Keeper, old: Duration, stop: Stop) {
+        match keeper.is_near() {
+            Some(near) => self.follow(&**near, old, stop).await,
+            None => self.watch(keeper.client(), old, stop).await,
+        }
+    }
+
+    /// Follows one in this process.
+    async fn follow(&self, near: &dyn Near, old: Duration, stop: Stop) {
+        let mut news = near.follow(&self.resource);
+        let mut old = tokio::time::interval(old);
+        let mut failures = 0;
+        loop {
+            let news = tokio::select! {
+                news = news.next() => news,
+                _ = old.tick() => {
+                    self.forget();
+                    continue;
+                }
+                () = stop.asked() => return,
+            };
+            match news {
+                Some(Ok(News::All(objects, revision))) => {
+                    failures = 0;
+                    self.take_all_stored(objects, revision);
+                }
+                Some(Ok(News::Changed(changes))) => {
+                    changes.into_iter().for_each(|(stored, is_gone)| self.take_stored(stored, is_gone));
+                }
+                Some(Err(error)) => {
+                    tracing::debug!(kind = self.resource.kind, %error, "cannot follow, trying again");
+                    failures += 1;
+                    let pause = FIRST_AGAIN.saturating_mul(1 << failures.min(10)).min(LAST_AGAIN);
+                    tokio::select! {
+                        () = tokio::time::sleep(pause.mul_f64(rand::rng().random_range(0.7..1.3))) => {}
+                        () = stop.asked() => return,
+                    }
+                }
+                None => return,
+            }
+        }
+    }
+
+    /// All that there was at a revision. Only what is news is read: who falls behind has to catch up.
+    fn take_all_stored(&self, all: Vec<Stored>, revision: u64) {
+        let mut objects = self.objects.write().unwrap_or_else(PoisonError::into_inner);
+        let there: HashSet<Key> = all.iter().map(|stored| (stored.namespace.clone(), stored.name.clone())).collect();
+        // What was written after that is not missing.
+        let is_gone = |key: &Key, kept: &Kept| kept.revision <= revision && !there.contains(key);
+        let gone: Vec<_> = objects.extract_if(.., |key, kept| is_gone(key, kept)).collect();
+        drop(objects);
+        for (_, kept) in gone {
+            (self.changed)(Some(&kept.glance()), None);
+        }
+        all.into_iter().for_each(|stored| self.take_stored(stored, false));
+        self.seen.fetch_max(revision, Ordering::AcqRel);
+        self.ready.send_replace(true);
+    }
+
+    fn take_stored(&self, stored: Stored, is_gone: bool) {
+        if !self.is_of_namespace(&stored.namespace) {
+            return;
+        }
+        self.seen.fetch_max(stored.revision, Ordering::AcqRel);
+        let key = (stored.namespace.clone(), stored.name.clone());
+        if !is_gone
+            && let Some(kept) = self.objects.write().unwrap_or_else(PoisonError::into_inner).get_mut(&key)
+            && kept.revision >= stored.revision
+        {
+            // Mostly the echo of a write of our own.
+            if kept.revision == stored.revision {
+                kept.stored = Some(stored.json);
+            }
+            return;
+        }
+        let object = Arc::new(stored.read());
+        match is_gone || !self.is_meant(&object) {
+            true => self.remove(&object),
+            false => self.insert(object, Some(stored.json), || None),
+        }
+    }
+
+    fn is_of_namespace(&self, namespace: &str) -> bool {
+        self.namespace.is_none_or(|only| only == namespace)
+    }
+
+    /// Whether it has the labels that objects of this mirror have.
+    fn is_meant(&self, object: &Value) -> bool {
+        self.labels
+            .is_none_or(|labels| LabelSelector::parse(labels).is_ok_and(|selector| selector.matches_object(object)))
+    }
+
+    /// Follows one over HTTP.
+    async fn watch(&self, client: &kube::Client, old: Duration, stop: Stop) {
         let mut config = watcher::Config::default();
         if let Some(labels) = self.labels {
             config = config.labels(labels);
         }
-        let events = watcher::watcher(self.resource.bare_api(&client, self.namespace), config).default_backoff();
+        let events = watcher::watcher(self.resource.bare_api(client, self.namespace), config).default_backoff();
         let mut events = std::pin::pin!(events);
         let mut fresh = BTreeMap::new();
         let mut old = tokio::time::interval(old);
@@ -181,22 +282,23 @@ impl Mirror {
                 fresh.insert(key(&object), Kept::new(Arc::new(object)));
             }
             Event::InitDone => self.take_all(std::mem::take(fresh)),
-            Event::Apply(object) => self.insert(Arc::new(self.read(object)), || None),
-            Event::Delete(object) => {
-                let object = self.read(object);
-                let mut objects = self.objects.write().unwrap_or_else(PoisonError::into_inner);
-                let key = key(&object);
-                // One of the same name may be there already.
-                let before = objects.get(&key).map(Kept::glance);
-                let gone = before.filter(|known| meta::uid(known) == meta::uid(&object));
-                if gone.is_some() {
-                    objects.remove(&key);
-                }
-                drop(objects);
-                if gone.is_some() {
-                    (self.changed)(gone.as_ref(), None);
-                }
-            }
+            Event::Apply(object) => self.insert(Arc::new(self.read(object)), None, || None),
+            Event::Delete(object) => self.remove(&self.read(object)),
+        }
+    }
+
+    fn remove(&self, object: &Value) {
+        let mut objects = self.objects.write().unwrap_or_else(PoisonError::into_inner);
+        let key = key(object);
+        // One of the same name may be there already.
+        let before = objects.get(&key).map(Kept::glance);
+        let gone = before.filter(|known| meta::uid(known) == meta::uid(object));
+        if gone.is_some() {
+            objects.remove(&key);
+        }
+        drop(objects);
+        if gone.is_some() {
+            (self.changed)(gone.as_ref(), None);
         }
     }
 
@@ -232,10 +334,10 @@ impl Mirror {
     }
 
     /// Takes an object that is newer than what there is, and than `passed`, if anything has.
-    fn insert(&self, object: Arc<Value>, passed: impl FnOnce() -> Option<u64>) {
+    fn insert(&self, object: Arc<Value>, stored: Option<Bytes>, passed: impl FnOnce() -> Option<u64>) {
         let key = key(&object);
         let mut objects = self.objects.write().unwrap_or_else(PoisonError::into_inner);
-        let now = Kept::new(Arc::clone(&object));
+        let now = Kept { stored, ..Kept::new(Arc::clone(&object)) };
         // Asked under the lock: what ends meanwhile has been seen by then, or waits for it.
         let passed = passed().is_some_and(|passed| now.revision <= passed);
         if passed || objects.get(&key).is_some_and(|before| before.revision >= now.revision) {
@@ -251,7 +353,7 @@ impl Mirror {
         // A write that ended a deletion answers with what was there last.
         let ended = meta::deletion_timestamp(object).is_some() && meta::finalizers(object).is_empty();
         if !ended {
-            self.insert(Arc::clone(object), || Some(self.seen.load(Ordering::Acquire)));
+            self.insert(Arc::clone(object), None, || Some(self.seen.load(Ordering::Acquire)));
         }
     }
 
@@ -333,6 +435,47 @@ mod tests {
         let key = ("n".to_owned(), "a".to_owned());
         assert!(matches!(mirror.objects.read().unwrap()[&key].form, Form::Text(_)));
         assert_eq!(mirror.get("n", "a"), Some(object));
+    }
+
+    #[test]
+    fn who_fell_behind_reads_only_what_is_news() {
+        let told: Arc<std::sync::Mutex<Vec<String>>> = Arc::default();
+        let news = Arc::clone(&told);
+        let resource = Resource::named("v1", "ConfigMap").unwrap();
+        let mirror = Mirror::new(resource, Some("n"), None, move |before, now| {
+            let say = |object: Option<&Arc<Value>>| {
+                object.map_or("-".to_owned(), |it| format!("{}@{}", meta::name(it), meta::resource_version(it)))
+            };
+            news.lock().unwrap().push(format!("{} > {}", say(before), say(now)));
+        });
+        let stored = |namespace: &str, name: &str, revision: u64| {
+            let json = serde_json::to_vec(&*object(name, revision)).unwrap().into();
+            Stored { namespace: namespace.into(), name: name.into(), revision, json }
+        };
+        mirror.take_all_stored(vec![stored("n", "a", 1), stored("n", "b", 2), stored("other", "x", 2)], 4);
+        mirror.wrote(&object("mine", 9));
+        assert_eq!(std::mem::take(&mut *told.lock().unwrap()), ["- > a@1", "- > b@2", "- > mine@9"]);
+
+        // What is known is not read again, and what was written after that is not missing.
+        let unread = Stored { json: Bytes::from_static(b"nonsense"), ..stored("n", "a", 1) };
+        mirror.take_all_stored(vec![unread, stored("n", "c", 5)], 6);
+        assert_eq!(std::mem::take(&mut *told.lock().unwrap()), ["b@2 > -", "- > c@5"]);
+        assert_eq!(mirror.get("n", "a"), Some(object("a", 1)));
+
+        // The echo of a write is none; its text is kept for when the tree goes.
+        let echo = stored("n", "mine", 9);
+        let text = echo.json.clone();
+        mirror.take_stored(echo, false);
+        mirror.forget();
+        mirror.forget();
+        assert!(told.lock().unwrap().is_empty());
+        match &mirror.objects.read().unwrap()[&("n".to_owned(), "mine".to_owned())].form {
+            Form::Text(kept) => assert_eq!(kept.as_ptr(), text.as_ptr()),
+            Form::Tree { .. } => panic!("nobody has looked at it"),
+        }
+        mirror.take_stored(stored("n", "mine", 11), true);
+        mirror.take_stored(stored("n", "a", 12), false);
+        assert_eq!(std::mem::take(&mut *told.lock().unwrap()), ["mine@9 > -", "a@1 > a@12"]);
     }
 
     #[test]

@@ -158,6 +158,11 @@ impl<K: Clone + Ord + Hash + Debug + Send + 'static> Queue<K> {
         }
     }
 
+    /// Whether some things go before others.
+    pub(crate) fn is_ranked(&self) -> bool {
+        !self.waiting().ranks.is_empty()
+    }
+
     fn add_after(&self, key: K, delay: Duration) {
         let at = Instant::now() + delay;
         let mut waiting = self.waiting();

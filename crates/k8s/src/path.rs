@@ -104,6 +104,23 @@ impl FieldSet {
         set
     }
 
+    /// Whether anything of this set is among what `fieldsV1` names: what [`FieldSet::decode`] and
+    /// [`FieldSet::intersection`] would tell, without reading all of it.
+    pub fn meets(&self, fields: &Value) -> bool {
+        let Some(fields) = fields.as_object() else { return false };
+        self.below.iter().any(|(step, below)| {
+            fields.get(&step.encode()).is_some_and(|found| (below.member && is_member(found)) || below.meets(found))
+        })
+    }
+
+    /// Whether all of this set is among what `fieldsV1` names.
+    pub fn is_within(&self, fields: &Value) -> bool {
+        self.below.iter().all(|(step, below)| {
+            let found = fields.as_object().and_then(|fields| fields.get(&step.encode()));
+            found.is_some_and(|found| (!below.member || is_member(found)) && below.is_within(found))
+        })
+    }
+
     /// Writes `fieldsV1`.
     pub fn encode(&self) -> Value {
         let mut fields = Map::new();
@@ -266,6 +283,11 @@ impl FieldSet {
             below.collect(&format!("{path}{step}"), paths);
         }
     }
+}
+
+/// Whether `fieldsV1` names a field itself, and not only what is below it.
+fn is_member(below: &Value) -> bool {
+    below.as_object().is_none_or(|below| below.is_empty() || below.contains_key("."))
 }
 
 /// JSON with sorted keys, whatever the order of a map is elsewhere.

@@ -9,6 +9,7 @@ mod durable;
 mod fields;
 mod limits;
 mod lists;
+mod near;
 mod objects;
 mod openapi;
 mod permissions;

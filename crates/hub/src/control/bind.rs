@@ -5,7 +5,6 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use stolos_cluster::objects;
 use stolos_k8s::meta;
 
 use super::clusters::{condition, set_condition};
@@ -310,7 +309,8 @@ async fn remove(hub: &Hub, binding: &Value, cluster: &str, work_name: &str) -> R
     if meta::label(&work, id) != meta::label(binding, id) || meta::deletion_timestamp(&work).is_some() {
         return Ok(false);
     }
-    objects::delete(&hub.client, &hub.own.works.resource, Some(&space), work_name, Some(meta::uid(&work))).await?;
+    let place = (space.as_str(), work_name);
+    hub.keeper.delete(&hub.own.works.resource, place, Some(meta::uid(&work))).await?;
     Ok(true)
 }
 

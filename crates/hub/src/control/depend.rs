@@ -257,10 +257,8 @@ impl Hub {
             return false;
         }
         let bindings = self.bindings_of(namespace);
-        for binding in bindings.of_namespace(namespace) {
-            if binding["spec"]["propagateDeps"] == true {
-                self.queues.depend.add(crate::mirror::key(&binding));
-            }
+        for binding in self.queues.needing(namespace) {
+            self.queues.depend.add(binding);
         }
         let own = bindings.get(namespace, &name::binding(meta::kind(template), meta::name(template)));
         if meta::kind(template) == "Service" {

@@ -7,9 +7,9 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use stolos_k8s::meta;
 
-use super::Hub;
 use super::interpret::unanswered;
 use super::template::{TemplateKey, is_of_every_server, is_template};
+use super::{Hub, schedule};
 use crate::choose::{self, Claim};
 use crate::interpret::Replicas;
 use crate::mirror::{Key, Mirror};
@@ -284,7 +284,10 @@ async fn apply(
         wanted["spec"]["resource"]["resourceVersion"] = before["spec"]["resource"]["resourceVersion"].clone();
     }
     match before {
-        None => hub.create(bindings, &wanted).await?,
+        None => {
+            schedule::at_once(hub, &mut wanted)?;
+            hub.create(bindings, &wanted).await?
+        }
         Some(before) if essence(&before) == essence(&wanted) => return Ok(false),
         Some(_) => hub.replace(bindings, &wanted).await?,
     };

@@ -110,6 +110,7 @@ impl Hub {
             impersonate,
             rebalance,
             kinds: _,
+            needing: _,
         } = queues;
         vec![
             clusters.figures(),

@@ -92,7 +92,7 @@ impl Member {
                     let mirror = Mirror::new(resource.clone(), None, labels, changed);
                     // What has no label of the hub's is there to be counted.
                     let old = if labels.is_some() { mirror::OLD } else { mirror::OLD_WHERE_COUNTED };
-                    self.tasks.spawn(Arc::clone(&mirror).run(self.client.clone(), old, self.stop.clone()));
+                    self.tasks.spawn(Arc::clone(&mirror).run(self.client.clone().into(), old, self.stop.clone()));
                     mirrors.insert((resource.clone(), labels), Arc::clone(&mirror));
                     mirror
                 }

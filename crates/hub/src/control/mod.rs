@@ -33,6 +33,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
 use serde_json::Value;
+use stolos_cluster::near::Keeper;
 use stolos_serve::{Listener, Net, Stop};
 use stolos_tunnel::{Limits as TunnelLimits, Relay};
 use tokio::sync::Semaphore;
@@ -59,8 +60,8 @@ use own::Own;
 use queues::Queues;
 use template::{TemplateKey, Templates};
 
-/// How many things of one queue are looked at at once.
-const AT_ONCE: usize = 16;
+/// How many things of one queue are looked at at once. Most looks wait for the disk, which takes all that wait together.
+const AT_ONCE: usize = 64;
 /// The same of Works: one that waits for a member that is silent must not hold up the others'.
 const WORKS_AT_ONCE: usize = 128;
 /// How long the first look at everything may take.
@@ -69,7 +70,7 @@ const FIRST_LOOK: Duration = Duration::from_secs(60);
 /// What the hub is given.
 pub struct Settings {
     /// The API server that it works with.
-    pub client: kube::Client,
+    pub keeper: Keeper,
     /// Where its sockets to members come from.
     pub net: Arc<dyn Net>,
     /// Where agents of members come in that cannot be dialled, if they may.
@@ -143,15 +144,15 @@ impl Running {
 ///
 /// When the API server cannot be made ready. Later trouble is tried again instead.
 pub async fn start(settings: Settings, stop: &Stop) -> Result<Running, Error> {
-    let Settings { client, net, door, admission, patience, placing } = settings;
-    crate::install::install(&client).await?;
-    crate::placing::record(&client, placing).await?;
+    let Settings { keeper, net, door, admission, patience, placing } = settings;
+    crate::install::install(keeper.client()).await?;
+    crate::placing::record(keeper.client(), placing).await?;
     let tasks = TaskTracker::new();
     let (events, entries) = Recorder::new();
-    tasks.spawn(event::write(entries, client.clone(), stop.clone()));
+    tasks.spawn(event::write(entries, keeper.clone(), stop.clone()));
     let relay = door.is_some().then(|| Relay::new(TunnelLimits::default()));
     let ways = Ways { net, relay: relay.clone() };
-    let hub = Hub::new(client, ways, (patience, placing), events, stop.clone(), tasks.clone());
+    let hub = Hub::new(keeper, ways, (patience, placing), events, stop.clone(), tasks.clone());
     if !hub.first_look().await {
         stop.ask();
         return Err(Error::NotServed(FIRST_LOOK));
@@ -171,6 +172,8 @@ pub async fn start(settings: Settings, stop: &Stop) -> Result<Running, Error> {
 
 /// What all its parts share.
 pub(crate) struct Hub {
+    keeper: Keeper,
+    /// Of the same API server, for what is asked seldom.
     client: kube::Client,
     ways: Ways,
     own: Own,
@@ -225,7 +228,7 @@ pub(crate) struct Hub {
 
 impl Hub {
     fn new(
-        client: kube::Client,
+        keeper: Keeper,
         ways: Ways,
         (patience, placing): (Patience, place::Settings),
         events: Recorder,
@@ -236,7 +239,8 @@ impl Hub {
         let moving: Arc<Mutex<HashSet<Key>>> = Arc::default();
         let pods: Arc<Mutex<index::Pods>> = Arc::default();
         Arc::new_cyclic(|hub: &Weak<Self>| Self {
-            client,
+            client: keeper.client().clone(),
+            keeper,
             ways,
             own: Own::new(hub, &queues, &moving, &pods),
             queues,
@@ -272,7 +276,7 @@ impl Hub {
     /// Starts the mirrors, and waits until each has seen its whole kind; whether they have.
     async fn first_look(self: &Arc<Self>) -> bool {
         for mirror in self.own.all() {
-            self.tasks.spawn(Arc::clone(mirror).run(self.client.clone(), mirror::OLD, self.stop.clone()));
+            self.tasks.spawn(Arc::clone(mirror).run(self.keeper.clone(), mirror::OLD, self.stop.clone()));
         }
         let mut ready =
             futures::future::join_all(self.own.all().map(|mirror| mirror.ready(FIRST_LOOK))).await.into_iter();

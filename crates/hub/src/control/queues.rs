@@ -1,6 +1,7 @@
 //! What is to be looked at, and which change of a binding or a Work asks for which look.
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use serde_json::Value;
 use stolos_k8s::meta;
@@ -39,6 +40,8 @@ pub(super) struct Queues {
     pub(super) rebalance: Arc<Queue<String>>,
     /// Which kinds there are.
     pub(super) kinds: Notify,
+    /// Bindings whose workloads take what they need with them.
+    pub(super) needing: Mutex<BTreeSet<Key>>,
 }
 
 impl Queues {
@@ -57,10 +60,28 @@ impl Queues {
             impersonate: Queue::new("impersonate"),
             rebalance: Queue::new("rebalance"),
             kinds: Notify::new(),
+            needing: Mutex::default(),
         }
     }
 
+    /// Bindings of a namespace whose workloads take what they need with them.
+    pub(super) fn needing(&self, namespace: &str) -> Vec<Key> {
+        let needing = self.needing.lock().unwrap_or_else(PoisonError::into_inner);
+        let from = needing.range((namespace.to_owned(), String::new())..);
+        from.take_while(|(of, _)| of == namespace).cloned().collect()
+    }
+
     pub(super) fn add_binding(&self, before: Option<&Arc<Value>>, now: Option<&Arc<Value>>) {
+        let needs = |binding: &&Arc<Value>| binding["spec"]["propagateDeps"] == true;
+        if before.filter(needs).is_some() != now.filter(needs).is_some()
+            && let Some(binding) = now.or(before)
+        {
+            let mut needing = self.needing.lock().unwrap_or_else(PoisonError::into_inner);
+            match now.filter(needs) {
+                Some(_) => needing.insert(mirror::key(binding)),
+                None => needing.remove(&mirror::key(binding)),
+            };
+        }
         let Some(now) = now else {
             // Deleted by hand: the detector makes it anew.
             if let Some(before) = before {

@@ -9,8 +9,8 @@ use super::Hub;
 use super::clusters::{condition, set_condition};
 use super::template::TemplateKey;
 use crate::mirror::{Key, Mirror};
-use crate::model::{self, Binding, Cluster};
-use crate::place::{self, Outcome, Trigger};
+use crate::model::{self, Binding, Cluster, TargetCluster};
+use crate::place::{self, Decision, Outcome, Trigger};
 use crate::queue::{Again, Trouble};
 use crate::{estimate, label};
 
@@ -29,20 +29,14 @@ pub(super) async fn look(hub: Arc<Hub>, key: Key) -> Result<Again, Trouble> {
         all.iter().find(|cluster| meta::name(cluster) == name).is_none_or(|c| meta::deletion_timestamp(c).is_some())
     };
     let Some(trigger) = place::due(&binding, &going) else { return observe(&hub, &mirror, &object, &binding).await };
-    let staying = all.iter().filter(|cluster| meta::deletion_timestamp(cluster).is_none());
-    let clusters: Vec<Arc<Cluster>> = staying.filter_map(|cluster| hub.cluster(cluster)).collect();
-    let requirements = binding.spec.replica_requirements.as_ref();
-    let room = |cluster: &Cluster| estimate::available(cluster, requirements);
-    let decision = place::place(&binding, &clusters, &room, hub.placing);
+    let decision = decide(&hub, &binding, &all);
     tracing::debug!(binding = ?key, ?trigger, outcome = ?decision.outcome, "scheduled");
 
     let mut placed = Value::clone(&object);
     let mut status = object["status"].clone();
     let fine = match &decision.outcome {
         Outcome::Placed { clusters, group } => {
-            placed["spec"]["clusters"] = serde_json::to_value(clusters)?;
-            let applied = serde_json::to_string(&binding.spec.placement)?;
-            meta::set_annotation(&mut placed, label::APPLIED_PLACEMENT, &applied);
+            put(&mut placed, &binding, clusters)?;
             match group {
                 Some(group) => status["schedulerObservingAffinityName"] = group.as_str().into(),
                 None => {
@@ -69,15 +63,8 @@ pub(super) async fn look(hub: Arc<Hub>, key: Key) -> Result<Again, Trouble> {
         let asked = binding.spec.reschedule_triggered_at.filter(|asked| *asked > jiff::Timestamp::now());
         status["lastScheduledTime"] = asked.map_or_else(super::write::now, |asked| asked.to_string()).into();
     }
-    let news = changed || before.as_ref() != condition(&status, "Scheduled");
-    if news {
-        let template = hub.template(&TemplateKey::of_binding(&object));
-        for about in [Some(&now), template.as_ref().map(|(_, template)| template)].into_iter().flatten() {
-            match fine {
-                true => hub.events.normal(about, FROM, "ScheduleBindingSucceed", decision.outcome.event()),
-                false => hub.events.warning(about, FROM, "ScheduleBindingFailed", decision.outcome.event()),
-            }
-        }
+    if changed || before.as_ref() != condition(&status, "Scheduled") {
+        say(&hub, &now, &decision.outcome);
     }
     // Somebody else may be faster; what is decided is said by then, and `observe` writes it with the next look.
     hub.put_status(&mirror, &now, &status).await?;
@@ -88,11 +75,60 @@ pub(super) async fn look(hub: Arc<Hub>, key: Key) -> Result<Again, Trouble> {
     }
 }
 
-/// Nothing is to be decided, but what was decided is not said yet: somebody was faster, or the hub ended in between.
+/// Decides for a binding that is to be made: it comes with its clusters, which saves a write and a look for each. What waits
+/// for others, or does not fit, or tries one affinity group after the other, is decided when it is there; so is everything
+/// while some bindings go before others. What was decided is said then, too.
+pub(super) fn at_once(hub: &Hub, wanted: &mut Value) -> Result<(), Trouble> {
+    if hub.queues.schedule.is_ranked() {
+        return Ok(());
+    }
+    let (binding, _) = model::read::<Binding>(wanted)?;
+    if binding.spec.schedule_priority.is_some() || place::due(&binding, &|_| false).is_none() {
+        return Ok(());
+    }
+    let decision = decide(hub, &binding, &hub.own.clusters.list());
+    match &decision.outcome {
+        Outcome::Placed { clusters, group: None } => put(wanted, &binding, clusters),
+        _ => Ok(()),
+    }
+}
+
+fn decide(hub: &Hub, binding: &Binding, all: &[Arc<Value>]) -> Decision {
+    let staying = all.iter().filter(|cluster| meta::deletion_timestamp(cluster).is_none());
+    let clusters: Vec<Arc<Cluster>> = staying.filter_map(|cluster| hub.cluster(cluster)).collect();
+    let requirements = binding.spec.replica_requirements.as_ref();
+    let room = |cluster: &Cluster| estimate::available(cluster, requirements);
+    place::place(binding, &clusters, &room, hub.placing)
+}
+
+/// Writes down where a binding goes, and by which placement.
+fn put(object: &mut Value, binding: &Binding, clusters: &[TargetCluster]) -> Result<(), Trouble> {
+    object["spec"]["clusters"] = serde_json::to_value(clusters)?;
+    let applied = serde_json::to_string(&binding.spec.placement)?;
+    meta::set_annotation(object, label::APPLIED_PLACEMENT, &applied);
+    Ok(())
+}
+
+/// Says what was decided, of the binding and of its template.
+fn say(hub: &Hub, binding: &Value, outcome: &Outcome) {
+    let template = hub.template(&TemplateKey::of_binding(binding));
+    for about in [Some(binding), template.as_ref().map(|(_, template)| &**template)].into_iter().flatten() {
+        match outcome {
+            Outcome::Placed { .. } => hub.events.normal(about, FROM, "ScheduleBindingSucceed", outcome.event()),
+            _ => hub.events.warning(about, FROM, "ScheduleBindingFailed", outcome.event()),
+        }
+    }
+}
+
+/// Nothing is to be decided, but what was decided is not said yet: the binding came with its clusters ([`at_once`]), somebody
+/// was faster, or the hub ended in between.
 async fn observe(hub: &Hub, mirror: &Mirror, object: &Value, binding: &Binding) -> Result<Again, Trouble> {
     let scheduled = binding.metadata.annotations.contains_key(label::APPLIED_PLACEMENT);
     if !scheduled || binding.status.scheduler_observed_generation == binding.metadata.generation {
         return Ok(None);
+    }
+    if condition(&object["status"], "Scheduled").is_none() {
+        say(hub, object, &Outcome::Placed { clusters: binding.spec.clusters.clone(), group: None });
     }
     let mut status = object["status"].clone();
     let text = "Binding has been scheduled successfully.";

@@ -100,7 +100,7 @@ pub(super) async fn look(hub: &Arc<Hub>) {
                 queues.templates.add(key);
             }
         });
-        hub.tasks.spawn(Arc::clone(&mirror).run(hub.client.clone(), mirror::OLD, hub.stop.clone()));
+        hub.tasks.spawn(Arc::clone(&mirror).run(hub.keeper.clone(), mirror::OLD, hub.stop.clone()));
         templates.insert(key, mirror);
     }
 }

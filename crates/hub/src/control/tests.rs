@@ -25,7 +25,7 @@ impl Hub {
     pub(super) fn at_rest(client: kube::Client) -> Arc<Self> {
         let ways = Ways { net: Arc::new(HostNet::default()), relay: None };
         let how = (crate::evict::Settings::default(), place::Settings::default());
-        Self::new(client, ways, how, Recorder::new().0, Stop::new(), TaskTracker::new())
+        Self::new(client.into(), ways, how, Recorder::new().0, Stop::new(), TaskTracker::new())
     }
 }
 

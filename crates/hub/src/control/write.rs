@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use serde_json::{Value, json};
-use stolos_cluster::objects;
 use stolos_k8s::meta;
 
 use super::Hub;
@@ -43,8 +42,8 @@ impl Hub {
         patch: &Value,
         status: bool,
     ) -> Result<Arc<Value>, stolos_cluster::Error> {
-        let place = (Some(key.0.as_str()).filter(|n| !n.is_empty()), key.1.as_str());
-        let now = Arc::new(objects::merge(&self.client, &mirror.resource, place, patch, status, MANAGER).await?);
+        let place = (key.0.as_str(), key.1.as_str());
+        let now = Arc::new(self.keeper.merge(&mirror.resource, place, patch, status, MANAGER).await?);
         mirror.wrote(&now);
         Ok(now)
     }
@@ -114,14 +113,14 @@ impl Hub {
 
     /// Creates an object of a mirrored kind.
     pub(super) async fn create(&self, mirror: &Mirror, object: &Value) -> Result<Arc<Value>, stolos_cluster::Error> {
-        let now = Arc::new(objects::create(&self.client, &mirror.resource, object, MANAGER).await?);
+        let now = Arc::new(self.keeper.create(&mirror.resource, object, MANAGER).await?);
         mirror.wrote(&now);
         Ok(now)
     }
 
     /// Replaces an object of a mirrored kind.
     pub(super) async fn replace(&self, mirror: &Mirror, object: &Value) -> Result<Arc<Value>, stolos_cluster::Error> {
-        let now = Arc::new(objects::replace(&self.client, &mirror.resource, object, MANAGER).await?);
+        let now = Arc::new(self.keeper.replace(&mirror.resource, object, MANAGER).await?);
         mirror.wrote(&now);
         Ok(now)
     }

@@ -1,6 +1,8 @@
 //! `metadata.managedFields`: who manages what.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 use serde_json::{Map, Value};
 
@@ -124,15 +126,75 @@ impl ManagerId {
     }
 }
 
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 struct Managed {
     api_version: String,
     time: String,
-    fields: FieldSet,
+    fields: Fields,
+}
+
+/// What somebody manages.
+#[derive(Clone, Debug)]
+enum Fields {
+    Read(FieldSet),
+    /// `fieldsV1` as we wrote it. Most writes touch few fields of few managers: the others' need not be read.
+    Kept(Value),
+}
+
+impl Fields {
+    fn read(&self) -> Cow<'_, FieldSet> {
+        match self {
+            Self::Read(fields) => Cow::Borrowed(fields),
+            Self::Kept(fields) => Cow::Owned(FieldSet::decode(fields)),
+        }
+    }
+
+    fn change(&mut self, change: impl FnOnce(&mut FieldSet)) {
+        let mut fields = match std::mem::replace(self, Self::Kept(Value::Null)) {
+            Self::Read(fields) => fields,
+            Self::Kept(fields) => FieldSet::decode(&fields),
+        };
+        change(&mut fields);
+        *self = Self::Read(fields);
+    }
+
+    fn meet(&self, others: &FieldSet) -> bool {
+        match self {
+            Self::Read(_) => true,
+            Self::Kept(fields) => others.meets(fields),
+        }
+    }
+
+    fn subtract(&mut self, others: &FieldSet) {
+        if self.meet(others) {
+            self.change(|fields| fields.subtract(others));
+        }
+    }
+
+    fn add(&mut self, others: FieldSet) {
+        let has_all = matches!(self, Self::Kept(fields) if others.is_within(fields));
+        if !has_all {
+            self.change(|fields| fields.add(others));
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        match self {
+            Self::Read(fields) => fields.is_empty(),
+            Self::Kept(fields) => fields.as_object().is_none_or(Map::is_empty),
+        }
+    }
+
+    fn encode(self) -> Value {
+        match self {
+            Self::Read(fields) => fields.encode(),
+            Self::Kept(fields) => fields,
+        }
+    }
 }
 
 /// All managers of an object.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Managers(BTreeMap<ManagerId, Managed>);
 
 /// At most so many managers that do not apply; older ones become [`ANCIENT`].
@@ -149,8 +211,23 @@ impl Managers {
 
     /// Reads `managedFields`.
     pub(super) fn read(entries: &[Value]) -> Self {
+        Self::gather(entries.iter().map(|entry| {
+            let fields = entry.get("fieldsV1").map(FieldSet::decode).unwrap_or_default();
+            (Cow::Borrowed(entry), Fields::Read(fields))
+        }))
+    }
+
+    /// Takes `managedFields` as we wrote them: what each manages is read where it changes.
+    pub(super) fn kept(entries: Vec<Value>) -> Self {
+        Self::gather(entries.into_iter().map(|mut entry| {
+            let fields = entry.get_mut("fieldsV1").map(Value::take).unwrap_or_default();
+            (Cow::Owned(entry), Fields::Kept(fields))
+        }))
+    }
+
+    fn gather<'a>(entries: impl Iterator<Item = (Cow<'a, Value>, Fields)>) -> Self {
         let mut managers = Managers::default();
-        for entry in entries {
+        for (entry, fields) in entries {
             let text = |key: &str| entry.get(key).and_then(Value::as_str).unwrap_or("");
             let operation = match text("operation") {
                 "Apply" => Operation::Apply,
@@ -159,13 +236,15 @@ impl Managers {
             };
             let version = if operation == Operation::Apply { "" } else { text("apiVersion") };
             let id = ManagerId::new(operation, text("manager"), version, text("subresource"));
-            let fields = entry.get("fieldsV1").map(FieldSet::decode).unwrap_or_default();
-            let managed = managers.0.entry(id).or_insert_with(|| Managed {
-                api_version: text("apiVersion").to_owned(),
-                time: text("time").to_owned(),
-                fields: FieldSet::new(),
-            });
-            managed.fields.add(fields);
+            match managers.0.entry(id) {
+                Entry::Occupied(mut known) => {
+                    known.get_mut().fields.change(|known| known.add(fields.read().into_owned()))
+                }
+                Entry::Vacant(place) => {
+                    let (api_version, time) = (text("apiVersion").to_owned(), text("time").to_owned());
+                    place.insert(Managed { api_version, time, fields });
+                }
+            }
         }
         managers
     }
@@ -184,14 +263,14 @@ impl Managers {
         self.0.is_empty()
     }
 
-    pub(super) fn fields(&self, id: &ManagerId) -> Option<&FieldSet> {
-        self.0.get(id).map(|managed| &managed.fields)
+    pub(super) fn fields(&self, id: &ManagerId) -> Option<Cow<'_, FieldSet>> {
+        self.0.get(id).map(|managed| managed.fields.read())
     }
 
     /// What all but one manage.
     pub(super) fn all_but(&self, me: &ManagerId) -> FieldSet {
         let mut all = FieldSet::new();
-        self.others(me).for_each(|(_, managed)| all.add(managed.fields.clone()));
+        self.others(me).for_each(|(_, managed)| all.add(managed.fields.read().into_owned()));
         all
     }
 
@@ -200,8 +279,11 @@ impl Managers {
         let everything = Write { subresource: "", ..*write };
         if let Ok(fields) = field_set(&own_part(live, &everything), write.shape) {
             let id = ManagerId::new(Operation::Update, BEFORE_FIRST_APPLY, write.api_version, "");
-            let managed =
-                Managed { api_version: write.api_version.into(), time: write.now.into(), fields: strip(fields) };
+            let managed = Managed {
+                api_version: write.api_version.into(),
+                time: write.now.into(),
+                fields: Fields::Read(strip(fields)),
+            };
             self.0.insert(id, managed);
         }
     }
@@ -210,7 +292,7 @@ impl Managers {
     pub(super) fn conflicts(&self, me: &ManagerId, changes: &Changes) -> Conflicts {
         let mut conflicts = Vec::new();
         for (id, managed) in self.others(me) {
-            let fields = managed.fields.intersection(&changes.changed).paths();
+            let fields = managed.fields.read().intersection(&changes.changed).paths();
             conflicts.extend(fields.into_iter().map(|field| Conflict { manager: id.shown(), field }));
         }
         conflicts.sort();
@@ -225,12 +307,29 @@ impl Managers {
         }
     }
 
-    /// Everybody loses what a write that is no apply changed or removed.
-    pub(super) fn give_up_to_update(&mut self, changes: &Changes) {
-        for managed in self.0.values_mut() {
+    /// Everybody loses what a write that is no apply changed or removed, and who made it gets what it changed.
+    pub(super) fn put_update(&mut self, me: ManagerId, changes: Changes, write: &Write<'_>) {
+        for (_, managed) in self.0.iter_mut().filter(|(id, _)| **id != me) {
             managed.fields.subtract(&changes.changed);
             managed.fields.subtract(&changes.removed);
         }
+        let Changes { changed, removed } = changes;
+        let fields = strip(changed.clone());
+        if let Some(mine) = self.0.get_mut(&me) {
+            mine.fields.subtract(&removed);
+            // Of its own fields it loses those for good that nobody manages.
+            mine.fields.subtract(&changed.difference(&fields));
+        }
+        if fields.is_empty() {
+            return;
+        }
+        let managed = self.0.entry(me).or_insert_with(|| Managed {
+            api_version: write.api_version.into(),
+            time: String::new(),
+            fields: Fields::Read(FieldSet::new()),
+        });
+        managed.fields.add(fields);
+        managed.time = write.now.into();
     }
 
     /// Puts down what is applied. The time is only new when something changed.
@@ -238,27 +337,13 @@ impl Managers {
         let managed = self.0.entry(me).or_insert_with(|| Managed {
             api_version: String::new(),
             time: write.now.into(),
-            fields: FieldSet::new(),
+            fields: Fields::Read(FieldSet::new()),
         });
-        managed.fields = fields;
+        managed.fields = Fields::Read(fields);
         managed.api_version = write.api_version.into();
         if changed {
             managed.time = write.now.into();
         }
-    }
-
-    /// Adds what is written otherwise.
-    pub(super) fn add_updated(&mut self, me: ManagerId, fields: FieldSet, write: &Write<'_>) {
-        if fields.is_empty() {
-            return;
-        }
-        let managed = self.0.entry(me).or_insert_with(|| Managed {
-            api_version: write.api_version.into(),
-            time: String::new(),
-            fields: FieldSet::new(),
-        });
-        managed.fields.add(fields);
-        managed.time = write.now.into();
     }
 
     /// Writes the managers into an object.
@@ -294,7 +379,7 @@ impl Managers {
 
     /// For display.
     pub(super) fn list(&self) -> Vec<(String, Operation, Vec<String>)> {
-        self.0.iter().map(|(id, managed)| (id.manager.clone(), id.operation, managed.fields.paths())).collect()
+        self.0.iter().map(|(id, managed)| (id.manager.clone(), id.operation, managed.fields.read().paths())).collect()
     }
 
     /// Too many managers that do not apply: the oldest become one.
@@ -317,7 +402,7 @@ impl Managers {
             let bucket = ManagerId::new(Operation::Update, ANCIENT, &old.api_version, "");
             match self.0.get_mut(&bucket) {
                 Some(managed) => {
-                    managed.fields.add(old.fields);
+                    managed.fields.add(old.fields.read().into_owned());
                     managed.time = managed.time.clone().max(old.time);
                 }
                 None => {

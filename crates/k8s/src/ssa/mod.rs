@@ -84,7 +84,7 @@ pub fn apply(live: Option<&Value>, config: &Value, write: &Write<'_>, force: boo
     let mut merged = merge::merge(old.as_ref(), &wanted, write.shape);
     if let Some(before) = managers.fields(&me) {
         let others = managers.all_but(&me);
-        merge::prune(&mut merged, before, &wanted_set.union(&others), write.shape);
+        merge::prune(&mut merged, &before, &wanted_set.union(&others), write.shape);
     }
 
     let changes = Changes::between(old.as_ref(), &merged, write.shape);
@@ -150,18 +150,22 @@ pub fn update(live: Option<&Value>, object: &mut Value, write: &Write<'_>) {
     {
         return;
     }
-    let mut managers = Managers::read(&given);
-    if managers.is_empty() || !Managers::readable(&given) {
-        managers = Managers::of(live);
+    let kept = live.and_then(|live| live.pointer("/metadata/managedFields")).and_then(Value::as_array);
+    let mut managers = match kept {
+        // Mostly a write brings back what it got, or nothing.
+        Some(kept) if *kept == given => Managers::kept(given),
+        _ if Managers::readable(&given) => Managers::read(&given),
+        _ => Managers::default(),
+    };
+    if managers.is_empty() {
+        managers = Managers::kept(kept.cloned().unwrap_or_default());
     }
     if live.is_some() && managers.is_empty() {
         // Nobody kept books so far (or they were cleared): the first apply will.
         return;
     }
     let changes = Changes::between_parts(live, object, write);
-    let me = ManagerId::updater(write);
-    managers.give_up_to_update(&changes);
-    managers.add_updated(me, strip(changes.changed), write);
+    managers.put_update(ManagerId::updater(write), changes, write);
     managers.write(object);
 }
 

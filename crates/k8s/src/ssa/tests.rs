@@ -271,7 +271,7 @@ proptest! {
         let wanted = own_part(&config, &by("me"));
         prop_assert_eq!(&merge::merge(Some(&object), &wanted, by("me").shape), &object);
         let mine = Managers::of(Some(&object));
-        prop_assert_eq!(mine.fields(&ManagerId::applier(&by("me"))).cloned().unwrap_or_default(),
+        prop_assert_eq!(mine.fields(&ManagerId::applier(&by("me"))).unwrap_or_default().into_owned(),
             strip(field_set(&wanted, by("me").shape).unwrap()));
     }
 
@@ -303,6 +303,31 @@ proptest! {
     fn an_update_that_changes_nothing_changes_no_books(before in any_config()) {
         let live = updated(None, &before, &Write { now: THEN, ..by("x") });
         prop_assert_eq!(updated(Some(&live), &live, &by("y")), live);
+    }
+
+    #[test]
+    fn books_that_are_kept_say_what_books_that_are_read_say(
+        before in prop::collection::vec(any_config(), 1..4), after in any_config(), who in 0..4,
+    ) {
+        let mut live = None;
+        for (index, object) in before.iter().enumerate() {
+            live = Some(match index % 2 {
+                0 => updated(live.as_ref(), object, &Write { now: THEN, ..by(&format!("m{index}")) }),
+                _ => apply(live.as_ref(), object, &by(&format!("m{index}")), true).unwrap(),
+            });
+        }
+        let live = live.unwrap();
+        let me = format!("m{who}");
+        let mut kept = after.clone();
+        kept["metadata"]["managedFields"] = live["metadata"]["managedFields"].clone();
+        let mut read = kept.clone();
+        // In another order it is not what was kept, although it says the same.
+        if let Some(entries) = read["metadata"]["managedFields"].as_array_mut() {
+            entries.reverse();
+            entries.push(json!({"manager": "nobody", "operation": "Update", "fieldsV1": {}}));
+        }
+        prop_assert_eq!(updated(Some(&live), &kept, &by(&me)), updated(Some(&live), &read, &by(&me)));
+        prop_assert_eq!(updated(Some(&live), &kept, &by(&me)), updated(Some(&live), &after, &by(&me)));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! `stolos hub up`: an API server for Karmada's kinds and the hub, in one process; or the hub alone ([`elected`]).
 
 mod elected;
+mod near;
 mod patience;
 mod proxy;
 
@@ -12,6 +13,7 @@ use std::time::Duration;
 use clap::Args;
 use stolos_apiserver::Server;
 use stolos_apiserver::runtime::ServiceResolver;
+use stolos_cluster::near::Keeper;
 use stolos_hub::divide::Algorithm;
 use stolos_hub::front::Service;
 use stolos_hub::{Asked, Door, Pages, Review, place};
@@ -24,6 +26,7 @@ use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::file::{self, Eyes};
 use crate::screen::{Screen, Tone, elapsed};
+use near::Here;
 use patience::PatienceArgs;
 
 /// The first line of a kubeconfig that is a hub's.
@@ -146,7 +149,7 @@ async fn up(args: &UpArgs, screen: &Screen, stop: &Stop) -> Result<Exit, Failure
     let net = Arc::new(HostNet::default());
     let door = door(args, &held).await?;
     let settings = stolos_hub::Settings {
-        client: server.client(),
+        keeper: Keeper::near(server.client(), Arc::new(Here(server.near()))),
         net,
         door,
         admission: Some(Asked::Here { url: REVIEWS.to_owned() }),
@@ -171,6 +174,10 @@ async fn up(args: &UpArgs, screen: &Screen, stop: &Stop) -> Result<Exit, Failure
     audit.close().await;
     Ok(Exit::Good)
 }
+
+/// How much of the past the hub's API server keeps of each kind, in events and bytes. One policy may be for thousands of
+/// workloads, each of which is written several times then: whoever follows them and falls behind has to look at all anew.
+const WINDOW: (usize, usize) = (32_768, 32 << 20);
 
 /// Where the hub's own API server asks the hub; nobody dials it.
 const REVIEWS: &str = "https://hub.localhost/review";
@@ -244,7 +251,7 @@ async fn serve(args: &UpArgs, held: &Held, hosts: Arc<Hosts>) -> Result<Server, 
     let address = args.listen.or_else(|| held.remembered(LISTEN)).unwrap_or((Ipv4Addr::LOCALHOST, 0).into());
     let listener = held.listen(LISTEN, "--listen", address).await?;
     let mut builder = Server::builder().data_dir(&held.folder).listener(listener).version_suffix("stolos-hub");
-    builder = builder.service_resolver(hosts);
+    builder = builder.service_resolver(hosts).window(WINDOW.0, WINDOW.1);
     for name in &args.san {
         builder = match name.parse::<IpAddr>() {
             Ok(address) => builder.address(address),
