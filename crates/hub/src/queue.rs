@@ -27,6 +27,10 @@ const SOON: Duration = Duration::from_millis(100);
 const FIRST: Duration = Duration::from_millis(50);
 const LAST: Duration = Duration::from_secs(30);
 
+/// So many are looked at at once in a queue that yields to others, and so often is asked whether it still has to.
+const FEW: usize = 4;
+const YIELD: Duration = Duration::from_millis(10);
+
 /// A queue holds as many keys as there are things, and no more.
 pub(crate) struct Queue<K> {
     name: &'static str,
@@ -172,16 +176,30 @@ impl<K: Clone + Ord + Hash + Debug + Send + 'static> Queue<K> {
         }
     }
 
-    /// Looks at everything that is added until `stop`, so many at once.
-    pub(crate) async fn run<F>(self: Arc<Self>, at_once: usize, stop: Stop, look: impl Fn(K) -> F + Send)
-    where
+    /// Whether something is to be looked at now.
+    pub(crate) fn has_waiting(&self) -> bool {
+        !self.waiting().ready.is_empty()
+    }
+
+    /// Looks at everything that is added until `stop`, so many at once; fewer while it has to `yield_to` others.
+    pub(crate) async fn run<F>(
+        self: Arc<Self>,
+        at_once: usize,
+        yield_to: impl Fn() -> bool + Send,
+        stop: Stop,
+        look: impl Fn(K) -> F + Send,
+    ) where
         F: Future<Output = Result<Again, Trouble>> + Send,
     {
         let mut running = FuturesUnordered::new();
         let mut under_way: HashSet<K> = HashSet::new();
         loop {
-            let due = self.due();
-            while running.len() < at_once
+            let mut due = self.due();
+            let yields = yield_to();
+            if yields {
+                due = Some(due.map_or(Instant::now() + YIELD, |due| due.min(Instant::now() + YIELD)));
+            }
+            while running.len() < if yields { at_once.min(FEW) } else { at_once }
                 && let Some(key) = self.next(&under_way)
             {
                 under_way.insert(key.clone());
@@ -274,7 +292,7 @@ mod tests {
             }
             async move { if key == "b" { Err("not yet".into()) } else { Ok(None) } }
         };
-        Arc::clone(&queue).run(1, stop, look).await;
+        Arc::clone(&queue).run(1, || false, stop, look).await;
         assert_eq!(*looked.lock().unwrap(), ["a", "b", "b", "b", "b"]);
     }
 
@@ -300,7 +318,7 @@ mod tests {
                 Ok(None)
             }
         };
-        Arc::clone(&queue).run(2, stop, look).await;
+        Arc::clone(&queue).run(2, || false, stop, look).await;
     }
 
     #[tokio::test]
@@ -320,8 +338,38 @@ mod tests {
         }
         queue.add_after("last", SOON * 2);
         queue.add("now");
-        Arc::clone(&queue).run(4, stop, look).await;
+        Arc::clone(&queue).run(4, || false, stop, look).await;
         assert_eq!(*looked.lock().unwrap(), ["now", "often", "last"]);
+    }
+
+    #[tokio::test]
+    async fn who_yields_goes_on_slowly_and_then_at_once() {
+        let (queue, stop) = (Queue::new("test"), Stop::new());
+        (0..40).for_each(|key| queue.add(key));
+        let others = Arc::new(std::sync::atomic::AtomicBool::new(true));
+        let (at_once, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(Mutex::new([0, 0])));
+        let (busy, told, asked) = (Arc::clone(&others), Arc::clone(&most), stop.clone());
+        let looks = Arc::new(AtomicUsize::new(0));
+        let look = move |_| {
+            let (at_once, looks, busy) = (Arc::clone(&at_once), Arc::clone(&looks), Arc::clone(&busy));
+            let (told, asked) = (Arc::clone(&told), asked.clone());
+            async move {
+                let now = at_once.fetch_add(1, Ordering::AcqRel) + 1;
+                let phase = usize::from(!busy.load(Ordering::Acquire));
+                let most = told.lock().unwrap()[phase].max(now);
+                told.lock().unwrap()[phase] = most;
+                tokio::time::sleep(Duration::from_millis(5)).await;
+                at_once.fetch_sub(1, Ordering::AcqRel);
+                match looks.fetch_add(1, Ordering::AcqRel) + 1 {
+                    8 => busy.store(false, Ordering::Release),
+                    40 => asked.ask(),
+                    _ => {}
+                }
+                Ok(None)
+            }
+        };
+        Arc::clone(&queue).run(16, move || others.load(Ordering::Acquire), stop, look).await;
+        assert_eq!(*most.lock().unwrap(), [FEW, 16]);
     }
 
     #[tokio::test]

@@ -141,6 +141,10 @@ impl Hub {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn claiming(&self) -> MutexGuard<'_, HashSet<TemplateKey>> {
+        self.claiming.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Whether it was said of this template before that no policy selects it; from now on it was.
     fn said_unmatched(&self, uid: &str) -> bool {
         let mut said = self.unmatched.lock().unwrap_or_else(PoisonError::into_inner);
@@ -227,6 +231,13 @@ pub(super) fn strip(object: &mut Value) {
     remove("annotations", &CLAIM_ANNOTATIONS);
 }
 
+/// The labels and annotations of an object that are no claim's.
+pub(super) fn unclaimed(object: &Value) -> impl Iterator<Item = (&String, &Value)> {
+    let fields = |of: &str| object["metadata"][of].as_object().into_iter().flatten();
+    let labels = fields("labels").filter(|(key, _)| !CLAIM_LABELS.contains(&key.as_str()));
+    labels.chain(fields("annotations").filter(|(key, _)| !CLAIM_ANNOTATIONS.contains(&key.as_str())))
+}
+
 /// The binding of a template.
 fn binding_key(template: &Value) -> Key {
     (meta::namespace(template).to_owned(), name::binding(meta::kind(template), meta::name(template)))
@@ -265,7 +276,11 @@ async fn apply(
     let template = if claimed == *template {
         template
     } else {
-        written = hub.change(mirror, template, &claimed).await?;
+        let key = TemplateKey::of(template);
+        hub.claiming().insert(key.clone());
+        let changed = hub.change(mirror, template, &claimed).await;
+        hub.claiming().remove(&key);
+        written = changed?;
         &*written
     };
     let key = binding_key(template);

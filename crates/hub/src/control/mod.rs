@@ -200,6 +200,8 @@ pub(crate) struct Hub {
     waiting: Mutex<HashSet<TemplateKey>>,
     /// Templates that have changed since they were looked at: what a lazy policy waits for.
     touched: Arc<Mutex<HashSet<TemplateKey>>>,
+    /// Templates that get a policy's claim just now.
+    claiming: Arc<Mutex<HashSet<TemplateKey>>>,
     /// Those of `waiting`, by UID, of which that was said.
     unmatched: Mutex<HashSet<String>>,
     /// Members whose namespace of Works is there.
@@ -256,6 +258,7 @@ impl Hub {
             scripts: Semaphore::new(interpret::SCRIPTS_AT_ONCE),
             waiting: Mutex::default(),
             touched: Arc::default(),
+            claiming: Arc::default(),
             unmatched: Mutex::default(),
             prepared: Mutex::default(),
             moving,
@@ -298,12 +301,12 @@ impl Hub {
         self.answer(&queues.templates, AT_ONCE, detect::look);
         self.answer(&queues.schedule, AT_ONCE, schedule::look);
         self.answer(&queues.evict, AT_ONCE, evict::look);
-        self.answer(&queues.bind, AT_ONCE, bind::look);
-        self.answer(&queues.depend, AT_ONCE, depend::look);
-        self.answer(&queues.works, WORKS_AT_ONCE, execute::look);
-        self.answer(&queues.aggregate, AT_ONCE, aggregate::look);
         self.answer(&queues.impersonate, AT_ONCE, impersonate::look);
         self.answer(&queues.rebalance, AT_ONCE, rebalance::look);
+        self.carry_out(&queues.bind, AT_ONCE, bind::look);
+        self.carry_out(&queues.depend, AT_ONCE, depend::look);
+        self.carry_out(&queues.works, WORKS_AT_ONCE, execute::look);
+        self.carry_out(&queues.aggregate, AT_ONCE, aggregate::look);
     }
 
     /// Answers the question of a queue until the hub stops.
@@ -316,9 +319,38 @@ impl Hub {
         K: Clone + Ord + std::hash::Hash + std::fmt::Debug + Send + 'static,
         F: Future<Output = Result<Again, Trouble>> + Send + 'static,
     {
+        self.answer_after(queue, at_once, || false, look);
+    }
+
+    /// Answers a question about what was decided. What is to be decided goes first: where thousands come at once, those of a
+    /// higher priority get their room, and everybody can see where his workload goes, before the last of them is everywhere.
+    fn carry_out<K, F>(
+        self: &Arc<Self>,
+        queue: &Arc<Queue<K>>,
+        at_once: usize,
+        look: impl Fn(Arc<Self>, K) -> F + Send + 'static,
+    ) where
+        K: Clone + Ord + std::hash::Hash + std::fmt::Debug + Send + 'static,
+        F: Future<Output = Result<Again, Trouble>> + Send + 'static,
+    {
+        let queues = Arc::clone(&self.queues);
+        let deciding = move || queues.templates.has_waiting() || queues.schedule.has_waiting();
+        self.answer_after(queue, at_once, deciding, look);
+    }
+
+    fn answer_after<K, F>(
+        self: &Arc<Self>,
+        queue: &Arc<Queue<K>>,
+        at_once: usize,
+        yield_to: impl Fn() -> bool + Send + 'static,
+        look: impl Fn(Arc<Self>, K) -> F + Send + 'static,
+    ) where
+        K: Clone + Ord + std::hash::Hash + std::fmt::Debug + Send + 'static,
+        F: Future<Output = Result<Again, Trouble>> + Send + 'static,
+    {
         let hub = Arc::clone(self);
         let look = move |key| look(Arc::clone(&hub), key);
-        self.tasks.spawn(Arc::clone(queue).run(at_once, self.stop.clone(), look));
+        self.tasks.spawn(Arc::clone(queue).run(at_once, yield_to, self.stop.clone(), look));
     }
 
     pub(crate) fn ways(&self) -> &Ways {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use stolos_k8s::meta;
 
-use super::Hub;
+use super::{Hub, detect};
 use crate::install::NAMESPACE;
 use crate::label;
 use crate::member::{self, CREDENTIALS, Kind};
@@ -78,6 +78,7 @@ pub(super) async fn look(hub: &Arc<Hub>) {
             continue;
         }
         let (queues, touched, claims) = (Arc::clone(&hub.queues), Arc::clone(&hub.touched), Arc::clone(&hub.claims));
+        let claiming = Arc::clone(&hub.claiming);
         let weak = Arc::downgrade(hub);
         let mirror = Mirror::new(kind.resource, None, None, move |before, now| {
             let Some(object) = now.or(before) else { return };
@@ -96,6 +97,12 @@ pub(super) async fn look(hub: &Arc<Hub>) {
                     hub.roles_changed();
                 }
                 let key = TemplateKey::of(object);
+                if before.zip(now).is_some_and(|(before, now)| is_claimed_alone(before, now))
+                    && claiming.lock().unwrap_or_else(PoisonError::into_inner).contains(&key)
+                {
+                    // Whoever has just put the claim there is looking at it.
+                    return;
+                }
                 touched.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone());
                 queues.templates.add(key);
             }
@@ -116,6 +123,14 @@ fn is_template_kind(kind: &Kind) -> bool {
 /// Whether something else than the status and the books has changed.
 fn has_changed(before: &Value, now: &Value) -> bool {
     !essence(before).eq(essence(now))
+}
+
+/// Whether nothing but a policy's claim is different.
+fn is_claimed_alone(before: &Value, now: &Value) -> bool {
+    fn rest(object: &Value) -> impl Iterator<Item = (&String, &Value)> {
+        essence(object).filter(|(field, _)| !matches!(field.as_str(), "labels" | "annotations"))
+    }
+    rest(before).eq(rest(now)) && detect::unclaimed(before).eq(detect::unclaimed(now))
 }
 
 /// What people write of an object, field by field: neither its status nor the books.
@@ -218,6 +233,25 @@ mod tests {
         mark(&mut manifest, &[(label::MANAGED, "true")], &[(label::WORK_NAME, "w")]);
         assert_eq!(meta::annotation(&manifest, label::MANAGED_LABELS), Some("app,karmada.io/managed"));
         insta::assert_snapshot!(meta::annotation(&manifest, label::MANAGED_ANNOTATIONS).unwrap(), @"resourcetemplate.karmada.io/managed-annotations,resourcetemplate.karmada.io/managed-labels,work.karmada.io/name,z");
+    }
+
+    #[test]
+    fn a_claim_is_told_from_an_edit() {
+        let object = |labels: Value, annotations: Value, replicas: u32| {
+            json!({"metadata": {"name": "a", "labels": labels, "annotations": annotations, "resourceVersion": "1"},
+                "spec": {"replicas": replicas}})
+        };
+        let before = object(json!({"app": "a"}), Value::Null, 1);
+        let claim = json!({label::POLICY_NAMESPACE: "n", label::POLICY_NAME: "p"});
+        let claimed = object(json!({"app": "a", label::POLICY_ID: "1"}), claim.clone(), 1);
+        assert!(is_claimed_alone(&before, &claimed) && is_claimed_alone(&claimed, &before));
+        for edited in [
+            object(json!({"app": "b", label::POLICY_ID: "1"}), claim.clone(), 1),
+            object(json!({"app": "a", label::POLICY_ID: "1"}), json!({"note": "x"}), 1),
+            object(json!({"app": "a", label::POLICY_ID: "1"}), claim, 2),
+        ] {
+            assert!(!is_claimed_alone(&before, &edited), "{edited}");
+        }
     }
 
     #[test]
