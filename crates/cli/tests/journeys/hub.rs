@@ -74,6 +74,20 @@ impl Hub {
         found
     }
 
+    /// The same of one of which so many must be ready at any time. Members are read one after the other: what one has lost by
+    /// now another may have got since it was read, so that too few are looked at again.
+    pub(crate) async fn replicas_not_below(&self, deployment: &str, least: i64) -> BTreeMap<&'static str, (i64, i64)> {
+        let found = self.replicas(deployment).await;
+        if found.values().map(|(_, ready)| ready).sum::<i64>() < least {
+            let again = self.replicas(deployment).await;
+            let most =
+                |member| [&found, &again].into_iter().filter_map(|look| look.get(member)).map(|(_, it)| *it).max();
+            let ready: i64 = MEMBERS.iter().filter_map(most).sum();
+            assert!(ready >= least, "{ready} are ready, which is less than {least}: {found:?}, then {again:?}");
+        }
+        found
+    }
+
     /// Waits until a Deployment is wanted and ready in the members as said.
     pub(crate) async fn runs(&self, deployment: &str, wanted: &[(&'static str, i64)]) {
         let wanted: BTreeMap<_, _> = wanted.iter().map(|(member, count)| (*member, (*count, *count))).collect();

@@ -76,9 +76,7 @@ impl Hub {
     /// Waits until all of `web` is in one member and ready, and looks all the time whether as many are ready as there were.
     async fn web_moves_to(&self, member: &'static str) {
         eventually(&format!("web in {member}"), PATIENCE, async || {
-            let found = self.replicas("web").await;
-            let ready: i64 = found.values().map(|(_, ready)| ready).sum();
-            assert!(ready >= ALL, "{ready} are ready, which is less than {ALL}: {found:?}");
+            let found = self.replicas_not_below("web", ALL).await;
             let there = found.iter().map(|(member, count)| (*member, *count)).eq([(member, (ALL, ALL))]);
             if there { Ok(()) } else { Err(format!("{found:?}")) }
         })

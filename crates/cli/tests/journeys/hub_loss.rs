@@ -41,16 +41,8 @@ impl Hub {
     /// least so many.
     async fn moves_to(&self, members: &[&str], least: i64) -> BTreeMap<&'static str, i64> {
         eventually("the move", PATIENCE, async || {
-            let found = self.replicas("hello").await;
-            let mut ready: i64 = found.values().map(|(_, ready)| ready).sum();
-            if ready < least {
-                // Members are read one after the other: what one has lost by now another may have got since it was read.
-                let again = self.replicas("hello").await;
-                let looks = [&found, &again];
-                let most = |member| looks.iter().filter_map(|look| look.get(member)).map(|(_, ready)| *ready).max();
-                ready = MEMBERS.iter().filter_map(most).sum();
-            }
-            assert!(ready >= least, "{ready} are ready, which is less than {least}: {found:?}");
+            let found = self.replicas_not_below("hello", least).await;
+            let ready: i64 = found.values().map(|(_, ready)| ready).sum();
             let there = found.keys().copied().eq(members.iter().copied());
             match there && ready == ALL && found.values().all(|(wanted, ready)| wanted == ready) {
                 true => Ok(found.into_iter().map(|(member, (wanted, _))| (member, wanted)).collect()),
