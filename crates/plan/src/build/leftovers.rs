@@ -286,10 +286,12 @@ fn dismantle(scene: &Scene<'_>, sketch: &mut Sketch, cluster: &str, state: &Clus
     for (name, after) in ORDER {
         // Otherwise a control plane is there until the last that it serves is gone.
         let leads_first = name.ends_with("istiod") && !before.serving.is_empty();
-        let after = after.iter().filter(|before| !(leads_first && before.ends_with("gateways")));
+        let later = |before: &str| before.ends_with("gateways") || before == "links";
+        let after = after.iter().filter(|before| !(leads_first && later(before)));
         let mut after: Vec<String> = after.map(|a| here(a)).collect();
         after.extend(before.all.clone());
-        if ["samples", "gateways", "helm-gateways"].contains(&name) {
+        // Without its links it would tell the proxies that it still leads that nobody else is there.
+        if ["links", "samples", "gateways", "helm-gateways"].contains(&name) {
             after.extend(before.serving.clone());
         }
         if name.starts_with("helm-") {
