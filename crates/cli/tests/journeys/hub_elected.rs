@@ -118,6 +118,12 @@ async fn of_two_hubs_on_one_api_one_acts() {
     );
     world.up(&lab).await;
     let hub = Outside { world, kubectl };
+    // A hub that begins looks once whether there are nodes.
+    eventually("nodes of us", PATIENCE, async || {
+        let run = hub.kubectl("us", &["get", "nodes", "-o", "name"]).await;
+        if run.out.contains("node/") { Ok(()) } else { Err(run.err) }
+    })
+    .await;
     // Both would let agents in at the same address; the one that leads does.
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
     let mut first = Elected::start(&hub, "first", &free);
