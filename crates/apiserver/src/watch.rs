@@ -51,7 +51,9 @@ impl Object {
     pub(crate) fn head(&self) -> Cow<'_, Value> {
         match self.value.read.get() {
             Some(value) => Cow::Borrowed(value),
-            None => Cow::Owned(serde_json::from_slice::<Head>(&self.json).map(Head::into_value).unwrap_or_default()),
+            None => Cow::Owned(
+                serde_json::from_slice::<Head>(&self.json).and_then(serde_json::to_value).unwrap_or_default(),
+            ),
         }
     }
 
@@ -112,33 +114,30 @@ impl Object {
 }
 
 /// What [`Object::head`] reads.
-#[derive(Default, serde::Deserialize)]
+#[derive(Default, serde::Deserialize, serde::Serialize)]
 #[serde(default)]
 struct Head {
-    metadata: Books,
-    r#type: Option<Value>,
+    metadata: HeadMetadata,
+    #[serde(skip_serializing_if = "Value::is_null")]
+    r#type: Value,
 }
 
 /// Of `metadata` what controllers look at: it is a small part of it.
 #[derive(Default, serde::Deserialize, serde::Serialize)]
 #[serde(default, rename_all = "camelCase")]
-struct Books {
+struct HeadMetadata {
+    #[serde(skip_serializing_if = "Value::is_null")]
     namespace: Value,
+    #[serde(skip_serializing_if = "Value::is_null")]
     name: Value,
+    #[serde(skip_serializing_if = "Value::is_null")]
     uid: Value,
+    #[serde(skip_serializing_if = "Value::is_null")]
     owner_references: Value,
+    #[serde(skip_serializing_if = "Value::is_null")]
     finalizers: Value,
+    #[serde(skip_serializing_if = "Value::is_null")]
     deletion_timestamp: Value,
-}
-
-impl Head {
-    fn into_value(self) -> Value {
-        let mut metadata = serde_json::to_value(self.metadata).unwrap_or_default();
-        if let Some(fields) = metadata.as_object_mut() {
-            fields.retain(|_, value| !value.is_null());
-        }
-        serde_json::json!({"metadata": metadata, "type": self.r#type})
-    }
 }
 
 /// About how much memory a value holds beside itself: B-tree nodes are two thirds full on average.

@@ -126,7 +126,7 @@ impl Keeper {
 
     /// Who is in this process, if it is.
     #[must_use]
-    pub fn is_near(&self) -> Option<&Arc<dyn Near>> {
+    pub fn here(&self) -> Option<&Arc<dyn Near>> {
         self.near.as_ref()
     }
 

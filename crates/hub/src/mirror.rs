@@ -138,7 +138,7 @@ impl Mirror {
 
     /// Follows the API server until `stop`; what nobody has looked at for as long as `old` becomes text.
     pub(crate) async fn run(self: Arc<Self>, keeper: Keeper, old: Duration, stop: Stop) {
-        match keeper.is_near() {
+        match keeper.here() {
             Some(near) => self.follow(&**near, old, stop).await,
             None => self.watch(keeper.client(), old, stop).await,
         }

@@ -120,7 +120,8 @@ async fn who_follows_sees_all_and_then_each_change() {
     near.create(DEPLOYMENTS, deployment("a"), "me").await.unwrap();
     let mut follow = near.follow(DEPLOYMENTS);
     let News::All(all, revision) = news(&mut follow).await else { panic!("all are told first") };
-    assert_eq!(revision, all[0].revision);
+    // A server that begins has other things to write, too.
+    assert!(revision >= all[0].revision);
     assert_eq!(all.iter().map(|it| it.name.as_str()).collect::<Vec<_>>(), ["a"]);
 
     let made = near.create(DEPLOYMENTS, deployment("b"), "me").await.unwrap();
@@ -137,7 +138,8 @@ async fn who_follows_sees_all_and_then_each_change() {
         near.create(DEPLOYMENTS, deployment(&format!("n{n}")), "me").await.unwrap();
     }
     let News::All(all, revision) = news(&mut follow).await else { panic!("too much has happened") };
-    assert_eq!((all.len(), all.iter().map(|it| it.revision).max()), (21, Some(revision)));
+    assert_eq!(all.len(), 21);
+    assert!(all.iter().all(|it| it.revision <= revision));
 
     let mut nothing = near.follow(Kind { plural: "things", ..DEPLOYMENTS });
     assert_eq!(nothing.next().await.unwrap_err().code, 404);

@@ -170,6 +170,14 @@ pub async fn start(settings: Settings, stop: &Stop) -> Result<Running, Error> {
     Ok(Running { hub, tasks, stop: stop.clone() })
 }
 
+/// What a queue's looks do. What is to be decided goes first: where thousands come at once, those of a higher priority get their
+/// room, and everybody can see where his workload goes, before the last of them is everywhere.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Decides,
+    CarriesOut,
+}
+
 /// What all its parts share.
 pub(crate) struct Hub {
     keeper: Keeper,
@@ -295,18 +303,18 @@ impl Hub {
         self.tasks.spawn(agents::follow(Arc::clone(self)));
         let queues = &self.queues;
         // As many silent members keep nobody from asking the others.
-        self.answer(&queues.clusters, WORKS_AT_ONCE, clusters::look);
-        self.answer(&queues.namespaces, AT_ONCE, namespaces::look);
-        self.answer(&queues.policies, AT_ONCE, policies::look);
-        self.answer(&queues.templates, AT_ONCE, detect::look);
-        self.answer(&queues.schedule, AT_ONCE, schedule::look);
-        self.answer(&queues.evict, AT_ONCE, evict::look);
-        self.answer(&queues.impersonate, AT_ONCE, impersonate::look);
-        self.answer(&queues.rebalance, AT_ONCE, rebalance::look);
-        self.carry_out(&queues.bind, AT_ONCE, bind::look);
-        self.carry_out(&queues.depend, AT_ONCE, depend::look);
-        self.carry_out(&queues.works, WORKS_AT_ONCE, execute::look);
-        self.carry_out(&queues.aggregate, AT_ONCE, aggregate::look);
+        self.answer(&queues.clusters, WORKS_AT_ONCE, Part::Decides, clusters::look);
+        self.answer(&queues.namespaces, AT_ONCE, Part::Decides, namespaces::look);
+        self.answer(&queues.policies, AT_ONCE, Part::Decides, policies::look);
+        self.answer(&queues.templates, AT_ONCE, Part::Decides, detect::look);
+        self.answer(&queues.schedule, AT_ONCE, Part::Decides, schedule::look);
+        self.answer(&queues.evict, AT_ONCE, Part::Decides, evict::look);
+        self.answer(&queues.bind, AT_ONCE, Part::CarriesOut, bind::look);
+        self.answer(&queues.depend, AT_ONCE, Part::CarriesOut, depend::look);
+        self.answer(&queues.works, WORKS_AT_ONCE, Part::CarriesOut, execute::look);
+        self.answer(&queues.aggregate, AT_ONCE, Part::CarriesOut, aggregate::look);
+        self.answer(&queues.impersonate, AT_ONCE, Part::Decides, impersonate::look);
+        self.answer(&queues.rebalance, AT_ONCE, Part::Decides, rebalance::look);
     }
 
     /// Answers the question of a queue until the hub stops.
@@ -314,42 +322,16 @@ impl Hub {
         self: &Arc<Self>,
         queue: &Arc<Queue<K>>,
         at_once: usize,
+        part: Part,
         look: impl Fn(Arc<Self>, K) -> F + Send + 'static,
     ) where
         K: Clone + Ord + std::hash::Hash + std::fmt::Debug + Send + 'static,
         F: Future<Output = Result<Again, Trouble>> + Send + 'static,
     {
-        self.answer_after(queue, at_once, || false, look);
-    }
-
-    /// Answers a question about what was decided. What is to be decided goes first: where thousands come at once, those of a
-    /// higher priority get their room, and everybody can see where his workload goes, before the last of them is everywhere.
-    fn carry_out<K, F>(
-        self: &Arc<Self>,
-        queue: &Arc<Queue<K>>,
-        at_once: usize,
-        look: impl Fn(Arc<Self>, K) -> F + Send + 'static,
-    ) where
-        K: Clone + Ord + std::hash::Hash + std::fmt::Debug + Send + 'static,
-        F: Future<Output = Result<Again, Trouble>> + Send + 'static,
-    {
-        let queues = Arc::clone(&self.queues);
-        let deciding = move || queues.templates.has_waiting() || queues.schedule.has_waiting();
-        self.answer_after(queue, at_once, deciding, look);
-    }
-
-    fn answer_after<K, F>(
-        self: &Arc<Self>,
-        queue: &Arc<Queue<K>>,
-        at_once: usize,
-        yield_to: impl Fn() -> bool + Send + 'static,
-        look: impl Fn(Arc<Self>, K) -> F + Send + 'static,
-    ) where
-        K: Clone + Ord + std::hash::Hash + std::fmt::Debug + Send + 'static,
-        F: Future<Output = Result<Again, Trouble>> + Send + 'static,
-    {
-        let hub = Arc::clone(self);
+        let (hub, queues) = (Arc::clone(self), Arc::clone(&self.queues));
         let look = move |key| look(Arc::clone(&hub), key);
+        let yield_to =
+            move || part == Part::CarriesOut && (queues.templates.has_waiting() || queues.schedule.has_waiting());
         self.tasks.spawn(Arc::clone(queue).run(at_once, yield_to, self.stop.clone(), look));
     }
 

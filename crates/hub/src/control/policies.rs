@@ -3,6 +3,7 @@
 
 use std::sync::{Arc, PoisonError, RwLock};
 
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 use stolos_k8s::meta;
 
@@ -35,17 +36,8 @@ pub(super) async fn look(hub: Arc<Hub>, key: Key) -> Result<Again, Trouble> {
         hub.change(mirror, &policy, &complete).await?;
         return Ok(None);
     }
-    let refused = refused(&policy);
-    for problem in &refused {
-        hub.events.warning(&policy, FROM, "ApplyPolicyFailed", problem.as_str());
-    }
-    if let Ok((read, _)) = model::read::<PropagationPolicy>(&policy)
-        && refused.is_empty()
-    {
-        for warning in admit::warnings(&read, hub.placing.algorithm) {
-            hub.events.warning(&policy, FROM, "PolicyWarning", warning.to_string());
-        }
-    }
+    let warnings = |read: &PropagationPolicy| admit::warnings(read, hub.placing.algorithm);
+    hub.say_of_policy(&policy, FROM, (refused(&policy), "ApplyPolicyFailed"), warnings);
     Ok(None)
 }
 
@@ -131,20 +123,31 @@ impl Hub {
         self.policies.read().unwrap_or_else(PoisonError::into_inner).that_may_select(template)
     }
 
+    /// Says why a policy does nothing, as events of that name, or else what of it does nothing.
+    fn say_of_policy<T: DeserializeOwned>(
+        &self,
+        policy: &Value,
+        from: &'static str,
+        (refused, reason): (Vec<String>, &'static str),
+        warnings: impl Fn(&T) -> Vec<Problem>,
+    ) {
+        if refused.is_empty()
+            && let Ok((read, _)) = model::read::<T>(policy)
+        {
+            for warning in warnings(&read) {
+                self.events.warning(policy, from, "PolicyWarning", warning.to_string());
+            }
+        }
+        for problem in refused {
+            self.events.warning(policy, from, reason, problem);
+        }
+    }
+
     /// An override policy has changed: what it may have changed is made anew.
     pub(super) fn override_changed(&self, now: Option<&Arc<Value>>) {
         if let Some(policy) = now {
-            let refused = override_refused(policy);
-            if refused.is_empty()
-                && let Ok((read, _)) = model::read::<OverridePolicy>(policy)
-            {
-                for warning in admit::override_warnings(&read) {
-                    self.events.warning(policy, FROM_OVERRIDES, "PolicyWarning", warning.to_string());
-                }
-            }
-            for problem in refused {
-                self.events.warning(policy, FROM_OVERRIDES, "ApplyOverridePolicyFailed", problem);
-            }
+            let refused = (override_refused(policy), "ApplyOverridePolicyFailed");
+            self.say_of_policy(policy, FROM_OVERRIDES, refused, admit::override_warnings);
         }
         *self.read_overrides.write().unwrap_or_else(PoisonError::into_inner) = None;
         for bindings in self.own.all_bindings() {
@@ -190,17 +193,8 @@ impl Hub {
     pub(super) fn taint_policy_changed(&self, now: Option<&Arc<Value>>) {
         *self.read_taint_policies.write().unwrap_or_else(PoisonError::into_inner) = None;
         if let Some(policy) = now {
-            let refused = taint_refused(policy, &self.taint_policies());
-            if refused.is_empty()
-                && let Ok((read, _)) = model::read::<ClusterTaintPolicy>(policy)
-            {
-                for warning in admit::taint_warnings(&read) {
-                    self.events.warning(policy, clusters::FROM_TAINTS, "PolicyWarning", warning.to_string());
-                }
-            }
-            for problem in refused {
-                self.events.warning(policy, clusters::FROM_TAINTS, "ApplyPolicyFailed", problem);
-            }
+            let refused = (taint_refused(policy, &self.taint_policies()), "ApplyPolicyFailed");
+            self.say_of_policy(policy, clusters::FROM_TAINTS, refused, admit::taint_warnings);
         }
         for cluster in self.own.clusters.list() {
             self.queues.clusters.add(meta::name(&cluster).to_owned());

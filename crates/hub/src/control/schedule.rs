@@ -127,12 +127,12 @@ async fn observe(hub: &Hub, mirror: &Mirror, object: &Value, binding: &Binding) 
     if !scheduled || binding.status.scheduler_observed_generation == binding.metadata.generation {
         return Ok(None);
     }
+    let outcome = Outcome::Placed { clusters: binding.spec.clusters.clone(), group: None };
     if condition(&object["status"], "Scheduled").is_none() {
-        say(hub, object, &Outcome::Placed { clusters: binding.spec.clusters.clone(), group: None });
+        say(hub, object, &outcome);
     }
     let mut status = object["status"].clone();
-    let text = "Binding has been scheduled successfully.";
-    set_condition(&mut status, "Scheduled", "True", "Success", text);
+    set_condition(&mut status, "Scheduled", "True", outcome.reason(), outcome.message());
     status["schedulerObservedGeneration"] = binding.metadata.generation.into();
     if binding.status.last_scheduled_time.is_none() {
         status["lastScheduledTime"] = super::write::now().into();
