@@ -80,7 +80,7 @@ impl Near {
         Self { api }
     }
 
-    /// Creates an object, as `manager`.
+    /// Creates an object, as `manager`, with its status: one write where a client needs two, between which nobody sees it.
     ///
     /// # Errors
     ///
@@ -88,7 +88,8 @@ impl Near {
     pub async fn create(&self, kind: Kind<'_>, object: Value, manager: &str) -> Result<Stored, Status> {
         self.counted("POST", kind, "", async |api, resource| {
             // In whose namespace it says itself.
-            let made = verb::create(api, resource, "", object, &how(manager)).await?;
+            let how = How { with_status: true, ..how(manager) };
+            let made = verb::create(api, resource, "", object, &how).await?;
             Ok(stored(resource, &made))
         })
         .await

@@ -438,11 +438,13 @@ mod tests {
     async fn all_windows_together_are_bounded() {
         let window = Window { events: 10_000, bytes: 50_000 };
         let state = State::open(Box::new(Memory), window).unwrap();
+        let mut last = [0; 6];
         for index in 0..300 {
-            let resource = ["configmaps", "secrets", "pods", "events", "leases", "nodes"][index % 6];
-            let key = Key { resource: resource.into(), ..key(&index.to_string()) };
-            let value = json!({"metadata": {"name": index.to_string()}, "data": {"a": "x".repeat(500)}});
-            state.commit(Write { key, expect: Expect::Absent, value: Some(value) }).await.unwrap();
+            let (of, resource) = (index % 6, ["configmaps", "secrets", "pods", "events", "leases", "nodes"][index % 6]);
+            let key = Key { resource: resource.into(), ..key("a") };
+            let value = json!({"metadata": {"name": "a"}, "data": {"a": "x".repeat(500), "index": index}});
+            let expect = if index < 6 { Expect::Absent } else { Expect::Revision(last[of]) };
+            last[of] = state.commit(Write { key, expect, value: Some(value) }).await.unwrap().revision;
         }
         let held: usize = state.resources().iter().map(|resource| state.cache(resource).held()).sum();
         assert!((60_000..=150_000).contains(&held), "{held}");

@@ -46,6 +46,8 @@ pub(crate) struct How {
     pub(crate) patching: bool,
     /// Server-side apply has kept the books already.
     pub(crate) applied: bool,
+    /// Whether what is created keeps the status that it comes with; others write that with another request.
+    pub(crate) with_status: bool,
 }
 
 impl How {
@@ -60,6 +62,7 @@ impl How {
             doubts: Vec::new(),
             patching: false,
             applied: false,
+            with_status: false,
         }
     }
 
@@ -73,6 +76,7 @@ impl How {
             doubts: Vec::new(),
             patching: false,
             applied: false,
+            with_status: false,
         })
     }
 
@@ -295,7 +299,8 @@ pub(crate) async fn create(
     }
     let namespace = meta::namespace(&object).to_owned();
     check_namespace(api, resource, &namespace, meta::name(&object))?;
-    if resource.has_status && !defaults::keeps_status_at_creation(resource) {
+    let with_status = how.with_status && object.get("status").is_some();
+    if resource.has_status && !with_status && !defaults::keeps_status_at_creation(resource) {
         remove(&mut object, "status");
     }
 
@@ -331,8 +336,14 @@ pub(crate) async fn create(
         let _charged = quota::charge(api, resource, (admit::Operation::Create, ""), None, &object, how).await?;
         let allocated = defaults::allocate(api, resource, None, &mut object, how.dry_run)?;
         if !how.applied {
-            let by = rules::Writer { manager: &how.manager, force: false, sub: "", now: &now };
-            rules::track_update(resource, None, &mut object, by);
+            let by = |sub| rules::Writer { manager: &how.manager, force: false, sub, now: &now };
+            rules::track_update(resource, None, &mut object, by(""));
+            if with_status {
+                // As if it had been written on its own.
+                let mut before = json!({"metadata": object["metadata"]});
+                shape(resource, &mut before);
+                rules::track_update(resource, Some(&before), &mut object, by("status"));
+            }
         }
         convert::to_stored(resource, &mut object);
         if how.dry_run {

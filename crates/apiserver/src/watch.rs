@@ -3,9 +3,10 @@
 //! A watcher has no queue of its own. It remembers the revision it has seen and reads the shared window from there;
 //! one that falls behind the window is told so (410 Gone) and lists again. So a slow watcher costs nothing.
 //!
-//! The window is bounded three ways: by events, by the bytes its objects really hold (an object that was parsed is
-//! several times as large as its text), and by age. What was deleted is held by nothing else. Trees that nobody looks
-//! into any more are dropped every now and then ([`Cache::forget_trees`]): the text says the same.
+//! The window is bounded three ways: by events, by the bytes that it alone holds (what objects were before; an object that
+//! was parsed is several times as large as its text), and by age. Before it lets an event go it drops trees of the past,
+//! the oldest first: the text says the same. Those that nobody looks into any more are dropped every now and then, too
+//! ([`Cache::forget_trees`]).
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, VecDeque};
@@ -300,6 +301,8 @@ struct Inner {
     objects: Objects,
     events: VecDeque<Kept>,
     event_bytes: usize,
+    /// So many of the oldest events are text.
+    texts: usize,
     /// Events after this revision are in the window.
     compacted: u64,
     /// The revision of the last change.
@@ -314,11 +317,23 @@ struct Kept {
 }
 
 impl Inner {
+    /// Keeps the window to a number of events and of bytes; the newest event stays.
+    fn bound(&mut self, events: usize, bytes: usize) {
+        while self.event_bytes > bytes && self.texts + 1 < self.events.len() {
+            self.make_text(self.texts);
+            self.texts += 1;
+        }
+        while self.events.len() > events || (self.event_bytes > bytes && self.events.len() > 1) {
+            self.forget();
+        }
+    }
+
     /// Lets the oldest event go.
     fn forget(&mut self) {
         if let Some(old) = self.events.pop_front() {
             self.event_bytes -= old.weight;
             self.compacted = old.event.revision;
+            self.texts = self.texts.saturating_sub(1);
         }
         if self.events.capacity() > 64 && self.events.len() < self.events.capacity() / 4 {
             self.events.shrink_to(self.events.len() * 2);
@@ -330,12 +345,19 @@ impl Inner {
     /// From now on the event of `revision` is history: nobody but a late watcher reads it, so text is enough.
     fn pass_into_history(&mut self, revision: u64) {
         let at = self.events.partition_point(|kept| kept.event.revision < revision);
-        if let Some(kept) = self.events.get_mut(at).filter(|kept| kept.event.revision == revision) {
-            let event = kept.event.as_text();
-            let weight = event.weight();
-            self.event_bytes = self.event_bytes - kept.weight + weight;
-            *kept = Kept { event: Arc::new(event), weight, since: kept.since };
+        if self.events.get(at).is_some_and(|kept| kept.event.revision == revision) {
+            self.make_text(at);
         }
+    }
+
+    /// Makes text of the event at a place in the window; the event that it was.
+    fn make_text(&mut self, at: usize) -> Option<Arc<Event>> {
+        let kept = self.events.get_mut(at).filter(|kept| kept.event.has_tree())?;
+        let event = kept.event.as_text();
+        let weight = event.weight();
+        self.event_bytes = self.event_bytes - kept.weight + weight;
+        kept.weight = weight;
+        Some(std::mem::replace(&mut kept.event, Arc::new(event)))
     }
 }
 
@@ -349,9 +371,11 @@ impl Event {
         self.object.is_tree() || self.before.as_ref().is_some_and(|before| before.is_tree())
     }
 
-    /// About how much memory it holds: what was before may be held by this event alone.
+    /// About how much memory it alone holds: what was before, and what is gone. What came of an object is held by those of
+    /// now, and when that has changed again by the event of that.
     fn weight(&self) -> usize {
-        self.object.weight() + self.before.as_ref().map_or(0, |before| before.weight())
+        let gone = if self.deleted { self.object.weight() } else { 0 };
+        size_of::<Self>() + gone + self.before.as_ref().map_or(0, |before| before.weight())
     }
 }
 
@@ -363,6 +387,7 @@ impl Cache {
             objects: Objects::default(),
             events: VecDeque::new(),
             event_bytes: 0,
+            texts: 0,
             compacted: revision,
             last: revision,
         };
@@ -399,11 +424,7 @@ impl Cache {
         inner.event_bytes += weight;
         inner.last = event.revision;
         inner.events.push_back(Kept { event: Arc::new(event), weight, since: Instant::now() });
-        while inner.events.len() > self.window.events
-            || (inner.event_bytes > self.window.bytes && inner.events.len() > 1)
-        {
-            inner.forget();
-        }
+        inner.bound(self.window.events, self.window.bytes);
     }
 
     /// The bytes that the window holds.
@@ -414,10 +435,7 @@ impl Cache {
 
     /// Lets events go, the oldest first, until the window holds at most so many bytes.
     pub(crate) fn shrink_to(&self, bytes: usize) {
-        let mut inner = self.write();
-        while inner.event_bytes > bytes {
-            inner.forget();
-        }
+        self.write().bound(usize::MAX, bytes);
     }
 
     /// Lets go of the events before a moment.
@@ -445,15 +463,10 @@ impl Cache {
         // Dropped after the lock: that is most of the work.
         let (mut past, mut present) = (Vec::new(), Vec::new());
         let mut inner = self.write();
-        let Inner { objects, events, event_bytes, .. } = &mut *inner;
-        for kept in events.iter_mut().take_while(|kept| kept.since < moment).filter(|kept| kept.event.has_tree()) {
-            let event = kept.event.as_text();
-            let weight = event.weight();
-            *event_bytes = *event_bytes - kept.weight + weight;
-            let since = kept.since;
-            past.push(std::mem::replace(kept, Kept { event: Arc::new(event), weight, since }));
-        }
-        for object in objects.values_mut() {
+        let old = inner.events.partition_point(|kept| kept.since < moment);
+        past.extend((0..old).filter_map(|at| inner.make_text(at)));
+        inner.texts = inner.texts.max(old);
+        for object in inner.objects.values_mut() {
             if object.is_tree() && !object.value.used.swap(false, Ordering::Relaxed) {
                 let text = object.forgotten();
                 present.push(std::mem::replace(object, text));
@@ -807,6 +820,26 @@ mod tests {
         assert_eq!(events[0].object.value["metadata"]["resourceVersion"], "1", "but all can be looked into");
         delete(&cache, "a", 4);
         assert!(cache.events_after(0, 10).unwrap()[1..].iter().all(|event| !is_tree(&event.object)));
+    }
+
+    #[test]
+    fn trees_of_the_past_go_before_its_events_do() {
+        // Twenty objects that are made and change once: what each was before is a tree.
+        let fill = |cache: &Cache| (0..40).for_each(|n| put(cache, &(n % 20).to_string(), n + 1));
+        let cache = Cache::new(0, Window { events: 1000, bytes: 1 << 20 });
+        fill(&cache);
+        let with_trees = cache.held();
+        cache.forget_trees(Instant::now() + AGE);
+        let as_text = cache.held();
+        assert!(as_text * 3 < with_trees * 2, "{as_text} {with_trees}");
+
+        let cache = Cache::new(0, Window { events: 1000, bytes: as_text + 1000 });
+        fill(&cache);
+        assert_eq!(cache.events_after(0, 100).map(|events| events.len()), Ok(40));
+        // What is made costs the past nothing: it is of now.
+        let cache = Cache::new(0, Window { events: 1000, bytes: 1 << 20 });
+        (1..=100).for_each(|revision| put(&cache, &revision.to_string(), revision));
+        assert_eq!(cache.held(), 100 * size_of::<Event>());
     }
 
     #[test]

@@ -30,7 +30,7 @@ pub trait Near: Send + Sync {
 /// A write; each means what the function of its name in [`objects`] does.
 #[derive(Clone, Copy, Debug)]
 pub enum Write<'a> {
-    /// Creates it.
+    /// Creates it, with its status.
     Create(&'a Value),
     /// Puts it in the place of the one of its name.
     Replace(&'a Value),
@@ -74,6 +74,27 @@ impl Stored {
     #[must_use]
     pub fn read(&self) -> Value {
         read(&self.json)
+    }
+}
+
+/// An object as it is after a write.
+#[derive(Debug)]
+pub enum Written {
+    /// Over HTTP it comes as a tree.
+    Tree(Value),
+    /// A server in this process has its text. It is not read yet: many do not look at it, and who follows the kind may have
+    /// read it by now.
+    Stored(Stored),
+}
+
+impl Written {
+    /// It, without `managedFields`.
+    #[must_use]
+    pub fn read(self) -> Value {
+        match self {
+            Self::Tree(object) => object,
+            Self::Stored(stored) => stored.read(),
+        }
     }
 }
 
@@ -130,13 +151,15 @@ impl Keeper {
         self.near.as_ref()
     }
 
-    /// As [`objects::create`].
+    /// As [`objects::create`]; a server in this process takes the status, too, which every other one leaves out.
     ///
     /// # Errors
     ///
     /// As there.
-    pub async fn create(&self, resource: &Resource, object: &Value, manager: &str) -> Result<Value, Error> {
-        let Some(near) = &self.near else { return objects::create(&self.client, resource, object, manager).await };
+    pub async fn create(&self, resource: &Resource, object: &Value, manager: &str) -> Result<Written, Error> {
+        let Some(near) = &self.near else {
+            return objects::create(&self.client, resource, object, manager).await.map(Written::Tree);
+        };
         let what = || objects::attempt("create", resource, meta::namespace(object), meta::name(object));
         told(near.write(resource, Write::Create(object), manager).await, what)
     }
@@ -146,8 +169,10 @@ impl Keeper {
     /// # Errors
     ///
     /// As there.
-    pub async fn replace(&self, resource: &Resource, object: &Value, manager: &str) -> Result<Value, Error> {
-        let Some(near) = &self.near else { return objects::replace(&self.client, resource, object, manager).await };
+    pub async fn replace(&self, resource: &Resource, object: &Value, manager: &str) -> Result<Written, Error> {
+        let Some(near) = &self.near else {
+            return objects::replace(&self.client, resource, object, manager).await.map(Written::Tree);
+        };
         let what = || objects::attempt("replace", resource, meta::namespace(object), meta::name(object));
         told(near.write(resource, Write::Replace(object), manager).await, what)
     }
@@ -164,10 +189,10 @@ impl Keeper {
         patch: &Value,
         status: bool,
         manager: &str,
-    ) -> Result<Value, Error> {
+    ) -> Result<Written, Error> {
         let Some(near) = &self.near else {
             let place = (Some(namespace).filter(|namespace| !namespace.is_empty()), name);
-            return objects::merge(&self.client, resource, place, patch, status, manager).await;
+            return objects::merge(&self.client, resource, place, patch, status, manager).await.map(Written::Tree);
         };
         let verb = if status { "change the status of" } else { "change" };
         let what = || objects::attempt(verb, resource, namespace, name);
@@ -197,9 +222,9 @@ impl Keeper {
     }
 }
 
-fn told(written: Result<Option<Stored>, Status>, what: impl FnOnce() -> String) -> Result<Value, Error> {
+fn told(written: Result<Option<Stored>, Status>, what: impl FnOnce() -> String) -> Result<Written, Error> {
     match written {
-        Ok(stored) => Ok(stored.unwrap_or_default().read()),
+        Ok(stored) => Ok(Written::Stored(stored.unwrap_or_default())),
         Err(status) => Err(refused(&status, what())),
     }
 }

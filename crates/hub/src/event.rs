@@ -12,10 +12,12 @@ use tokio::sync::mpsc;
 
 use crate::MANAGER;
 
-/// Events waiting to be written; more are dropped.
-const QUEUE: usize = 4096;
+/// Events waiting to be written; more are dropped. Thousands of workloads say a few each at once.
+const QUEUE: usize = 32_768;
 /// So many are written at once: together they are durable as fast as one.
 const AT_ONCE: usize = 64;
+/// The same while there is something to be decided.
+const FEW: usize = 4;
 /// Recent events that are counted instead of repeated.
 const REMEMBERED: usize = 4096;
 
@@ -76,14 +78,15 @@ type Said = (String, &'static str, String);
 /// An event that is there: its name, and how often it was said.
 type Written = (String, u64);
 
-/// Writes what comes until `stop`.
-pub(crate) async fn write(entries: Entries, keeper: Keeper, stop: Stop) {
+/// Writes what comes until `stop`; slowly while it has to `yield_to` others.
+pub(crate) async fn write(entries: Entries, keeper: Keeper, yield_to: impl Fn() -> bool + Send, stop: Stop) {
     let mut entries = entries.0;
     let mut known: HashMap<Said, Written> = HashMap::new();
     loop {
         let mut came = Vec::new();
+        let at_once = if yield_to() { FEW } else { AT_ONCE };
         let count = tokio::select! {
-            count = entries.recv_many(&mut came, AT_ONCE) => count,
+            count = entries.recv_many(&mut came, at_once) => count,
             () = stop.asked() => return,
         };
         if count == 0 {

@@ -54,9 +54,7 @@ pub async fn install(client: &kube::Client) -> Result<(), Error> {
         for definition in &definitions {
             let name = meta::name(definition);
             loop {
-                let seen = objects::get(client, &kind, None, name).await?;
-                let mut conditions = seen.iter().flat_map(|seen| seen["status"]["conditions"].as_array()).flatten();
-                if conditions.any(|c| c["type"] == "Established" && c["status"] == "True") {
+                if objects::get(client, &kind, None, name).await?.as_ref().is_some_and(is_established) {
                     break;
                 }
                 tokio::time::sleep(Duration::from_millis(20)).await;
@@ -65,6 +63,11 @@ pub async fn install(client: &kube::Client) -> Result<(), Error> {
         Ok(())
     };
     tokio::time::timeout(SERVED, served).await.unwrap_or(Err(Error::NotServed(SERVED)))
+}
+
+fn is_established(definition: &Value) -> bool {
+    let mut conditions = definition["status"]["conditions"].as_array().into_iter().flatten();
+    conditions.any(|condition| condition["type"] == "Established" && condition["status"] == "True")
 }
 
 /// Brings the namespaces alone.

@@ -13,7 +13,7 @@ use kube::runtime::watcher::{self, Event};
 use rand::RngExt as _;
 use serde_json::Value;
 use stolos_cluster::Bare;
-use stolos_cluster::near::{self, Keeper, Near, News, Stored};
+use stolos_cluster::near::{self, Keeper, Near, News, Stored, Written};
 use stolos_cluster::objects::Resource;
 use stolos_k8s::meta;
 use stolos_k8s::selector::LabelSelector;
@@ -350,10 +350,31 @@ impl Mirror {
 
     /// Believes a write at once. What the watch has passed already it knows better.
     pub(crate) fn wrote(&self, object: &Arc<Value>) {
+        self.believe(object, None);
+    }
+
+    /// Believes a write at once, and says what it has made.
+    pub(crate) fn take_written(&self, written: Written) -> Arc<Value> {
+        let mut text = None;
+        if let Written::Stored(stored) = &written {
+            let key = (stored.namespace.clone(), stored.name.clone());
+            let mut objects = self.objects.write().unwrap_or_else(PoisonError::into_inner);
+            // Often what follows the server was faster.
+            if let Some(kept) = objects.get_mut(&key).filter(|kept| kept.revision == stored.revision) {
+                return kept.look();
+            }
+            text = Some(stored.json.clone());
+        }
+        let object = Arc::new(written.read());
+        self.believe(&object, text);
+        object
+    }
+
+    fn believe(&self, object: &Arc<Value>, stored: Option<Bytes>) {
         // A write that ended a deletion answers with what was there last.
         let ended = meta::deletion_timestamp(object).is_some() && meta::finalizers(object).is_empty();
         if !ended {
-            self.insert(Arc::clone(object), None, || Some(self.seen.load(Ordering::Acquire)));
+            self.insert(Arc::clone(object), stored, || Some(self.seen.load(Ordering::Acquire)));
         }
     }
 
@@ -461,6 +482,13 @@ mod tests {
         mirror.take_all_stored(vec![stored("n", "a", 1), stored("n", "c", 5)], 6);
         assert_eq!(std::mem::take(&mut *told.lock().unwrap()), ["b@2 > -", "- > c@5"]);
         assert!(Arc::ptr_eq(&before, &mirror.get("n", "a").unwrap()));
+
+        // A write whose echo came first is not read again.
+        let seen = mirror.get("n", "c").unwrap();
+        assert!(Arc::ptr_eq(&seen, &mirror.take_written(Written::Stored(stored("n", "c", 5)))));
+        let written = mirror.take_written(Written::Stored(stored("n", "c", 7)));
+        assert!(Arc::ptr_eq(&written, &mirror.get("n", "c").unwrap()));
+        assert_eq!(std::mem::take(&mut *told.lock().unwrap()), ["c@5 > c@7"]);
 
         // The echo of a write is none; its text is kept for when the tree goes.
         let echo = stored("n", "mine", 9);

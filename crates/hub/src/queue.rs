@@ -9,11 +9,10 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use futures::StreamExt as _;
-use futures::stream::FuturesUnordered;
 use rand::RngExt as _;
 use stolos_serve::Stop;
 use tokio::sync::Notify;
+use tokio::task::{Id, JoinSet};
 use tokio::time::Instant;
 
 /// Why something could not be finished. It is tried again a little later.
@@ -28,7 +27,7 @@ const FIRST: Duration = Duration::from_millis(50);
 const LAST: Duration = Duration::from_secs(30);
 
 /// So many are looked at at once in a queue that yields to others, and so often is asked whether it still has to.
-const FEW: usize = 4;
+const FEW: usize = 1;
 const YIELD: Duration = Duration::from_millis(10);
 
 /// A queue holds as many keys as there are things, and no more.
@@ -181,7 +180,8 @@ impl<K: Clone + Ord + Hash + Debug + Send + 'static> Queue<K> {
         !self.waiting().ready.is_empty()
     }
 
-    /// Looks at everything that is added until `stop`, so many at once; fewer while it has to `yield_to` others.
+    /// Looks at everything that is added until `stop`, so many at once; fewer while it has to `yield_to` others. Each look is
+    /// a task of its own: some compute for long, and whoever shares a task with many of them waits for all.
     pub(crate) async fn run<F>(
         self: Arc<Self>,
         at_once: usize,
@@ -189,9 +189,10 @@ impl<K: Clone + Ord + Hash + Debug + Send + 'static> Queue<K> {
         stop: Stop,
         look: impl Fn(K) -> F + Send,
     ) where
-        F: Future<Output = Result<Again, Trouble>> + Send,
+        F: Future<Output = Result<Again, Trouble>> + Send + 'static,
     {
-        let mut running = FuturesUnordered::new();
+        let mut running = JoinSet::new();
+        let mut looks: HashMap<Id, K> = HashMap::new();
         let mut under_way: HashSet<K> = HashSet::new();
         loop {
             let mut due = self.due();
@@ -203,8 +204,7 @@ impl<K: Clone + Ord + Hash + Debug + Send + 'static> Queue<K> {
                 && let Some(key) = self.next(&under_way)
             {
                 under_way.insert(key.clone());
-                let looking = look(key.clone());
-                running.push(async move { (key, looking.await) });
+                looks.insert(running.spawn(look(key.clone())).id(), key);
             }
             self.under_way.store(running.len(), Ordering::Relaxed);
             *self.moved.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
@@ -212,9 +212,15 @@ impl<K: Clone + Ord + Hash + Debug + Send + 'static> Queue<K> {
                 () = stop.asked() => return,
                 () = self.wake.notified() => {}
                 () = tokio::time::sleep_until(due.unwrap_or_else(|| Instant::now() + LAST)) => {}
-                Some((key, result)) = running.next() => {
-                    under_way.remove(&key);
-                    self.looked(key, result);
+                Some(look) = running.join_next_with_id() => {
+                    let (id, result) = match look {
+                        Ok((id, result)) => (id, result),
+                        Err(ended) => (ended.id(), Err(Trouble::from(ended))),
+                    };
+                    if let Some(key) = looks.remove(&id) {
+                        under_way.remove(&key);
+                        self.looked(key, result);
+                    }
                 }
             }
         }
@@ -319,6 +325,29 @@ mod tests {
             }
         };
         Arc::clone(&queue).run(2, || false, stop, look).await;
+    }
+
+    #[tokio::test]
+    async fn a_look_that_breaks_is_tried_again_and_holds_up_nobody() {
+        let (queue, stop) = (Queue::new("test"), Stop::new());
+        queue.add("breaks");
+        queue.add("fine");
+        let looked = Arc::new(Mutex::new(Vec::new()));
+        let (told, asked) = (Arc::clone(&looked), stop.clone());
+        let look = move |key: &'static str| {
+            let mut told = told.lock().unwrap();
+            let first = !told.contains(&key);
+            told.push(key);
+            if told.len() == 3 {
+                asked.ask();
+            }
+            async move {
+                assert!(key == "fine" || !first, "as if by a mistake of ours");
+                Ok(None)
+            }
+        };
+        Arc::clone(&queue).run(1, || false, stop, look).await;
+        assert_eq!(*looked.lock().unwrap(), ["breaks", "fine", "breaks"]);
     }
 
     #[tokio::test]

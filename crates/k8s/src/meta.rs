@@ -6,62 +6,62 @@ use serde_json::{Map, Value};
 
 /// `apiVersion`.
 pub fn api_version(object: &Value) -> &str {
-    text(object, "/apiVersion")
+    text(object.get("apiVersion"))
 }
 
 /// `kind`.
 pub fn kind(object: &Value) -> &str {
-    text(object, "/kind")
+    text(object.get("kind"))
 }
 
 /// `metadata.name`.
 pub fn name(object: &Value) -> &str {
-    text(object, "/metadata/name")
+    text(of_metadata(object, "name"))
 }
 
 /// `metadata.generateName`.
 pub fn generate_name(object: &Value) -> &str {
-    text(object, "/metadata/generateName")
+    text(of_metadata(object, "generateName"))
 }
 
 /// `metadata.namespace`.
 pub fn namespace(object: &Value) -> &str {
-    text(object, "/metadata/namespace")
+    text(of_metadata(object, "namespace"))
 }
 
 /// `metadata.uid`.
 pub fn uid(object: &Value) -> &str {
-    text(object, "/metadata/uid")
+    text(of_metadata(object, "uid"))
 }
 
 /// `metadata.resourceVersion`.
 pub fn resource_version(object: &Value) -> &str {
-    text(object, "/metadata/resourceVersion")
+    text(of_metadata(object, "resourceVersion"))
 }
 
 /// `metadata.creationTimestamp`.
 pub fn creation_timestamp(object: &Value) -> &str {
-    text(object, "/metadata/creationTimestamp")
+    text(of_metadata(object, "creationTimestamp"))
 }
 
 /// `metadata.deletionTimestamp`, when deletion was asked for.
 pub fn deletion_timestamp(object: &Value) -> Option<&str> {
-    object.pointer("/metadata/deletionTimestamp").and_then(Value::as_str)
+    of_metadata(object, "deletionTimestamp").and_then(Value::as_str)
 }
 
 /// `metadata.generation`.
 pub fn generation(object: &Value) -> i64 {
-    object.pointer("/metadata/generation").and_then(Value::as_i64).unwrap_or(0)
+    of_metadata(object, "generation").and_then(Value::as_i64).unwrap_or(0)
 }
 
 /// `metadata.labels`.
 pub fn labels(object: &Value) -> BTreeMap<String, String> {
-    texts(object.pointer("/metadata/labels"))
+    texts(of_metadata(object, "labels"))
 }
 
 /// `metadata.annotations`.
 pub fn annotations(object: &Value) -> BTreeMap<String, String> {
-    texts(object.pointer("/metadata/annotations"))
+    texts(of_metadata(object, "annotations"))
 }
 
 /// One label.
@@ -76,8 +76,13 @@ pub fn annotation<'a>(object: &'a Value, key: &str) -> Option<&'a str> {
 
 /// `metadata.finalizers`.
 pub fn finalizers(object: &Value) -> Vec<&str> {
-    let list = object.pointer("/metadata/finalizers").and_then(Value::as_array);
+    let list = of_metadata(object, "finalizers").and_then(Value::as_array);
     list.into_iter().flatten().filter_map(Value::as_str).collect()
+}
+
+/// `metadata.managedFields`, if there are any.
+pub fn managed_fields(object: &Value) -> Option<&Vec<Value>> {
+    of_metadata(object, "managedFields")?.as_array()
 }
 
 /// One of `metadata.ownerReferences`.
@@ -99,14 +104,14 @@ pub struct OwnerReference<'a> {
 
 /// `metadata.ownerReferences`.
 pub fn owner_references(object: &Value) -> Vec<OwnerReference<'_>> {
-    let list = object.pointer("/metadata/ownerReferences").and_then(Value::as_array);
+    let list = of_metadata(object, "ownerReferences").and_then(Value::as_array);
     list.into_iter()
         .flatten()
         .map(|owner| OwnerReference {
-            api_version: text(owner, "/apiVersion"),
-            kind: text(owner, "/kind"),
-            name: text(owner, "/name"),
-            uid: text(owner, "/uid"),
+            api_version: text(owner.get("apiVersion")),
+            kind: text(owner.get("kind")),
+            name: text(owner.get("name")),
+            uid: text(owner.get("uid")),
             controller: flag(owner, "controller"),
             block_owner_deletion: flag(owner, "blockOwnerDeletion"),
         })
@@ -293,8 +298,13 @@ fn is_word(text: &str) -> bool {
         && bytes.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(byte))
 }
 
-fn text<'a>(object: &'a Value, pointer: &str) -> &'a str {
-    object.pointer(pointer).and_then(Value::as_str).unwrap_or("")
+/// A field of `metadata`. (`Value::pointer` makes a text of each step; this is asked several times for each write.)
+fn of_metadata<'a>(object: &'a Value, field: &str) -> Option<&'a Value> {
+    object.get("metadata")?.get(field)
+}
+
+fn text(value: Option<&Value>) -> &str {
+    value.and_then(Value::as_str).unwrap_or("")
 }
 
 fn flag(object: &Value, key: &str) -> bool {

@@ -72,6 +72,23 @@ async fn what_is_written_here_is_what_a_client_would_have_written() {
     api.create(&params, &there).await.unwrap();
     assert_eq!(timeless(here), timeless(stored(&server, "there").await));
 
+    // With its status it is what two requests of a client make of it.
+    let status = json!({"status": {"observedGeneration": 1, "replicas": 2}});
+    let mut whole = deployment("here");
+    whole["metadata"]["name"] = json!("whole");
+    whole["status"] = status["status"].clone();
+    let whole = read(&near.create(DEPLOYMENTS, whole, "me").await.unwrap());
+    assert_eq!(whole["status"]["replicas"], 2);
+    let twice = Deployment {
+        metadata: kube::api::ObjectMeta { name: Some("whole".into()), ..there.metadata.clone() },
+        ..there
+    };
+    near.delete(DEPLOYMENTS, ("default", "whole"), None).await.unwrap();
+    api.create(&params, &twice).await.unwrap();
+    let as_me = PatchParams { field_manager: Some("me".into()), ..PatchParams::default() };
+    api.patch_status("whole", &as_me, &Patch::Merge(&status)).await.unwrap();
+    assert_eq!(timeless(whole), timeless(stored(&server, "whole").await));
+
     let patch = json!({"spec": {"replicas": 3}, "status": {"replicas": 9}});
     near.merge(DEPLOYMENTS, ("default", "here", ""), &patch, "other").await.unwrap();
     let status = json!({"spec": {"replicas": 9}, "status": {"readyReplicas": 2, "replicas": 2}});

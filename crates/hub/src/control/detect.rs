@@ -300,12 +300,15 @@ async fn apply(
     }
     match before {
         None => {
-            schedule::at_once(hub, &mut wanted)?;
-            hub.create(bindings, &wanted).await?
+            let decided = schedule::at_once(hub, &mut wanted)?;
+            let made = hub.create(bindings, &wanted).await?;
+            schedule::say_at_once(hub, &made, decided.as_ref());
         }
         Some(before) if essence(&before) == essence(&wanted) => return Ok(false),
-        Some(_) => hub.replace(bindings, &wanted).await?,
-    };
+        Some(_) => {
+            hub.replace(bindings, &wanted).await?;
+        }
+    }
     Ok(true)
 }
 

@@ -149,10 +149,11 @@ pub async fn start(settings: Settings, stop: &Stop) -> Result<Running, Error> {
     crate::placing::record(keeper.client(), placing).await?;
     let tasks = TaskTracker::new();
     let (events, entries) = Recorder::new();
-    tasks.spawn(event::write(entries, keeper.clone(), stop.clone()));
     let relay = door.is_some().then(|| Relay::new(TunnelLimits::default()));
     let ways = Ways { net, relay: relay.clone() };
-    let hub = Hub::new(keeper, ways, (patience, placing), events, stop.clone(), tasks.clone());
+    let hub = Hub::new(keeper.clone(), ways, (patience, placing), events, stop.clone(), tasks.clone());
+    let queues = Arc::clone(&hub.queues);
+    tasks.spawn(event::write(entries, keeper, move || queues.are_deciding(), stop.clone()));
     if !hub.first_look().await {
         stop.ask();
         return Err(Error::NotServed(FIRST_LOOK));
@@ -330,8 +331,7 @@ impl Hub {
     {
         let (hub, queues) = (Arc::clone(self), Arc::clone(&self.queues));
         let look = move |key| look(Arc::clone(&hub), key);
-        let yield_to =
-            move || part == Part::CarriesOut && (queues.templates.has_waiting() || queues.schedule.has_waiting());
+        let yield_to = move || part == Part::CarriesOut && queues.are_deciding();
         self.tasks.spawn(Arc::clone(queue).run(at_once, yield_to, self.stop.clone(), look));
     }
 

@@ -64,6 +64,11 @@ impl Queues {
         }
     }
 
+    /// Whether something waits for a decision where it goes.
+    pub(super) fn are_deciding(&self) -> bool {
+        self.templates.has_waiting() || self.schedule.has_waiting()
+    }
+
     /// Bindings of a namespace whose workloads take what they need with them.
     pub(super) fn needing(&self, namespace: &str) -> Vec<Key> {
         let needing = self.needing.lock().unwrap_or_else(PoisonError::into_inner);

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use stolos_k8s::meta;
 
 use super::Hub;
@@ -16,6 +16,8 @@ use crate::{estimate, label};
 
 /// Who says it.
 const FROM: &str = "default-scheduler";
+/// The generation of what is made.
+const FIRST_GENERATION: i64 = 1;
 
 /// Looks at one binding.
 pub(super) async fn look(hub: Arc<Hub>, key: Key) -> Result<Again, Trouble> {
@@ -77,19 +79,39 @@ pub(super) async fn look(hub: Arc<Hub>, key: Key) -> Result<Again, Trouble> {
 
 /// Decides for a binding that is to be made: it comes with its clusters, which saves a write and a look for each. What waits
 /// for others, or does not fit, or tries one affinity group after the other, is decided when it is there; so is everything
-/// while some bindings go before others. What was decided is said then, too.
-pub(super) fn at_once(hub: &Hub, wanted: &mut Value) -> Result<(), Trouble> {
+/// while some bindings go before others. A server of another process takes no status with it: [`observe`] writes that then.
+pub(super) fn at_once(hub: &Hub, wanted: &mut Value) -> Result<Option<Outcome>, Trouble> {
     if hub.queues.schedule.is_ranked() {
-        return Ok(());
+        return Ok(None);
     }
     let (binding, _) = model::read::<Binding>(wanted)?;
     if binding.spec.schedule_priority.is_some() || place::due(&binding, &|_| false).is_none() {
-        return Ok(());
+        return Ok(None);
     }
-    let decision = decide(hub, &binding, &hub.own.clusters.list());
-    match &decision.outcome {
-        Outcome::Placed { clusters, group: None } => put(wanted, &binding, clusters),
-        _ => Ok(()),
+    let outcome = decide(hub, &binding, &hub.own.clusters.list()).outcome;
+    let Outcome::Placed { clusters, group: None } = &outcome else { return Ok(None) };
+    put(wanted, &binding, clusters)?;
+    let mut status = json!({});
+    placed(&mut status, &outcome, FIRST_GENERATION);
+    wanted["status"] = status;
+    Ok(Some(outcome))
+}
+
+/// Says of a binding that was made what was decided [`at_once`], if its status does.
+pub(super) fn say_at_once(hub: &Hub, binding: &Value, outcome: Option<&Outcome>) {
+    if let Some(outcome) = outcome
+        && condition(&binding["status"], "Scheduled").is_some()
+    {
+        say(hub, binding, outcome);
+    }
+}
+
+/// A status that says where a binding goes, as of one of its generations.
+fn placed(status: &mut Value, outcome: &Outcome, generation: i64) {
+    set_condition(status, "Scheduled", "True", outcome.reason(), outcome.message());
+    status["schedulerObservedGeneration"] = generation.into();
+    if status["lastScheduledTime"].is_null() {
+        status["lastScheduledTime"] = super::write::now().into();
     }
 }
 
@@ -132,11 +154,7 @@ async fn observe(hub: &Hub, mirror: &Mirror, object: &Value, binding: &Binding) 
         say(hub, object, &outcome);
     }
     let mut status = object["status"].clone();
-    set_condition(&mut status, "Scheduled", "True", outcome.reason(), outcome.message());
-    status["schedulerObservedGeneration"] = binding.metadata.generation.into();
-    if binding.status.last_scheduled_time.is_none() {
-        status["lastScheduledTime"] = super::write::now().into();
-    }
+    placed(&mut status, &outcome, binding.metadata.generation);
     hub.put_status(mirror, object, &status).await?;
     Ok(None)
 }

@@ -43,9 +43,7 @@ impl Hub {
         status: bool,
     ) -> Result<Arc<Value>, stolos_cluster::Error> {
         let place = (key.0.as_str(), key.1.as_str());
-        let now = Arc::new(self.keeper.merge(&mirror.resource, place, patch, status, MANAGER).await?);
-        mirror.wrote(&now);
-        Ok(now)
+        Ok(mirror.take_written(self.keeper.merge(&mirror.resource, place, patch, status, MANAGER).await?))
     }
 
     /// Makes `after` of an object of a mirrored kind, if nobody else has changed it; what it is then.
@@ -113,16 +111,12 @@ impl Hub {
 
     /// Creates an object of a mirrored kind.
     pub(super) async fn create(&self, mirror: &Mirror, object: &Value) -> Result<Arc<Value>, stolos_cluster::Error> {
-        let now = Arc::new(self.keeper.create(&mirror.resource, object, MANAGER).await?);
-        mirror.wrote(&now);
-        Ok(now)
+        Ok(mirror.take_written(self.keeper.create(&mirror.resource, object, MANAGER).await?))
     }
 
     /// Replaces an object of a mirrored kind.
     pub(super) async fn replace(&self, mirror: &Mirror, object: &Value) -> Result<Arc<Value>, stolos_cluster::Error> {
-        let now = Arc::new(self.keeper.replace(&mirror.resource, object, MANAGER).await?);
-        mirror.wrote(&now);
-        Ok(now)
+        Ok(mirror.take_written(self.keeper.replace(&mirror.resource, object, MANAGER).await?))
     }
 }
 

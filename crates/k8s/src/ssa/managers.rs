@@ -205,7 +205,7 @@ const BEFORE_FIRST_APPLY: &str = "before-first-apply";
 impl Managers {
     /// Reads an object's managers.
     pub(super) fn of(object: Option<&Value>) -> Self {
-        let entries = object.and_then(|object| object.pointer("/metadata/managedFields")).and_then(Value::as_array);
+        let entries = object.and_then(meta::managed_fields);
         Self::read(entries.map_or(&[], Vec::as_slice))
     }
 

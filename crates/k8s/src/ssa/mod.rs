@@ -61,7 +61,7 @@ impl ApplyError {
 /// The answer is the whole object: `live` with what is wanted, without what the manager wanted before and does not any
 /// more. With `force` it takes fields from others. When nothing changes the answer equals `live`, times included.
 pub fn apply(live: Option<&Value>, config: &Value, write: &Write<'_>, force: bool) -> Result<Value, ApplyError> {
-    if config.pointer("/metadata/managedFields").and_then(Value::as_array).is_some_and(|fields| !fields.is_empty()) {
+    if meta::managed_fields(config).is_some_and(|fields| !fields.is_empty()) {
         return Err(ApplyError::Malformed("metadata.managedFields must be nil".into()));
     }
     if !config.is_object() {
@@ -150,7 +150,7 @@ pub fn update(live: Option<&Value>, object: &mut Value, write: &Write<'_>) {
     {
         return;
     }
-    let kept = live.and_then(|live| live.pointer("/metadata/managedFields")).and_then(Value::as_array);
+    let kept = live.and_then(meta::managed_fields);
     let mut managers = match kept {
         // Mostly a write brings back what it got, or nothing.
         Some(kept) if *kept == given => Managers::kept(given),

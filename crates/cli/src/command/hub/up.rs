@@ -18,6 +18,7 @@ use stolos_hub::divide::Algorithm;
 use stolos_hub::front::Service;
 use stolos_hub::{Asked, Door, Pages, Review, place};
 use stolos_serve::{HostNet, Net as _, Stop, Stream};
+use tokio::runtime::Runtime;
 
 use super::held::{AGENTS, Held, LISTEN};
 use super::which::{DataArgs, KUBECONFIG, existing};
@@ -156,8 +157,7 @@ async fn up(args: &UpArgs, screen: &Screen, stop: &Stop) -> Result<Exit, Failure
         patience: args.patience.settings(),
         placing: args.placing(),
     };
-    let hub = stolos_hub::start(settings, stop).await;
-    let hub = hub.map_err(|error| Failure::caused(&error).while_doing("could not start the hub"))?;
+    let (hub, _threads) = Threads::start(settings, stop).await?;
     let audit = proxy::serve(&server, &hub, args.audit_log.as_deref(), &held.folder)?;
     let _ = hosts.hub.set(hub.review());
     pages.acts(&hub);
@@ -173,6 +173,34 @@ async fn up(args: &UpArgs, screen: &Screen, stop: &Stop) -> Result<Exit, Failure
     server.stop().await;
     audit.close().await;
     Ok(Exit::Good)
+}
+
+/// Threads of the hub's own. With thousands of workloads to look at it is busy for many seconds: whoever asks its API must not
+/// wait for his turn behind each of them.
+struct Threads(Option<Runtime>);
+
+impl Threads {
+    async fn start(settings: stolos_hub::Settings, stop: &Stop) -> Result<(stolos_hub::Running, Self), Failure> {
+        let runtime = tokio::runtime::Builder::new_multi_thread().thread_name("hub").enable_all().build();
+        let runtime = runtime.map_err(|error| Failure::caused(&error).while_doing("could not start the hub"))?;
+        let handle = runtime.handle().clone();
+        let threads = Self(Some(runtime));
+        let stop = stop.clone();
+        let started = match handle.spawn(async move { stolos_hub::start(settings, &stop).await }).await {
+            Ok(started) => started.map_err(|error| Failure::caused(&error)),
+            Err(ended) => Err(Failure::caused(&ended)),
+        };
+        Ok((started.map_err(|failure| failure.while_doing("could not start the hub"))?, threads))
+    }
+}
+
+impl Drop for Threads {
+    fn drop(&mut self) {
+        // What is its own has ended by then, and nothing asynchronous may wait for a runtime.
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
 }
 
 /// How much of the past the hub's API server keeps of each kind, in events and bytes. One policy may be for thousands of
