@@ -284,7 +284,7 @@ impl Builder {
 
 /// How often is looked for trees that nobody has looked into: they are many times as large as their text, and thousands come
 /// at once.
-const TREES: Duration = Duration::from_secs(3);
+const TREES: Duration = Duration::from_secs(1);
 
 /// Lets old events and unused trees go, also of resources that nobody changes any more.
 async fn forget(api: Arc<Api>) {

@@ -31,7 +31,7 @@ type Change = (Option<Arc<Value>>, Option<Arc<Value>>);
 
 /// How often what nobody has looked at since the last time becomes text: thousands come at once, are looked at a few times
 /// and then for long not.
-pub(crate) const OLD: Duration = Duration::from_secs(3);
+pub(crate) const OLD: Duration = Duration::from_secs(1);
 /// The same of members' pods and nodes, which are counted every ten seconds (`--cluster-status-update-frequency`) and stay
 /// trees.
 pub(crate) const OLD_WHERE_COUNTED: Duration = Duration::from_secs(15);
