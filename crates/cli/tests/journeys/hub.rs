@@ -527,6 +527,10 @@ async fn a_member_that_dials_out() {
         if words.get(2..4) == Some(&["Pull", "True"]) { Ok(()) } else { Err(clusters) }
     })
     .await;
+    // Whoever knows Karmada looks there for when it was heard last.
+    let lease = "jsonpath={.spec.holderIdentity} {.spec.leaseDurationSeconds} {.metadata.ownerReferences[0].kind} {.spec.renewTime}";
+    let heard = hub.kubectl(&["get", "lease", "eu", "-n", "karmada-cluster", "-o", lease]).await.ends_with(0).out;
+    assert!(heard.starts_with("eu 40 Cluster 20"), "{heard}");
     hub.kubectl(&["apply", "-f", "hello.yaml", "-f", "policy-1-even.yaml"]).await.ends_with(0);
     hub.runs("hello", &[("eu", 3)]).await;
 

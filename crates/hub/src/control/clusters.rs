@@ -8,9 +8,9 @@ use stolos_cluster::objects::{self, Resource};
 use stolos_k8s::meta;
 use tokio::time::Instant;
 
-use super::Hub;
 use super::bind::binding_of;
 use super::members::Member;
+use super::{Hub, heartbeat};
 use crate::evict::health::{self, Seen};
 use crate::evict::{taint, tainting};
 use crate::member::{self, CREDENTIALS};
@@ -115,11 +115,14 @@ async fn observed(hub: &Arc<Hub>, name: &str, cluster: &Value, way: Result<&Memb
     };
     let asked = Instant::now();
     let seen = member::observe(&member.client).await;
+    let is_pulled = cluster["spec"]["syncMode"] == "Pull";
     if seen.health.ready {
         hub.answered().insert(name.to_owned(), asked);
+        if is_pulled && let Err(error) = heartbeat::renew(hub, cluster).await {
+            tracing::debug!(member = name, %error, "its Lease is not renewed");
+        }
     }
     // Of a member that dials out nothing is known when its agent is silent (karmada.md 20).
-    let is_pulled = cluster["spec"]["syncMode"] == "Pull";
     let (saw, reason, message) = match seen.health.ready {
         true => (Seen::Ready, seen.health.reason, seen.health.message),
         false if is_pulled && !seen.health.reached() => (Seen::Silent, "ClusterStatusUnknown", NO_AGENT),

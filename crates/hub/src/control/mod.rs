@@ -14,6 +14,7 @@ mod evict;
 mod execute;
 mod failover;
 mod figures;
+mod heartbeat;
 mod impersonate;
 mod index;
 mod interpret;
