@@ -26,7 +26,8 @@ const SOON: Duration = Duration::from_millis(100);
 const FIRST: Duration = Duration::from_millis(50);
 const LAST: Duration = Duration::from_secs(30);
 
-/// So many are looked at at once in a queue that yields to others, and so often is asked whether it still has to.
+/// So many are looked at at once in a queue that yields to others, and so often is asked whether it still has to. That often
+/// one more begins: those that are under way may wait for somebody who is silent.
 const FEW: usize = 1;
 const YIELD: Duration = Duration::from_millis(10);
 
@@ -194,22 +195,26 @@ impl<K: Clone + Ord + Hash + Debug + Send + 'static> Queue<K> {
         let mut running = JoinSet::new();
         let mut looks: HashMap<Id, K> = HashMap::new();
         let mut under_way: HashSet<K> = HashSet::new();
+        let mut began = Instant::now();
         loop {
             let mut due = self.due();
-            let yields = yield_to();
-            if yields {
-                due = Some(due.map_or(Instant::now() + YIELD, |due| due.min(Instant::now() + YIELD)));
+            let now = Instant::now();
+            let mut room = at_once.saturating_sub(running.len());
+            if yield_to() {
+                due = Some(due.map_or(now + YIELD, |due| due.min(now + YIELD)));
+                let few = FEW.saturating_sub(running.len());
+                room = room.min(few.max(usize::from(now >= began + YIELD)));
             }
-            while running.len() < if yields { at_once.min(FEW) } else { at_once }
-                && let Some(key) = self.next(&under_way)
-            {
+            for _ in 0..room {
+                let Some(key) = self.next(&under_way) else { break };
                 under_way.insert(key.clone());
                 looks.insert(running.spawn(look(key.clone())).id(), key);
+                began = now;
             }
             self.under_way.store(running.len(), Ordering::Relaxed);
             *self.moved.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
             tokio::select! {
-                () = stop.asked() => return,
+                () = stop.asked() => return running.shutdown().await,
                 () = self.wake.notified() => {}
                 () = tokio::time::sleep_until(due.unwrap_or_else(|| Instant::now() + LAST)) => {}
                 Some(look) = running.join_next_with_id() => {
@@ -398,7 +403,32 @@ mod tests {
             }
         };
         Arc::clone(&queue).run(16, move || others.load(Ordering::Acquire), stop, look).await;
-        assert_eq!(*most.lock().unwrap(), [FEW, 16]);
+        let [slowly, at_once] = *most.lock().unwrap();
+        assert!(slowly < 8 && at_once == 16, "{slowly} {at_once}");
+    }
+
+    #[tokio::test]
+    async fn who_yields_does_not_wait_for_one_that_hangs() {
+        let (queue, stop) = (Queue::new("test"), Stop::new());
+        (0..4).for_each(|key| queue.add(key));
+        let asked = stop.clone();
+        let looked = Arc::new(Mutex::new(Vec::new()));
+        let told = Arc::clone(&looked);
+        let look = move |key| {
+            told.lock().unwrap().push(key);
+            let asked = asked.clone();
+            async move {
+                match key {
+                    0 => std::future::pending().await,
+                    3 => asked.ask(),
+                    _ => {}
+                }
+                Ok(None)
+            }
+        };
+        let run = Arc::clone(&queue).run(16, || true, stop, look);
+        tokio::time::timeout(Duration::from_secs(10), run).await.unwrap();
+        assert_eq!(*looked.lock().unwrap(), [0, 1, 2, 3]);
     }
 
     #[tokio::test]

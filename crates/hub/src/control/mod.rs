@@ -65,6 +65,8 @@ use template::{TemplateKey, Templates};
 const AT_ONCE: usize = 64;
 /// The same of Works: one that waits for a member that is silent must not hold up the others'.
 const WORKS_AT_ONCE: usize = 128;
+/// Who leaves a cluster: those of a higher priority first, and each look asks for its turn.
+const EVICTED_AT_ONCE: usize = 1;
 /// How long the first look at everything may take.
 const FIRST_LOOK: Duration = Duration::from_secs(60);
 
@@ -139,7 +141,7 @@ impl Running {
 ///
 /// 1. The kinds and namespaces, as far as they are not there.
 /// 2. A mirror of each kind of the hub's own, until each is complete: what acts on less would undo what it cannot see.
-/// 3. The queues, each its own task; nothing is kept between two runs but what the API server has.
+/// 3. The queues, each its own task, and each look; nothing is kept between two runs but what the API server has.
 ///
 /// # Errors
 ///
@@ -310,7 +312,7 @@ impl Hub {
         self.answer(&queues.policies, AT_ONCE, Part::Decides, policies::look);
         self.answer(&queues.templates, AT_ONCE, Part::Decides, detect::look);
         self.answer(&queues.schedule, AT_ONCE, Part::Decides, schedule::look);
-        self.answer(&queues.evict, AT_ONCE, Part::Decides, evict::look);
+        self.answer(&queues.evict, EVICTED_AT_ONCE, Part::Decides, evict::look);
         self.answer(&queues.bind, AT_ONCE, Part::CarriesOut, bind::look);
         self.answer(&queues.depend, AT_ONCE, Part::CarriesOut, depend::look);
         self.answer(&queues.works, WORKS_AT_ONCE, Part::CarriesOut, execute::look);
