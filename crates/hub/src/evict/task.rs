@@ -166,6 +166,7 @@ pub fn assess(
         found.filter(|cluster| cluster.metadata.deletion_timestamp.is_none())
     };
     let is_there = |name: &String| there(name).is_some();
+    let taken = spec.clusters.iter().any(|target| is_there(&target.name));
     let mut change = Change { clusters: spec.clusters.clone(), ..Change::default() };
     for task in &spec.graceful_eviction_tasks {
         let name = &task.from_cluster;
@@ -215,7 +216,9 @@ pub fn assess(
                     None
                 }
             },
-            Some(_) if directly => None,
+            // Unless what took its place has left the hub: nothing else would ever let it stay, where the scheduler places
+            // nothing as long as it is to leave. After its time that decides anew.
+            Some(_) if directly && (task.producer == TAINT_MANAGER || taken) => None,
             Some(_) if settled => Some(News::Replaced),
             Some(_) if left.is_zero() => Some(News::TimedOut),
             Some(_) => {

@@ -346,6 +346,27 @@ fn a_task_ends_as_its_policy_says() {
     }
 }
 
+/// Seed 78,312: it left for a cluster that then left the hub, and nothing may be placed where it is to leave.
+#[test]
+fn what_leaves_directly_stays_where_its_new_place_has_gone() {
+    let mut binding = binding(&json!([]));
+    binding.spec.clusters.remove(0);
+    let clusters = [cluster("eu", "True", &json!([]))];
+    for (producer, seconds, expected) in [
+        ("resource-binding-application-failover-controller", 1, Some(None)),
+        ("resource-binding-application-failover-controller", 600, Some(Some(task::News::TimedOut))),
+        // As soon as the taint is gone, it may stay anyway.
+        (task::TAINT_MANAGER, 1, Some(Some(task::News::Returned))),
+    ] {
+        binding.spec.graceful_eviction_tasks = serde_json::from_value(json!([{"fromCluster": "eu", "replicas": 4,
+            "reason": "R", "producer": producer, "purgeMode": "Directly", "creationTimestamp": at(0)}]))
+        .unwrap();
+        let change = task::assess(&binding, &clusters, &|_| true, at(seconds), &Settings::default());
+        let news = change.map(|change| change.news.first().map(|(_, news)| *news));
+        assert_eq!(news, expected, "{producer} after {seconds} s");
+    }
+}
+
 #[test]
 fn what_cannot_be_preserved_stays() {
     let lost = json!([{"key": "cluster.karmada.io/not-ready", "effect": "NoExecute", "timeAdded": at(0)}]);
