@@ -17,7 +17,7 @@ const QUEUE: usize = 32_768;
 /// So many are written at once: together they are durable as fast as one.
 const AT_ONCE: usize = 64;
 /// The same while there is something to be decided.
-const FEW: usize = 16;
+const FEW: usize = 8;
 /// Recent events that are counted instead of repeated.
 const REMEMBERED: usize = 4096;
 

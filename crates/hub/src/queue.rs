@@ -26,10 +26,11 @@ const SOON: Duration = Duration::from_millis(100);
 const FIRST: Duration = Duration::from_millis(50);
 const LAST: Duration = Duration::from_secs(30);
 
-/// So many are looked at at once in a queue that yields to others, and so often is asked whether it still has to. That often
-/// one more begins: those that are under way may wait for somebody who is silent.
+/// So many are looked at at once in a queue that yields to others, and so often is asked whether it still has to.
 const FEW: usize = 1;
 const YIELD: Duration = Duration::from_millis(10);
+/// So often one more begins there: those that are under way may wait for somebody who is silent.
+const ONE_MORE: Duration = Duration::from_millis(50);
 
 /// A queue holds as many keys as there are things, and no more.
 pub(crate) struct Queue<K> {
@@ -203,7 +204,7 @@ impl<K: Clone + Ord + Hash + Debug + Send + 'static> Queue<K> {
             if yield_to() {
                 due = Some(due.map_or(now + YIELD, |due| due.min(now + YIELD)));
                 let few = FEW.saturating_sub(running.len());
-                room = room.min(few.max(usize::from(now >= began + YIELD)));
+                room = room.min(few.max(usize::from(now >= began + ONE_MORE)));
             }
             for _ in 0..room {
                 let Some(key) = self.next(&under_way) else { break };
