@@ -25,7 +25,6 @@ pub struct Lab {
 
 pub(crate) struct Inner {
     name: String,
-    folder: Folder,
     world: Arc<World>,
     catalogue: Catalogue,
     manner: Manner,
@@ -35,6 +34,8 @@ pub(crate) struct Inner {
     started: Instant,
     /// Gives the addresses back when everything else is gone.
     _claim: Claim,
+    /// Last: who may have the folder may have its addresses.
+    folder: Folder,
 }
 
 struct Slot {

@@ -362,7 +362,15 @@ async fn a_stopped_lab_comes_back_where_it_was() {
     lab.stop().await;
     assert!(stolos_lab::socket::status(state.path()).await.is_err());
 
-    let lab = Lab::start(config(state.path(), &[])).await.unwrap();
+    // While it was down, another lab may have found its addresses free: that one ends, and gives them back.
+    let ours = state.path().canonicalize().unwrap().display().to_string();
+    let lab = until("the addresses are free", || async {
+        match Lab::start(config(state.path(), &[])).await {
+            Err(stolos_lab::Error::AddressesHeld { holder, .. }) if !holder.contains(&ours) => None,
+            started => Some(started.unwrap()),
+        }
+    })
+    .await;
     assert_eq!(lab.status().await.clusters.into_iter().map(|c| c.server).collect::<Vec<_>>(), servers);
     assert_eq!(std::fs::read_to_string(lab.kubeconfig()).unwrap(), kubeconfig, "kubeconfigs stay good");
     let client = lab.client("c1").await.unwrap();
