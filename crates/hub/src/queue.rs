@@ -2,7 +2,7 @@
 //! rank before the others.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap, HashMap, HashSet};
+use std::collections::{BTreeMap, BinaryHeap, HashMap};
 use std::fmt::Debug;
 use std::hash::Hash;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -12,8 +12,8 @@ use std::time::Duration;
 use rand::RngExt as _;
 use stolos_serve::Stop;
 use tokio::sync::Notify;
-use tokio::task::{Id, JoinSet};
 use tokio::time::Instant;
+use tokio_util::task::JoinMap;
 
 /// Why something could not be finished. It is tried again a little later.
 pub(crate) type Trouble = Box<dyn std::error::Error + Send + Sync>;
@@ -193,9 +193,7 @@ impl<K: Clone + Ord + Hash + Debug + Send + 'static> Queue<K> {
     ) where
         F: Future<Output = Result<Again, Trouble>> + Send + 'static,
     {
-        let mut running = JoinSet::new();
-        let mut looks: HashMap<Id, K> = HashMap::new();
-        let mut under_way: HashSet<K> = HashSet::new();
+        let mut running: JoinMap<K, Result<Again, Trouble>> = JoinMap::new();
         let mut began = Instant::now();
         loop {
             let mut due = self.due();
@@ -207,9 +205,9 @@ impl<K: Clone + Ord + Hash + Debug + Send + 'static> Queue<K> {
                 room = room.min(few.max(usize::from(now >= began + ONE_MORE)));
             }
             for _ in 0..room {
-                let Some(key) = self.next(&under_way) else { break };
-                under_way.insert(key.clone());
-                looks.insert(running.spawn(look(key.clone())).id(), key);
+                let Some(key) = self.next(|key| running.contains_key(key)) else { break };
+                let look = look(key.clone());
+                running.spawn(key, look);
                 began = now;
             }
             self.under_way.store(running.len(), Ordering::Relaxed);
@@ -218,15 +216,8 @@ impl<K: Clone + Ord + Hash + Debug + Send + 'static> Queue<K> {
                 () = stop.asked() => return running.shutdown().await,
                 () = self.wake.notified() => {}
                 () = tokio::time::sleep_until(due.unwrap_or_else(|| Instant::now() + LAST)) => {}
-                Some(look) = running.join_next_with_id() => {
-                    let (id, result) = match look {
-                        Ok((id, result)) => (id, result),
-                        Err(ended) => (ended.id(), Err(Trouble::from(ended))),
-                    };
-                    if let Some(key) = looks.remove(&id) {
-                        under_way.remove(&key);
-                        self.looked(key, result);
-                    }
+                Some((key, ended)) = running.join_next() => {
+                    self.looked(key, ended.unwrap_or_else(|panicked| Err(Trouble::from(panicked))));
                 }
             }
         }
@@ -273,9 +264,9 @@ impl<K: Clone + Ord + Hash + Debug + Send + 'static> Queue<K> {
     }
 
     /// The first that is not being looked at.
-    fn next(&self, under_way: &HashSet<K>) -> Option<K> {
+    fn next(&self, is_looked_at: impl Fn(&K) -> bool) -> Option<K> {
         let mut waiting = self.waiting();
-        let turn = waiting.ready.iter().find(|(_, key)| !under_way.contains(key)).map(|(turn, _)| *turn)?;
+        let turn = waiting.ready.iter().find(|(_, key)| !is_looked_at(key)).map(|(turn, _)| *turn)?;
         let key = waiting.ready.remove(&turn)?;
         waiting.queued.remove(&key);
         Some(key)
@@ -443,8 +434,7 @@ mod tests {
         queue.rank(&"raised", 5);
         queue.rank(&"lowered", -9);
         queue.rank(&"low", 0);
-        let none = HashSet::new();
-        let order: Vec<&str> = std::iter::from_fn(|| queue.next(&none)).collect();
+        let order: Vec<&str> = std::iter::from_fn(|| queue.next(|_| false)).collect();
         assert_eq!(order, ["high", "raised", "low", "one", "two", "lowered"]);
     }
 }
