@@ -243,7 +243,6 @@ async fn follow(from: Option<impl AsyncRead + Unpin>, said: &(dyn Fn(&str) + Syn
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt as _;
     use std::sync::Mutex;
 
     use super::*;
@@ -264,8 +263,11 @@ mod tests {
 
     fn script(folder: &std::path::Path, text: &str) -> Program {
         let path = folder.join("helm");
-        std::fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        // Written by another process: what this one has open for writing, a child that another test starts meanwhile has
+        // too for a moment, and what is open for writing cannot be run (ETXTBSY).
+        let write = r#"printf '#!/bin/sh\n%s\n' "$1" >"$0" && chmod 755 "$0""#;
+        let written = std::process::Command::new("sh").args(["-c", write]).arg(&path).arg(text).status().unwrap();
+        assert!(written.success());
         Program { name: "helm", path, major: 3 }
     }
 

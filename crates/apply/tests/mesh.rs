@@ -170,6 +170,10 @@ impl Hand {
                     "namespace": name, "labels": {"istio.io/config": "true"}},
                     "data": {"root-cert.pem": String::from_utf8_lossy(&root)}});
                 maps.create(&PostParams::default(), &serde_json::from_value(map).unwrap()).await?;
+                // It may have been removed since we looked, and what was there of its own with it.
+                if deployments.get_opt("istiod").await?.is_none() {
+                    maps.delete("istio-ca-root-cert", &Default::default()).await?;
+                }
             }
         }
         Ok(())

@@ -296,16 +296,28 @@ async fn a_link_is_slow_in_the_directions_that_were_said() {
     }
     let from = |block| pod(&world, subnet(block), 1, false);
     let (a, b) = (from(8), from(9));
-    let ask = async |stream: &mut Stream| {
+    let ask_once = async |stream: &mut Stream| {
         let began = Instant::now();
         stream.write_all(b"?").await.unwrap();
         stream.read_u8().await.unwrap();
         began.elapsed().as_millis()
     };
+    // The shortest of some: a busy machine only ever adds to them.
+    let ask = async |stream: &mut Stream| {
+        let mut shortest = u128::MAX;
+        for _ in 0..5 {
+            shortest = shortest.min(ask_once(stream).await);
+        }
+        shortest
+    };
     let dial = async |from: &Arc<PodSockets>, to: u8| {
-        let began = Instant::now();
-        let stream = from.application().dial(balancer(to).into()).await.unwrap();
-        (stream, began.elapsed().as_millis())
+        let mut dialled = Vec::new();
+        for _ in 0..3 {
+            let began = Instant::now();
+            let stream = from.application().dial(balancer(to).into()).await.unwrap();
+            dialled.push((stream, began.elapsed().as_millis()));
+        }
+        dialled.into_iter().min_by_key(|(_, took)| *took).unwrap()
     };
     let (mut far, _) = dial(&a, 9).await;
     let (mut near, _) = dial(&b, 10).await;
@@ -319,10 +331,15 @@ async fn a_link_is_slow_in_the_directions_that_were_said() {
     assert!((160..250).contains(&ask(&mut fresh).await));
 
     // Somebody else's process does not know of the link, but finds the same round trip.
-    let foreign = tokio::net::TcpSocket::new_v4().unwrap();
-    foreign.bind(SocketAddr::from((a.address(), 0))).unwrap();
-    let mut foreign = Stream::from(foreign.connect(balancer(9).into()).await.unwrap());
-    let first = ask(&mut foreign).await;
+    let mut foreigners = Vec::new();
+    for _ in 0..3 {
+        let foreign = tokio::net::TcpSocket::new_v4().unwrap();
+        foreign.bind(SocketAddr::from((a.address(), 0))).unwrap();
+        let mut foreign = Stream::from(foreign.connect(balancer(9).into()).await.unwrap());
+        let first = ask_once(&mut foreign).await;
+        foreigners.push((foreign, first));
+    }
+    let (mut foreign, first) = foreigners.into_iter().min_by_key(|(_, first)| *first).unwrap();
     assert!((320..450).contains(&first), "its connection and its question: {first}");
     assert!((160..250).contains(&ask(&mut foreign).await));
 

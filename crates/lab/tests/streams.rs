@@ -108,7 +108,7 @@ async fn pods_are_entered_and_left() {
     until("sized\r\n", &mut screen, &mut seen).await;
     keys.write_all(b"echo be''gun; sleep 1000\r").await.unwrap();
     until("begun\r\n", &mut screen, &mut seen).await;
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
     keys.write_all(b"\x03").await.unwrap();
     until("^C\r\n", &mut screen, &mut seen).await;
     keys.write_all(b"exit 9\r").await.unwrap();

@@ -709,14 +709,19 @@ mod tests {
         )
     }
 
+    /// The shortest of some: a busy machine only ever adds to them.
     async fn round_trip(one: &mut Stream, other: &mut Stream) -> Duration {
-        let began = Instant::now();
-        one.write_all(b"ping").await.unwrap();
-        let mut bytes = [0; 4];
-        other.read_exact(&mut bytes).await.unwrap();
-        other.write_all(b"pong").await.unwrap();
-        one.read_exact(&mut bytes).await.unwrap();
-        began.elapsed()
+        let mut shortest = Duration::MAX;
+        for _ in 0..5 {
+            let began = Instant::now();
+            one.write_all(b"ping").await.unwrap();
+            let mut bytes = [0; 4];
+            other.read_exact(&mut bytes).await.unwrap();
+            other.write_all(b"pong").await.unwrap();
+            one.read_exact(&mut bytes).await.unwrap();
+            shortest = shortest.min(began.elapsed());
+        }
+        shortest
     }
 
     #[tokio::test]

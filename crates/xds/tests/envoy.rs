@@ -1,6 +1,7 @@
 //! A real Envoy takes what this server sends. `STOLOS_ENVOY` names it; without it these tests say that they did not
 //! run, and fail where `STOLOS_REQUIRE_PROGRAMS=1`.
 
+use std::net::Ipv4Addr;
 use std::process::Stdio;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -33,6 +34,9 @@ use tokio::net::{TcpListener, TcpStream};
 mod programs;
 use tokio::sync::watch;
 
+/// Where Envoy listens, at an address of its own.
+const PORT: u16 = 18080;
+
 struct World {
     now: watch::Sender<Arc<Snapshot>>,
     settled: watch::Sender<Option<Arc<str>>>,
@@ -60,7 +64,7 @@ fn ads() -> Option<ConfigSource> {
 }
 
 /// One service behind one listener.
-fn world(version: &str, port: u16, upstream: u16, connect_millis: i32, is_bad: bool) -> Snapshot {
+fn world(version: &str, at: Ipv4Addr, upstream: u16, connect_millis: i32, is_bad: bool) -> Snapshot {
     let cluster = Cluster {
         name: "service".into(),
         cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::Eds as i32)),
@@ -95,7 +99,7 @@ fn world(version: &str, port: u16, upstream: u16, connect_millis: i32, is_bad: b
     };
     let listener = EnvoyListener {
         name: "in".into(),
-        address: Some(address("127.0.0.1", port)),
+        address: Some(address(&at.to_string(), PORT)),
         filter_chains: vec![FilterChain { filters: vec![filter], ..FilterChain::default() }],
         ..EnvoyListener::default()
     };
@@ -131,18 +135,18 @@ async fn upstream(body: &'static str) -> u16 {
     port
 }
 
-async fn get(port: u16) -> String {
-    let Ok(mut stream) = TcpStream::connect(("127.0.0.1", port)).await else { return "no listener".into() };
+async fn get(at: Ipv4Addr) -> String {
+    let Ok(mut stream) = TcpStream::connect((at, PORT)).await else { return "no listener".into() };
     stream.write_all(b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await.unwrap();
     let mut answer = String::new();
     let _ = stream.read_to_string(&mut answer).await;
     answer
 }
 
-async fn answers(port: u16, body: &str) {
+async fn answers(at: Ipv4Addr, body: &str) {
     let until = tokio::time::Instant::now() + Duration::from_secs(20);
     loop {
-        let answer = get(port).await;
+        let answer = get(at).await;
         if answer.ends_with(body) {
             return;
         }
@@ -151,14 +155,13 @@ async fn answers(port: u16, body: &str) {
     }
 }
 
-async fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port()
-}
-
 async fn takes_what_is_sent(api_type: &str) {
     let Some(envoy) = programs::program("STOLOS_ENVOY") else { return };
-    let (first, second, port) = (upstream("first").await, upstream("second").await, free_port().await);
-    let now = watch::Sender::new(Arc::new(world("1", port, first, 500, false)));
+    let (first, second) = (upstream("first").await, upstream("second").await);
+    // Nobody else's: a port of 127.0.0.1 that is free now may be taken before Envoy is there.
+    let at =
+        Ipv4Addr::from([127, rand::random_range(130..250), rand::random_range(1..250), rand::random_range(1..250)]);
+    let now = watch::Sender::new(Arc::new(world("1", at, first, 500, false)));
     let world_ = Arc::new(World { now, settled: watch::Sender::new(None), refused: Mutex::default() });
     let stop = Stop::new();
     let server = Server::new(Arc::clone(&world_), stop.clone());
@@ -202,15 +205,15 @@ static_resources:
         .spawn()
         .unwrap();
 
-    answers(port, "first").await;
+    answers(at, "first").await;
     // Endpoints alone; then a cluster that must warm anew, whose endpoints have not changed.
-    world_.now.send_replace(Arc::new(world("2", port, second, 500, false)));
-    answers(port, "second").await;
-    world_.now.send_replace(Arc::new(world("3", port, second, 600, false)));
+    world_.now.send_replace(Arc::new(world("2", at, second, 500, false)));
+    answers(at, "second").await;
+    world_.now.send_replace(Arc::new(world("3", at, second, 600, false)));
     let mut settled = world_.settled.subscribe();
     let wait = settled.wait_for(|settled| settled.as_deref() == Some("3"));
     tokio::time::timeout(Duration::from_secs(10), wait).await.unwrap().unwrap();
-    answers(port, "second").await;
+    answers(at, "second").await;
     assert!(world_.refused.lock().unwrap().is_empty(), "{:?}", world_.refused.lock().unwrap());
     let status = server.connections();
     for of in [CLUSTER, ENDPOINT, LISTENER, ROUTE] {
@@ -219,8 +222,8 @@ static_resources:
     let log = std::fs::read_to_string(folder.path().join("log")).unwrap();
     assert!(!log.contains("fetch timed out"), "{log}");
 
-    world_.now.send_replace(Arc::new(world("4", port, first, 600, true)));
-    answers(port, "first").await;
+    world_.now.send_replace(Arc::new(world("4", at, first, 600, true)));
+    answers(at, "first").await;
     let wait = settled.wait_for(|settled| settled.as_deref() == Some("4"));
     tokio::time::timeout(Duration::from_secs(10), wait).await.unwrap().unwrap();
     assert_eq!(server.totals()[LISTENER].refused, 1);

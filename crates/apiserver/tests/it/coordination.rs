@@ -59,7 +59,7 @@ async fn try_to_lead(
 #[tokio::test(flavor = "multi_thread")]
 async fn of_two_contenders_one_leads_at_any_time() {
     let server = server().await;
-    let life = Duration::from_millis(400);
+    let life = Duration::from_secs(2);
     let leading = Arc::new(AtomicUsize::new(0));
     let contend = |me: &'static str, terms: usize| {
         let (leading, server) = (Arc::clone(&leading), &server);
@@ -89,7 +89,7 @@ async fn of_two_contenders_one_leads_at_any_time() {
         }
     };
     let both = futures::future::join(contend("one", 3), contend("two", 3));
-    tokio::time::timeout(Duration::from_secs(60), both).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(120), both).await.unwrap();
     let leases: Api<Lease> = Api::namespaced(server.client(), "default");
     let spec = leases.get("leader").await.unwrap().spec.unwrap();
     assert!(spec.lease_transitions.unwrap() >= 1);

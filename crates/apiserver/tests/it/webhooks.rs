@@ -305,7 +305,7 @@ async fn failures_of_a_webhook_are_told_in_kubernetes_words() {
 async fn a_write_is_carried_through_without_its_client() {
     let server = server().await;
     let hook = hook(|_| {
-        std::thread::sleep(std::time::Duration::from_millis(400));
+        tokio::task::block_in_place(|| std::thread::sleep(std::time::Duration::from_secs(3)));
         json!({"allowed": true})
     })
     .await;
@@ -315,11 +315,11 @@ async fn a_write_is_carried_through_without_its_client() {
     let config = json!({"metadata": {"name": "h"}, "webhooks": [webhook(&hook.bundle, json!({}))]});
     hooks.create(&PostParams::default(), &of(config)).await.unwrap();
     let pods: Api<Pod> = Api::namespaced(client.clone(), "default");
-    let soon = std::time::Duration::from_millis(150);
+    let soon = std::time::Duration::from_secs(1);
     assert!(tokio::time::timeout(soon, pods.create(&PostParams::default(), &pod("left"))).await.is_err());
     let body = serde_json::to_vec(&pod("late")).unwrap();
     let late =
-        http::Request::post("/api/v1/namespaces/default/pods?timeout=150ms").header("content-type", "application/json");
+        http::Request::post("/api/v1/namespaces/default/pods?timeout=1s").header("content-type", "application/json");
     // A client over HTTPS would try again at this answer.
     assert_eq!(code(server.client().request::<Pod>(late.body(body).unwrap()).await), 504);
     for name in ["left", "late"] {

@@ -44,7 +44,7 @@ fn ctrl_c_ends_the_demo_and_takes_its_folder_away() {
     let rest = std::thread::spawn(move || lines.map_while(Result::ok).collect::<Vec<_>>());
     let began = std::time::Instant::now();
     let status = child.wait().unwrap();
-    assert!(began.elapsed() < Duration::from_secs(20), "it takes {:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(60), "it takes {:?}", began.elapsed());
     assert_eq!(status.code(), Some(130), "{:?}", rest.join());
     assert_eq!(std::fs::read_dir(desk.path()).unwrap().count(), 0, "nothing is left");
 }

@@ -150,7 +150,7 @@ async fn of_two_hubs_on_one_api_one_acts() {
     hub.propagate("two").await;
     second.says("✓ this hub leads").await;
     // Its Lease is over after 8 s; the rest is for a machine with much to do.
-    assert!(killed.elapsed() < Duration::from_secs(30), "it took {:?}", killed.elapsed());
+    assert!(killed.elapsed() < Duration::from_secs(60), "it took {:?}", killed.elapsed());
     for member in ["eu", "ap"] {
         hub.has(member, "two").await;
     }

@@ -140,7 +140,7 @@ impl Apart {
 
     /// The versions of helloworld that answer a client in a cluster.
     async fn heard(&self, from: &str) -> Vec<&'static str> {
-        let script = "for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16; do curl -sS -m 5 helloworld:5000/hello; done";
+        let script = "for i in $(seq 40); do curl -sS -m 5 helloworld:5000/hello; done";
         let client = ["--context", from, "exec", "-n", "sample", "deploy/sleep", "-c", "sleep"];
         let kubectl = self.world.program(&self.kubectl, [&client[..], &["--", "sh", "-c", script]].concat());
         let said = finish(kubectl).await.ends_with(0).out;

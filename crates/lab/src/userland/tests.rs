@@ -253,7 +253,7 @@ async fn a_terminal_edits_echoes_and_interrupts() {
         keys.write_all(b"echo hex\x7fy\r").await.unwrap();
         keys.write_all(b"sleep 1000\r").await.unwrap();
         // Once the shell has begun to sleep.
-        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+        tokio::time::sleep(std::time::Duration::from_secs(1)).await;
         keys.write_all(b"\x03echo $?\rbad(\rexit 4\r").await.unwrap();
     };
     let both = async { futures::join!(shell, typing).0 };

@@ -165,7 +165,7 @@ async fn a_running_connection_survives_the_end_of_its_chain() {
 #[tokio::test]
 async fn a_dead_pod_behind_it_is_passed_over() {
     let (mut gateway, server) = gateway().await;
-    let dead = [super::world::nobody().await, super::world::nobody().await];
+    let dead = [super::world::nobody(), super::world::nobody()];
     gateway.put(NAME, &endpoints(NAME, &[dead[0], server.local_addr().unwrap(), dead[1]], false));
     for _ in 0..10 {
         let mut client = gateway.dial(15443).await;

