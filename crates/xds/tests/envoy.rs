@@ -99,7 +99,7 @@ fn world(version: &str, at: Ipv4Addr, upstream: u16, connect_millis: i32, is_bad
     };
     let listener = EnvoyListener {
         name: "in".into(),
-        address: Some(address(&at.to_string(), PORT)),
+        address: Some(address(at.to_string(), PORT)),
         filter_chains: vec![FilterChain { filters: vec![filter], ..FilterChain::default() }],
         ..EnvoyListener::default()
     };
