@@ -63,6 +63,11 @@ fn touch_of(code: u8, said: &str) -> Option<Touch> {
 pub(crate) async fn handshake(address: &str, port: u16, sni: Option<String>) -> (Touch, Option<Handshake>) {
     let stream = match dial(address, port).await {
         Ok(stream) => stream,
+        // Taken, and ended before this machine looked: no other than one that ends while hands are shaken.
+        Err(Touch::Reached) => {
+            let chain = Err("the connection was reset".to_owned());
+            return (Touch::Reached, sni.map(|sni| Handshake { sni, chain }));
+        }
         Err(touch) => return (touch, None),
     };
     let Some(sni) = sni else { return (Touch::Reached, None) };
@@ -86,6 +91,7 @@ async fn dial(address: &str, port: u16) -> Result<stolos_serve::Stream, Touch> {
             Ok(Ok(stream)) => return Ok(stream),
             Ok(Err(error)) if error.kind() == std::io::ErrorKind::ConnectionRefused => last = Touch::Refused,
             Ok(Err(error)) if error.kind() == std::io::ErrorKind::TimedOut => last = Touch::Silent,
+            Ok(Err(error)) if error.kind() == std::io::ErrorKind::ConnectionReset => last = Touch::Reached,
             Ok(Err(error)) => last = Touch::Other(error.to_string()),
             Err(_) => last = Touch::Silent,
         }
@@ -278,5 +284,24 @@ mod tests {
         let shown = shown.unwrap().chain.unwrap();
         let leaf = stolos_pki::Certificate::from_der(shown[0].clone().into()).unwrap();
         assert_eq!(leaf.uris(), [id.to_string()]);
+    }
+
+    /// A gateway without a server for the port: whether the reset is seen by who connects or by who shakes hands is chance.
+    #[tokio::test]
+    async fn what_is_taken_and_reset_at_once_was_reached() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let resets = std::thread::spawn(move || {
+            for _ in 0..50 {
+                let (stream, _) = listener.accept().unwrap();
+                socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
+            }
+        });
+        for _ in 0..50 {
+            let (touch, shown) = handshake("127.0.0.1", port, Some("istiod.istio-system.svc".to_owned())).await;
+            assert_eq!(touch, Touch::Reached);
+            assert!(shown.unwrap().chain.is_err());
+        }
+        resets.join().unwrap();
     }
 }
